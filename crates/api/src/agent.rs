@@ -1,0 +1,236 @@
+//! The agent protocol: register, poll, renew, start, append, finish.
+//!
+//! Every operation on a run bears the fence of its lease; one with another fence answers 409 `stale_fence` and changes
+//! nothing (SPEC L2). The identity of the agent comes from its token and from `agent`, the id under which it registered.
+
+use std::collections::BTreeMap;
+
+use holm_domain::{
+    AgentId, OrgId, ProjectId, RunId,
+    host::{Capacity, RuntimeInfo},
+    run::{Cancel, EventKind, Outcome, RunSpec, SandboxInfo},
+};
+use serde::{Deserialize, Serialize};
+
+/// `POST /agent/v1/register`: the body. Repeating it brings the host's record up to date.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Register {
+    /// The identity that the agent drew once and keeps in its state folder.
+    #[schema(value_type = String)]
+    pub agent: AgentId,
+    /// A name for people: 1 to 128 characters.
+    pub name: String,
+    /// The version of the agent.
+    pub version: String,
+    /// All that there is on the host.
+    #[schema(value_type = Object)]
+    pub capacity: Capacity,
+    /// The runtimes on it.
+    #[schema(value_type = Vec<Object>)]
+    pub runtimes: Vec<RuntimeInfo>,
+    /// Names and values by which the host is found.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// The answer to a registration: the times by which leases work here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Registered {
+    /// How long a lease lasts from its grant or renewal, in milliseconds.
+    pub lease_ttl_ms: u64,
+    /// How often each lease is to be renewed, in milliseconds.
+    pub renew_every_ms: u64,
+}
+
+/// A lease as the agent knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HeldLease {
+    /// The run.
+    #[schema(value_type = String)]
+    pub run: RunId,
+    /// The number of the lease.
+    pub fence: u64,
+    /// The cancellation of which the agent knows; the server answers when there is a more urgent one.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub cancel: Option<Cancel>,
+}
+
+/// `POST /agent/v1/poll`: the body. The server answers at once when there is something, otherwise after `wait_ms`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Poll {
+    /// Who asks.
+    #[schema(value_type = String)]
+    pub agent: AgentId,
+    /// How long to wait at most, in milliseconds: 0 to 60,000.
+    pub wait_ms: u64,
+    /// How many runs may be claimed by this call: 0 to 64.
+    pub claims_max: u32,
+    /// What is free on the host.
+    #[schema(value_type = Object)]
+    pub free: Capacity,
+    /// What the agent holds, so that the server can say what is to be cancelled or was taken away.
+    pub held: Vec<HeldLease>,
+}
+
+/// A run that was granted to the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ClaimedRun {
+    /// The run.
+    #[schema(value_type = String)]
+    pub run: RunId,
+    /// Its org.
+    #[schema(value_type = String)]
+    pub org: OrgId,
+    /// Its project.
+    #[schema(value_type = String)]
+    pub project: ProjectId,
+    /// The number of the lease.
+    pub fence: u64,
+    /// How long the lease lasts, in milliseconds from before the poll was sent.
+    pub ttl_ms: u64,
+    /// The runtime by which it is to be executed.
+    pub runtime: String,
+    /// What it is asked to do.
+    #[schema(value_type = Object)]
+    pub spec: RunSpec,
+    /// The sequence that the first new log entry must have.
+    pub next_log_seq: u64,
+}
+
+/// What the server says about a lease that the agent holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Directive {
+    /// The run.
+    #[schema(value_type = String)]
+    pub run: RunId,
+    /// The number of the lease.
+    pub fence: u64,
+    /// What is to be done.
+    #[schema(value_type = String)]
+    pub what: DirectiveKind,
+}
+
+/// What an agent is to do with a run that it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DirectiveKind {
+    /// Ask the command to end.
+    Terminate,
+    /// Kill at once.
+    Kill,
+    /// Stop: the lease is no longer held.
+    Stale,
+}
+
+/// The answer to a poll.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Polled {
+    /// Runs that were granted.
+    pub claimed: Vec<ClaimedRun>,
+    /// What is to be done with runs that the agent holds.
+    pub directives: Vec<Directive>,
+}
+
+/// `POST /agent/v1/renew`: the body; 1 to 1,000 leases.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Renew {
+    /// Who asks.
+    #[schema(value_type = String)]
+    pub agent: AgentId,
+    /// The leases.
+    pub leases: Vec<HeldLease>,
+}
+
+/// The answer to a renewal, in the order of the leases.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Renewed {
+    /// One answer a lease.
+    pub leases: Vec<RenewedLease>,
+}
+
+/// The answer for one lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct RenewedLease {
+    /// The run.
+    #[schema(value_type = String)]
+    pub run: RunId,
+    /// The number of the lease.
+    pub fence: u64,
+    /// How long it lasts, in milliseconds from before the renewal was sent; nothing if it is no longer held.
+    pub ttl_ms: Option<u64>,
+    /// The cancellation that was asked for, if one was.
+    #[schema(value_type = Option<String>)]
+    pub cancel: Option<Cancel>,
+}
+
+/// `POST /agent/v1/runs/{id}/start`: the body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StartRun {
+    /// The number of the lease.
+    pub fence: u64,
+    /// The place in which the run executes; its agent is the one that asks.
+    #[schema(value_type = Object)]
+    pub sandbox: SandboxInfo,
+}
+
+/// The query of every operation on a run whose body is not JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct Fenced {
+    /// Who asks.
+    #[param(value_type = String)]
+    pub agent: AgentId,
+    /// The number of the lease.
+    pub fence: u64,
+}
+
+/// The answer to an append: `POST /agent/v1/runs/{id}/logs?agent=…&fence=…` with log batches as the body
+/// (`application/vnd.holm.log-batch`, one or more batches, at most 8 MiB).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Appended {
+    /// The sequence that the next entry must have: everything below is stored.
+    pub next_seq: u64,
+}
+
+/// `POST /agent/v1/runs/{id}/events`: the body; at most 256 events.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AppendEvents {
+    /// Who asks.
+    #[schema(value_type = String)]
+    pub agent: AgentId,
+    /// The number of the lease.
+    pub fence: u64,
+    /// The number of the first of these events within the lease, from 1; repeated ones are stored once.
+    pub first_seq: u64,
+    /// The events.
+    #[schema(value_type = Vec<Object>)]
+    pub events: Vec<EventKind>,
+}
+
+/// `POST /agent/v1/runs/{id}/finish`: the body. The last act under a lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FinishRun {
+    /// Who asks.
+    #[schema(value_type = String)]
+    pub agent: AgentId,
+    /// The number of the lease.
+    pub fence: u64,
+    /// How the run ended.
+    #[schema(value_type = Object)]
+    pub outcome: Outcome,
+    /// The structured result that the command left.
+    #[serde(default)]
+    #[schema(value_type = Option<Object>)]
+    pub result: Option<serde_json::Value>,
+    /// The sequence after the last log entry; the server refuses the finish with `log_gap` while entries are missing.
+    pub next_log_seq: u64,
+}

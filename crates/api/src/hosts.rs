@@ -1,0 +1,42 @@
+//! Hosts as they are shown.
+
+use holm_domain::{
+    AgentId, UnixMicros,
+    host::{Capacity, RuntimeInfo},
+};
+use serde::{Deserialize, Serialize};
+
+/// A host with an agent on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct HostView {
+    /// The identity of its agent.
+    #[schema(value_type = String)]
+    pub id: AgentId,
+    /// A name for people.
+    pub name: String,
+    /// The version of the agent.
+    pub version: String,
+    /// All that there is.
+    #[schema(value_type = Object)]
+    pub capacity: Capacity,
+    /// How many runs its agent holds now.
+    pub runs_held: u32,
+    /// The runtimes on it and what they can do.
+    #[schema(value_type = Vec<Object>)]
+    pub runtimes: Vec<RuntimeInfo>,
+    /// When its agent registered first, in microseconds since the Unix epoch.
+    #[schema(value_type = i64)]
+    pub registered_at: UnixMicros,
+    /// When its agent was heard of last.
+    #[schema(value_type = i64)]
+    pub seen_at: UnixMicros,
+    /// Whether its agent was heard of within the time of a lease.
+    pub alive: bool,
+}
+
+/// All hosts of the org.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct HostList {
+    /// The hosts, by name.
+    pub hosts: Vec<HostView>,
+}

@@ -1,0 +1,25 @@
+//! The contract between `holm` processes and their users: types of the HTTP API v1, of the agent protocol, and of problem
+//! documents.
+//!
+//! What always holds: these types carry no behaviour beyond conversion; unknown fields of requests are refused, unknown
+//! fields of answers are ignored; every error is a [`problem::Problem`]. The client is behind the feature `client`.
+
+pub mod agent;
+#[cfg(feature = "client")]
+pub mod client;
+pub mod hosts;
+pub mod logs;
+pub mod problem;
+pub mod runs;
+pub mod tokens;
+
+/// The header by which a creation may be repeated without harm.
+pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+/// The header of server-sent events by which a client resumes (WHATWG HTML, server-sent events).
+pub const LAST_EVENT_ID: &str = "last-event-id";
+/// The media type of problem documents (RFC 9457 §3).
+pub const PROBLEM_JSON: &str = "application/problem+json";
+/// The media type of log batches in the agent protocol.
+pub const LOG_BATCH: &str = "application/vnd.holm.log-batch";
+/// The media type of a tar archive of changes.
+pub const TAR: &str = "application/x-tar";

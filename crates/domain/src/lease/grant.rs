@@ -1,0 +1,151 @@
+//! The server's half of the lease protocol: claim, renew, start, finish, expire.
+//!
+//! Each function takes the run as it is stored and returns what is to be saved in its place, by compare-and-swap on the
+//! run's version. An operation that bears another fence than the newest, or comes when there is no lease, is stale.
+//!
+//! What always holds (SPEC L1, L2): a claim raises the fence by one; nothing is granted before expiry plus margin; no
+//! operation with an old fence changes anything.
+
+use crate::{
+    AgentId, UnixMicros,
+    lease::Lease,
+    limits::LeaseConfig,
+    run::{Decision, EventKind, Outcome, Run, RunState, SandboxInfo},
+};
+
+/// The operation bears a fence that is not that of a live lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the lease with fence {given} is no longer held; the newest fence is {newest}")]
+pub struct StaleFence {
+    /// The fence of the operation.
+    pub given: u64,
+    /// The newest fence of the run.
+    pub newest: u64,
+}
+
+/// Why a finish is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FinishRefused {
+    /// Another lease is newer.
+    #[error(transparent)]
+    Stale(#[from] StaleFence),
+    /// The outcome contradicts itself.
+    #[error("the outcome contradicts itself: {0:?}")]
+    Inconsistent(Outcome),
+}
+
+/// Grants a queued run to `agent`. Nothing if the run is not in the queue, or is bound to another host.
+pub fn claim(run: &Run, agent: AgentId, now: UnixMicros, config: &LeaseConfig) -> Option<Decision> {
+    if run.state != RunState::Queued || run.affinity.is_some_and(|bound| bound != agent) {
+        return None;
+    }
+    let mut run = run.clone();
+    run.fence += 1;
+    run.attempt += 1;
+    run.version += 1;
+    run.state = RunState::Claimed;
+    run.claimed_at = Some(now);
+    run.started_at = None;
+    run.sandbox = None;
+    run.lease = Some(Lease { agent, fence: run.fence, expires_at: now.plus(config.ttl) });
+    let events = vec![EventKind::Claimed { agent, fence: run.fence }];
+    Some(Decision { run, events })
+}
+
+/// The live lease of `run` if `fence` is its number and `agent` has it.
+pub fn held(run: &Run, agent: AgentId, fence: u64) -> Result<Lease, StaleFence> {
+    run.lease
+        .filter(|lease| lease.fence == fence && lease.agent == agent)
+        .ok_or(StaleFence { given: fence, newest: run.fence })
+}
+
+/// Extends a lease from `now`. Past the run's own time limit and its overhead a lease is not renewed any more, so that no
+/// agent can hold a run for ever (SPEC L4).
+pub fn renew(
+    run: &Run,
+    agent: AgentId,
+    fence: u64,
+    now: UnixMicros,
+    config: &LeaseConfig,
+) -> Result<Decision, StaleFence> {
+    let lease = held(run, agent, fence)?;
+    let begun = run.started_at.or(run.claimed_at).unwrap_or(run.queued_at);
+    let limit = begun.plus(run.spec.limits.timeout()).plus(config.overhead);
+    if now >= limit {
+        return Err(StaleFence { given: fence, newest: run.fence });
+    }
+    let mut run = run.clone();
+    run.version += 1;
+    run.lease = Some(Lease { expires_at: lease.expires_at.max(now.plus(config.ttl)), ..lease });
+    Ok(Decision { run, events: Vec::new() })
+}
+
+/// Records that the command was started. Starting twice under the same lease changes nothing.
+pub fn start(
+    run: &Run,
+    agent: AgentId,
+    fence: u64,
+    sandbox: SandboxInfo,
+    now: UnixMicros,
+) -> Result<Option<Decision>, StaleFence> {
+    held(run, agent, fence)?;
+    if run.state != RunState::Claimed {
+        return Ok(None);
+    }
+    let mut run = run.clone();
+    run.version += 1;
+    run.state = RunState::Running;
+    run.started_at = Some(now);
+    run.sandbox = Some(sandbox.clone());
+    Ok(Some(Decision { run, events: vec![EventKind::Started { sandbox }] }))
+}
+
+/// Ends a run as its agent says it ended. A finish that is repeated under the fence that ended the run changes nothing.
+pub fn finish(
+    run: &Run,
+    agent: AgentId,
+    fence: u64,
+    outcome: Outcome,
+    result: Option<serde_json::Value>,
+    now: UnixMicros,
+) -> Result<Option<Decision>, FinishRefused> {
+    let stale = StaleFence { given: fence, newest: run.fence };
+    if run.state == RunState::Ended && fence == run.fence && run.outcome.as_ref() == Some(&outcome) {
+        return Ok(None);
+    }
+    if run.state == RunState::Ended {
+        return Err(stale.into());
+    }
+    held(run, agent, fence)?;
+    if !outcome.is_consistent() {
+        return Err(FinishRefused::Inconsistent(outcome));
+    }
+    let mut run = run.clone();
+    run.version += 1;
+    run.result = result;
+    let ended = run.end(outcome, now);
+    Ok(Some(Decision { run, events: vec![ended] }))
+}
+
+/// Takes an expired lease away: the run returns to the queue, or ends as lost once it was claimed often enough, or as
+/// cancelled if somebody had asked for that. Nothing before expiry plus margin.
+pub fn expire(run: &Run, now: UnixMicros, config: &LeaseConfig) -> Option<Decision> {
+    let lease = run.lease?;
+    if now < lease.expires_at.plus(config.margin) {
+        return None;
+    }
+    let mut run = run.clone();
+    run.version += 1;
+    run.lease = None;
+    let expired = EventKind::LeaseExpired { agent: lease.agent, fence: lease.fence };
+    let next = if run.cancel.is_some() {
+        run.end(Outcome::cancelled("cancelled; its agent did not answer"), now)
+    } else if run.attempt >= config.attempts_max {
+        run.end(Outcome::lost(format!("the lease expired {} times without an end", run.attempt)), now)
+    } else {
+        run.state = RunState::Queued;
+        run.queue_deadline_at = now.plus(config.queue_deadline);
+        EventKind::Requeued
+    };
+    Some(Decision { run, events: vec![expired, next] })
+}

@@ -1,0 +1,22 @@
+//! The time-limited right of one agent to work on one run.
+//!
+//! The server's half is [`grant`]: who gets a lease, how it is renewed, and what becomes of a run when it ends. The agent's
+//! half is [`holder`]: when to start, renew and stop. Both are pure, and the simulator drives them together.
+
+pub mod grant;
+pub mod holder;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{AgentId, UnixMicros};
+
+/// The right of one agent to work on one run until it expires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Lease {
+    /// Who has it.
+    pub agent: AgentId,
+    /// Its number; later leases of the same run have larger ones.
+    pub fence: u64,
+    /// When it expires by the server's clock. The server waits a margin beyond that before it grants anew.
+    pub expires_at: UnixMicros,
+}

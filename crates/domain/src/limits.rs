@@ -1,0 +1,163 @@
+//! What a run may use, and the bounds within which it may be asked for.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::InvalidField;
+
+/// The largest number of arguments, and of environment variables, of a command.
+pub const ARGS_MAX: usize = 1_024;
+/// The largest total of arguments or of environment variables, in bytes. Linux allows a quarter of the stack; this is less.
+pub const ARGS_BYTES_MAX: usize = 512 * 1024;
+/// The largest number of labels on a run.
+pub const LABELS_MAX: usize = 64;
+/// The longest label key or value, in bytes.
+pub const LABEL_BYTES_MAX: usize = 256;
+/// The largest number of mounts of a run.
+pub const MOUNTS_MAX: usize = 64;
+/// The longest path, in bytes (PATH_MAX of Linux).
+pub const PATH_BYTES_MAX: usize = 4_096;
+/// The most that a structured result may hold, in bytes.
+pub const RESULT_BYTES_MAX: usize = 64 * 1024;
+
+/// Thousandths of a processor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MilliCpus(pub u32);
+
+/// What one run may use at most.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Processor time per wall time, in thousandths of a processor: 10 to 1,024,000.
+    pub cpus_milli: MilliCpus,
+    /// Memory of all processes and of the writable file system, in bytes: 4 MiB to 64 TiB.
+    pub memory_bytes: u64,
+    /// Processes and threads: 1 to 4,194,304 (the largest pid_max of Linux).
+    pub pids: u32,
+    /// The writable layer of the root file system, in bytes: 1 MiB to 64 TiB.
+    pub disk_bytes: u64,
+    /// From the start of the command to its forced end, in milliseconds: 1 to 31 days.
+    pub timeout_ms: u64,
+}
+
+const MIB: u64 = 1024 * 1024;
+const TIB: u64 = 1024 * 1024 * MIB;
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            cpus_milli: MilliCpus(1_000),
+            memory_bytes: 1024 * MIB,
+            pids: 1_024,
+            disk_bytes: 1024 * MIB,
+            timeout_ms: 3_600_000,
+        }
+    }
+}
+
+impl Limits {
+    /// Checks every limit against its bounds.
+    pub fn validate(&self) -> Result<(), InvalidField> {
+        within("limits.cpus_milli", u64::from(self.cpus_milli.0), 10, 1_024_000, "thousandths of a processor")?;
+        within("limits.memory_bytes", self.memory_bytes, 4 * MIB, 64 * TIB, "bytes")?;
+        within("limits.pids", u64::from(self.pids), 1, 4_194_304, "processes")?;
+        within("limits.disk_bytes", self.disk_bytes, MIB, 64 * TIB, "bytes")?;
+        within("limits.timeout_ms", self.timeout_ms, 1, 31 * 24 * 3_600_000, "milliseconds")
+    }
+
+    /// The time limit of the command.
+    pub fn timeout(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms)
+    }
+}
+
+fn within(field: &str, value: u64, min: u64, max: u64, unit: &str) -> Result<(), InvalidField> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(InvalidField::new(field, value, format!("give {min} to {max} {unit}")))
+}
+
+/// The times and counts by which leases work. All are checked together by [`LeaseConfig::validate`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseConfig {
+    /// How long a lease lasts from its grant or renewal.
+    pub ttl: Duration,
+    /// What the server waits beyond the expiry before it grants anew.
+    pub margin: Duration,
+    /// How long a run may wait in the queue.
+    pub queue_deadline: Duration,
+    /// How many times a run may be claimed before an expired lease ends it as lost.
+    pub attempts_max: u32,
+    /// What a run may take beyond its own time limit for preparation, flushing and teardown.
+    pub overhead: Duration,
+}
+
+impl Default for LeaseConfig {
+    fn default() -> Self {
+        Self {
+            ttl: Duration::from_secs(30),
+            margin: Duration::from_secs(5),
+            queue_deadline: Duration::from_secs(24 * 3600),
+            attempts_max: 3,
+            overhead: Duration::from_secs(900),
+        }
+    }
+}
+
+impl LeaseConfig {
+    /// How often a holder renews: a third of the time a lease lasts.
+    pub fn renew_every(&self) -> Duration {
+        self.ttl / 3
+    }
+
+    /// Refuses times that would let two sandboxes of one run overlap, or a run wait for ever.
+    pub fn validate(&self) -> Result<(), InvalidField> {
+        let problem = |field: &str, value: Duration, problem: &str| {
+            Err(InvalidField::new(field, format!("{value:?}"), problem))
+        };
+        if self.ttl < Duration::from_millis(500) || self.ttl > Duration::from_secs(3600) {
+            return problem("lease.ttl", self.ttl, "give 500 ms to one hour");
+        }
+        if self.margin < Duration::from_millis(100) || self.margin > Duration::from_secs(3600) {
+            return problem("lease.margin", self.margin, "give 100 ms to one hour");
+        }
+        if self.queue_deadline < Duration::from_secs(1) {
+            return problem("lease.queue_deadline", self.queue_deadline, "give at least one second");
+        }
+        if self.attempts_max == 0 || self.attempts_max > 100 {
+            return Err(InvalidField::new("lease.attempts_max", self.attempts_max, "give 1 to 100"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_hold() {
+        assert_eq!(Limits::default().validate(), Ok(()));
+        assert_eq!(LeaseConfig::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn each_bound_is_named() {
+        let absurd = [
+            ("limits.cpus_milli", Limits { cpus_milli: MilliCpus(0), ..Limits::default() }),
+            ("limits.cpus_milli", Limits { cpus_milli: MilliCpus(u32::MAX), ..Limits::default() }),
+            ("limits.memory_bytes", Limits { memory_bytes: 1, ..Limits::default() }),
+            ("limits.memory_bytes", Limits { memory_bytes: u64::MAX, ..Limits::default() }),
+            ("limits.pids", Limits { pids: 0, ..Limits::default() }),
+            ("limits.disk_bytes", Limits { disk_bytes: 0, ..Limits::default() }),
+            ("limits.timeout_ms", Limits { timeout_ms: 0, ..Limits::default() }),
+            ("limits.timeout_ms", Limits { timeout_ms: u64::MAX, ..Limits::default() }),
+        ];
+        for (field, limits) in absurd {
+            assert_eq!(limits.validate().map_err(|error| error.field), Err(field.to_owned()));
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! What is told of a run. Events of a run are numbered from 1 in the order in which they were stored.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Cancel, Outcome, SandboxInfo};
+use crate::{AgentId, UnixMicros};
+
+/// The longest text in an event that comes from a sandbox, in bytes.
+pub const TEXT_BYTES_MAX: usize = 1_024;
+
+/// One thing that happened to a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum EventKind {
+    /// It was taken into the queue.
+    Queued,
+    /// An agent claimed it.
+    Claimed {
+        /// The agent.
+        agent: AgentId,
+        /// The number of the lease.
+        fence: u64,
+    },
+    /// Its command was started.
+    Started {
+        /// In which place.
+        sandbox: SandboxInfo,
+    },
+    /// Somebody asked that it end.
+    CancelRequested {
+        /// How urgently.
+        how: Cancel,
+    },
+    /// Its lease expired.
+    LeaseExpired {
+        /// The agent that had it.
+        agent: AgentId,
+        /// The number of that lease.
+        fence: u64,
+    },
+    /// It went back to the queue.
+    Requeued,
+    /// The sandbox tried to reach something that its policy does not name. Told by the shim.
+    EgressRefused {
+        /// The name or address that was asked for.
+        host: String,
+        /// The port, or 0 where there is none (a look-up of a name).
+        port: u16,
+        /// `tcp`, `udp` or `dns`.
+        protocol: String,
+        /// How many times since the last such event.
+        count: u64,
+    },
+    /// The structured result was not accepted. Told by the shim.
+    ResultRefused {
+        /// Why.
+        problem: String,
+    },
+    /// It ended.
+    Ended {
+        /// How.
+        outcome: Outcome,
+    },
+}
+
+impl EventKind {
+    /// Whether an agent may report this kind; all others are told by the server alone.
+    pub const fn may_come_from_agent(&self) -> bool {
+        matches!(self, EventKind::EgressRefused { .. } | EventKind::ResultRefused { .. })
+    }
+
+    /// Whether every text in it is within its limit.
+    pub fn is_within_limits(&self) -> bool {
+        match self {
+            EventKind::EgressRefused { host, protocol, .. } => {
+                host.len() <= TEXT_BYTES_MAX && ["tcp", "udp", "dns"].contains(&protocol.as_str())
+            }
+            EventKind::ResultRefused { problem } => problem.len() <= TEXT_BYTES_MAX,
+            _ => true,
+        }
+    }
+}
+
+/// An event as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Its number within the run, from 1.
+    pub seq: u64,
+    /// When it was stored.
+    pub at: UnixMicros,
+    /// What happened.
+    #[serde(flatten)]
+    pub kind: EventKind,
+}

@@ -1,0 +1,245 @@
+//! A run: one workload from submission to its end.
+//!
+//! [`Run`] is the whole of what is decided about one workload; the modules beside this one say what it is asked to do
+//! ([`spec`]), how it ended ([`outcome`]) and what is told of it ([`event`]). The transitions that involve a lease are in
+//! [`crate::lease::grant`]; those that do not are here.
+//!
+//! What always holds: a run that has ended never changes again; its lease is there exactly while its state is one that an
+//! agent owns; `fence` never decreases; every state that is not final has a deadline ([`Run::deadline`]).
+
+pub mod event;
+pub mod outcome;
+pub mod spec;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+pub use event::{Event, EventKind};
+pub use outcome::{ExitStatus, Outcome, OutcomeKind, Reason};
+pub use spec::{Mount, RootSource, RunSpec, WorkDir};
+
+use crate::{
+    AgentId, OrgId, ProjectId, RunId, TokenId, UnixMicros,
+    lease::Lease,
+    limits::LeaseConfig,
+};
+
+/// Where a run is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunState {
+    /// Waits for an agent.
+    Queued,
+    /// An agent holds it and prepares its sandbox.
+    Claimed,
+    /// Its command was started.
+    Running,
+    /// Its sandbox is held in a snapshot; the agent that has the snapshot keeps the lease.
+    Paused,
+    /// Its sandbox is being restored.
+    Resuming,
+    /// It is over; see the outcome.
+    Ended,
+}
+
+impl RunState {
+    /// Every state, for filters and tests.
+    pub const ALL: [RunState; 6] =
+        [RunState::Queued, RunState::Claimed, RunState::Running, RunState::Paused, RunState::Resuming, RunState::Ended];
+
+    /// The word used in the API and in the store.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            RunState::Queued => "queued",
+            RunState::Claimed => "claimed",
+            RunState::Running => "running",
+            RunState::Paused => "paused",
+            RunState::Resuming => "resuming",
+            RunState::Ended => "ended",
+        }
+    }
+
+    /// The state of that word.
+    pub fn parse(text: &str) -> Option<RunState> {
+        RunState::ALL.into_iter().find(|state| state.as_str() == text)
+    }
+
+    /// Whether an agent owns a run in this state.
+    pub const fn is_leased(self) -> bool {
+        matches!(self, RunState::Claimed | RunState::Running | RunState::Paused | RunState::Resuming)
+    }
+}
+
+/// How urgently a run is to be ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cancel {
+    /// Ask the command to end (SIGTERM), and kill it after ten seconds.
+    Terminate,
+    /// Kill at once.
+    Kill,
+}
+
+/// The place in which a run executes or executed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxInfo {
+    /// The agent that holds it.
+    pub agent: AgentId,
+    /// The runtime that made it.
+    pub runtime: String,
+    /// The digest of the image that was booted, where the image has one.
+    pub image_digest: Option<String>,
+    /// What was asked for and could not be enforced on that host, each with the reason.
+    pub unenforced: Vec<String>,
+}
+
+/// One workload from submission to its end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// Its identity.
+    pub id: RunId,
+    /// The org it belongs to.
+    pub org: OrgId,
+    /// The project it belongs to.
+    pub project: ProjectId,
+    /// The token that submitted it.
+    pub created_by: TokenId,
+    /// What it is asked to do.
+    pub spec: RunSpec,
+    /// Where it is on its way.
+    pub state: RunState,
+    /// The number of its newest lease; 0 before the first.
+    pub fence: u64,
+    /// How many times it was claimed.
+    pub attempt: u32,
+    /// The right of one agent to work on it, while there is one.
+    pub lease: Option<Lease>,
+    /// The host on which it must be claimed, because its snapshot lies there.
+    pub affinity: Option<AgentId>,
+    /// Whether it is to be ended, and how urgently.
+    pub cancel: Option<Cancel>,
+    /// The place in which it executes or executed last.
+    pub sandbox: Option<SandboxInfo>,
+    /// The structured result that its command left, if it did.
+    pub result: Option<serde_json::Value>,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+    /// When it was submitted.
+    pub queued_at: UnixMicros,
+    /// When it is given up if no agent has claimed it.
+    pub queue_deadline_at: UnixMicros,
+    /// When it was claimed last.
+    pub claimed_at: Option<UnixMicros>,
+    /// When its command was started last.
+    pub started_at: Option<UnixMicros>,
+    /// When it ended.
+    pub ended_at: Option<UnixMicros>,
+    /// The number of this state; it grows by one with every saved change.
+    pub version: u64,
+}
+
+/// A new state of a run and what is told of the change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// The run as it is to be saved; its version is one more than before.
+    pub run: Run,
+    /// What happened, in order.
+    pub events: Vec<EventKind>,
+}
+
+/// Everything that names a new run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Admission {
+    /// The new identity.
+    pub id: RunId,
+    /// The org.
+    pub org: OrgId,
+    /// The project.
+    pub project: ProjectId,
+    /// Who asks.
+    pub created_by: TokenId,
+}
+
+/// Takes a run into the queue. The spec must have been validated by [`RunSpec::validate`].
+pub fn admit(admission: Admission, spec: RunSpec, now: UnixMicros, config: &LeaseConfig) -> Decision {
+    let Admission { id, org, project, created_by } = admission;
+    let run = Run {
+        id,
+        org,
+        project,
+        created_by,
+        spec,
+        state: RunState::Queued,
+        fence: 0,
+        attempt: 0,
+        lease: None,
+        affinity: None,
+        cancel: None,
+        sandbox: None,
+        result: None,
+        outcome: None,
+        queued_at: now,
+        queue_deadline_at: now.plus(config.queue_deadline),
+        claimed_at: None,
+        started_at: None,
+        ended_at: None,
+        version: 1,
+    };
+    Decision { run, events: vec![EventKind::Queued] }
+}
+
+impl Run {
+    /// When somebody must look after this run if nothing happened until then; nothing for a run that has ended.
+    ///
+    /// The owner of the deadline is the server's reaping task: a queued run is given up, an expired lease is taken away.
+    pub fn deadline(&self, config: &LeaseConfig) -> Option<UnixMicros> {
+        match (self.state, &self.lease) {
+            (RunState::Ended, _) => None,
+            (_, Some(lease)) => Some(lease.expires_at.plus(config.margin)),
+            (_, None) => Some(self.queue_deadline_at),
+        }
+    }
+
+    /// Asks that the run end. A queued run ends at once; an owned one is ended by its agent. Asking again, or asking for a
+    /// run that has ended, changes nothing and is no error.
+    pub fn request_cancel(&self, how: Cancel, now: UnixMicros) -> Option<Decision> {
+        if self.state == RunState::Ended || self.cancel >= Some(how) {
+            return None;
+        }
+        let mut run = self.clone();
+        run.cancel = Some(how);
+        run.version += 1;
+        let asked = EventKind::CancelRequested { how };
+        if run.state != RunState::Queued {
+            return Some(Decision { run, events: vec![asked] });
+        }
+        let ended = run.end(Outcome::cancelled("cancelled while it was queued"), now);
+        Some(Decision { run, events: vec![asked, ended] })
+    }
+
+    /// Gives a queued run up whose time in the queue is over.
+    pub fn give_up(&self, now: UnixMicros) -> Option<Decision> {
+        if self.state != RunState::Queued || now < self.queue_deadline_at {
+            return None;
+        }
+        let mut run = self.clone();
+        run.version += 1;
+        let ended = run.end(Outcome::failed(Reason::QueueDeadline, "no agent claimed the run in time"), now);
+        Some(Decision { run, events: vec![ended] })
+    }
+
+    /// The labels of the run.
+    pub fn labels(&self) -> &BTreeMap<String, String> {
+        &self.spec.labels
+    }
+
+    /// Makes the run final and takes its lease away.
+    pub(crate) fn end(&mut self, outcome: Outcome, now: UnixMicros) -> EventKind {
+        self.state = RunState::Ended;
+        self.lease = None;
+        self.ended_at = Some(now);
+        self.outcome = Some(outcome.clone());
+        EventKind::Ended { outcome }
+    }
+}

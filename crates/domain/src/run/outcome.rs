@@ -1,0 +1,178 @@
+//! How a run ended, and with which exit code that is shown to a shell.
+
+use serde::{Deserialize, Serialize};
+
+/// The exit code of `holm run` for an error of Holm's own, as docker uses it.
+pub const EXIT_HOLM: i32 = 125;
+/// The exit code for a command that is there but cannot be executed.
+pub const EXIT_NOT_EXECUTABLE: i32 = 126;
+/// The exit code for a command that is not there.
+pub const EXIT_NOT_FOUND: i32 = 127;
+/// The exit code for a command that was ended by its time limit, as timeout(1) uses it.
+pub const EXIT_TIMEOUT: i32 = 124;
+
+/// How a process ended, as wait(2) tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitStatus {
+    /// It called exit with this code, 0 to 255.
+    Code(u8),
+    /// This signal ended it, 1 to 64.
+    Signal(u8),
+}
+
+/// The kinds of ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutcomeKind {
+    /// The command ended with exit code 0.
+    Succeeded,
+    /// The command ended otherwise, or something failed; see the reason.
+    Failed,
+    /// It was ended because somebody asked.
+    Cancelled,
+    /// It was ended by its time limit.
+    TimedOut,
+    /// Its agents vanished more often than is allowed.
+    Lost,
+}
+
+/// Why a run did not simply end with its command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// The command ended with a code other than 0, or by a signal.
+    CommandFailed,
+    /// The command is not there.
+    CommandNotFound,
+    /// The command is there and cannot be executed.
+    CommandNotExecutable,
+    /// The working directory is not there, or cannot be entered.
+    BadWorkDir,
+    /// The user is not one of the image.
+    UnknownUser,
+    /// Somebody asked.
+    Cancelled,
+    /// The time limit passed.
+    Timeout,
+    /// The channel to the guest broke, or the guest spoke nonsense.
+    GuestLost,
+    /// The sandbox was killed because its lease was not renewed.
+    LeaseExpired,
+    /// No agent claimed the run in time.
+    QueueDeadline,
+    /// The agents of the run vanished more often than is allowed.
+    AgentLost,
+    /// The image could not be prepared.
+    ImageFailed,
+    /// A path of the host is not one that the agent lends, or cannot be read.
+    HostPathRefused,
+    /// A limit was required that the host cannot enforce.
+    LimitsNotEnforceable,
+    /// The sandbox could not be made.
+    LaunchFailed,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The kind of end.
+    pub kind: OutcomeKind,
+    /// How the command ended, if it was started.
+    pub exit: Option<ExitStatus>,
+    /// Why, when it did not succeed.
+    pub reason: Option<Reason>,
+    /// A sentence for people, when it did not succeed.
+    pub message: Option<String>,
+}
+
+impl Outcome {
+    /// The end of a command by itself.
+    pub fn exited(exit: ExitStatus) -> Self {
+        if exit == ExitStatus::Code(0) {
+            return Self { kind: OutcomeKind::Succeeded, exit: Some(exit), reason: None, message: None };
+        }
+        let message = match exit {
+            ExitStatus::Code(code) => format!("the command ended with exit code {code}"),
+            ExitStatus::Signal(signal) => format!("the command was ended by signal {signal}"),
+        };
+        Self { exit: Some(exit), ..Self::failed(Reason::CommandFailed, message) }
+    }
+
+    /// A failure of another kind.
+    pub fn failed(reason: Reason, message: impl Into<String>) -> Self {
+        Self { kind: OutcomeKind::Failed, exit: None, reason: Some(reason), message: Some(message.into()) }
+    }
+
+    /// The end that somebody asked for.
+    pub fn cancelled(message: impl Into<String>) -> Self {
+        Self { kind: OutcomeKind::Cancelled, ..Self::failed(Reason::Cancelled, message) }
+    }
+
+    /// The end by the time limit.
+    pub fn timed_out(message: impl Into<String>) -> Self {
+        Self { kind: OutcomeKind::TimedOut, ..Self::failed(Reason::Timeout, message) }
+    }
+
+    /// The end of a run whose agents vanished.
+    pub fn lost(message: impl Into<String>) -> Self {
+        Self { kind: OutcomeKind::Lost, ..Self::failed(Reason::AgentLost, message) }
+    }
+
+    /// The exit code that `holm run` ends with: the command's own, 128 plus the signal, or one of 124 to 127.
+    ///
+    /// Never 0 unless the command itself ended with 0 (SPEC R9).
+    pub fn exit_code(&self) -> i32 {
+        match (self.kind, self.reason, self.exit) {
+            (OutcomeKind::Succeeded, _, _) => 0,
+            (OutcomeKind::TimedOut, _, _) => EXIT_TIMEOUT,
+            (_, Some(Reason::CommandNotFound), _) => EXIT_NOT_FOUND,
+            (_, Some(Reason::CommandNotExecutable), _) => EXIT_NOT_EXECUTABLE,
+            (OutcomeKind::Cancelled, _, None) => 130,
+            (_, _, Some(ExitStatus::Code(code))) if code != 0 => i32::from(code),
+            (_, _, Some(ExitStatus::Signal(signal))) => 128 + i32::from(signal),
+            _ => EXIT_HOLM,
+        }
+    }
+
+    /// Whether the outcome contradicts itself; an agent that sends such a one is refused.
+    pub fn is_consistent(&self) -> bool {
+        let zero = self.exit == Some(ExitStatus::Code(0));
+        let signal_in_range = !matches!(self.exit, Some(ExitStatus::Signal(signal)) if signal == 0 || signal > 64);
+        signal_in_range && (self.kind == OutcomeKind::Succeeded) == (zero && self.reason.is_none())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_those_of_docker_and_timeout() {
+        assert_eq!(Outcome::exited(ExitStatus::Code(0)).exit_code(), 0);
+        assert_eq!(Outcome::exited(ExitStatus::Code(7)).exit_code(), 7);
+        assert_eq!(Outcome::exited(ExitStatus::Signal(9)).exit_code(), 137);
+        assert_eq!(Outcome::failed(Reason::CommandNotFound, "").exit_code(), 127);
+        assert_eq!(Outcome::failed(Reason::CommandNotExecutable, "").exit_code(), 126);
+        assert_eq!(Outcome::failed(Reason::GuestLost, "").exit_code(), 125);
+        assert_eq!(Outcome::timed_out("").exit_code(), 124);
+        assert_eq!(Outcome::cancelled("").exit_code(), 130);
+    }
+
+    #[test]
+    fn only_success_exits_zero() {
+        let lost = Outcome { exit: Some(ExitStatus::Code(0)), ..Outcome::failed(Reason::GuestLost, "") };
+        assert_eq!(lost.exit_code(), 125);
+        let cancelled = Outcome { exit: Some(ExitStatus::Code(0)), ..Outcome::cancelled("") };
+        assert_ne!(cancelled.exit_code(), 0);
+    }
+
+    #[test]
+    fn contradictions_are_seen() {
+        assert!(Outcome::exited(ExitStatus::Code(0)).is_consistent());
+        assert!(Outcome::exited(ExitStatus::Code(1)).is_consistent());
+        let liar = Outcome { kind: OutcomeKind::Succeeded, ..Outcome::exited(ExitStatus::Code(1)) };
+        assert!(!liar.is_consistent());
+        assert!(!Outcome::exited(ExitStatus::Signal(200)).is_consistent());
+    }
+}

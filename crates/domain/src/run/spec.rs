@@ -1,0 +1,277 @@
+//! What a run is asked to do, and the check of it before anything else happens.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ErrorCode,
+    error::InvalidField,
+    limits::{ARGS_BYTES_MAX, ARGS_MAX, LABEL_BYTES_MAX, LABELS_MAX, Limits, MOUNTS_MAX, PATH_BYTES_MAX},
+};
+
+/// Where the root file system comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum RootSource {
+    /// The host's programs and libraries, read-only, and nothing else of the host.
+    Host,
+    /// A directory of the host, read-only under a writable layer.
+    Dir {
+        /// Its absolute path on the host.
+        path: String,
+    },
+    /// A tar archive of the host, unpacked once and read-only under a writable layer.
+    Tar {
+        /// Its absolute path on the host.
+        path: String,
+    },
+}
+
+impl RootSource {
+    /// Reads `host`, `dir:PATH` or `tar:PATH`, as the command line and the API take it.
+    pub fn parse(text: &str) -> Result<Self, InvalidField> {
+        match text.split_once(':') {
+            None if text == "host" => Ok(Self::Host),
+            Some(("dir", path)) => Ok(Self::Dir { path: path.to_owned() }),
+            Some(("tar", path)) => Ok(Self::Tar { path: path.to_owned() }),
+            _ => Err(InvalidField::new("root", text, "give `host`, `dir:PATH` or `tar:PATH`")
+                .with_code(ErrorCode::UnknownImage)),
+        }
+    }
+}
+
+/// A directory or file of the host that is seen inside.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mount {
+    /// Absolute path on the host.
+    pub source: String,
+    /// Absolute path inside.
+    pub target: String,
+    /// Whether it is read-only inside.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// A directory of the host that is brought in as the working directory; changes stay inside.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkDir {
+    /// Absolute path on the host.
+    pub source: String,
+    /// Whether the changes are kept as an archive after success, to be copied out.
+    #[serde(default)]
+    pub keep_changes: bool,
+}
+
+/// The path at which a [`WorkDir`] is seen inside.
+pub const WORK_DIR: &str = "/work";
+
+/// What a run is asked to do.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunSpec {
+    /// Where the root file system comes from.
+    pub root: RootSource,
+    /// The runtime that must make the sandbox; any that fits where it is left out.
+    #[serde(default)]
+    pub runtime: Option<String>,
+    /// The command and its arguments; never passed through a shell.
+    pub argv: Vec<String>,
+    /// Environment variables beside the minimal ones (PATH, HOME, USER, LANG, TERM).
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// The working directory inside; `/work` with a work dir, the user's home otherwise.
+    #[serde(default)]
+    pub cwd: Option<String>,
+    /// `NAME`, `UID` or `UID:GID` inside; root where it is left out.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// A directory that is brought in as the working directory.
+    #[serde(default)]
+    pub work_dir: Option<WorkDir>,
+    /// Further directories and files of the host.
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
+    /// What the run may use at most.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Whether a host that cannot enforce every limit must refuse the run.
+    #[serde(default)]
+    pub require_limits: bool,
+    /// Whether programs inside may gain privileges inside (sudo, setuid).
+    #[serde(default)]
+    pub allow_sudo: bool,
+    /// Names and values by which the run is found.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+impl RunSpec {
+    /// A spec that executes `argv` on the host's programs with the default limits.
+    pub fn new(argv: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self {
+            root: RootSource::Host,
+            runtime: None,
+            argv: argv.into_iter().map(Into::into).collect(),
+            env: BTreeMap::new(),
+            cwd: None,
+            user: None,
+            work_dir: None,
+            mounts: Vec::new(),
+            limits: Limits::default(),
+            require_limits: false,
+            allow_sudo: false,
+            labels: BTreeMap::new(),
+        }
+    }
+
+    /// Checks every field; the first that cannot be is named.
+    pub fn validate(&self) -> Result<(), InvalidField> {
+        self.validate_command()?;
+        self.validate_paths()?;
+        self.validate_labels()?;
+        self.limits.validate()
+    }
+
+    fn validate_command(&self) -> Result<(), InvalidField> {
+        match self.argv.first() {
+            None => return Err(InvalidField::new("argv", "[]", "give the command to execute")),
+            Some(command) if command.is_empty() => {
+                return Err(InvalidField::new("argv[0]", "", "give the command to execute"));
+            }
+            Some(_) => {}
+        }
+        count("argv", self.argv.len(), ARGS_MAX)?;
+        count("env", self.env.len(), ARGS_MAX)?;
+        count("argv", self.argv.iter().map(String::len).sum(), ARGS_BYTES_MAX)?;
+        count("env", self.env.iter().map(|(k, v)| k.len() + v.len()).sum(), ARGS_BYTES_MAX)?;
+        for (index, argument) in self.argv.iter().enumerate() {
+            no_nul(&format!("argv[{index}]"), argument)?;
+        }
+        for (name, value) in &self.env {
+            if name.is_empty() || name.contains('=') {
+                return Err(InvalidField::new("env", name, "give a name that is not empty and has no `=`"));
+            }
+            no_nul("env", name)?;
+            no_nul(&format!("env.{name}"), value)?;
+        }
+        let user = self.user.as_deref().unwrap_or("root");
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_-.:".contains(c);
+        if user.is_empty() || user.len() > 64 || !user.chars().all(plain) {
+            return Err(InvalidField::new("user", user, "give a name, a number, or UID:GID"));
+        }
+        Ok(())
+    }
+
+    fn validate_paths(&self) -> Result<(), InvalidField> {
+        if let RootSource::Dir { path } | RootSource::Tar { path } = &self.root {
+            absolute("root.path", path)?;
+        }
+        if let Some(cwd) = &self.cwd {
+            absolute("cwd", cwd)?;
+        }
+        if let Some(work) = &self.work_dir {
+            absolute("work_dir.source", &work.source)?;
+        }
+        count("mounts", self.mounts.len(), MOUNTS_MAX)?;
+        for (index, mount) in self.mounts.iter().enumerate() {
+            absolute(&format!("mounts[{index}].source"), &mount.source)?;
+            let target = format!("mounts[{index}].target");
+            absolute(&target, &mount.target)?;
+            let taken = ["/", "/proc", "/sys", "/dev"].contains(&mount.target.trim_end_matches('/'))
+                || mount.target == "/"
+                || ["/proc/", "/sys/", "/dev/"].iter().any(|prefix| mount.target.starts_with(prefix));
+            if taken {
+                return Err(InvalidField::new(target, &mount.target, "give a path outside /, /proc, /sys and /dev"));
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_labels(&self) -> Result<(), InvalidField> {
+        count("labels", self.labels.len(), LABELS_MAX)?;
+        for (key, value) in &self.labels {
+            if key.is_empty() || key.len() > LABEL_BYTES_MAX || key.contains(['=', ',', '\0']) {
+                let problem = format!("give a key of 1 to {LABEL_BYTES_MAX} bytes without `=` and `,`");
+                return Err(InvalidField::new("labels", key, problem));
+            }
+            if value.len() > LABEL_BYTES_MAX || value.contains('\0') {
+                let problem = format!("give a value of at most {LABEL_BYTES_MAX} bytes");
+                return Err(InvalidField::new(format!("labels.{key}"), value, problem));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn count(field: &str, given: usize, max: usize) -> Result<(), InvalidField> {
+    if given <= max {
+        return Ok(());
+    }
+    Err(InvalidField::new(field, given, format!("give at most {max}")))
+}
+
+fn no_nul(field: &str, text: &str) -> Result<(), InvalidField> {
+    if !text.contains('\0') {
+        return Ok(());
+    }
+    Err(InvalidField::new(field, text.replace('\0', "\\0"), "a NUL byte cannot be passed to a program"))
+}
+
+/// Accepts absolute paths without `.`, `..`, empty or NUL components, so that what is checked is what is opened.
+fn absolute(field: &str, path: &str) -> Result<(), InvalidField> {
+    let problem = if !path.starts_with('/') {
+        "give an absolute path"
+    } else if path.len() > PATH_BYTES_MAX {
+        "give a path of at most 4096 bytes"
+    } else if path.contains('\0') {
+        "a path has no NUL byte"
+    } else if path.split('/').any(|part| part == "." || part == "..") {
+        "give a path without `.` and `..`"
+    } else {
+        return Ok(());
+    };
+    Err(InvalidField::new(field, path.replace('\0', "\\0"), problem))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn field_of(spec: &RunSpec) -> Option<String> {
+        spec.validate().err().map(|error| error.field)
+    }
+
+    #[test]
+    fn a_plain_command_is_accepted() {
+        assert_eq!(RunSpec::new(["echo", "hello"]).validate(), Ok(()));
+    }
+
+    #[test]
+    fn what_cannot_be_is_named() {
+        let good = RunSpec::new(["true"]);
+        let mount = |target: &str| vec![Mount { source: "/srv".into(), target: target.into(), read_only: true }];
+        assert_eq!(field_of(&RunSpec::new(Vec::<String>::new())).as_deref(), Some("argv"));
+        assert_eq!(field_of(&RunSpec::new(["a", "b\0c"])).as_deref(), Some("argv[1]"));
+        assert_eq!(field_of(&RunSpec { cwd: Some("tmp".into()), ..good.clone() }).as_deref(), Some("cwd"));
+        assert_eq!(field_of(&RunSpec { cwd: Some("/a/../b".into()), ..good.clone() }).as_deref(), Some("cwd"));
+        assert_eq!(field_of(&RunSpec { user: Some("a b".into()), ..good.clone() }).as_deref(), Some("user"));
+        for target in ["/", "/proc", "/proc/1", "/sys/x", "/dev/"] {
+            let spec = RunSpec { mounts: mount(target), ..good.clone() };
+            assert_eq!(field_of(&spec).as_deref(), Some("mounts[0].target"), "{target}");
+        }
+        assert_eq!(field_of(&RunSpec { mounts: mount("/device"), ..good.clone() }), None);
+        let env = BTreeMap::from([("A=B".to_owned(), String::new())]);
+        assert_eq!(field_of(&RunSpec { env, ..good }).as_deref(), Some("env"));
+    }
+
+    #[test]
+    fn roots_are_read() {
+        assert_eq!(RootSource::parse("host"), Ok(RootSource::Host));
+        assert_eq!(RootSource::parse("dir:/a:b"), Ok(RootSource::Dir { path: "/a:b".into() }));
+        let error = RootSource::parse("ubuntu").map_err(|error| error.code);
+        assert_eq!(error, Err(ErrorCode::UnknownImage));
+    }
+}

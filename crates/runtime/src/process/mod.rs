@@ -1,0 +1,1 @@
+//! The `process` runtime: namespaces of the kernel, without anything installed.
