@@ -1,1 +1,50 @@
-fn main(){}
+//! The project's own commands: `cargo xtask <command>`.
+//!
+//! Each command is one file. They drive cargo and the `holm` binary from the outside and import nothing of the crates, so
+//! what they show is what a user gets. What they leave out: anything that belongs into a test.
+
+mod exec;
+mod places;
+mod postgres;
+mod say;
+mod setup;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The project's own commands.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Install what the tests need: by apt as root; otherwise say what is missing.
+    Setup(setup::Arguments),
+    /// Run every check and every test.
+    Test(test::Arguments),
+    /// Check what the compiler does not: imports between crates, sizes, names, pages.
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = exec::listen_for_interrupts().and_then(|()| match arguments.command {
+        Command::Setup(arguments) => setup::setup(&arguments),
+        Command::Test(arguments) => test::test(&arguments),
+        Command::Tidy => tidy::tidy(),
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say::error(&format!("{error:#}"));
+            if exec::interrupted() { ExitCode::from(130) } else { ExitCode::FAILURE }
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Rules for Rust files: how they begin, how long they and their functions are, where `unsafe` may stand, what may panic.
+//!
+//! Files are parsed, so strings and comments are never mistaken for code.
+
+use syn::visit::Visit;
+
+use super::{File, Finding, names};
+
+/// A file longer than this deserves a look.
+const FILE_LINES_WARN: usize = 400;
+/// A file longer than this is refused.
+const FILE_LINES_MAX: usize = 800;
+/// A function with more lines of code than this is refused.
+const FUNCTION_LINES_MAX: usize = 70;
+/// The only crates that may contain `unsafe`.
+const UNSAFE_ALLOWED: [&str; 2] = ["crates/runtime/", "crates/guest/"];
+
+/// Checks one Rust file.
+pub fn check(file: &File) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if !file.text.starts_with("//!") {
+        findings
+            .push(Finding::error(&file.path, "does not begin with `//!`: say what it is for and what always holds"));
+    }
+    let lines = file.text.lines().count();
+    if lines > FILE_LINES_MAX {
+        findings.push(Finding::error(&file.path, format!("{lines} lines, {FILE_LINES_MAX} at most: split it")));
+    } else if lines > FILE_LINES_WARN {
+        findings.push(Finding::warning(&file.path, format!("{lines} lines: {FILE_LINES_WARN} is a lot")));
+    }
+    match syn::parse_file(&file.text) {
+        Ok(syntax) => {
+            let mut visitor = Visitor::new(file);
+            visitor.visit_file(&syntax);
+            findings.extend(visitor.findings);
+        }
+        Err(error) => {
+            let line = error.span().start().line;
+            findings.push(Finding::error(format!("{}:{line}", file.path), format!("does not parse: {error}")));
+        }
+    }
+    findings
+}
+
+struct Visitor<'a> {
+    path: &'a str,
+    lines: Vec<&'a str>,
+    unsafe_allowed: bool,
+    /// How many items deep this is within test code, where panics are the point.
+    tests: usize,
+    findings: Vec<Finding>,
+}
+
+impl<'a> Visitor<'a> {
+    fn new(file: &'a File) -> Self {
+        Self {
+            path: &file.path,
+            lines: file.text.lines().collect(),
+            unsafe_allowed: UNSAFE_ALLOWED.iter().any(|folder| file.path.starts_with(folder)),
+            tests: usize::from(is_test_file(&file.path)),
+            findings: Vec::new(),
+        }
+    }
+
+    fn found(&mut self, span: proc_macro2::Span, problem: impl Into<String>) {
+        self.findings.push(Finding::error(format!("{}:{}", self.path, span.start().line), problem));
+    }
+
+    fn check_unsafe(&mut self, token: Option<&syn::Token![unsafe]>) {
+        if let Some(token) = token.filter(|_| !self.unsafe_allowed) {
+            self.found(token.span, "`unsafe` belongs into crates/runtime and crates/guest only");
+        }
+    }
+
+    fn check_length(&mut self, name: &syn::Ident, block: &syn::Block) {
+        let braces = block.brace_token.span;
+        let (first, last) = (braces.open().start().line, braces.close().end().line);
+        // The lines between the braces, without empty ones and comments: what clippy's `too_many_lines` counts.
+        let body = self.lines.get(first..last.saturating_sub(1)).unwrap_or_default();
+        let code =
+            body.iter().map(|line| line.trim()).filter(|line| !line.is_empty() && !line.starts_with("//")).count();
+        if code > FUNCTION_LINES_MAX {
+            self.found(name.span(), format!("`{name}` has {code} lines of code, {FUNCTION_LINES_MAX} at most"));
+        }
+    }
+
+    fn within_tests(&mut self, attributes: &[syn::Attribute], visit: impl FnOnce(&mut Self)) {
+        let entered = usize::from(attributes.iter().any(is_test_attribute));
+        self.tests += entered;
+        visit(self);
+        self.tests -= entered;
+    }
+}
+
+/// Files that are compiled for tests only.
+fn is_test_file(path: &str) -> bool {
+    path.starts_with("crates/e2e/") || path.contains("/tests/") || path.ends_with("/tests.rs")
+}
+
+fn is_test_attribute(attribute: &syn::Attribute) -> bool {
+    let path = attribute.path();
+    if path.is_ident("cfg") {
+        return matches!(&attribute.meta, syn::Meta::List(list) if list.tokens.to_string() == "test");
+    }
+    path.segments.last().is_some_and(|segment| segment.ident == "test")
+}
+
+impl<'ast> Visit<'ast> for Visitor<'_> {
+    fn visit_item_mod(&mut self, item: &'ast syn::ItemMod) {
+        if names::REFUSED.iter().any(|name| item.ident == name) {
+            self.found(item.ident.span(), names::problem(&item.ident.to_string()));
+        }
+        self.within_tests(&item.attrs, |this| syn::visit::visit_item_mod(this, item));
+    }
+
+    fn visit_item_fn(&mut self, item: &'ast syn::ItemFn) {
+        self.check_unsafe(item.sig.unsafety.as_ref());
+        self.check_length(&item.sig.ident, &item.block);
+        self.within_tests(&item.attrs, |this| syn::visit::visit_item_fn(this, item));
+    }
+
+    fn visit_impl_item_fn(&mut self, item: &'ast syn::ImplItemFn) {
+        self.check_unsafe(item.sig.unsafety.as_ref());
+        self.check_length(&item.sig.ident, &item.block);
+        self.within_tests(&item.attrs, |this| syn::visit::visit_impl_item_fn(this, item));
+    }
+
+    fn visit_trait_item_fn(&mut self, item: &'ast syn::TraitItemFn) {
+        self.check_unsafe(item.sig.unsafety.as_ref());
+        if let Some(block) = &item.default {
+            self.check_length(&item.sig.ident, block);
+        }
+        syn::visit::visit_trait_item_fn(self, item);
+    }
+
+    fn visit_item_impl(&mut self, item: &'ast syn::ItemImpl) {
+        self.check_unsafe(item.unsafety.as_ref());
+        self.within_tests(&item.attrs, |this| syn::visit::visit_item_impl(this, item));
+    }
+
+    fn visit_item_trait(&mut self, item: &'ast syn::ItemTrait) {
+        self.check_unsafe(item.unsafety.as_ref());
+        syn::visit::visit_item_trait(self, item);
+    }
+
+    fn visit_expr_unsafe(&mut self, item: &'ast syn::ExprUnsafe) {
+        self.check_unsafe(Some(&item.unsafe_token));
+        syn::visit::visit_expr_unsafe(self, item);
+    }
+
+    fn visit_expr_method_call(&mut self, item: &'ast syn::ExprMethodCall) {
+        let panics =
+            (item.method == "unwrap" && item.args.is_empty()) || (item.method == "expect" && item.args.len() == 1);
+        if panics && self.tests == 0 {
+            self.found(item.method.span(), format!("`{}` outside tests: return an error", item.method));
+        }
+        syn::visit::visit_expr_method_call(self, item);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(path: &str, text: &str) -> Vec<String> {
+        let file = File { path: path.into(), text: text.into() };
+        check(&file).into_iter().map(|finding| format!("{}: {}", finding.place, finding.problem)).collect()
+    }
+
+    fn only(path: &str, text: &str, wanted: &str) {
+        let findings = found(path, text);
+        assert!(findings.len() == 1 && findings[0].contains(wanted), "{findings:?}");
+    }
+
+    #[test]
+    fn beginnings_and_lengths_of_files() {
+        assert!(found("a.rs", "//! Something.\n").is_empty());
+        only("a.rs", "fn a() {}\n", "`//!`");
+        only("a.rs", &format!("//! A.\n{}", "// a\n".repeat(800)), "801 lines");
+        only("a.rs", &format!("//! A.\n{}", "// a\n".repeat(500)), "is a lot");
+        only("a.rs", "//! A.\nfn a( {}\n", "does not parse");
+    }
+
+    #[test]
+    fn lengths_of_functions() {
+        let function = |lines: usize| format!("//! A.\nfn a() {{\n    // why\n\n{}}}\n", "    a();\n".repeat(lines));
+        assert!(found("a.rs", &function(70)).is_empty());
+        only("a.rs", &function(71), "`a` has 71 lines");
+        let method = format!("//! A.\nimpl A {{\nfn b() {{\n{}}}\n}}\n", "a();\n".repeat(71));
+        only("a.rs", &method, "`b` has 71 lines");
+    }
+
+    #[test]
+    fn unsafe_has_its_two_places() {
+        let text = "//! A.\nfn a() {\n    unsafe { b() }\n}\n";
+        only("crates/shim/src/a.rs", text, "a.rs:3: `unsafe`");
+        only("crates/shim/src/a.rs", "//! A.\nunsafe impl Send for A {}\n", "`unsafe`");
+        assert!(found("crates/guest/src/a.rs", text).is_empty());
+        assert!(found("crates/shim/src/a.rs", "//! A.\n// unsafe { }\nconst A: &str = \"unsafe {}\";\n").is_empty());
+    }
+
+    #[test]
+    fn panics_are_for_tests() {
+        only("crates/a/src/a.rs", "//! A.\nfn a() { b.unwrap(); }\n", "`unwrap` outside tests");
+        only("crates/a/src/a.rs", "//! A.\nfn a() { b.expect(\"c\"); }\n", "`expect` outside tests");
+        let tested = "//! A.\n#[cfg(test)]\nmod tests {\n    fn a() { b.unwrap(); }\n}\n";
+        assert!(found("crates/a/src/a.rs", tested).is_empty());
+        only("crates/a/src/a.rs", "//! A.\n#[cfg(not(test))]\nfn a() { b.unwrap(); }\n", "outside tests");
+        assert!(found("crates/a/tests/a.rs", "//! A.\nfn a() { b.unwrap(); }\n").is_empty());
+        assert!(found("crates/a/src/a.rs", "//! A.\n#[tokio::test]\nasync fn a() { b.unwrap(); }\n").is_empty());
+    }
+
+    #[test]
+    fn names_of_modules() {
+        only("crates/a/src/a.rs", "//! A.\nmod utils {}\n", "`utils` says nothing");
+    }
+}
