@@ -4,6 +4,7 @@
 //! guard up the stack (the database, temporary folders, servers under measurement) cleans up as it is dropped.
 
 use std::{
+    io::{BufRead, BufReader, Read},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{
         Arc, OnceLock,
@@ -15,6 +16,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::say;
 
 static INTERRUPTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
@@ -54,13 +57,43 @@ pub fn run(command: &mut Command) -> Result<()> {
 pub fn status(command: &mut Command) -> Result<ExitStatus> {
     check_interrupt()?;
     let mut child = command.spawn().with_context(|| format!("cannot start `{}`", line(command)))?;
+    wait(&mut child)
+}
+
+/// Runs a program to its end, shows what it writes as it comes, and hands each line of it to `see`.
+pub fn watch(command: &mut Command, see: impl Fn(&str) + Sync) -> Result<ExitStatus> {
+    check_interrupt()?;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("cannot start `{}`", line(command)))?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    thread::scope(|scope| {
+        scope.spawn(|| stdout.map(|pipe| pass_on(pipe, &see)));
+        scope.spawn(|| stderr.map(|pipe| pass_on(pipe, &see)));
+        wait(&mut child)
+    })
+}
+
+/// Reads lines to the end of the pipe. A pipe that breaks ends with its program, whose status tells what happened.
+fn pass_on(pipe: impl Read, see: &impl Fn(&str)) {
+    let mut reader = BufReader::new(pipe);
+    let mut bytes = Vec::new();
+    while reader.read_until(b'\n', &mut bytes).is_ok_and(|length| length > 0) {
+        let text = String::from_utf8_lossy(&bytes);
+        let text = text.trim_end_matches('\n');
+        say::passed_on(text);
+        see(text);
+        bytes.clear();
+    }
+}
+
+fn wait(child: &mut Child) -> Result<ExitStatus> {
     loop {
         if let Some(status) = child.try_wait()? {
             check_interrupt()?;
             return Ok(status);
         }
         if interrupted() {
-            end(&mut child, Signal::TERM, GRACE)?;
+            end(child, Signal::TERM, GRACE)?;
             bail!("interrupted");
         }
         thread::sleep(POLL);

@@ -3,7 +3,9 @@
 //! Each command is one file. They drive cargo and the `holm` binary from the outside and import nothing of the crates, so
 //! what they show is what a user gets. What they leave out: anything that belongs into a test.
 
+mod dev;
 mod exec;
+mod openapi;
 mod places;
 mod postgres;
 mod say;
@@ -29,6 +31,10 @@ enum Command {
     Setup(setup::Arguments),
     /// Run every check and every test.
     Test(test::Arguments),
+    /// Write the description of the API from the code, or compare it.
+    Openapi(openapi::Arguments),
+    /// Run a server and an agent with a temporary state folder.
+    Dev,
     /// Check what the compiler does not: imports between crates, sizes, names, pages.
     Tidy,
 }
@@ -38,6 +44,8 @@ fn main() -> ExitCode {
     let result = exec::listen_for_interrupts().and_then(|()| match arguments.command {
         Command::Setup(arguments) => setup::setup(&arguments),
         Command::Test(arguments) => test::test(&arguments),
+        Command::Openapi(arguments) => openapi::openapi(&arguments),
+        Command::Dev => dev::dev(),
         Command::Tidy => tidy::tidy(),
     });
     match result {

@@ -20,3 +20,8 @@ pub fn error(text: &str) {
 pub fn result(text: &str) {
     println!("{text}");
 }
+
+/// A line that a program wrote which xtask runs.
+pub fn passed_on(text: &str) {
+    eprintln!("{text}");
+}

@@ -1,18 +1,150 @@
-//! `cargo xtask test`: every check and every test.
+//! `cargo xtask test`: every check and every test, as continuous integration runs them.
+//!
+//! A step that fails does not stop the next one, so one run shows all that is wrong; the last line counts tests. Nothing is
+//! skipped in silence: where a step cannot run, it fails and says why. Only the dev profile is built.
 
-use std::process::Command;
+mod count;
+mod plain_user;
 
-use anyhow::Result;
+use std::{
+    process::Command,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
 
-use crate::{exec, postgres::Postgres, say};
+use anyhow::{Result, bail};
+
+use crate::{exec, openapi, places, postgres::Postgres, say, setup, tidy};
+use count::Counts;
 
 /// The arguments of `test`.
 #[derive(Debug, clap::Args)]
-pub struct Arguments {}
+pub struct Arguments {
+    /// Only the steps whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+}
 
-/// Runs everything; the first failure ends it.
-pub fn test(_arguments: &Arguments) -> Result<()> {
-    say::step("PostgreSQL");
-    let postgres = Postgres::start()?;
-    exec::run(Command::new("cargo").args(["test", "--workspace"]).env("HOLM_TEST_POSTGRES", postgres.url()))
+/// What the steps need to know.
+pub struct Context {
+    postgres: Postgres,
+    counts: Mutex<Counts>,
+}
+
+type Step = (&'static str, fn(&Context) -> Result<()>);
+
+const STEPS: [Step; 9] = [
+    ("format", format),
+    ("tidy", |_| tidy::tidy()),
+    ("clippy", clippy),
+    ("openapi", |_| openapi::openapi(&openapi::Arguments { check: true })),
+    ("unit tests", unit_tests),
+    ("guest tests", guest_tests),
+    ("end to end on SQLite", |context| end_to_end(context, "sqlite")),
+    ("end to end on PostgreSQL", |context| end_to_end(context, "postgres")),
+    ("as a plain user", plain_user::tests),
+];
+
+/// Runs everything and sums up.
+pub fn test(arguments: &Arguments) -> Result<()> {
+    let begun = Instant::now();
+    say::step("setup");
+    setup::setup(&setup::Arguments::default())?;
+    let context = Context { postgres: Postgres::start()?, counts: Mutex::default() };
+    let mut summary = Vec::new();
+    for (name, step) in STEPS.iter().filter(|(name, _)| arguments.only.as_ref().is_none_or(|only| name.contains(only)))
+    {
+        say::step(name);
+        let started = Instant::now();
+        let result = step(&context);
+        exec::check_interrupt()?;
+        if let Err(error) = &result {
+            say::error(&format!("{error:#}"));
+        }
+        summary.push((*name, result.is_ok(), started.elapsed()));
+    }
+    conclude(&context.counts(), &summary, begun.elapsed())
+}
+
+fn conclude(counts: &Counts, summary: &[(&str, bool, Duration)], elapsed: Duration) -> Result<()> {
+    say::step(&format!("{} steps in {:.0} s", summary.len(), elapsed.as_secs_f64()));
+    for (name, sound, elapsed) in summary {
+        let verdict = if *sound { "ok" } else { "FAILED" };
+        say::note(&format!("{verdict:6} {:6.1} s  {name}", elapsed.as_secs_f64()));
+    }
+    let failed: Vec<&str> = summary.iter().filter(|(_, sound, _)| !sound).map(|(name, ..)| *name).collect();
+    say::result(&counts.to_string());
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+impl Context {
+    fn counts(&self) -> Counts {
+        *self.counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Runs a command that runs tests, and counts them.
+    fn run_tests(&self, command: &mut Command) -> Result<()> {
+        command.env("HOLM_TEST_POSTGRES", self.postgres.url());
+        command.env("HOLM_TEST_KERNEL_DIR", places::test_kernel()?);
+        let before = self.counts();
+        let status = exec::watch(command, |line| {
+            self.counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner).see(line);
+        })?;
+        let counts = self.counts();
+        if !status.success() {
+            bail!("`{}` failed: {status}", exec::line(command));
+        }
+        // A filter that matches nothing and a harness that says nothing must not look like success.
+        if counts.passed == before.passed {
+            bail!("`{}` ran no tests", exec::line(command));
+        }
+        Ok(())
+    }
+}
+
+/// A cargo command in the checkout.
+fn cargo(arguments: &[&str]) -> Result<Command> {
+    let mut command = Command::new("cargo");
+    command.args(arguments).current_dir(places::root()?);
+    Ok(command)
+}
+
+fn has_nextest() -> bool {
+    places::program("cargo-nextest").is_some()
+}
+
+/// `cargo nextest run` where it is installed, `cargo test` otherwise.
+fn test_runner() -> &'static [&'static str] {
+    if has_nextest() { &["nextest", "run", "--locked"] } else { &["test", "--locked", "--no-fail-fast"] }
+}
+
+const GUEST_MANIFEST: [&str; 2] = ["--manifest-path", "crates/guest/Cargo.toml"];
+
+fn format(_: &Context) -> Result<()> {
+    exec::run(&mut cargo(&["fmt", "--all", "--check"])?)?;
+    exec::run(cargo(&["fmt", "--check"])?.args(GUEST_MANIFEST))
+}
+
+fn clippy(_: &Context) -> Result<()> {
+    let strict = ["--all-targets", "--locked", "--", "--deny", "warnings"];
+    exec::run(cargo(&["clippy", "--workspace"])?.args(strict))?;
+    exec::run(cargo(&["clippy"])?.args(GUEST_MANIFEST).args(strict))
+}
+
+fn unit_tests(context: &Context) -> Result<()> {
+    context.run_tests(cargo(test_runner())?.args(["--workspace", "--exclude", "holm-e2e"]))
+}
+
+fn guest_tests(context: &Context) -> Result<()> {
+    context.run_tests(cargo(&["test", "--locked"])?.args(GUEST_MANIFEST))
+}
+
+fn end_to_end(context: &Context, store: &str) -> Result<()> {
+    exec::run(&mut cargo(&["build", "--locked", "--package", "holm"])?)?;
+    let mut command = cargo(test_runner())?;
+    command.args(["--package", "holm-e2e"]).env("HOLM_TEST_STORE", store);
+    context.run_tests(command.env("HOLM_BIN", places::target()?.join("debug/holm")))
 }

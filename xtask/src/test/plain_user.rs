@@ -1,0 +1,99 @@
+//! The suites that depend on privileges, once more as a user without any.
+//!
+//! Where xtask runs as root, copies of the built programs go into a folder that the user may read, and run there under an
+//! id that nobody has. Where it runs as a plain user already, the other steps were that run.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::{PermissionsExt, chown},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result};
+use cargo_metadata::Message;
+
+use super::{Context, cargo};
+use crate::{exec, places, say};
+
+/// An id that stands in no account file; the sandboxes of root use ids far above it.
+const PLAIN_ID: u32 = 54_321;
+/// The packages whose tests depend on privileges.
+const PACKAGES: [&str; 2] = ["holm-runtime", "holm-e2e"];
+
+/// Builds the suites as the user who runs xtask, and runs them as one without privileges.
+pub fn tests(context: &Context) -> Result<()> {
+    if !places::is_root() {
+        say::note("this is a plain user already: the steps before this one were that run");
+        return Ok(());
+    }
+    exec::run(&mut cargo(&["build", "--locked", "--package", "holm"])?)?;
+    let place = Place::new()?;
+    let holm = place.bring(&places::target()?.join("debug/holm"), "holm")?;
+    for (name, built) in test_programs()? {
+        let program = place.bring(&built, &name)?;
+        say::note(&format!("{name} as user {PLAIN_ID}"));
+        let mut command = place.command(&program);
+        command.env("HOLM_BIN", &holm).env("HOLM_TEST_STORE", "sqlite");
+        context.run_tests(&mut command).with_context(|| format!("{name} as a plain user"))?;
+    }
+    Ok(())
+}
+
+/// A folder of the plain user's own.
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("holm-plain-").tempdir()?;
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
+        for name in ["home", "tmp"] {
+            let path = dir.path().join(name);
+            fs::create_dir(&path)?;
+            chown(&path, Some(PLAIN_ID), Some(PLAIN_ID))?;
+        }
+        Ok(Self { dir })
+    }
+
+    fn bring(&self, program: &Path, name: &str) -> Result<PathBuf> {
+        let copy = self.dir.path().join(name);
+        fs::copy(program, &copy).with_context(|| format!("cannot copy {}", program.display()))?;
+        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755))?;
+        Ok(copy)
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        let id = PLAIN_ID.to_string();
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--inh-caps=-all", "--"]).arg(program);
+        command.current_dir(self.dir.path().join("home"));
+        command.env("HOME", self.dir.path().join("home")).env("TMPDIR", self.dir.path().join("tmp"));
+        for variable in ["XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "USER", "LOGNAME"] {
+            command.env_remove(variable);
+        }
+        command
+    }
+}
+
+/// The test programs of [`PACKAGES`], built, by a name for people.
+fn test_programs() -> Result<BTreeMap<String, PathBuf>> {
+    let mut command = cargo(&["test", "--locked", "--no-run", "--message-format=json-render-diagnostics"])?;
+    for package in PACKAGES {
+        command.args(["--package", package]);
+    }
+    let messages = exec::read(&mut command)?;
+    let mut programs = BTreeMap::new();
+    for message in Message::parse_stream(messages.as_bytes()) {
+        if let Message::CompilerArtifact(artifact) = message?
+            && artifact.profile.test
+            && let Some(program) = artifact.executable
+        {
+            let package = artifact.manifest_path.parent().and_then(|dir| dir.file_name()).unwrap_or("crate");
+            programs.insert(format!("{package}-{}", artifact.target.name), program.into_std_path_buf());
+        }
+    }
+    Ok(programs)
+}
