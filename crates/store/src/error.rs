@@ -1,0 +1,94 @@
+//! What can go wrong in the store, by what a caller can do about it.
+
+/// A cause that another library told.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why the store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Somebody else was first: the version is another one now, or the name is taken. Read again and decide anew.
+    #[error("{what} was changed by somebody else, or is already there")]
+    Conflict {
+        /// The thing.
+        what: &'static str,
+    },
+    /// There is no such thing in this org.
+    #[error("there is no such {what}")]
+    NotFound {
+        /// The thing.
+        what: &'static str,
+    },
+    /// What the store stands on did not answer, or not in time. The operation may be tried again.
+    #[error("the store is not available while it was to {doing}: {source}")]
+    Unavailable {
+        /// The operation.
+        doing: &'static str,
+        /// What the engine said.
+        source: Cause,
+    },
+    /// A row or a blob is there and cannot be read. It is never skipped: somebody has to look at it.
+    #[error("`{table}` holds under `{key}` what cannot be read: {problem}")]
+    Corrupt {
+        /// The table, or `blobs`.
+        table: &'static str,
+        /// The key of the row.
+        key: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// More was asked for than is allowed at once.
+    #[error("{what}: {given} is more than {max}")]
+    Limit {
+        /// What there was too much of.
+        what: &'static str,
+        /// How much was given.
+        given: u64,
+        /// How much is allowed.
+        max: u64,
+    },
+    /// What was asked for cannot be stored, whatever the state.
+    #[error("{what} is not accepted: {problem}")]
+    Invalid {
+        /// What was given.
+        what: &'static str,
+        /// Why it is not accepted.
+        problem: String,
+    },
+}
+
+/// The result of an operation of the store.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub(crate) fn unavailable(doing: &'static str, source: impl Into<Cause>) -> Self {
+        Self::Unavailable { doing, source: source.into() }
+    }
+
+    pub(crate) fn corrupt(table: &'static str, key: impl Into<String>, problem: impl ToString) -> Self {
+        Self::Corrupt { table, key: key.into(), problem: problem.to_string() }
+    }
+
+    pub(crate) fn invalid(what: &'static str, problem: impl Into<String>) -> Self {
+        Self::Invalid { what, problem: problem.into() }
+    }
+}
+
+/// Refuses `given` above `max`.
+pub(crate) fn limit(what: &'static str, given: usize, max: usize) -> Result<()> {
+    if given <= max {
+        return Ok(());
+    }
+    let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    Err(Error::Limit { what, given: wide(given), max: wide(max) })
+}
+
+/// Refuses a page of nothing, and one that is longer than allowed.
+pub(crate) fn page(limit: u32, max: u32) -> Result<usize> {
+    if limit == 0 {
+        return Err(Error::invalid("limit", "give at least 1"));
+    }
+    if limit > max {
+        return Err(Error::Limit { what: "rows of a page", given: u64::from(limit), max: u64::from(max) });
+    }
+    Ok(limit as usize)
+}

@@ -1,0 +1,227 @@
+//! Runs with their leases, events and logs in memory.
+
+use std::collections::BTreeMap;
+
+use holm_domain::{
+    AgentId, OrgId, RunId, UnixMicros,
+    run::{Event, EventKind, Run, RunState},
+};
+
+use super::{Memory, Row, State, Stored};
+use crate::{
+    Error, EventAppended, Idempotency, Inserted, LEASES_PAGE_MAX, LogAppended, Result, RunFilter, Saved, Segment,
+    logs::{Attempt, Chunk},
+};
+
+const NO_RUN: Error = Error::NotFound { what: "run" };
+
+impl State {
+    fn row(&self, org: OrgId, id: RunId) -> Option<&Row> {
+        self.runs.get(&id).filter(|row| row.run.org == org)
+    }
+
+    fn row_mut(&mut self, org: OrgId, id: RunId) -> Result<&mut Row> {
+        self.runs.get_mut(&id).filter(|row| row.run.org == org).ok_or(NO_RUN)
+    }
+}
+
+impl Row {
+    fn last_event_seq(&self) -> u64 {
+        self.events.last().map_or(0, |stored| stored.event.seq)
+    }
+
+    fn tell(&mut self, kind: &EventKind, source: Option<(u64, u64)>, at: UnixMicros) {
+        let event = Event { seq: self.last_event_seq() + 1, at, kind: kind.clone() };
+        self.events.push(Stored { event, source });
+    }
+}
+
+/// A result that is JSON's null is read back as none by the other engines.
+fn as_stored(run: &Run) -> Run {
+    let result = run.result.clone().filter(|result| !result.is_null());
+    Run { result, ..run.clone() }
+}
+
+fn fence_of(run: &Run) -> u64 {
+    run.lease.map_or(0, |lease| lease.fence)
+}
+
+fn meets(run: &Run, filter: &RunFilter) -> bool {
+    filter.project.is_none_or(|project| project == run.project)
+        && (filter.states.is_empty() || filter.states.contains(&run.state))
+        && filter.labels.iter().all(|(key, value)| run.labels().get(key) == Some(value))
+}
+
+impl Memory {
+    pub(crate) fn run_insert(
+        &self,
+        run: &Run,
+        idempotency: Option<&Idempotency>,
+        events: &[EventKind],
+        deadline: Option<UnixMicros>,
+        now: UnixMicros,
+    ) -> Result<Inserted> {
+        let mut state = self.lock();
+        if let Some(wanted) = idempotency
+            && let Some((digest, id)) = state.idempotency.get(&(run.org, wanted.key.clone()))
+        {
+            let row = state.row(run.org, *id).ok_or(NO_RUN)?;
+            return Ok(Inserted::Existing { run: Box::new(row.run.clone()), digest: *digest });
+        }
+        if state.projects.get(&run.project).is_none_or(|project| project.org != run.org) {
+            return Err(Error::NotFound { what: "project" });
+        }
+        if state.runs.contains_key(&run.id) {
+            return Err(Error::Conflict { what: "run" });
+        }
+        let fence = fence_of(run);
+        let run = as_stored(run);
+        let mut row = Row { run, deadline, fence, next_log_seq: 1, events: Vec::new(), segments: Vec::new() };
+        events.iter().for_each(|kind| row.tell(kind, None, now));
+        if let Some(new) = idempotency {
+            state.idempotency.insert((row.run.org, new.key.clone()), (new.digest, row.run.id));
+        }
+        state.runs.insert(row.run.id, row);
+        Ok(Inserted::New)
+    }
+
+    pub(crate) fn run_get(&self, org: OrgId, id: RunId) -> Option<Run> {
+        self.lock().row(org, id).map(|row| row.run.clone())
+    }
+
+    pub(crate) fn run_list(&self, org: OrgId, filter: &RunFilter, before: Option<RunId>, limit: usize) -> Vec<Run> {
+        let state = self.lock();
+        let newest_first = state.runs.values().rev().map(|row| &row.run);
+        newest_first
+            .filter(|run| run.org == org && before.is_none_or(|before| run.id < before) && meets(run, filter))
+            .take(limit)
+            .cloned()
+            .collect()
+    }
+
+    pub(crate) fn run_queue(&self, org: OrgId, limit: usize) -> Vec<Run> {
+        let state = self.lock();
+        let queued = state.runs.values().map(|row| &row.run).filter(|run| run.org == org);
+        let mut queued: Vec<&Run> = queued.filter(|run| run.state == RunState::Queued).collect();
+        queued.sort_by_key(|run| (run.queued_at, run.id));
+        queued.into_iter().take(limit).cloned().collect()
+    }
+
+    pub(crate) fn run_save(
+        &self,
+        expect_version: u64,
+        run: &Run,
+        events: &[EventKind],
+        deadline: Option<UnixMicros>,
+        now: UnixMicros,
+    ) -> Result<Saved> {
+        let mut state = self.lock();
+        let row = state.row_mut(run.org, run.id)?;
+        if row.run.version != expect_version {
+            return Err(Error::Conflict { what: "run" });
+        }
+        row.fence = fence_of(run);
+        row.run = as_stored(run);
+        row.deadline = deadline;
+        events.iter().for_each(|kind| row.tell(kind, None, now));
+        Ok(Saved { next_log_seq: row.next_log_seq, last_event_seq: row.last_event_seq() })
+    }
+
+    pub(crate) fn run_delete(&self, org: OrgId, id: RunId, expect_version: u64) -> Result<()> {
+        let mut state = self.lock();
+        if state.row_mut(org, id)?.run.version != expect_version {
+            return Err(Error::Conflict { what: "run" });
+        }
+        state.runs.remove(&id);
+        state.idempotency.retain(|_, (_, run)| *run != id);
+        Ok(())
+    }
+
+    pub(crate) fn runs_due(&self, now: UnixMicros, limit: usize) -> Vec<Run> {
+        let state = self.lock();
+        let mut due: Vec<(UnixMicros, &Run)> = state
+            .runs
+            .values()
+            .filter_map(|row| Some((row.deadline?, &row.run)))
+            .filter(|(deadline, _)| *deadline <= now)
+            .collect();
+        due.sort_by_key(|(deadline, run)| (*deadline, run.id));
+        due.into_iter().take(limit).map(|(_, run)| run.clone()).collect()
+    }
+
+    pub(crate) fn runs_of_agent(&self, org: OrgId, agent: AgentId) -> Vec<Run> {
+        let state = self.lock();
+        let of_org = state.runs.values().map(|row| &row.run).filter(|run| run.org == org);
+        let held = of_org.filter(|run| run.lease.is_some_and(|lease| lease.agent == agent));
+        held.take(LEASES_PAGE_MAX as usize).cloned().collect()
+    }
+
+    pub(crate) fn lease_counts(&self, org: OrgId) -> BTreeMap<AgentId, u32> {
+        let mut counts = BTreeMap::new();
+        for row in self.lock().runs.values().filter(|row| row.run.org == org) {
+            if let Some(lease) = row.run.lease {
+                *counts.entry(lease.agent).or_default() += 1;
+            }
+        }
+        counts
+    }
+
+    pub(crate) fn event_append(
+        &self,
+        org: OrgId,
+        run: RunId,
+        fence: u64,
+        first_source_seq: u64,
+        events: &[EventKind],
+        now: UnixMicros,
+    ) -> Result<EventAppended> {
+        let mut state = self.lock();
+        let row = state.row_mut(org, run)?;
+        if fence == 0 || row.fence != fence {
+            return Ok(EventAppended::StaleFence);
+        }
+        for (source_seq, kind) in (first_source_seq..).zip(events) {
+            let source = Some((fence, source_seq));
+            if !row.events.iter().any(|stored| stored.source == source) {
+                row.tell(kind, source, now);
+            }
+        }
+        Ok(EventAppended::Stored { last_seq: row.last_event_seq() })
+    }
+
+    pub(crate) fn event_page(&self, org: OrgId, run: RunId, after: u64, limit: usize) -> Vec<Event> {
+        let state = self.lock();
+        let events = state.row(org, run).map_or(&[][..], |row| &row.events);
+        let later = events.iter().filter(|stored| stored.event.seq > after);
+        later.take(limit).map(|stored| stored.event.clone()).collect()
+    }
+
+    pub(crate) fn log_append(&self, org: OrgId, run: RunId, fence: u64, chunk: &Chunk) -> Result<Attempt> {
+        let mut state = self.lock();
+        let row = state.row_mut(org, run)?;
+        if let Some(attempt) = Attempt::refused(row.fence, row.next_log_seq, fence, chunk) {
+            return Ok(attempt);
+        }
+        row.next_log_seq = chunk.last_seq + 1;
+        let Chunk { first_seq, last_seq, bytes } = chunk.clone();
+        row.segments.push(Segment { first_seq, last_seq, bytes });
+        Ok(Attempt::Done(LogAppended::Stored { next: row.next_log_seq, unsealed_bytes: 0 }))
+    }
+
+    pub(crate) fn log_read(&self, org: OrgId, run: RunId, after: u64, bytes_max: usize) -> Vec<Segment> {
+        let state = self.lock();
+        let segments = state.row(org, run).map_or(&[][..], |row| &row.segments);
+        let from = segments.partition_point(|segment| segment.last_seq <= after);
+        let mut bytes = 0;
+        let wanted = segments[from..].iter().take_while(|segment| {
+            let first = bytes == 0;
+            bytes += segment.bytes.len();
+            first || bytes <= bytes_max
+        });
+        wanted.cloned().collect()
+    }
+
+    pub(crate) fn log_head(&self, org: OrgId, run: RunId) -> Result<u64> {
+        self.lock().row(org, run).map(|row| row.next_log_seq).ok_or(NO_RUN)
+    }
+}

@@ -1,0 +1,126 @@
+//! Orgs, projects, tokens and hosts in memory.
+
+use holm_domain::{AgentId, OrgId, TokenId, UnixMicros, access::Token, host::Host};
+
+use super::{Memory, State};
+use crate::{Error, HOSTS_MAX, Org, PROJECTS_MAX, Project, Result, TOKENS_MAX};
+
+impl State {
+    fn org_must_be(&self, org: OrgId) -> Result<()> {
+        if self.orgs.contains_key(&org) { Ok(()) } else { Err(Error::NotFound { what: "org" }) }
+    }
+}
+
+fn room(what: &'static str, taken: usize, max: u32) -> Result<()> {
+    if taken < max as usize {
+        return Ok(());
+    }
+    Err(Error::Limit { what, given: u64::from(max) + 1, max: u64::from(max) })
+}
+
+impl Memory {
+    pub(crate) fn org_create(&self, org: &Org) -> Result<()> {
+        let mut state = self.lock();
+        if state.orgs.contains_key(&org.id) || state.orgs.values().any(|other| other.name == org.name) {
+            return Err(Error::Conflict { what: "org" });
+        }
+        state.orgs.insert(org.id, org.clone());
+        Ok(())
+    }
+
+    pub(crate) fn org_get(&self, id: OrgId) -> Option<Org> {
+        self.lock().orgs.get(&id).cloned()
+    }
+
+    pub(crate) fn org_by_name(&self, name: &str) -> Option<Org> {
+        self.lock().orgs.values().find(|org| org.name == name).cloned()
+    }
+
+    pub(crate) fn project_create(&self, project: &Project) -> Result<()> {
+        let mut state = self.lock();
+        state.org_must_be(project.org)?;
+        let mut of_org = state.projects.values().filter(|other| other.org == project.org);
+        if state.projects.contains_key(&project.id) || of_org.clone().any(|other| other.name == project.name) {
+            return Err(Error::Conflict { what: "project" });
+        }
+        room("projects of an org", of_org.by_ref().count(), PROJECTS_MAX)?;
+        state.projects.insert(project.id, project.clone());
+        Ok(())
+    }
+
+    pub(crate) fn project_by_name(&self, org: OrgId, name: &str) -> Option<Project> {
+        self.lock().projects.values().find(|project| project.org == org && project.name == name).cloned()
+    }
+
+    pub(crate) fn project_list(&self, org: OrgId) -> Vec<Project> {
+        let mut found: Vec<Project> =
+            self.lock().projects.values().filter(|project| project.org == org).cloned().collect();
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        found
+    }
+
+    pub(crate) fn token_create(&self, token: &Token) -> Result<()> {
+        let mut state = self.lock();
+        state.org_must_be(token.org)?;
+        if state.tokens.contains_key(&token.id) || state.tokens.values().any(|other| other.hash == token.hash) {
+            return Err(Error::Conflict { what: "token" });
+        }
+        let live = state.tokens.values().filter(|other| other.org == token.org && other.revoked_at.is_none()).count();
+        room("tokens of an org", live, TOKENS_MAX)?;
+        state.tokens.insert(token.id, token.clone());
+        Ok(())
+    }
+
+    pub(crate) fn token_by_hash(&self, hash: &[u8; 32]) -> Option<Token> {
+        self.lock().tokens.values().find(|token| token.hash == *hash).cloned()
+    }
+
+    pub(crate) fn token_list(&self, org: OrgId) -> Vec<Token> {
+        let mut found: Vec<Token> = self.lock().tokens.values().filter(|token| token.org == org).cloned().collect();
+        found.sort_by_key(|token| (token.revoked_at.is_some(), std::cmp::Reverse(token.id)));
+        found.truncate(TOKENS_MAX as usize);
+        found
+    }
+
+    pub(crate) fn token_revoke(&self, org: OrgId, id: TokenId, now: UnixMicros) -> Result<()> {
+        let mut state = self.lock();
+        let token = state.tokens.get_mut(&id).filter(|token| token.org == org);
+        let token = token.ok_or(Error::NotFound { what: "token" })?;
+        token.revoked_at.get_or_insert(now);
+        Ok(())
+    }
+
+    pub(crate) fn host_upsert(&self, host: &Host) -> Result<()> {
+        let mut state = self.lock();
+        state.org_must_be(host.org)?;
+        let Some(known) = state.hosts.get(&host.id) else {
+            let count = state.hosts.values().filter(|other| other.org == host.org).count();
+            room("hosts of an org", count, HOSTS_MAX)?;
+            state.hosts.insert(host.id, host.clone());
+            return Ok(());
+        };
+        if known.org != host.org {
+            return Err(Error::Conflict { what: "host" });
+        }
+        let registered_at = known.registered_at;
+        state.hosts.insert(host.id, Host { registered_at, ..host.clone() });
+        Ok(())
+    }
+
+    pub(crate) fn host_seen(&self, org: OrgId, id: AgentId, now: UnixMicros) -> Result<()> {
+        let mut state = self.lock();
+        let host = state.hosts.get_mut(&id).filter(|host| host.org == org).ok_or(Error::NotFound { what: "host" })?;
+        host.seen_at = host.seen_at.max(now);
+        Ok(())
+    }
+
+    pub(crate) fn host_get(&self, org: OrgId, id: AgentId) -> Option<Host> {
+        self.lock().hosts.get(&id).filter(|host| host.org == org).cloned()
+    }
+
+    pub(crate) fn host_list(&self, org: OrgId) -> Vec<Host> {
+        let mut found: Vec<Host> = self.lock().hosts.values().filter(|host| host.org == org).cloned().collect();
+        found.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
+        found
+    }
+}

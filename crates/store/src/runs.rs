@@ -1,0 +1,155 @@
+//! Runs: taken in once, saved by compare-and-swap, listed page by page.
+
+use std::collections::BTreeMap;
+
+use holm_domain::{
+    OrgId, ProjectId, RunId, UnixMicros,
+    run::{EventKind, Run, RunState},
+};
+
+use crate::{
+    Backend, Error, Result, Store,
+    error::{limit, page},
+};
+
+/// The most runs of a page.
+pub const RUNS_PAGE_MAX: u32 = 1_000;
+/// The most labels that a filter may name.
+pub const FILTER_LABELS_MAX: usize = 8;
+/// The longest idempotency key, in bytes.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
+
+/// By what a creation that is repeated is known again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Idempotency {
+    /// The key that the client chose; unique within the org.
+    pub key: String,
+    /// The digest of the request, to tell a repetition from another request under the same key.
+    pub digest: [u8; 32],
+}
+
+/// What became of an insertion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Inserted {
+    /// The run is new.
+    New,
+    /// The key was used before; nothing was changed.
+    Existing {
+        /// The run that was made under the key, as it is now.
+        run: Box<Run>,
+        /// The digest of the request that made it.
+        digest: [u8; 32],
+    },
+}
+
+/// What a saved change tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Saved {
+    /// The sequence that the next new log entry must have.
+    pub next_log_seq: u64,
+    /// The number of the newest event.
+    pub last_event_seq: u64,
+}
+
+/// Which runs are listed: those that meet every part that is given.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RunFilter {
+    /// Only runs of this project.
+    pub project: Option<ProjectId>,
+    /// Only runs in one of these states; in any where there is none.
+    pub states: Vec<RunState>,
+    /// Only runs with all of these labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Store {
+    /// Stores a new run with its deadline (see [`Run::deadline`]) and what is told of it. With an idempotency key that was
+    /// used before nothing is stored, and the run of then is returned. Not found if the org has no such project.
+    pub async fn run_insert(
+        &self,
+        run: &Run,
+        idempotency: Option<&Idempotency>,
+        events: &[EventKind],
+        deadline: Option<UnixMicros>,
+        now: UnixMicros,
+    ) -> Result<Inserted> {
+        if let Some(idempotency) = idempotency {
+            limit("bytes of an idempotency key", idempotency.key.len(), IDEMPOTENCY_KEY_BYTES_MAX)?;
+        }
+        check_lease(run)?;
+        match &self.backend {
+            Backend::Memory(memory) => memory.run_insert(run, idempotency, events, deadline, now),
+        }
+    }
+
+    /// The run, if the org has it.
+    pub async fn run_get(&self, org: OrgId, id: RunId) -> Result<Option<Run>> {
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.run_get(org, id)),
+        }
+    }
+
+    /// Up to `limit` runs of the org that meet `filter`, newest first; only runs older than `before`, where it is given.
+    /// Going from page to page, each run that was there at the first page is seen exactly once, whatever is added.
+    pub async fn run_list(
+        &self,
+        org: OrgId,
+        filter: &RunFilter,
+        before: Option<RunId>,
+        limit: u32,
+    ) -> Result<Vec<Run>> {
+        let rows_max = page(limit, RUNS_PAGE_MAX)?;
+        self::limit("labels of a filter", filter.labels.len(), FILTER_LABELS_MAX)?;
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.run_list(org, filter, before, rows_max)),
+        }
+    }
+
+    /// Up to `limit` queued runs of the org, oldest first: the candidates for a claim.
+    pub async fn run_queue(&self, org: OrgId, limit: u32) -> Result<Vec<Run>> {
+        let limit = page(limit, RUNS_PAGE_MAX)?;
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.run_queue(org, limit)),
+        }
+    }
+
+    /// Saves a decision, if the stored version is still `expect_version`; a conflict otherwise. In the same transaction its
+    /// lease is written or removed, `deadline` is noted, the log takes appends under the fence of the lease alone (and none
+    /// without a lease), and `events` get the next numbers.
+    pub async fn run_save(
+        &self,
+        expect_version: u64,
+        run: &Run,
+        events: &[EventKind],
+        deadline: Option<UnixMicros>,
+        now: UnixMicros,
+    ) -> Result<Saved> {
+        if expect_version.checked_add(1) != Some(run.version) {
+            let problem = format!("{} does not follow {expect_version}", run.version);
+            return Err(Error::invalid("the version of a run", problem));
+        }
+        check_lease(run)?;
+        match &self.backend {
+            Backend::Memory(memory) => memory.run_save(expect_version, run, events, deadline, now),
+        }
+    }
+
+    /// Removes a run, its events, its log and its objects, if the stored version is still `expect_version`.
+    pub async fn run_delete(&self, org: OrgId, id: RunId, expect_version: u64) -> Result<()> {
+        match &self.backend {
+            Backend::Memory(memory) => memory.run_delete(org, id, expect_version)?,
+        }
+        // The rows are gone and with them every way to the objects; what a crash leaves here can only take space.
+        self.blobs.delete_of_run(org, id).await.map(drop)
+    }
+}
+
+/// Refuses a run whose lease bears another fence than the run itself: appends under it could never be told apart.
+fn check_lease(run: &Run) -> Result<()> {
+    match &run.lease {
+        Some(lease) if lease.fence != run.fence || lease.fence == 0 => {
+            Err(Error::invalid("the lease of a run", "its fence is not that of the run"))
+        }
+        _ => Ok(()),
+    }
+}
