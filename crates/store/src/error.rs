@@ -19,7 +19,7 @@ pub enum Error {
         what: &'static str,
     },
     /// What the store stands on did not answer, or not in time. The operation may be tried again.
-    #[error("the store is not available while it was to {doing}: {source}")]
+    #[error("the store did not answer ({doing}): {source}")]
     Unavailable {
         /// The operation.
         doing: &'static str,
@@ -71,6 +71,17 @@ impl Error {
     pub(crate) fn invalid(what: &'static str, problem: impl Into<String>) -> Self {
         Self::Invalid { what, problem: problem.into() }
     }
+}
+
+/// The largest number that is stored; no sequence and no fence ever comes near it.
+pub(crate) const NUMBER_MAX: u64 = i64::MAX.unsigned_abs();
+
+/// A statement that adds a row only below a maximum did not add one.
+pub(crate) fn full_unless_one(added: u64, what: &'static str, max: u32) -> Result<()> {
+    if added == 1 {
+        return Ok(());
+    }
+    Err(Error::Limit { what, given: u64::from(max) + 1, max: u64::from(max) })
 }
 
 /// Refuses `given` above `max`.

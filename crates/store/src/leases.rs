@@ -4,7 +4,12 @@ use std::collections::BTreeMap;
 
 use holm_domain::{AgentId, OrgId, UnixMicros, run::Run};
 
-use crate::{Backend, Result, Store, error::page};
+use crate::{
+    Backend, Result, Store,
+    error::page,
+    runs,
+    sql::{Db, args, queries},
+};
 
 /// The most runs that one look at leases or deadlines yields.
 pub const LEASES_PAGE_MAX: u32 = 10_000;
@@ -15,6 +20,7 @@ impl Store {
         let limit = page(limit, LEASES_PAGE_MAX)?;
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.runs_due(now, limit)),
+            Backend::Sql(db) => runs_due(db, now, limit).await,
         }
     }
 
@@ -22,6 +28,7 @@ impl Store {
     pub async fn runs_of_agent(&self, org: OrgId, agent: AgentId) -> Result<Vec<Run>> {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.runs_of_agent(org, agent)),
+            Backend::Sql(db) => runs_of_agent(db, org, agent).await,
         }
     }
 
@@ -29,6 +36,35 @@ impl Store {
     pub async fn lease_counts(&self, org: OrgId) -> Result<BTreeMap<AgentId, u32>> {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.lease_counts(org)),
+            Backend::Sql(db) => lease_counts(db, org).await,
         }
     }
+}
+
+queries! {
+    of "run" in "project";
+    RUNS_DUE = "select id, org, version, state, body from runs where deadline_at <= $1
+        order by deadline_at, id limit $2";
+    RUNS_OF_AGENT = "select r.id, r.org, r.version, r.state, r.body
+        from leases l join runs r on r.org = l.org and r.id = l.run
+        where l.org = $1 and l.agent = $2 order by l.run limit $3";
+    LEASE_COUNTS = "select agent, count(*) as runs from leases where org = $1 group by agent";
+}
+
+async fn runs_due(db: &Db, now: UnixMicros, limit: usize) -> Result<Vec<Run>> {
+    db.rows(RUNS_DUE, args![now, limit]).await?.iter().map(runs::read).collect()
+}
+
+async fn runs_of_agent(db: &Db, org: OrgId, agent: AgentId) -> Result<Vec<Run>> {
+    db.rows(RUNS_OF_AGENT, args![org, agent, LEASES_PAGE_MAX]).await?.iter().map(runs::read).collect()
+}
+
+async fn lease_counts(db: &Db, org: OrgId) -> Result<BTreeMap<AgentId, u32>> {
+    let mut counts = BTreeMap::new();
+    for row in db.rows(LEASE_COUNTS, args![org]).await? {
+        let row = row.of("leases", "agent")?;
+        let runs = row.number("runs")?;
+        counts.insert(row.parsed("agent")?, u32::try_from(runs).map_err(|error| row.corrupt(error))?);
+    }
+    Ok(counts)
 }

@@ -23,6 +23,7 @@ mod memory;
 mod orgs;
 mod projects;
 mod runs;
+mod sql;
 mod tokens;
 
 use std::sync::Arc;
@@ -41,6 +42,12 @@ pub use runs::{FILTER_LABELS_MAX, IDEMPOTENCY_KEY_BYTES_MAX, Idempotency, Insert
 pub use tokens::TOKENS_MAX;
 
 use memory::Memory;
+use sql::{Db, args, queries};
+
+queries! {
+    of "schema step" in "schema";
+    PING = "select step from schema_steps limit 1";
+}
 
 /// The store. Clones share one state.
 #[derive(Debug, Clone)]
@@ -52,6 +59,7 @@ pub struct Store {
 #[derive(Debug, Clone)]
 enum Backend {
     Memory(Arc<Memory>),
+    Sql(Db),
 }
 
 impl Store {
@@ -60,6 +68,8 @@ impl Store {
     pub async fn open(url: &str, blobs: Blobs) -> Result<Self> {
         let backend = match url.split_once(':') {
             Some(("memory", "")) => Backend::Memory(Arc::default()),
+            Some(("sqlite", path)) => Backend::Sql(Db::open_sqlite(path).await?),
+            Some(("postgres" | "postgresql", _)) => Backend::Sql(Db::open_postgres(url).await?),
             _ => {
                 let problem = "give `memory:`, `sqlite:PATH` or `postgres://…`";
                 return Err(Error::invalid("the URL of the store", problem));
@@ -82,6 +92,7 @@ impl Store {
     pub async fn ping(&self) -> Result<()> {
         match &self.backend {
             Backend::Memory(_) => Ok(()),
+            Backend::Sql(db) => db.row(PING, args![]).await.map(drop),
         }
     }
 }

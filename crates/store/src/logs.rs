@@ -4,10 +4,16 @@
 //! are many ([`Store::log_seal`]), lie in the blob store with an index row. The head of a log says under which fence and
 //! with which sequence the next append is taken; an append locks and moves it, so two appends never both win.
 
+mod sql;
+
 use bytes::Bytes;
 use holm_domain::{OrgId, RunId, log::Batch};
 
-use crate::{Backend, Error, Result, Store, error::limit};
+use crate::{
+    Backend, Error, Result, Store,
+    error::{NUMBER_MAX, limit},
+};
+pub(crate) use sql::log_head;
 
 /// The most bytes that one append may bring.
 pub const LOG_APPEND_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -68,6 +74,8 @@ pub struct Sealed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Attempt {
     Done(LogAppended),
+    /// The head moved while it was looked at.
+    Moved,
     /// What comes before `next` is stored already, the rest is not.
     Overlap {
         next: u64,
@@ -94,13 +102,17 @@ impl Store {
         bytes: Bytes,
     ) -> Result<LogAppended> {
         limit("bytes of a log append", bytes.len(), LOG_APPEND_BYTES_MAX)?;
-        if first_seq == 0 || last_seq < first_seq || last_seq >= i64::MAX.unsigned_abs() || bytes.is_empty() {
+        if first_seq == 0 || last_seq < first_seq || last_seq >= NUMBER_MAX || bytes.is_empty() {
             return Err(Error::invalid("a log append", format!("{first_seq} to {last_seq}, {} bytes", bytes.len())));
+        }
+        if fence > NUMBER_MAX {
+            return Ok(LogAppended::StaleFence);
         }
         let mut chunk = Chunk { first_seq, last_seq, bytes };
         for _ in 0..APPEND_ATTEMPTS {
             let attempt = match &self.backend {
                 Backend::Memory(memory) => memory.log_append(org, run, fence, &chunk)?,
+                Backend::Sql(db) => sql::log_append(db, &self.blobs, org, run, fence, &chunk).await?,
             };
             match attempt {
                 Attempt::Done(appended) => return Ok(appended),
@@ -108,6 +120,7 @@ impl Store {
                     Some(rest) => chunk = rest,
                     None => return Ok(LogAppended::Gap { next }),
                 },
+                Attempt::Moved => {}
             }
         }
         Err(Error::Conflict { what: "log head" })
@@ -118,17 +131,19 @@ impl Store {
     /// does not have.
     pub async fn log_read(&self, org: OrgId, run: RunId, after: u64, bytes_max: usize) -> Result<Vec<Segment>> {
         limit("bytes of a log read", bytes_max, LOG_READ_BYTES_MAX)?;
+        let after = after.min(NUMBER_MAX);
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.log_read(org, run, after, bytes_max)),
+            Backend::Sql(db) => sql::log_read(db, &self.blobs, org, run, after, bytes_max).await,
         }
     }
 
     /// Moves what lies in rows into blobs of at most [`LOG_SEGMENT_BYTES`], oldest first, as long as at least `bytes_min`
     /// are left. Readers and writers may go on meanwhile. In memory there is nothing to move.
     pub async fn log_seal(&self, org: OrgId, run: RunId, bytes_min: usize) -> Result<Sealed> {
-        let _ = (org, run, bytes_min);
         match &self.backend {
             Backend::Memory(_) => Ok(Sealed::default()),
+            Backend::Sql(db) => sql::log_seal(db, &self.blobs, org, run, bytes_min).await,
         }
     }
 
@@ -136,6 +151,7 @@ impl Store {
     pub async fn log_head(&self, org: OrgId, run: RunId) -> Result<u64> {
         match &self.backend {
             Backend::Memory(memory) => memory.log_head(org, run),
+            Backend::Sql(db) => log_head(db, org, run).await,
         }
     }
 }

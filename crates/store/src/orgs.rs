@@ -2,7 +2,10 @@
 
 use holm_domain::{OrgId, UnixMicros};
 
-use crate::{Backend, Result, Store};
+use crate::{
+    Backend, Result, Store,
+    sql::{Db, Row, args, queries},
+};
 
 /// A tenant: the boundary that nothing crosses.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +23,7 @@ impl Store {
     pub async fn org_create(&self, org: &Org) -> Result<()> {
         match &self.backend {
             Backend::Memory(memory) => memory.org_create(org),
+            Backend::Sql(db) => org_create(db, org).await,
         }
     }
 
@@ -27,6 +31,7 @@ impl Store {
     pub async fn org_get(&self, id: OrgId) -> Result<Option<Org>> {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.org_get(id)),
+            Backend::Sql(db) => org_get(db, id).await,
         }
     }
 
@@ -34,6 +39,31 @@ impl Store {
     pub async fn org_by_name(&self, name: &str) -> Result<Option<Org>> {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.org_by_name(name)),
+            Backend::Sql(db) => org_by_name(db, name).await,
         }
     }
+}
+
+queries! {
+    of "org" in "store";
+    ORG_CREATE = "insert into orgs (id, name, created_at) values ($1, $2, $3)";
+    ORG_GET = "select id, name, created_at from orgs where id = $1";
+    ORG_BY_NAME = "select id, name, created_at from orgs where name = $1";
+}
+
+fn read(row: &Row) -> Result<Org> {
+    let row = row.of("orgs", "id")?;
+    Ok(Org { id: row.parsed("id")?, name: row.text("name")?, created_at: row.at("created_at")? })
+}
+
+async fn org_create(db: &Db, org: &Org) -> Result<()> {
+    db.execute(ORG_CREATE, args![org.id, org.name.as_str(), org.created_at]).await.map(drop)
+}
+
+async fn org_get(db: &Db, id: OrgId) -> Result<Option<Org>> {
+    db.row(ORG_GET, args![id]).await?.as_ref().map(read).transpose()
+}
+
+async fn org_by_name(db: &Db, name: &str) -> Result<Option<Org>> {
+    db.row(ORG_BY_NAME, args![name]).await?.as_ref().map(read).transpose()
 }

@@ -2,7 +2,11 @@
 
 use holm_domain::{OrgId, ProjectId, UnixMicros};
 
-use crate::{Backend, Result, Store};
+use crate::{
+    Backend, Result, Store,
+    error::full_unless_one,
+    sql::{Db, Row, args, queries},
+};
 
 /// The largest number of projects of an org.
 pub const PROJECTS_MAX: u32 = 10_000;
@@ -25,6 +29,7 @@ impl Store {
     pub async fn project_create(&self, project: &Project) -> Result<()> {
         match &self.backend {
             Backend::Memory(memory) => memory.project_create(project),
+            Backend::Sql(db) => project_create(db, project).await,
         }
     }
 
@@ -32,6 +37,7 @@ impl Store {
     pub async fn project_by_name(&self, org: OrgId, name: &str) -> Result<Option<Project>> {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.project_by_name(org, name)),
+            Backend::Sql(db) => project_by_name(db, org, name).await,
         }
     }
 
@@ -39,6 +45,39 @@ impl Store {
     pub async fn project_list(&self, org: OrgId) -> Result<Vec<Project>> {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.project_list(org)),
+            Backend::Sql(db) => project_list(db, org).await,
         }
     }
+}
+
+queries! {
+    of "project" in "org";
+    PROJECT_CREATE = "insert into projects (id, org, name, created_at)
+        select $1, $2, $3, $4 where (select count(*) from projects where org = $2) < $5";
+    PROJECT_BY_NAME = "select id, org, name, created_at from projects where org = $1 and name = $2";
+    PROJECT_LIST = "select id, org, name, created_at from projects where org = $1 order by name limit $2";
+}
+
+fn read(row: &Row) -> Result<Project> {
+    let row = row.of("projects", "id")?;
+    Ok(Project {
+        id: row.parsed("id")?,
+        org: row.parsed("org")?,
+        name: row.text("name")?,
+        created_at: row.at("created_at")?,
+    })
+}
+
+async fn project_create(db: &Db, project: &Project) -> Result<()> {
+    let Project { id, org, name, created_at } = project;
+    let values = args![*id, *org, name.as_str(), *created_at, PROJECTS_MAX];
+    full_unless_one(db.execute(PROJECT_CREATE, values).await?, "projects of an org", PROJECTS_MAX)
+}
+
+async fn project_by_name(db: &Db, org: OrgId, name: &str) -> Result<Option<Project>> {
+    db.row(PROJECT_BY_NAME, args![org, name]).await?.as_ref().map(read).transpose()
+}
+
+async fn project_list(db: &Db, org: OrgId) -> Result<Vec<Project>> {
+    db.rows(PROJECT_LIST, args![org, PROJECTS_MAX]).await?.iter().map(read).collect()
 }

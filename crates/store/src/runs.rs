@@ -1,5 +1,7 @@
 //! Runs: taken in once, saved by compare-and-swap, listed page by page.
 
+mod sql;
+
 use std::collections::BTreeMap;
 
 use holm_domain::{
@@ -79,6 +81,7 @@ impl Store {
         check_lease(run)?;
         match &self.backend {
             Backend::Memory(memory) => memory.run_insert(run, idempotency, events, deadline, now),
+            Backend::Sql(db) => sql::run_insert(db, run, idempotency, events, deadline, now).await,
         }
     }
 
@@ -86,6 +89,7 @@ impl Store {
     pub async fn run_get(&self, org: OrgId, id: RunId) -> Result<Option<Run>> {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.run_get(org, id)),
+            Backend::Sql(db) => sql::run_get(db, org, id).await,
         }
     }
 
@@ -102,6 +106,7 @@ impl Store {
         self::limit("labels of a filter", filter.labels.len(), FILTER_LABELS_MAX)?;
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.run_list(org, filter, before, rows_max)),
+            Backend::Sql(db) => sql::run_list(db, org, filter, before, rows_max).await,
         }
     }
 
@@ -110,6 +115,7 @@ impl Store {
         let limit = page(limit, RUNS_PAGE_MAX)?;
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.run_queue(org, limit)),
+            Backend::Sql(db) => sql::run_queue(db, org, limit).await,
         }
     }
 
@@ -131,6 +137,7 @@ impl Store {
         check_lease(run)?;
         match &self.backend {
             Backend::Memory(memory) => memory.run_save(expect_version, run, events, deadline, now),
+            Backend::Sql(db) => sql::run_save(db, expect_version, run, events, deadline, now).await,
         }
     }
 
@@ -138,11 +145,14 @@ impl Store {
     pub async fn run_delete(&self, org: OrgId, id: RunId, expect_version: u64) -> Result<()> {
         match &self.backend {
             Backend::Memory(memory) => memory.run_delete(org, id, expect_version)?,
+            Backend::Sql(db) => sql::run_delete(db, org, id, expect_version).await?,
         }
         // The rows are gone and with them every way to the objects; what a crash leaves here can only take space.
         self.blobs.delete_of_run(org, id).await.map(drop)
     }
 }
+
+pub(crate) use sql::read;
 
 /// Refuses a run whose lease bears another fence than the run itself: appends under it could never be told apart.
 fn check_lease(run: &Run) -> Result<()> {

@@ -1,8 +1,15 @@
 //! API tokens: only the digest of a secret is stored.
 
-use holm_domain::{OrgId, TokenId, UnixMicros, access::Token};
+use holm_domain::{
+    OrgId, TokenId, UnixMicros,
+    access::{Role, Token},
+};
 
-use crate::{Backend, Result, Store};
+use crate::{
+    Backend, Error, Result, Store,
+    error::full_unless_one,
+    sql::{Db, Row, args, queries},
+};
 
 /// The largest number of tokens of an org that are not revoked, and the most that are listed.
 pub const TOKENS_MAX: u32 = 1_000;
@@ -12,6 +19,7 @@ impl Store {
     pub async fn token_create(&self, token: &Token) -> Result<()> {
         match &self.backend {
             Backend::Memory(memory) => memory.token_create(token),
+            Backend::Sql(db) => token_create(db, token).await,
         }
     }
 
@@ -20,6 +28,7 @@ impl Store {
     pub async fn token_by_hash(&self, hash: &[u8; 32]) -> Result<Option<Token>> {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.token_by_hash(hash)),
+            Backend::Sql(db) => token_by_hash(db, hash).await,
         }
     }
 
@@ -27,6 +36,7 @@ impl Store {
     pub async fn token_list(&self, org: OrgId) -> Result<Vec<Token>> {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.token_list(org)),
+            Backend::Sql(db) => token_list(db, org).await,
         }
     }
 
@@ -34,6 +44,55 @@ impl Store {
     pub async fn token_revoke(&self, org: OrgId, id: TokenId, now: UnixMicros) -> Result<()> {
         match &self.backend {
             Backend::Memory(memory) => memory.token_revoke(org, id, now),
+            Backend::Sql(db) => token_revoke(db, org, id, now).await,
         }
+    }
+}
+
+queries! {
+    of "token" in "org";
+    TOKEN_CREATE = "insert into tokens (id, org, role, name, hash, created_at, expires_at, revoked_at)
+        select $1, $2, $3, $4, $5, $6, $7, $8
+        where (select count(*) from tokens where org = $2 and revoked_at is null) < $9";
+    TOKEN_BY_HASH = "select id, org, role, name, hash, created_at, expires_at, revoked_at from tokens where hash = $1";
+    TOKEN_LIST = "select id, org, role, name, hash, created_at, expires_at, revoked_at from tokens where org = $1
+        order by case when revoked_at is null then 0 else 1 end, id desc limit $2";
+    TOKEN_REVOKE = "update tokens set revoked_at = coalesce(revoked_at, $3) where org = $1 and id = $2";
+}
+
+fn read(row: &Row) -> Result<Token> {
+    let row = row.of("tokens", "id")?;
+    let role = row.text("role")?;
+    Ok(Token {
+        id: row.parsed("id")?,
+        org: row.parsed("org")?,
+        role: Role::parse(&role).ok_or_else(|| row.corrupt(format!("`{role}` is no role")))?,
+        name: row.text("name")?,
+        hash: row.digest("hash")?,
+        created_at: row.at("created_at")?,
+        expires_at: row.at_if_any("expires_at")?,
+        revoked_at: row.at_if_any("revoked_at")?,
+    })
+}
+
+async fn token_create(db: &Db, token: &Token) -> Result<()> {
+    let Token { id, org, role, name, hash, created_at, expires_at, revoked_at } = token;
+    let values =
+        args![*id, *org, role.as_str(), name.as_str(), hash, *created_at, *expires_at, *revoked_at, TOKENS_MAX];
+    full_unless_one(db.execute(TOKEN_CREATE, values).await?, "tokens of an org", TOKENS_MAX)
+}
+
+async fn token_by_hash(db: &Db, hash: &[u8; 32]) -> Result<Option<Token>> {
+    db.row(TOKEN_BY_HASH, args![hash]).await?.as_ref().map(read).transpose()
+}
+
+async fn token_list(db: &Db, org: OrgId) -> Result<Vec<Token>> {
+    db.rows(TOKEN_LIST, args![org, TOKENS_MAX]).await?.iter().map(read).collect()
+}
+
+async fn token_revoke(db: &Db, org: OrgId, id: TokenId, now: UnixMicros) -> Result<()> {
+    match db.execute(TOKEN_REVOKE, args![org, id, now]).await? {
+        0 => Err(Error::NotFound { what: "token" }),
+        _ => Ok(()),
     }
 }
