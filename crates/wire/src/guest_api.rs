@@ -19,6 +19,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::{Buf, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 /// The largest JSON body in either direction, in bytes.
@@ -128,11 +129,78 @@ pub enum OutputStream {
 
 /// A piece of output. Both streams share one count of offsets: a frame's offset is the number of data bytes before it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OutputFrame<'a> {
+pub struct OutputFrame {
     /// Where it comes from.
     pub stream: OutputStream,
     /// 1 to [`FRAME_BYTES_MAX`] bytes.
-    pub data: &'a [u8],
+    pub data: Bytes,
+}
+
+/// Why bytes are no frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// No such stream.
+    #[error("no output stream has the number {0}")]
+    UnknownStream(u8),
+    /// A length of 0, or beyond the limit.
+    #[error("an output frame cannot have {0} bytes")]
+    Length(u32),
+    /// The bytes ended within a frame.
+    #[error("the output ended within a frame")]
+    Truncated,
+}
+
+impl OutputFrame {
+    /// The head of a frame with `length` bytes of data; the data follows it.
+    pub fn head(stream: OutputStream, length: usize) -> Result<[u8; FRAME_HEAD_BYTES], FrameError> {
+        let length = u32::try_from(length).unwrap_or(u32::MAX);
+        if length == 0 || length as usize > FRAME_BYTES_MAX {
+            return Err(FrameError::Length(length));
+        }
+        let code = match stream {
+            OutputStream::Stdout => 1,
+            OutputStream::Stderr => 2,
+        };
+        let [a, b, c, d] = length.to_le_bytes();
+        Ok([code, a, b, c, d])
+    }
+}
+
+/// Cuts a stream of bytes, arriving in pieces of any size, into frames. It holds at most one piece and one frame.
+#[derive(Debug, Default)]
+pub struct FrameDecoder {
+    buffer: BytesMut,
+}
+
+impl FrameDecoder {
+    /// Takes the next bytes. Frames are to be taken out with [`FrameDecoder::take`] before more is put in.
+    pub fn put(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next frame that is whole.
+    pub fn take(&mut self) -> Result<Option<OutputFrame>, FrameError> {
+        let Some(head) = self.buffer.first_chunk::<FRAME_HEAD_BYTES>() else { return Ok(None) };
+        let stream = match head[0] {
+            1 => OutputStream::Stdout,
+            2 => OutputStream::Stderr,
+            other => return Err(FrameError::UnknownStream(other)),
+        };
+        let length = u32::from_le_bytes([head[1], head[2], head[3], head[4]]);
+        if length == 0 || length as usize > FRAME_BYTES_MAX {
+            return Err(FrameError::Length(length));
+        }
+        if self.buffer.len() < FRAME_HEAD_BYTES + length as usize {
+            return Ok(None);
+        }
+        self.buffer.advance(FRAME_HEAD_BYTES);
+        Ok(Some(OutputFrame { stream, data: self.buffer.split_to(length as usize).freeze() }))
+    }
+
+    /// Says that no more bytes come; an error if a frame is incomplete.
+    pub fn end(&self) -> Result<(), FrameError> {
+        if self.buffer.is_empty() { Ok(()) } else { Err(FrameError::Truncated) }
+    }
 }
 
 /// How a process stands.
