@@ -1,1 +1,10 @@
-//! skeleton
+//! The process beside each sandbox.
+//!
+//! A shim holds the wire to one guest, the spool of its output, and the deadline: it kills the sandbox when its lease runs
+//! out, whatever became of the agent. It survives the agent, which finds it again through a socket in the attempt's folder.
+//!
+//! The agent uses [`protocol`], [`client`] and [`spool::reader`] of this crate and nothing else.
+
+pub mod client;
+pub mod protocol;
+pub mod spool;

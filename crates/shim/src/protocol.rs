@@ -1,0 +1,174 @@
+//! What agent and shim say to each other.
+//!
+//! Once, at the start, the agent sends a [`Launch`] with its descriptors over the shim's standard input
+//! ([`holm_runtime::passing`]). From then on they speak over the socket [`SOCKET_NAME`] in the attempt's folder: lines of
+//! JSON, each at most [`LINE_BYTES_MAX`] long; [`Command`] one way, [`Status`] the other. The shim sends its status on
+//! connect and whenever it changes. What a shim leaves behind for an agent that was away is [`Status`] in
+//! [`EXIT_FILE_NAME`], the spool in [`SPOOL_DIR_NAME`], the events in [`EVENTS_FILE_NAME`], and the changes of the work dir
+//! in [`CHANGES_FILE_NAME`].
+
+use std::path::PathBuf;
+
+use holm_domain::{
+    BootMicros,
+    run::{Cancel, Outcome, RunSpec},
+};
+use holm_runtime::AttemptId;
+use serde::{Deserialize, Serialize};
+
+/// The socket in the attempt's folder.
+pub const SOCKET_NAME: &str = "shim.sock";
+/// The final status in the attempt's folder, written once with everything else already in its place.
+pub const EXIT_FILE_NAME: &str = "exit.json";
+/// The changes of the work dir in the attempt's folder, a tar archive.
+pub const CHANGES_FILE_NAME: &str = "changes.tar";
+/// The folder of the log spool in the attempt's folder.
+pub const SPOOL_DIR_NAME: &str = "spool";
+/// What the shim tells of the run, in the attempt's folder: one [`SourceEvent`] a line.
+pub const EVENTS_FILE_NAME: &str = "events.jsonl";
+/// The longest line in either direction, in bytes. A result of the largest size fits.
+pub const LINE_BYTES_MAX: usize = 128 * 1024;
+/// The largest number of events that a shim tells of one attempt; the file of events never grows beyond that.
+pub const EVENTS_MAX: u64 = 1_024;
+/// The longest message in an outcome of the shim's, in bytes.
+pub const MESSAGE_BYTES_MAX: usize = 4_096;
+
+/// What the agent hands to a new shim, beside the descriptors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Launch {
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// What the run is asked to do. It was validated.
+    pub spec: RunSpec,
+    /// The attempt's folder; it exists and the shim may write in it.
+    pub dir: PathBuf,
+    /// The sequence that the first log entry gets.
+    pub first_log_seq: u64,
+    /// When the sandbox is to be killed unless the deadline is extended.
+    pub deadline_us: BootMicros,
+    /// The runtime that prepared the sandbox.
+    pub runtime: String,
+    /// What the runtime wants to know, in its own form ([`holm_runtime::Prepared::launch`]).
+    pub launch: serde_json::Value,
+    /// How the shim behaves in time and space.
+    #[serde(default)]
+    pub tuning: Tuning,
+}
+
+/// How a shim behaves in time and space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tuning {
+    /// From the launch to the guest's answer to its setup at most, in milliseconds. Emulated machines need more.
+    pub ready_ms: u64,
+    /// For one answer of the guest's at most, in milliseconds.
+    pub answer_ms: u64,
+    /// From the polite request to end to the kill, in milliseconds.
+    pub terminate_grace_ms: u64,
+    /// How much output may lie in the spool that was not acknowledged, in bytes; then the command has to wait.
+    pub spool_bytes_max: u64,
+    /// How long the shim of an ended sandbox stays for its agent after the last deadline, in milliseconds.
+    pub linger_ms: u64,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            ready_ms: 10_000,
+            answer_ms: 10_000,
+            terminate_grace_ms: 10_000,
+            spool_bytes_max: 256 * 1024 * 1024,
+            linger_ms: 3_600_000,
+        }
+    }
+}
+
+/// What the agent tells its shim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Command {
+    /// The lease was renewed. A deadline that is not later, or of another fence, changes nothing.
+    Extend {
+        /// The number of the lease.
+        fence: u64,
+        /// The new deadline.
+        deadline_us: BootMicros,
+    },
+    /// Somebody asked for the end of the run.
+    Cancel(Cancel),
+    /// The lease is lost: kill at once.
+    Stop {},
+    /// Every log entry below this sequence is stored, so that its file may be deleted.
+    Acked {
+        /// The sequence of the first entry that is not stored.
+        next_seq: u64,
+    },
+    /// Everything was taken over; the shim ends. A sandbox that still lives is killed first.
+    Quit {},
+}
+
+/// How far the shim is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// The sandbox is being made.
+    Preparing,
+    /// The command was started.
+    Running,
+    /// Everything in the sandbox has died, all output is in the spool, and the outcome is final.
+    Ended,
+}
+
+/// How the shim stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// How far it is.
+    pub phase: Phase,
+    /// The number of the lease under which it was started.
+    pub fence: u64,
+    /// When it kills its sandbox.
+    pub deadline_us: BootMicros,
+    /// The sequence after the last log entry in the spool.
+    pub next_seq: u64,
+    /// How many events were told; they have the sequences 1 to this.
+    pub events: u64,
+    /// How the run ended, when it has.
+    pub outcome: Option<Outcome>,
+    /// The structured result that the command left, when it has ended and left one.
+    pub result: Option<serde_json::Value>,
+    /// The length of the archive of changes, when there is one.
+    pub changes: Option<u64>,
+    /// The shim's own process id.
+    pub pid: u32,
+}
+
+/// One line of the file of events.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceEvent {
+    /// Its number within the attempt, from 1: with the fence it makes storing it exactly once possible.
+    pub seq: u64,
+    /// What happened.
+    pub event: holm_domain::run::EventKind,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_look_as_documented() {
+        let lines = [
+            (Command::Extend { fence: 3, deadline_us: BootMicros(9) }, r#"{"extend":{"fence":3,"deadline_us":9}}"#),
+            (Command::Cancel(Cancel::Terminate), r#"{"cancel":"terminate"}"#),
+            (Command::Cancel(Cancel::Kill), r#"{"cancel":"kill"}"#),
+            (Command::Stop {}, r#"{"stop":{}}"#),
+            (Command::Acked { next_seq: 7 }, r#"{"acked":{"next_seq":7}}"#),
+            (Command::Quit {}, r#"{"quit":{}}"#),
+        ];
+        for (command, line) in lines {
+            assert_eq!(serde_json::to_string(&command).unwrap(), line);
+            assert_eq!(serde_json::from_str::<Command>(line).unwrap(), command);
+        }
+    }
+}
