@@ -57,6 +57,8 @@ pub enum Reason {
     Timeout,
     /// The channel to the guest broke, or the guest spoke nonsense.
     GuestLost,
+    /// The host could not keep the output: its disk is full or fails.
+    SpoolFailed,
     /// The sandbox was killed because its lease was not renewed.
     LeaseExpired,
     /// No agent claimed the run in time.
