@@ -6,5 +6,7 @@
 //! The agent uses [`protocol`], [`client`] and [`spool::reader`] of this crate and nothing else.
 
 pub mod client;
+pub mod deadline;
+pub mod outcome;
 pub mod protocol;
 pub mod spool;

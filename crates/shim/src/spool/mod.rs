@@ -7,7 +7,9 @@
 //! What always holds: the sequences on disk have no gap from the first file's name on; a batch lies in one file; only the
 //! last batch of the last file may be torn, and then only because its writer died or has not finished.
 
+pub mod lines;
 pub mod reader;
+pub mod writer;
 
 use std::{io, path::Path};
 

@@ -1,0 +1,223 @@
+//! The spool on a real disk: what is written is what is read, whatever the bytes, the rhythm and the acknowledgements.
+
+use std::path::Path;
+
+use holm_domain::{
+    BootMicros, UnixMicros,
+    log::{BATCH_BYTES_MAX, Batch, HEAD_BYTES, Stream, parse_all},
+};
+use holm_shim::{
+    protocol::SPOOL_DIR_NAME,
+    spool::{
+        reader::{self, Chunk, Reader},
+        writer::{BATCH_HELD_FOR, Now, Writer},
+    },
+};
+use proptest::prelude::*;
+
+const LARGE: u64 = 256 * 1024 * 1024;
+
+fn at(micros: u64) -> Now {
+    Now { boot: BootMicros(micros), unix: UnixMicros(1_700_000_000_000_000 + micros as i64) }
+}
+
+/// What a reader saw: the bytes of each stream, and the sequence after the last entry.
+#[derive(Debug, Default)]
+struct Seen {
+    streams: [Vec<u8>; 2],
+    next_seq: u64,
+}
+
+impl Seen {
+    fn take(&mut self, chunk: &Chunk) {
+        for batch in parse_all(&chunk.bytes).unwrap() {
+            let new = self.next_seq;
+            for entry in batch.entries().filter(|entry| entry.seq >= new) {
+                assert_eq!(entry.seq, self.next_seq, "no sequence is left out");
+                self.next_seq += 1;
+                self.streams[usize::from(entry.stream == Stream::Stderr)].extend_from_slice(entry.data);
+            }
+        }
+    }
+}
+
+fn read_all(dir: &Path, from: u64, seen: &mut Seen) -> Reader {
+    let mut reader = Reader::new(dir, from);
+    loop {
+        let chunk = reader.read(100_000).unwrap();
+        assert!(chunk.bytes.len() <= HEAD_BYTES + BATCH_BYTES_MAX);
+        assert_eq!(chunk.next_seq, reader.next_seq());
+        if chunk.bytes.is_empty() {
+            return reader;
+        }
+        seen.take(&chunk);
+    }
+}
+
+fn spool_files(dir: &Path) -> Vec<std::path::PathBuf> {
+    let mut files: Vec<_> =
+        std::fs::read_dir(dir.join(SPOOL_DIR_NAME)).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+fn lines(writer: &mut Writer, count: usize, length: usize) {
+    let mut line = vec![b'x'; length - 1];
+    line.push(b'\n');
+    for _ in 0..count {
+        writer.push(Stream::Stdout, &line, at(0)).unwrap();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn what_goes_in_comes_out(
+        first in 1u64..1_000_000,
+        limit in 40_000u64..2_000_000,
+        writes in prop::collection::vec((any::<bool>(), prop::collection::vec(prop_oneof![Just(b'\n'), any::<u8>()], 0..200), 1usize..400, 0u64..30_000, any::<bool>()), 1..50)
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::create(dir.path(), first, limit).unwrap();
+        let mut reader = Reader::new(dir.path(), first);
+        let mut seen = Seen { next_seq: first, ..Seen::default() };
+        let (mut written, mut now) = ([Vec::new(), Vec::new()], 0);
+        for (stderr, data, repeat, pause, follow) in &writes {
+            let data = data.repeat(*repeat);
+            written[usize::from(*stderr)].extend_from_slice(&data);
+            writer.push(if *stderr { Stream::Stderr } else { Stream::Stdout }, &data, at(now)).unwrap();
+            now += pause;
+            writer.tick(at(now)).unwrap();
+            prop_assert!(writer.next_tick().is_none_or(|due| due > BootMicros(now)));
+            if *follow {
+                seen.take(&reader.read(50_000).unwrap());
+                prop_assert!(seen.next_seq <= writer.next_seq());
+                writer.acked(seen.next_seq).unwrap();
+            }
+        }
+        writer.finish(at(now)).unwrap();
+        prop_assert_eq!(writer.next_tick(), None);
+        // A second agent goes on where the first one had everything stored.
+        let next = seen.next_seq;
+        read_all(dir.path(), next, &mut seen);
+        prop_assert_eq!(seen.next_seq, writer.next_seq());
+        prop_assert_eq!(seen.streams, written);
+    }
+}
+
+#[test]
+fn entries_wait_ten_milliseconds_for_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::create(dir.path(), 1, LARGE).unwrap();
+    writer.push(Stream::Stdout, b"one\n", at(1_000)).unwrap();
+    let due = at(1_000).boot.plus(BATCH_HELD_FOR);
+    assert_eq!(writer.next_tick(), Some(due));
+    writer.tick(at(due.0 - 1)).unwrap();
+    assert_eq!((writer.next_seq(), reader::first_seq(dir.path()).unwrap()), (1, None));
+    writer.push(Stream::Stderr, b"two\n", at(due.0 - 1)).unwrap();
+    writer.tick(at(due.0)).unwrap();
+    assert_eq!((writer.next_seq(), reader::first_seq(dir.path()).unwrap()), (3, Some(1)));
+    let chunk = Reader::new(dir.path(), 1).read(1).unwrap();
+    assert_eq!((chunk.first_seq, chunk.next_seq, parse_all(&chunk.bytes).unwrap().len()), (1, 3, 1));
+}
+
+#[test]
+fn files_are_deleted_whole_and_only_once_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::create(dir.path(), 1, 1024 * 1024).unwrap();
+    lines(&mut writer, 1_000, 1_024);
+    writer.finish(at(0)).unwrap();
+    let before = spool_files(dir.path());
+    assert!(before.len() >= 4, "{before:?}");
+    let second: u64 = before[1].file_stem().unwrap().to_str().unwrap().parse().unwrap();
+    writer.acked(second - 1).unwrap();
+    assert_eq!(spool_files(dir.path()), before);
+    writer.acked(second).unwrap();
+    assert_eq!(spool_files(dir.path()), before[1..]);
+    assert_eq!(reader::first_seq(dir.path()).unwrap(), Some(second));
+    writer.acked(u64::MAX).unwrap();
+    assert_eq!(spool_files(dir.path()), before[before.len() - 1..], "the open file stays");
+}
+
+#[test]
+fn a_full_spool_asks_for_a_pause_until_something_is_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::create(dir.path(), 1, 1024 * 1024).unwrap();
+    lines(&mut writer, 900, 1_024);
+    assert!(!writer.is_full());
+    lines(&mut writer, 300, 1_024);
+    assert!(writer.is_full());
+    writer.acked(writer.next_seq()).unwrap();
+    assert!(!writer.is_full());
+}
+
+#[test]
+fn a_torn_last_batch_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::create(dir.path(), 1, LARGE).unwrap();
+    lines(&mut writer, 3, 10);
+    writer.finish(at(0)).unwrap();
+    lines(&mut writer, 3, 10);
+    writer.finish(at(0)).unwrap();
+    let path = &spool_files(dir.path())[0];
+    let whole = std::fs::read(path).unwrap();
+    for torn in whole.len() / 2 + 1..whole.len() {
+        std::fs::write(path, &whole[..torn]).unwrap();
+        let mut reader = Reader::new(dir.path(), 1);
+        assert_eq!(reader.read(1).unwrap().next_seq, 4);
+        assert_eq!(reader.read(1).unwrap().bytes, Vec::<u8>::new(), "torn at {torn}");
+        std::fs::write(path, &whole).unwrap();
+        assert_eq!(reader.read(1).unwrap().next_seq, 7);
+    }
+}
+
+#[test]
+fn damage_and_gaps_are_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::create(dir.path(), 10, LARGE).unwrap();
+    lines(&mut writer, 3, 10);
+    writer.finish(at(0)).unwrap();
+    assert!(matches!(Reader::new(dir.path(), 9).read(1), Err(reader::Error::Gap { wanted: 9, found: 10 })));
+    let path = &spool_files(dir.path())[0];
+    let mut bytes = std::fs::read(path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(path, &bytes).unwrap();
+    assert!(matches!(Reader::new(dir.path(), 10).read(1), Err(reader::Error::Damaged { next_seq: 10, .. })));
+}
+
+/// A tmpfs of 256 KiB that goes with the value. Mounting needs root, as the machines have on which the tests run.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        rustix::mount::mount("tmpfs", dir.path(), "tmpfs", rustix::mount::MountFlags::empty(), Some(c"size=256k"))
+            .unwrap();
+        Self(dir)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        rustix::mount::unmount(self.0.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+}
+
+#[test]
+fn a_full_disk_is_an_error_and_leaves_whole_batches() {
+    let disk = SmallDisk::new();
+    let path = disk.0.path();
+    let mut writer = Writer::create(path, 1, LARGE).unwrap();
+    let line = [b"x".repeat(1_023).as_slice(), b"\n"].concat();
+    let error = (0..1_000).find_map(|index| writer.push(Stream::Stdout, &line, at(index)).err()).unwrap();
+    assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::NOSPC.raw_os_error()));
+    let mut seen = Seen { next_seq: 1, ..Seen::default() };
+    read_all(path, 1, &mut seen);
+    assert_eq!(seen.next_seq, writer.next_seq());
+    assert!(seen.next_seq > 100);
+    let mut rest = std::fs::read(&spool_files(path)[0]).unwrap();
+    while !rest.is_empty() {
+        let (_, after) = Batch::parse(&rest).expect("no torn batch is left");
+        rest = after.to_vec();
+    }
+}
