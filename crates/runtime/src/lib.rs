@@ -78,6 +78,8 @@ pub struct Prepared {
     pub launch: serde_json::Value,
     /// What the shim needs to hold.
     pub descriptors: Vec<Descriptor>,
+    /// What has to stand as an argument of its own in the shim's command line, so that `inventory` and `destroy` find it.
+    pub label: String,
     /// The user and group id under which the shim is to run; the agent's own where it is left out.
     pub shim_ids: Option<(u32, u32)>,
     /// The digest of the image, where it has one.
@@ -188,7 +190,9 @@ pub trait Runtime: Send + Sync {
     /// Agent: creates what needs privileges. On an error the caller destroys `resources`.
     fn prepare(&self, request: &Request, resources: &Resources) -> Result<Prepared, Error>;
 
-    /// Shim: makes the sandbox and starts the guest in it.
+    /// Shim: makes the sandbox and starts the guest in it. The shim gives up what it may still give up (no_new_privs, a
+    /// filter of system calls) only afterwards: what it gave up before would be missing inside. Dropping the sandbox, and the
+    /// end of the shim however it comes, kill everything in it.
     fn launch(&self, launch: serde_json::Value, descriptors: Vec<Descriptor>) -> Result<Sandbox, Error>;
 
     /// Shim: writes the state of a quiesced sandbox into `dir`.

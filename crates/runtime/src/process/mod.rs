@@ -1,1 +1,40 @@
 //! The `process` runtime: namespaces of the kernel, without anything installed.
+
+use std::path::PathBuf;
+
+mod label;
+
+pub use label::Label;
+
+/// What the agent tells the runtime once.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Tells what belongs to this agent from what belongs to other agents of the host.
+    pub label: Label,
+    /// The folder for unpacked images.
+    pub images: PathBuf,
+    /// The folders of the host that runs may see. Nothing else is ever lent.
+    pub lend: Vec<Lend>,
+    /// The file in which all agents of the host reserve places of user ids; used as root only.
+    pub slots: PathBuf,
+    /// The program that is executed as `PROGRAM launch LABEL` and calls [`launcher_main`]; the running one as a rule.
+    pub launcher: PathBuf,
+}
+
+impl Config {
+    /// The usual places, and nothing lent.
+    pub fn new(label: Label, images: PathBuf) -> Self {
+        let slots = PathBuf::from("/run/holm-uid-slots");
+        Self { label, images, lend: Vec::new(), slots, launcher: PathBuf::from("/proc/self/exe") }
+    }
+}
+
+/// A folder of the host that runs may see, with everything beneath it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lend {
+    /// An absolute path.
+    pub prefix: PathBuf,
+    /// Whether runs may write there. What they write gets the owners that the workload gives it, set-user-id bits
+    /// included: lend for writing only where no unprivileged user of the host can get at it, or one without set-id.
+    pub write: bool,
+}
