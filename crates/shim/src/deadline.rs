@@ -134,6 +134,10 @@ impl Verdict {
     /// Takes what happened at `now`, and says what to do.
     pub fn step(&mut self, input: Input, now: BootMicros) -> Option<Action> {
         if self.ended {
+            // The lease goes on without the sandbox: the end is still to be reported under it.
+            if let Input::Extend { fence, deadline } = input {
+                self.extend(fence, deadline);
+            }
             return None;
         }
         // What time decides comes first: an extension or an end that arrives late does not undo what was due before it.
@@ -154,9 +158,7 @@ impl Verdict {
                 return None;
             }
             Input::Extend { fence, deadline } => {
-                if fence == self.terms.fence && !self.causes.lease {
-                    self.terms.deadline = self.terms.deadline.max(deadline);
-                }
+                self.extend(fence, deadline);
                 None
             }
             Input::Cancel(how) => self.cancel(how, now),
@@ -172,6 +174,12 @@ impl Verdict {
             Input::Tick => None,
         };
         due.or(asked)
+    }
+
+    fn extend(&mut self, fence: u64, deadline: BootMicros) {
+        if fence == self.terms.fence && !self.causes.lease {
+            self.terms.deadline = self.terms.deadline.max(deadline);
+        }
     }
 
     fn tick(&mut self, now: BootMicros) -> Option<Action> {

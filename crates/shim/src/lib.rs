@@ -6,7 +6,11 @@
 //! The agent uses [`protocol`], [`client`] and [`spool::reader`] of this crate and nothing else.
 
 pub mod client;
+pub mod clock;
 pub mod deadline;
+pub mod environment;
+pub mod events;
 pub mod outcome;
 pub mod protocol;
 pub mod spool;
+pub mod watchdog;

@@ -70,12 +70,12 @@ fn lines(writer: &mut Writer, count: usize, length: usize) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
     #[test]
     fn what_goes_in_comes_out(
         first in 1u64..1_000_000,
-        limit in 40_000u64..2_000_000,
-        writes in prop::collection::vec((any::<bool>(), prop::collection::vec(prop_oneof![Just(b'\n'), any::<u8>()], 0..200), 1usize..400, 0u64..30_000, any::<bool>()), 1..50)
+        limit in 40_000u64..600_000,
+        writes in prop::collection::vec((any::<bool>(), prop::collection::vec(prop_oneof![Just(b'\n'), any::<u8>()], 0..100), 1usize..300, 0u64..30_000, any::<bool>()), 1..30)
     ) {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = Writer::create(dir.path(), first, limit).unwrap();

@@ -180,9 +180,10 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn nothing_is_changed_lost_or_held_too_long(
-            writes in prop::collection::vec((any::<bool>(), prop::collection::vec(prop_oneof![Just(b'\n'), any::<u8>()], 0..300), 1usize..600, any::<bool>()), 1..40)
+            writes in prop::collection::vec((any::<bool>(), prop::collection::vec(prop_oneof![Just(b'\n'), any::<u8>()], 0..100), 1usize..300, any::<bool>()), 1..12)
         ) {
             let (mut cutter, mut cuts, mut written) = (Cutter::default(), Vec::new(), [Vec::new(), Vec::new()]);
             for (index, (stderr, data, repeat, tick)) in writes.iter().enumerate() {

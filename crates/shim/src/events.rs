@@ -1,0 +1,197 @@
+//! What the shim tells of the run: refused connections and refused results, in a file of bounded length.
+//!
+//! A sandbox decides how often it tries to reach something, so what it causes is limited ([`Refusals`], pure): the first
+//! attempt at a destination is told at once, further ones as a count, ever less often; beyond [`DESTINATIONS_MAX`]
+//! destinations all others are one count under the host `*`. Texts from inside are cut down to harmless characters.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+    time::Duration,
+};
+
+use holm_domain::{BootMicros, run::EventKind};
+use holm_wire::host_api::Refused;
+
+use crate::protocol::{EVENTS_FILE_NAME, EVENTS_MAX, SourceEvent};
+
+/// How many destinations are told of one by one.
+pub const DESTINATIONS_MAX: usize = 256;
+/// How long further attempts at a destination are counted before they are told of for the first time; doubled every time.
+pub const FIRST_PAUSE: Duration = Duration::from_secs(10);
+/// The longest name of a host, in bytes (RFC 1035 §2.3.4).
+const HOST_BYTES_MAX: usize = 255;
+/// What is left free for the last counts of every destination and of all others, and for the refusal of a result.
+const EVENTS_RESERVED: u64 = DESTINATIONS_MAX as u64 + 2;
+
+/// The file of events.
+#[derive(Debug)]
+pub struct EventFile {
+    file: File,
+    written: u64,
+}
+
+impl EventFile {
+    /// Makes the file in the attempt's folder.
+    pub fn create(run_dir: &Path) -> io::Result<Self> {
+        let path = run_dir.join(EVENTS_FILE_NAME);
+        let file = File::options().append(true).create_new(true).mode(0o600).open(path)?;
+        Ok(Self { file, written: 0 })
+    }
+
+    /// How many events were told.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Whether there is room beside what is reserved for the last counts.
+    pub fn has_room(&self) -> bool {
+        self.written + EVENTS_RESERVED < EVENTS_MAX
+    }
+
+    /// Tells an event.
+    pub fn append(&mut self, event: EventKind) -> io::Result<()> {
+        if self.written >= EVENTS_MAX {
+            return Err(io::Error::other("the file of events is full"));
+        }
+        let mut line = serde_json::to_vec(&SourceEvent { seq: self.written + 1, event })?;
+        line.push(b'\n');
+        self.file.write_all(&line)?;
+        self.written += 1;
+        Ok(())
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Destination {
+    host: String,
+    port: u16,
+    protocol: &'static str,
+}
+
+#[derive(Debug)]
+struct Counted {
+    untold: u64,
+    tell_at: BootMicros,
+    pause: Duration,
+}
+
+/// Counts what was refused, and says when it is to be told.
+#[derive(Debug, Default)]
+pub struct Refusals {
+    destinations: BTreeMap<Destination, Counted>,
+    others: u64,
+}
+
+impl Refusals {
+    /// Counts an attempt. Returns the event that is to be told now, if one is; `may_tell` says whether there is room.
+    pub fn count(&mut self, refused: &Refused, may_tell: bool, now: BootMicros) -> Option<EventKind> {
+        let protocol = ["tcp", "udp", "dns"].into_iter().find(|known| *known == refused.protocol)?;
+        let destination = Destination { host: tame(&refused.host), port: refused.port, protocol };
+        let attempts = refused.count.max(1);
+        if let Some(counted) = self.destinations.get_mut(&destination) {
+            counted.untold = counted.untold.saturating_add(attempts);
+            if now < counted.tell_at || !may_tell {
+                return None;
+            }
+            counted.pause *= 2;
+            counted.tell_at = now.plus(counted.pause);
+            return Some(told(&destination, std::mem::take(&mut counted.untold)));
+        }
+        if self.destinations.len() >= DESTINATIONS_MAX || !may_tell {
+            self.others = self.others.saturating_add(attempts);
+            return None;
+        }
+        let event = told(&destination, attempts);
+        let counted = Counted { untold: 0, tell_at: now.plus(FIRST_PAUSE), pause: FIRST_PAUSE };
+        self.destinations.insert(destination, counted);
+        Some(event)
+    }
+
+    /// The last counts; at most [`DESTINATIONS_MAX`] and one.
+    pub fn finish(self) -> Vec<EventKind> {
+        let untold = self.destinations.iter().filter(|(_, counted)| counted.untold > 0);
+        let mut events: Vec<EventKind> = untold.map(|(to, counted)| told(to, counted.untold)).collect();
+        if self.others > 0 {
+            events.push(told(&Destination { host: "*".to_owned(), port: 0, protocol: "tcp" }, self.others));
+        }
+        events
+    }
+}
+
+fn told(to: &Destination, count: u64) -> EventKind {
+    EventKind::EgressRefused { host: to.host.clone(), port: to.port, protocol: to.protocol.to_owned(), count }
+}
+
+/// Names and addresses need no other characters; whoever reads an event in a terminal is not to be tricked.
+fn tame(host: &str) -> String {
+    let harmless = |char: char| char.is_ascii_alphanumeric() || ".-_:[]%".contains(char);
+    host.chars().take(HOST_BYTES_MAX).map(|char| if harmless(char) { char } else { '?' }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn refused(host: &str, port: u16, count: u64) -> Refused {
+        Refused { host: host.to_owned(), port, protocol: "tcp".to_owned(), count }
+    }
+
+    fn counts(event: Option<EventKind>) -> Option<(String, u64)> {
+        match event {
+            Some(EventKind::EgressRefused { host, count, .. }) => Some((host, count)),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn the_first_attempt_is_told_at_once_and_the_others_as_a_count() {
+        let (mut refusals, start) = (Refusals::default(), BootMicros(5));
+        let one = refused("10.0.0.1", 80, 1);
+        assert_eq!(counts(refusals.count(&one, true, start)), Some(("10.0.0.1".into(), 1)));
+        assert_eq!(refusals.count(&one, true, start), None);
+        assert_eq!(refusals.count(&refused("10.0.0.1", 80, 5), true, start), None);
+        let later = start.plus(FIRST_PAUSE);
+        assert_eq!(counts(refusals.count(&one, true, later)), Some(("10.0.0.1".into(), 7)));
+        assert_eq!(refusals.count(&one, true, later.plus(FIRST_PAUSE)), None, "the pause has doubled");
+        assert_eq!(refusals.finish().len(), 1);
+    }
+
+    #[test]
+    fn texts_are_tamed_and_protocols_known() {
+        let mut refusals = Refusals::default();
+        let nasty = refused("evil\u{1b}[2J\n.example", 1, 1);
+        assert_eq!(counts(refusals.count(&nasty, true, BootMicros(0))), Some(("evil?[2J?.example".into(), 1)));
+        let unknown = Refused { protocol: "icmp".into(), ..nasty };
+        assert_eq!(refusals.count(&unknown, true, BootMicros(0)), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_flood_fills_the_file_and_no_attempt_is_forgotten(attempts in prop::collection::vec((0u16..400, 0u64..5, 0u64..20_000_000), 1..3_000)) {
+            let dir = tempfile::tempdir().unwrap();
+            let mut file = EventFile::create(dir.path()).unwrap();
+            let (mut refusals, mut now, mut made) = (Refusals::default(), BootMicros(0), 0);
+            for (port, count, pause) in attempts {
+                now = BootMicros(now.0 + pause);
+                made += count.max(1);
+                if let Some(event) = refusals.count(&refused("h", port, count), file.has_room(), now) {
+                    file.append(event).unwrap();
+                }
+            }
+            for event in refusals.finish() {
+                file.append(event).unwrap();
+            }
+            file.append(EventKind::ResultRefused { problem: "there is still room".into() }).unwrap();
+            let events = crate::client::read_events(dir.path(), 0, usize::MAX).unwrap();
+            prop_assert_eq!(events.len() as u64, file.written());
+            let told: u64 = events.into_iter().filter_map(|event| counts(Some(event))).map(|(_, count)| count).sum();
+            prop_assert_eq!(told, made);
+        }
+    }
+}
