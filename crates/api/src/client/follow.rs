@@ -1,0 +1,253 @@
+//! Follows logs and events of a run across broken connections.
+//!
+//! What always holds: every entry after the starting sequence is yielded once and in order; what comes again after a
+//! reconnection is dropped by its sequence; a gap is never passed over. What is held in memory is one event. When nothing
+//! new could be read for [`PATIENCE`] of failures, or the same kind of nonsense came [`NONSENSE_MAX`] times in a row, the
+//! follower says so instead of trying for ever; a connection on which merely nothing happens is kept.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    marker::PhantomData,
+    time::Duration,
+};
+
+use holm_domain::run::{Event, EventKind};
+use reqwest::Response;
+use serde::{Deserialize, de::DeserializeOwned};
+use tokio::time::Instant;
+
+use super::{
+    Client, ClientError, REQUEST_DEADLINE,
+    sse::{SseEvent, SseReader},
+    transport::{chain, media_type},
+};
+use crate::{LAST_EVENT_ID, logs::LogEntry};
+
+/// For how long reconnecting is tried while every attempt fails.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+/// How many times in a row a stream may make no sense before the follower gives up.
+pub const NONSENSE_MAX: u32 = 5;
+/// A server sends a comment at least every 15 s; after this much silence the connection is held for dead.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// A connection that stood for so long was a good one, even if nothing happened on it.
+const STOOD_FOR: Duration = Duration::from_secs(10);
+const BACKOFF_FIRST: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// Something with a sequence that can be followed.
+pub trait Followed: DeserializeOwned {
+    /// The name of its server-sent event.
+    const EVENT: &'static str;
+    /// Its sequence within the run, from 1.
+    fn seq(&self) -> u64;
+    /// Whether nothing follows it.
+    fn is_last(&self) -> bool;
+}
+
+impl Followed for LogEntry {
+    const EVENT: &'static str = "log";
+    fn seq(&self) -> u64 {
+        self.seq
+    }
+    fn is_last(&self) -> bool {
+        false
+    }
+}
+
+impl Followed for Event {
+    const EVENT: &'static str = "event";
+    fn seq(&self) -> u64 {
+        self.seq
+    }
+    fn is_last(&self) -> bool {
+        matches!(self.kind, EventKind::Ended { .. })
+    }
+}
+
+/// Follows log entries.
+pub type LogFollower = Follower<LogEntry>;
+/// Follows events.
+pub type EventFollower = Follower<Event>;
+
+/// Reads entries one by one, over as many connections as it takes.
+pub struct Follower<T> {
+    client: Client,
+    path: String,
+    last_seq: u64,
+    connection: Option<Connection>,
+    /// Not before this instant is the next connection made.
+    retry_at: Option<Instant>,
+    backoff: Duration,
+    failing_since: Option<Instant>,
+    nonsense: u32,
+    ended: bool,
+    patience: Duration,
+    item: PhantomData<fn() -> T>,
+}
+
+struct Connection {
+    response: Response,
+    reader: SseReader,
+    made_at: Instant,
+}
+
+/// The data of the final event of a stream.
+#[derive(Deserialize)]
+struct End {
+    last_seq: u64,
+}
+
+/// What one event of the stream means.
+enum Step<T> {
+    Item(T),
+    End,
+    Skip,
+}
+
+impl<T: Followed> Follower<T> {
+    pub(super) fn new(client: Client, path: String, after: u64) -> Self {
+        Self {
+            client,
+            path,
+            last_seq: after,
+            connection: None,
+            retry_at: None,
+            backoff: BACKOFF_FIRST,
+            failing_since: None,
+            nonsense: 0,
+            ended: false,
+            patience: PATIENCE,
+            item: PhantomData,
+        }
+    }
+
+    /// The same follower with another patience than [`PATIENCE`].
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
+    /// The sequence of the entry that was yielded last.
+    pub fn last_seq(&self) -> u64 {
+        self.last_seq
+    }
+
+    /// The next entry; nothing once the run has ended and all of it was yielded. May be dropped while it waits and
+    /// called again without losing anything, as in `select!`.
+    pub async fn next(&mut self) -> Result<Option<T>, ClientError> {
+        loop {
+            if self.ended {
+                return Ok(None);
+            }
+            match self.attempt().await {
+                Ok(Step::Item(item)) => {
+                    self.last_seq = item.seq();
+                    self.progress();
+                    if item.is_last() {
+                        self.ended = true;
+                        self.connection = None;
+                    }
+                    return Ok(Some(item));
+                }
+                Ok(Step::End) => {
+                    self.ended = true;
+                    self.connection = None;
+                }
+                Ok(Step::Skip) => {}
+                Err(error) => self.failed(error)?,
+            }
+        }
+    }
+
+    /// Connects if there is no connection, and reads one event.
+    async fn attempt(&mut self) -> Result<Step<T>, ClientError> {
+        if let Some(at) = self.retry_at {
+            tokio::time::sleep_until(at).await;
+            self.retry_at = None;
+        }
+        let Connection { response, reader, .. } = match &mut self.connection {
+            Some(connection) => connection,
+            none => none.insert(connect(&self.client, &self.path, self.last_seq).await?),
+        };
+        let decode = |problem: String| self.client.inner.decode_error(problem);
+        loop {
+            if let Some(event) = reader.pull().map_err(|error| decode(error.to_string()))? {
+                return read_event(&event, self.last_seq).map_err(decode);
+            }
+            let piece = tokio::time::timeout(SILENCE_MAX, response.chunk())
+                .await
+                .map_err(|_| broken(&self.client, format!("nothing was heard for {SILENCE_MAX:?}")))?
+                .map_err(|error| broken(&self.client, chain(&error)))?
+                .ok_or_else(|| broken(&self.client, "the stream ended before its last event".to_owned()))?;
+            reader.push(&piece);
+        }
+    }
+
+    fn progress(&mut self) {
+        self.backoff = BACKOFF_FIRST;
+        self.failing_since = None;
+        self.nonsense = 0;
+    }
+
+    /// Decides whether to try again, and when.
+    fn failed(&mut self, error: ClientError) -> Result<(), ClientError> {
+        // A proxy in between may cut quiet connections off; one that stood for a while was no failure.
+        if self.connection.take().is_some_and(|connection| connection.made_at.elapsed() >= STOOD_FOR) {
+            (self.failing_since, self.backoff) = (None, BACKOFF_FIRST);
+        }
+        if matches!(error, ClientError::Decode { .. }) {
+            self.nonsense += 1;
+            if self.nonsense >= NONSENSE_MAX {
+                return Err(error);
+            }
+        } else if !error.is_transient() {
+            return Err(error);
+        }
+        let now = Instant::now();
+        if now - *self.failing_since.get_or_insert(now) >= self.patience {
+            return Err(error);
+        }
+        // Half of it is by chance, so that the clients of a server that was restarted do not all come at once.
+        let half = self.backoff / 2;
+        let chance = RandomState::new().hash_one(now) % 1000;
+        self.retry_at = Some(now + half + half.mul_f64(chance as f64 / 1000.0));
+        self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+        Ok(())
+    }
+}
+
+async fn connect(client: &Client, path: &str, last_seq: u64) -> Result<Connection, ClientError> {
+    let call = client.inner.get(path).header(LAST_EVENT_ID, &last_seq.to_string()).deadline(REQUEST_DEADLINE);
+    let response = call.stream().await?;
+    match media_type(&response) {
+        Some("text/event-stream") => Ok(Connection { response, reader: SseReader::default(), made_at: Instant::now() }),
+        other => Err(client.inner.decode_error(format!("expected text/event-stream, got {other:?}"))),
+    }
+}
+
+fn broken(client: &Client, problem: String) -> ClientError {
+    ClientError::Transport { endpoint: client.endpoint().to_string(), problem }
+}
+
+fn read_event<T: Followed>(event: &SseEvent, last_seq: u64) -> Result<Step<T>, String> {
+    if event.name == "end" {
+        let end: End = serde_json::from_str(&event.data).map_err(|error| format!("end event: {error}"))?;
+        return if end.last_seq <= last_seq {
+            Ok(Step::End)
+        } else {
+            Err(format!("the stream ended at {last_seq}, and its end says {}", end.last_seq))
+        };
+    }
+    if event.name != T::EVENT {
+        // A newer server may tell more; whoever does not know it passes over it.
+        return Ok(Step::Skip);
+    }
+    let item: T = serde_json::from_str(&event.data).map_err(|error| format!("{} event: {error}", T::EVENT))?;
+    if event.id.as_deref() != Some(item.seq().to_string().as_str()) {
+        return Err(format!("entry {} has the event id {:?}", item.seq(), event.id));
+    }
+    match item.seq() {
+        seq if seq <= last_seq => Ok(Step::Skip),
+        seq if seq == last_seq + 1 => Ok(Step::Item(item)),
+        seq => Err(format!("entry {seq} follows entry {last_seq}")),
+    }
+}
