@@ -8,6 +8,7 @@
 //! Deliberately left out: retries of single requests. Whoever calls knows whether a repetition is harmless; only
 //! [`follow`], which resumes by sequence, reconnects by itself.
 
+mod agent;
 mod error;
 pub mod follow;
 mod hosts;

@@ -78,8 +78,6 @@ impl Transport {
         self.call(Method::POST, path.as_ref())
     }
 
-    // The agent protocol is what sends changes.
-    #[allow(dead_code)]
     pub(super) fn put(&self, path: impl AsRef<str>) -> Call<'_> {
         self.call(Method::PUT, path.as_ref())
     }
