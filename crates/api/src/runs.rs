@@ -154,4 +154,3 @@ pub struct After {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
 }
-
