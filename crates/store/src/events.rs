@@ -46,7 +46,8 @@ impl Store {
             let problem = format!("{first_source_seq} is not within 1 and {}", NUMBER_MAX - EVENTS_APPEND_MAX as u64);
             return Err(Error::invalid("first_source_seq", problem));
         }
-        if fence > NUMBER_MAX {
+        // A head without a lease stands at 0: nobody may append under that.
+        if fence == 0 || fence > NUMBER_MAX {
             return Ok(EventAppended::StaleFence);
         }
         match &self.backend {

@@ -21,6 +21,9 @@ mod leases;
 mod logs;
 mod memory;
 mod orgs;
+#[cfg(test)]
+#[path = "../tests/support/postgres.rs"]
+mod postgres;
 mod projects;
 mod runs;
 mod sql;

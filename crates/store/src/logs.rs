@@ -13,6 +13,8 @@ use crate::{
     Backend, Error, Result, Store,
     error::{NUMBER_MAX, limit},
 };
+#[cfg(test)]
+pub(crate) use sql::QUERIES;
 pub(crate) use sql::log_head;
 
 /// The most bytes that one append may bring.
@@ -105,7 +107,8 @@ impl Store {
         if first_seq == 0 || last_seq < first_seq || last_seq >= NUMBER_MAX || bytes.is_empty() {
             return Err(Error::invalid("a log append", format!("{first_seq} to {last_seq}, {} bytes", bytes.len())));
         }
-        if fence > NUMBER_MAX {
+        // A head without a lease stands at 0: nobody may append under that.
+        if fence == 0 || fence > NUMBER_MAX {
             return Ok(LogAppended::StaleFence);
         }
         let mut chunk = Chunk { first_seq, last_seq, bytes };

@@ -152,6 +152,8 @@ impl Store {
     }
 }
 
+#[cfg(test)]
+pub(crate) use sql::QUERIES;
 pub(crate) use sql::read;
 
 /// Refuses a run whose lease bears another fence than the run itself: appends under it could never be told apart.

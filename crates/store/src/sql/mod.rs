@@ -4,6 +4,8 @@
 //! transactions begin as writers, so none of them fails half-way for want of the lock; every wait has a limit.
 
 pub(crate) mod migrate;
+#[cfg(test)]
+mod prepared;
 mod row;
 mod value;
 

@@ -1,0 +1,83 @@
+//! Prepares every query on both engines: a text that one of them does not understand, or that names what the schema does
+//! not have, is found without waiting for the case that executes it.
+
+use std::collections::BTreeSet;
+
+use sqlx::{Executor, Statement};
+
+use super::{Db, Query, migrate};
+use crate::{events, hosts, leases, logs, orgs, postgres::TestDatabase, projects, runs, tokens};
+
+fn all() -> Vec<Query> {
+    let lists = [
+        crate::QUERIES,
+        migrate::QUERIES,
+        orgs::QUERIES,
+        projects::QUERIES,
+        tokens::QUERIES,
+        hosts::QUERIES,
+        runs::QUERIES,
+        leases::QUERIES,
+        events::QUERIES,
+        logs::QUERIES,
+    ];
+    lists.concat()
+}
+
+/// The largest `$n` in the text.
+fn values_of(query: Query) -> usize {
+    let after_dollars = query.sql.split('$').skip(1);
+    let number = |text: &str| text.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse().ok());
+    after_dollars.filter_map(number).max().unwrap_or(0)
+}
+
+async fn prepare_all(db: &Db) {
+    for query in all() {
+        let parameters = match db {
+            Db::Sqlite { writer, .. } => {
+                let prepared = writer.prepare(sqlx::SqlStr::from_static(query.sql)).await;
+                prepared.map(|statement| statement.parameters().map(|p| p.right_or_else(|l| l.len())))
+            }
+            Db::Postgres(pool) => {
+                let prepared = pool.prepare(sqlx::SqlStr::from_static(query.sql)).await;
+                prepared.map(|statement| statement.parameters().map(|p| p.right_or_else(|l| l.len())))
+            }
+        };
+        let parameters = parameters.unwrap_or_else(|error| panic!("{}: {error}\n{}", query.name, query.sql));
+        assert_eq!(parameters.unwrap_or(0), values_of(query), "{}", query.name);
+    }
+}
+
+#[tokio::test]
+async fn every_query_is_prepared_on_sqlite() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("holm.db");
+    prepare_all(&Db::open_sqlite(path.to_str().expect("a path")).await.expect("opens")).await;
+}
+
+#[tokio::test]
+async fn every_query_is_prepared_on_postgres() {
+    let database = TestDatabase::create().await;
+    prepare_all(&Db::open_postgres(&database.url).await.expect("opens")).await;
+    database.remove().await;
+}
+
+/// The module that defines queries and is forgotten above would be found by nobody: so the sources are counted.
+#[test]
+fn no_module_is_forgotten() {
+    let mut defining = 0;
+    let mut folders = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder of sources") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if std::fs::read_to_string(&path).expect("a source").lines().any(|line| line == "queries! {") {
+                defining += 1;
+            }
+        }
+    }
+    assert_eq!(defining, 10, "list the queries of every module in `all`");
+    let names: BTreeSet<&str> = all().iter().map(|query| query.name).collect();
+    assert_eq!(names.len(), all().len(), "names are unique");
+}

@@ -1,0 +1,221 @@
+//! Leases under contention: one winner, and nothing under an old fence.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use holm_domain::{
+    RunId, UnixMicros,
+    lease::grant,
+    run::{EventKind, Run},
+};
+use holm_store::{Error, EventAppended, LogAppended, Store};
+
+use crate::support::{Fixture, Tenant, agent, batch, cases, config, entry, refused, save};
+
+cases!(
+    two_claimers_never_both_win,
+    many_claimers_empty_a_queue_once,
+    appends_under_an_old_fence_change_nothing,
+    appends_race_with_the_end_of_their_lease,
+);
+
+/// Claims `run` as it was read; whether this claim won.
+async fn claim(store: &Store, run: &Run) -> bool {
+    let decision = grant::claim(run, agent(), UnixMicros(2_000), &config()).expect("claimable");
+    match save(store, &decision).await {
+        Ok(_) => true,
+        Err(Error::Conflict { what: "run" }) => false,
+        Err(other) => panic!("{other}"),
+    }
+}
+
+async fn two_claimers_never_both_win(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let stores = [fixture.store.clone(), fixture.second_server().await];
+    let mut run = tenant.queued().await;
+    for round in 1..=15u64 {
+        let racing = (0..8usize).map(|n| {
+            let (store, run) = (stores[n % 2].clone(), run.clone());
+            tokio::spawn(async move { claim(&store, &run).await })
+        });
+        let mut wins = 0;
+        for task in racing.collect::<Vec<_>>() {
+            wins += u32::from(task.await.expect("no panic"));
+        }
+        assert_eq!(wins, 1, "round {round}");
+        let won = tenant.store.run_get(tenant.org, run.id).await.expect("read").expect("there");
+        assert_eq!((won.fence, won.version), (round, run.version + 1));
+        let expired = grant::expire(&won, UnixMicros(i64::MAX), &config()).expect("expired");
+        tenant.save(&expired).await.expect("saved");
+        run = expired.run;
+    }
+    let events = tenant.store.event_page(tenant.org, run.id, 0, 1_000).await.expect("a page");
+    let fences: Vec<u64> = events
+        .iter()
+        .filter_map(|event| match event.kind {
+            EventKind::Claimed { fence, .. } => Some(fence),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(fences, (1..=15).collect::<Vec<_>>(), "each lease is told once, with a fence of its own");
+}
+
+async fn many_claimers_empty_a_queue_once(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let stores = [fixture.store.clone(), fixture.second_server().await];
+    let mut expected = Vec::new();
+    for _ in 0..24 {
+        expected.push(tenant.queued().await.id);
+    }
+    let racing = (0..6usize).map(|n| {
+        let (store, org) = (stores[n % 2].clone(), tenant.org);
+        tokio::spawn(async move {
+            let mut won = Vec::new();
+            for _ in 0..1_000 {
+                let queue = store.run_queue(org, 4).await.expect("a queue");
+                if queue.is_empty() {
+                    return won;
+                }
+                for run in &queue {
+                    if claim(&store, run).await {
+                        won.push(run.id);
+                    }
+                }
+            }
+            panic!("the queue does not become empty");
+        })
+    });
+    let mut wins: BTreeMap<RunId, u32> = BTreeMap::new();
+    for task in racing.collect::<Vec<_>>() {
+        for run in task.await.expect("no panic") {
+            *wins.entry(run).or_default() += 1;
+        }
+    }
+    assert_eq!(wins, expected.into_iter().map(|run| (run, 1)).collect(), "each run was won once");
+}
+
+async fn appends_under_an_old_fence_change_nothing(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let run = tenant.claimed().await;
+    let store = &tenant.store;
+    let told = |fence| store.event_append(tenant.org, run.id, fence, 1, &[], UnixMicros(5));
+    let logged = |fence, first| store.log_append(tenant.org, run.id, fence, first, first, batch(first, 1, 10));
+    assert_eq!(
+        logged(1, 1).await.expect("answered"),
+        LogAppended::Stored { next: 2, unsealed_bytes: unsealed(&fixture, 47) }
+    );
+    for stale in [0, 2, u64::MAX] {
+        assert_eq!(told(stale).await.expect("answered"), EventAppended::StaleFence);
+        assert_eq!(logged(stale, 2).await.expect("answered"), LogAppended::StaleFence);
+        assert_eq!(logged(stale, 1).await.expect("answered"), LogAppended::StaleFence, "not even a duplicate");
+    }
+    let expired = grant::expire(&run, UnixMicros(i64::MAX), &config()).expect("expired");
+    tenant.save(&expired).await.expect("saved");
+    for stale in [0, 1, 2] {
+        assert_eq!(told(stale).await.expect("answered"), EventAppended::StaleFence, "nobody holds a lease");
+        assert_eq!(logged(stale, 2).await.expect("answered"), LogAppended::StaleFence);
+    }
+    let anew = grant::claim(&expired.run, agent(), UnixMicros(9_000), &config()).expect("claimable");
+    let saved = tenant.save(&anew).await.expect("claimed");
+    assert_eq!(saved.next_log_seq, 2, "the log goes on where it was");
+    assert_eq!(logged(1, 2).await.expect("answered"), LogAppended::StaleFence);
+    assert!(matches!(logged(2, 2).await.expect("answered"), LogAppended::Stored { next: 3, .. }));
+    assert_eq!(tenant.log(run.id).await, [entry(1, 10), entry(2, 10)]);
+}
+
+/// In memory nothing waits to be sealed.
+fn unsealed(fixture: &Fixture, bytes: u64) -> u64 {
+    if fixture.engine == crate::support::Engine::Memory { 0 } else { bytes }
+}
+
+/// Appends under one fence until it is told that the fence is stale; what was acknowledged: events, log entries.
+async fn append_until_stale(
+    tenant: Tenant,
+    run: RunId,
+    fence: u64,
+    mut next: u64,
+    taken: Arc<AtomicBool>,
+) -> (u64, u64) {
+    let (mut events, mut entries) = (0, 0);
+    for source in 1..10_000u64 {
+        let ended = taken.load(Ordering::SeqCst);
+        let kinds = [refused(format!("fence {fence}"))];
+        let told = tenant.store.event_append(tenant.org, run, fence, source, &kinds, UnixMicros(5)).await;
+        let logged = tenant.store.log_append(tenant.org, run, fence, next, next, batch(next, 1, 8)).await;
+        let (told, logged) = (told.expect("answered"), logged.expect("answered"));
+        if ended {
+            assert_eq!((told, logged), (EventAppended::StaleFence, LogAppended::StaleFence), "after the save returned");
+        }
+        if told != EventAppended::StaleFence {
+            events += 1;
+        }
+        match logged {
+            LogAppended::Stored { next: following, .. } => {
+                (next, entries) = (following, entries + 1);
+            }
+            LogAppended::StaleFence => return (events, entries),
+            other => panic!("{other:?}"),
+        }
+    }
+    panic!("the fence never became stale");
+}
+
+async fn appends_race_with_the_end_of_their_lease(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let second = Tenant { store: fixture.second_server().await, ..tenant.clone() };
+    let mut run = tenant.queued().await;
+    let (mut events, mut entries) = (BTreeMap::new(), 0);
+    for fence in 1..=10u64 {
+        let claimed = grant::claim(&run, agent(), UnixMicros(2_000), &config()).expect("claimable");
+        let next = tenant.save(&claimed).await.expect("claimed").next_log_seq;
+        assert_eq!(next, entries + 1);
+        let taken = Arc::new(AtomicBool::new(false));
+        let appending = tokio::spawn(append_until_stale(second.clone(), run.id, fence, next, taken.clone()));
+        // Something is appended before the lease is taken away, so that both happen in every round.
+        let patience = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while tenant.store.log_head(tenant.org, run.id).await.expect("read") <= next + fence {
+            assert!(std::time::Instant::now() < patience, "the appender appends");
+            tokio::task::yield_now().await;
+        }
+        let expired = grant::expire(&claimed.run, UnixMicros(i64::MAX), &config()).expect("expired");
+        tenant.save(&expired).await.expect("saved");
+        taken.store(true, Ordering::SeqCst);
+        let (told, logged) = appending.await.expect("no panic");
+        assert!(logged > fence);
+        events.insert(format!("fence {fence}"), told);
+        entries += logged;
+        run = expired.run;
+    }
+    let log = tenant.log(run.id).await;
+    assert_eq!(log, (1..=entries).map(|seq| entry(seq, 8)).collect::<Vec<_>>(), "what was acknowledged, and no more");
+    check_events(&tenant, run.id, &events).await;
+}
+
+/// Every acknowledged event is there, under its own lease: after its claim and before its expiry.
+async fn check_events(tenant: &Tenant, run: RunId, acknowledged: &BTreeMap<String, u64>) {
+    let (mut after, mut holder, mut counts, mut next) = (0, 0, BTreeMap::new(), 1);
+    loop {
+        let page = tenant.store.event_page(tenant.org, run, after, 7).await.expect("a page");
+        let Some(last) = page.last() else { break };
+        after = last.seq;
+        for event in page {
+            assert_eq!(event.seq, next, "without gap");
+            next += 1;
+            match event.kind {
+                EventKind::Claimed { fence, .. } => holder = fence,
+                EventKind::LeaseExpired { .. } => holder = 0,
+                EventKind::EgressRefused { host, .. } => {
+                    assert_eq!(host, format!("fence {holder}"), "told under the lease of then");
+                    *counts.entry(host).or_insert(0) += 1;
+                }
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(&counts, acknowledged);
+}

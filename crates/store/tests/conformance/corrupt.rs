@@ -1,0 +1,182 @@
+//! What cannot be read is told with its table and key, by every query that meets it, and never skipped.
+
+use std::str::FromStr;
+
+use holm_domain::{AgentId, TokenId, UnixMicros, access::Token, host::Host, run::Run};
+use holm_store::{Blobs, Error, Result, RunFilter, Store};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, SqliteConnection};
+
+use crate::{
+    postgres::TestDatabase,
+    support::{Engine, Fixture, Tenant, batch, host, on, token},
+};
+
+/// Changes the database behind the store's back.
+async fn tamper(fixture: &Fixture, sql: &str) {
+    let sql = AssertSqlSafe(sql.to_owned());
+    let changed = match fixture.engine {
+        Engine::Memory => return,
+        Engine::Sqlite => {
+            let mut database = SqliteConnection::connect(&fixture.url).await.expect("the file opens");
+            database.execute(sql).await.expect("a statement").rows_affected()
+        }
+        Engine::Postgres => {
+            let options = sqlx::postgres::PgConnectOptions::from_str(&fixture.url).expect("a URL");
+            let mut database = PgConnection::connect_with(&options).await.expect("PostgreSQL answers");
+            database.execute(sql).await.expect("a statement").rows_affected()
+        }
+    };
+    assert!(changed > 0, "the test changes something");
+}
+
+macro_rules! cases_in_sql {
+    ($($case:ident),+ $(,)?) => {
+        mod on_sqlite { $(#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+            async fn $case() { super::on(super::Engine::Sqlite, super::$case).await; })+ }
+        mod on_postgres { $(#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+            async fn $case() { super::on(super::Engine::Postgres, super::$case).await; })+ }
+    };
+}
+
+cases_in_sql!(
+    a_run_that_cannot_be_read_is_named_everywhere,
+    columns_that_contradict_the_body_are_seen,
+    other_rows_that_cannot_be_read_are_named,
+    a_missing_or_changed_log_is_seen,
+    a_database_of_a_newer_program_is_refused,
+);
+
+fn corrupt<T: std::fmt::Debug>(result: Result<T>, table: &str, key: impl ToString) {
+    match result {
+        Err(Error::Corrupt { table: named, key: at, .. }) => assert_eq!((named, at), (table, key.to_string())),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Every way by which a claimed run is found.
+async fn everywhere(tenant: &Tenant, run: &Run) {
+    let store = &tenant.store;
+    let agent = run.lease.expect("leased").agent;
+    corrupt(store.run_get(tenant.org, run.id).await, "runs", run.id);
+    corrupt(store.run_list(tenant.org, &RunFilter::default(), None, 10).await, "runs", run.id);
+    corrupt(store.runs_due(UnixMicros(i64::MAX), 10).await, "runs", run.id);
+    corrupt(store.runs_of_agent(tenant.org, agent).await, "runs", run.id);
+}
+
+async fn a_run_that_cannot_be_read_is_named_everywhere(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let run = tenant.claimed().await;
+    tenant.queued().await;
+    for body in [r#"{"v":2,"is":{}}"#, r#"{"v":1,"is":{}}"#, r#"{"v":1"#, "", "null", r#"{"is":1}"#] {
+        tamper(&fixture, &format!("update runs set body = '{body}' where id = '{}'", run.id)).await;
+        everywhere(&tenant, &run).await;
+    }
+    tamper(&fixture, &format!("update runs set body = 'x' where state = 'queued' and org = '{}'", tenant.org)).await;
+    assert!(matches!(tenant.store.run_queue(tenant.org, 10).await, Err(Error::Corrupt { table: "runs", .. })));
+}
+
+async fn columns_that_contradict_the_body_are_seen(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let (run, other) = (tenant.claimed().await, tenant.queued().await);
+    for column in ["state = 'ended', version", "version"] {
+        tamper(&fixture, &format!("update runs set {column} = version + 1 where id = '{}'", run.id)).await;
+        everywhere(&tenant, &run).await;
+    }
+    let copy = "(select body from runs where id = '";
+    tamper(&fixture, &format!("update runs set body = {copy}{}') where id = '{}'", other.id, run.id)).await;
+    corrupt(tenant.store.run_get(tenant.org, run.id).await, "runs", run.id);
+}
+
+async fn other_rows_that_cannot_be_read_are_named(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let store = &tenant.store;
+    let made: Token = token(tenant.org, 1);
+    let known: Host = host(tenant.org, "a");
+    store.token_create(&made).await.expect("made");
+    store.host_upsert(&known).await.expect("registered");
+    let run = tenant.claimed().await.id;
+    let (token_id, host_id): (TokenId, AgentId) = (made.id, known.id);
+    tamper(&fixture, "update tokens set role = 'root'").await;
+    corrupt(store.token_by_hash(&[1; 32]).await, "tokens", token_id);
+    corrupt(store.token_list(tenant.org).await, "tokens", token_id);
+    tamper(&fixture, "update hosts set body = '{\"v\":1,\"is\":[]}'").await;
+    corrupt(store.host_get(tenant.org, host_id).await, "hosts", host_id);
+    corrupt(store.host_list(tenant.org).await, "hosts", host_id);
+    tamper(&fixture, "update events set body = '{\"v\":1,\"is\":{\"kind\":\"unheard_of\"}}' where seq = 1").await;
+    corrupt(store.event_page(tenant.org, run, 0, 10).await, "events", run);
+    tamper(&fixture, "update log_heads set next_log_seq = -1").await;
+    corrupt(store.log_head(tenant.org, run).await, "log_heads", run);
+    tamper(&fixture, "update leases set agent = 'nobody'").await;
+    corrupt(store.lease_counts(tenant.org).await, "leases", "nobody");
+}
+
+async fn a_missing_or_changed_log_is_seen(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let run = tenant.claimed().await.id;
+    let store = &tenant.store;
+    for first in [1u64, 11, 21] {
+        let bytes = batch(first, 10, if first == 11 { 60_000 } else { 10 });
+        store.log_append(tenant.org, run, 1, first, first + 9, bytes).await.expect("appended");
+    }
+    let read = |after| store.log_read(tenant.org, run, after, 1 << 20);
+    let (key, size) = {
+        use futures_util::TryStreamExt;
+        let listed: Vec<_> = store.blobs().list_of_run(tenant.org, run).try_collect().await.expect("listed");
+        assert_eq!(listed.len(), 1, "the large append alone is a blob");
+        listed[0].clone()
+    };
+    let whole = store.blobs().get(&key).await.expect("read").expect("there");
+    assert_eq!(whole.len() as u64, size);
+    store.blobs().put(&key, whole.slice(..100)).await.expect("cut off");
+    assert!(
+        matches!(read(10).await, Err(Error::Corrupt { table: "blobs", .. } | Error::Unavailable { .. })),
+        "cut off"
+    );
+    store.blobs().delete(&key).await.expect("deleted");
+    corrupt(read(10).await, "blobs", &key);
+    assert_eq!(read(20).await.expect("what does not need it").len(), 1);
+    store.blobs().put(&key, whole).await.expect("put back");
+    assert_eq!(read(0).await.expect("read").len(), 3);
+    tamper(&fixture, "update log_segments set size = size + 1 where last_seq = 30").await;
+    corrupt(read(20).await, "log_segments", run);
+    tamper(&fixture, "update log_segments set blob_key = 'orgs/x/../../etc/passwd' where last_seq = 20").await;
+    corrupt(read(10).await, "log_segments", run);
+    tamper(&fixture, "delete from log_segments where last_seq = 20").await;
+    corrupt(read(0).await, "log_segments", run);
+    corrupt(read(15).await, "log_segments", run);
+}
+
+async fn a_database_of_a_newer_program_is_refused(fixture: Fixture) {
+    tamper(&fixture, "insert into schema_steps (step) values (1000)").await;
+    corrupt(Store::open(&fixture.url, Blobs::memory()).await, "schema_steps", "step");
+}
+
+#[tokio::test]
+async fn urls_that_name_no_store_are_refused_without_their_password() {
+    for url in ["", "memory", "memory:x", "mysql://a", "sqlite:", "sqlite::memory:", "postgres://u:s3cret@[h/x"] {
+        let refused = Store::open(url, Blobs::memory()).await.expect_err(url);
+        assert!(matches!(refused, Error::Invalid { .. }), "{url}: {refused}");
+        assert!(!format!("{refused:?} {refused}").contains("s3cret"));
+    }
+    let nowhere = Store::open("sqlite:/nonexistent/holm.db", Blobs::memory()).await;
+    assert!(matches!(nowhere, Err(Error::Unavailable { .. })), "{nowhere:?}");
+    let database = TestDatabase::create().await;
+    let gone = database.url.clone();
+    database.remove().await;
+    let refused = Store::open(&gone, Blobs::memory()).await;
+    assert!(matches!(refused, Err(Error::Unavailable { .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_new_database_is_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("holm.db");
+    let store = Store::open(&format!("sqlite:{}", path.display()), Blobs::memory()).await.expect("opens");
+    store.ping().await.expect("answers");
+    for entry in std::fs::read_dir(folder.path()).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let mode = entry.metadata().expect("metadata").permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{}", entry.path().display());
+    }
+}

@@ -1,0 +1,17 @@
+//! One suite, every backend: each case runs on memory, on SQLite and on PostgreSQL.
+//!
+//! Cases about two servers open the database a second time. Nothing here sleeps, and no case depends on which task is
+//! faster; where tasks race, what is asserted holds for every order.
+
+mod blobs;
+mod claims;
+mod corrupt;
+mod events;
+mod isolation;
+mod logs;
+#[path = "../support/postgres.rs"]
+mod postgres;
+mod runs;
+mod seals;
+mod support;
+mod tenants;

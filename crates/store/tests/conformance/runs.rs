@@ -1,0 +1,351 @@
+//! Runs: stored whole, listed page by page, saved by compare-and-swap.
+
+use std::collections::BTreeMap;
+
+use holm_domain::{
+    OrgId, ProjectId, RunId, UnixMicros,
+    lease::grant,
+    run::{Cancel, Decision, EventKind, ExitStatus, Outcome, Run, RunSpec, RunState},
+};
+use holm_store::{Error, Inserted, Project, RUNS_PAGE_MAX, RunFilter};
+
+use crate::support::{Fixture, Tenant, agent, batch, cases, config, refused, sandbox, save, uuid};
+
+cases!(
+    every_field_of_a_run_survives,
+    a_save_with_an_old_version_changes_nothing,
+    what_cannot_be_saved_is_refused,
+    the_filter_means_what_it_says,
+    labels_are_compared_exactly,
+    pages_are_stable_while_runs_are_added,
+    the_queue_is_oldest_first,
+    deadlines_are_found,
+    leases_are_found_by_agent,
+    a_key_makes_one_run,
+    a_key_makes_one_run_however_many_race,
+    a_deleted_run_leaves_nothing,
+);
+
+async fn every_field_of_a_run_survives(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let mut spec = RunSpec::new(["printf", "\u{1f3dd} %s\n", "it's \"quoted\" \\ and {text}"]);
+    spec.env = BTreeMap::from([("A".to_owned(), "line\nline".to_owned())]);
+    spec.labels = BTreeMap::from([("team".to_owned(), "a".to_owned())]);
+    spec.limits.memory_bytes = 64 << 40;
+    let Decision { run, events } = tenant.admit(spec);
+    tenant.insert(&run, &events).await.expect("inserted");
+    let stored = |id| tenant.store.run_get(tenant.org, id);
+    assert_eq!(stored(run.id).await.expect("read"), Some(run.clone()));
+    let agent = agent();
+    let steps: [&(dyn Fn(&Run) -> Decision + Sync); 4] = [
+        &|run| grant::claim(run, agent, UnixMicros(2_000), &config()).expect("claimable"),
+        &|run| grant::start(run, agent, 1, sandbox(agent), UnixMicros(3_000)).expect("held").expect("started"),
+        &|run| run.request_cancel(Cancel::Terminate, UnixMicros(4_000)).expect("asked"),
+        &|run| {
+            let outcome = Outcome::exited(ExitStatus::Signal(15));
+            let result = Some(serde_json::json!({"n": [1, 2.5, null], "text": "\u{0}"}));
+            grant::finish(run, agent, 1, outcome, result, UnixMicros(5_000)).expect("held").expect("finished")
+        },
+    ];
+    let mut current = run;
+    let mut told = events.len() as u64;
+    for step in steps {
+        let decision = step(&current);
+        told += decision.events.len() as u64;
+        let saved = tenant.save(&decision).await.expect("saved");
+        assert_eq!((saved.next_log_seq, saved.last_event_seq), (1, told));
+        assert_eq!(stored(decision.run.id).await.expect("read"), Some(decision.run.clone()));
+        current = decision.run;
+    }
+    let kinds: Vec<EventKind> = tenant
+        .store
+        .event_page(tenant.org, current.id, 0, 100)
+        .await
+        .expect("a page")
+        .into_iter()
+        .map(|event| event.kind)
+        .collect();
+    assert_eq!(kinds.len(), 5);
+    assert_eq!(kinds[0], EventKind::Queued);
+    assert_eq!(kinds[2], EventKind::Started { sandbox: sandbox(agent) });
+    assert_eq!(kinds[4], EventKind::Ended { outcome: Outcome::exited(ExitStatus::Signal(15)) });
+}
+
+async fn a_save_with_an_old_version_changes_nothing(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let run = tenant.queued().await;
+    let mine = grant::claim(&run, agent(), UnixMicros(2_000), &config()).expect("claimable");
+    let late = grant::claim(&run, agent(), UnixMicros(2_000), &config()).expect("claimable");
+    tenant.save(&mine).await.expect("claimed");
+    let lost = tenant.save(&late).await;
+    assert!(matches!(lost, Err(Error::Conflict { what: "run" })), "{lost:?}");
+    assert_eq!(tenant.store.run_get(tenant.org, run.id).await.expect("read"), Some(mine.run.clone()));
+    assert_eq!(tenant.event_seqs(run.id).await, [1, 2], "the loser told nothing");
+    let counts = tenant.store.lease_counts(tenant.org).await.expect("counted");
+    assert_eq!(counts, BTreeMap::from([(mine.run.lease.expect("leased").agent, 1)]));
+}
+
+async fn what_cannot_be_saved_is_refused(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let run = tenant.queued().await;
+    let store = &tenant.store;
+    let same = store.run_save(run.version, &run, &[], None, UnixMicros(1)).await;
+    assert!(matches!(same, Err(Error::Invalid { .. })), "a save must bring a new version: {same:?}");
+    let mut crooked = grant::claim(&run, agent(), UnixMicros(2_000), &config()).expect("claimable");
+    crooked.run.fence += 1;
+    let refused = tenant.save(&crooked).await;
+    assert!(matches!(refused, Err(Error::Invalid { .. })), "lease and run must agree: {refused:?}");
+    let unknown = Run { id: RunId::from_uuid(uuid()), version: 2, ..run.clone() };
+    let refused = store.run_save(1, &unknown, &[], None, UnixMicros(1)).await;
+    assert!(matches!(refused, Err(Error::NotFound { what: "run" })), "{refused:?}");
+    let again = tenant.insert(&run, &[]).await;
+    assert!(matches!(again, Err(Error::Conflict { what: "run" })), "{again:?}");
+    let other = fixture.tenant().await;
+    let mixed = Run { id: RunId::from_uuid(uuid()), project: other.project, ..run.clone() };
+    let refused = tenant.insert(&mixed, &[]).await;
+    assert!(matches!(refused, Err(Error::NotFound { what: "project" })), "another org's project: {refused:?}");
+    for limit in [0, RUNS_PAGE_MAX + 1] {
+        let refused = store.run_list(tenant.org, &RunFilter::default(), None, limit).await;
+        assert!(matches!(refused, Err(Error::Invalid { .. } | Error::Limit { .. })), "{refused:?}");
+    }
+    let labels = (0..9).map(|n| (format!("k{n}"), String::new())).collect();
+    let refused = store.run_list(tenant.org, &RunFilter { labels, ..RunFilter::default() }, None, 10).await;
+    assert!(matches!(refused, Err(Error::Limit { given: 9, max: 8, .. })), "{refused:?}");
+}
+
+/// A run in the state, with labels, in the project.
+async fn run_in(tenant: &Tenant, project: ProjectId, state: RunState, labels: &[(&str, &str)]) -> RunId {
+    let mut spec = RunSpec::new(["true"]);
+    spec.labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let Decision { mut run, .. } = tenant.admit(spec);
+    (run.project, run.state) = (project, state);
+    tenant.insert(&run, &[]).await.expect("inserted");
+    run.id
+}
+
+async fn the_filter_means_what_it_says(fixture: Fixture) {
+    let (tenant, other) = (fixture.tenant().await, fixture.tenant().await);
+    let second = Project {
+        id: ProjectId::from_uuid(uuid()),
+        org: tenant.org,
+        name: "second".to_owned(),
+        created_at: UnixMicros(1),
+    };
+    fixture.store.project_create(&second).await.expect("made");
+    run_in(&other, other.project, RunState::Running, &[("team", "a")]).await;
+    let mut all = Vec::new();
+    for project in [tenant.project, second.id] {
+        for state in RunState::ALL {
+            for labels in [&[][..], &[("team", "a")], &[("team", "a"), ("tier", "1")]] {
+                all.push((run_in(&tenant, project, state, labels).await, project, state, labels));
+            }
+        }
+    }
+    let projects = [None, Some(tenant.project), Some(second.id), Some(other.project)];
+    let state_sets = [&[][..], &[RunState::Ended], &[RunState::Running], &[RunState::Queued, RunState::Claimed]];
+    let label_sets = [&[][..], &[("team", "a")], &[("team", "a"), ("tier", "1")], &[("team", "b")], &[("tier", "1")]];
+    for project in projects {
+        for states in state_sets {
+            for labels in label_sets {
+                let meets = |(_, p, s, l): &&(RunId, ProjectId, RunState, &[(&str, &str)])| {
+                    project.is_none_or(|wanted| wanted == *p)
+                        && (states.is_empty() || states.contains(s))
+                        && labels.iter().all(|label| l.contains(label))
+                };
+                let expected: Vec<RunId> = all.iter().rev().filter(meets).map(|row| row.0).collect();
+                let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+                let filter = RunFilter { project, states: states.to_vec(), labels };
+                assert_eq!(tenant.listed(&filter).await, expected, "{filter:?}");
+            }
+        }
+    }
+}
+
+async fn labels_are_compared_exactly(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let odd = [("k", "a%"), ("k", "A%"), ("k", "a_"), ("k", "ab"), ("k'", "\""), ("é", ""), ("K", "a%")];
+    for label in odd {
+        run_in(&tenant, tenant.project, RunState::Queued, &[label]).await;
+    }
+    for (key, value) in odd {
+        let labels = BTreeMap::from([(key.to_owned(), value.to_owned())]);
+        let found = tenant.listed(&RunFilter { labels, ..RunFilter::default() }).await;
+        assert_eq!(found.len(), 1, "{key}={value}");
+    }
+    let eight: Vec<(String, String)> = (0..8).map(|n| (format!("k{n}"), format!("v{n}"))).collect();
+    let borrowed: Vec<(&str, &str)> = eight.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    let full = run_in(&tenant, tenant.project, RunState::Queued, &borrowed).await;
+    for missing in 0..8 {
+        let partial: Vec<_> = borrowed.iter().copied().filter(|(key, _)| *key != format!("k{missing}")).collect();
+        run_in(&tenant, tenant.project, RunState::Queued, &partial).await;
+    }
+    let labels = eight.into_iter().collect();
+    assert_eq!(tenant.listed(&RunFilter { labels, ..RunFilter::default() }).await, [full], "each of the eight counts");
+}
+
+async fn pages_are_stable_while_runs_are_added(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    // Ids that are drawn now and inserted later sort between those that are there: another server's clock is behind.
+    let (mut there, mut later) = (Vec::new(), Vec::new());
+    for n in 0..40 {
+        let decision = tenant.admit(RunSpec::new(["true"]));
+        if n % 2 == 0 {
+            tenant.insert(&decision.run, &decision.events).await.expect("inserted");
+            there.push(decision.run.id);
+        } else {
+            later.push(decision.run);
+        }
+    }
+    let mut seen = Vec::new();
+    let mut before = None;
+    for _ in 0..100 {
+        let page = tenant.store.run_list(tenant.org, &RunFilter::default(), before, 3).await.expect("a page");
+        let Some(last) = page.last() else { break };
+        before = Some(last.id);
+        seen.extend(page.into_iter().map(|run| run.id));
+        if let Some(run) = later.pop() {
+            tenant.insert(&run, &[]).await.expect("inserted");
+        }
+        tenant.queued().await;
+    }
+    assert!(seen.windows(2).all(|pair| pair[0] > pair[1]), "newest first, none twice");
+    assert!(there.iter().all(|id| seen.contains(id)), "none is skipped");
+}
+
+async fn the_queue_is_oldest_first(fixture: Fixture) {
+    let (tenant, other) = (fixture.tenant().await, fixture.tenant().await);
+    let mut expected = Vec::new();
+    for queued_at in [30, 10, 20, 10] {
+        let Decision { mut run, events } = tenant.admit(RunSpec::new(["true"]));
+        run.queued_at = UnixMicros(queued_at);
+        tenant.insert(&run, &events).await.expect("inserted");
+        expected.push((queued_at, run.id));
+    }
+    expected.sort();
+    other.queued().await;
+    let claimed = tenant.claimed().await;
+    let queue = fixture.store.run_queue(tenant.org, 3).await.expect("a queue");
+    let ids: Vec<(i64, RunId)> = queue.iter().map(|run| (run.queued_at.0, run.id)).collect();
+    assert_eq!(ids, expected[..3]);
+    let whole = fixture.store.run_queue(tenant.org, 10).await.expect("a queue");
+    assert!(whole.iter().all(|run| run.id != claimed.id) && whole.len() == 4);
+}
+
+async fn deadlines_are_found(fixture: Fixture) {
+    let (tenant, other) = (fixture.tenant().await, fixture.tenant().await);
+    let (queued, claimed, foreign) = (tenant.queued().await, tenant.claimed().await, other.queued().await);
+    let due = |now: UnixMicros| {
+        let store = fixture.store.clone();
+        async move { store.runs_due(now, 100).await.expect("read").into_iter().map(|run| run.id).collect::<Vec<_>>() }
+    };
+    let lease_end = claimed.deadline(&config()).expect("a deadline");
+    let queue_end = queued.deadline(&config()).expect("a deadline");
+    assert!(lease_end < queue_end);
+    assert_eq!(due(UnixMicros(lease_end.0 - 1)).await, []);
+    assert_eq!(due(lease_end).await, [claimed.id]);
+    assert_eq!(due(queue_end).await, [claimed.id, queued.id, foreign.id], "of all orgs, the longest overdue first");
+    assert_eq!(fixture.store.runs_due(queue_end, 2).await.expect("read").len(), 2);
+    let ended = queued.request_cancel(Cancel::Kill, UnixMicros(9)).expect("cancelled");
+    tenant.save(&ended).await.expect("saved");
+    assert_eq!(due(queue_end).await, [claimed.id, foreign.id], "a run that has ended has no deadline");
+}
+
+async fn leases_are_found_by_agent(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let (one, two) = (agent(), agent());
+    let mut held = Vec::new();
+    for holder in [one, one, two] {
+        let run = tenant.queued().await;
+        let decision = grant::claim(&run, holder, UnixMicros(2_000), &config()).expect("claimable");
+        tenant.save(&decision).await.expect("claimed");
+        held.push(decision.run);
+    }
+    let store = &fixture.store;
+    assert_eq!(store.runs_of_agent(tenant.org, one).await.expect("read"), held[..2]);
+    assert_eq!(store.lease_counts(tenant.org).await.expect("counted"), BTreeMap::from([(one, 2), (two, 1)]));
+    let expired = grant::expire(&held[0], UnixMicros(i64::MAX), &config()).expect("expired");
+    tenant.save(&expired).await.expect("saved");
+    assert_eq!(store.runs_of_agent(tenant.org, one).await.expect("read"), held[1..2]);
+    let anew = grant::claim(&expired.run, two, UnixMicros(3_000), &config()).expect("claimable");
+    tenant.save(&anew).await.expect("claimed");
+    assert_eq!(store.lease_counts(tenant.org).await.expect("counted"), BTreeMap::from([(one, 1), (two, 2)]));
+}
+
+async fn a_key_makes_one_run(fixture: Fixture) {
+    let (tenant, other) = (fixture.tenant().await, fixture.tenant().await);
+    let (first, second) = (tenant.admit(RunSpec::new(["a"])).run, tenant.admit(RunSpec::new(["b"])).run);
+    assert_eq!(tenant.insert_once(&first, "key", 1).await.expect("inserted"), Inserted::New);
+    let claimed = grant::claim(&first, agent(), UnixMicros(2_000), &config()).expect("claimable");
+    tenant.save(&claimed).await.expect("claimed");
+    let existing = Inserted::Existing { run: Box::new(claimed.run.clone()), digest: [1; 32] };
+    assert_eq!(tenant.insert_once(&second, "key", 2).await.expect("answered"), existing, "as it is now");
+    assert_eq!(tenant.store.run_get(tenant.org, second.id).await.expect("read"), None);
+    assert_eq!(tenant.insert_once(&second, "KEY", 2).await.expect("inserted"), Inserted::New);
+    let foreign = other.admit(RunSpec::new(["c"])).run;
+    assert_eq!(other.insert_once(&foreign, "key", 3).await.expect("inserted"), Inserted::New, "keys are of an org");
+    let long = tenant.insert_once(&second, &"k".repeat(257), 1).await;
+    assert!(matches!(long, Err(Error::Limit { .. })), "{long:?}");
+}
+
+async fn a_key_makes_one_run_however_many_race(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let stores = [fixture.store.clone(), fixture.second_server().await];
+    for round in 0..10u8 {
+        let racing = (0..8usize).map(|n| {
+            let tenant = Tenant { store: stores[n % 2].clone(), ..tenant.clone() };
+            tokio::spawn(async move {
+                let run = tenant.admit(RunSpec::new(["true"])).run;
+                let inserted = tenant.insert_once(&run, &format!("round {round}"), round).await.expect("answered");
+                (run.id, inserted)
+            })
+        });
+        let (mut new, mut answered) = (Vec::new(), Vec::new());
+        for task in racing.collect::<Vec<_>>() {
+            match task.await.expect("no panic") {
+                (id, Inserted::New) => new.push(id),
+                (_, Inserted::Existing { run, digest }) => {
+                    assert_eq!(digest, [round; 32]);
+                    answered.push(run.id);
+                }
+            }
+        }
+        assert_eq!(new.len(), 1, "one is new");
+        assert_eq!(answered, vec![new[0]; 7], "all others are told of it");
+    }
+    let stored = tenant.listed(&RunFilter::default()).await;
+    assert_eq!(stored.len(), 10);
+    for run in stored {
+        assert_eq!(tenant.event_seqs(run).await, [1]);
+    }
+}
+
+async fn a_deleted_run_leaves_nothing(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let store = &tenant.store;
+    let first = tenant.admit(RunSpec::new(["true"])).run;
+    tenant.insert_once(&first, "key", 1).await.expect("inserted");
+    let claimed = grant::claim(&first, agent(), UnixMicros(2_000), &config()).expect("claimable");
+    tenant.save(&claimed).await.expect("claimed");
+    let run = claimed.run;
+    store.event_append(tenant.org, run.id, 1, 1, &[refused("a")], UnixMicros(1)).await.expect("appended");
+    store.log_append(tenant.org, run.id, 1, 1, 3, batch(1, 3, 10)).await.expect("appended");
+    store.log_append(tenant.org, run.id, 1, 4, 13, batch(4, 10, 40_000)).await.expect("appended");
+    store.log_seal(tenant.org, run.id, 1).await.expect("sealed");
+    let early = store.run_delete(tenant.org, run.id, run.version - 1).await;
+    assert!(matches!(early, Err(Error::Conflict { what: "run" })), "{early:?}");
+    let foreign = store.run_delete(OrgId::from_uuid(uuid()), run.id, run.version).await;
+    assert!(matches!(foreign, Err(Error::NotFound { what: "run" })), "{foreign:?}");
+    assert_eq!(tenant.log(run.id).await.len(), 13, "a refused deletion removes nothing");
+    store.run_delete(tenant.org, run.id, run.version).await.expect("deleted");
+    let again = store.run_delete(tenant.org, run.id, run.version).await;
+    assert!(matches!(again, Err(Error::NotFound { what: "run" })), "{again:?}");
+    assert_eq!(store.run_get(tenant.org, run.id).await.expect("read"), None);
+    assert_eq!(tenant.event_seqs(run.id).await, Vec::<u64>::new());
+    assert_eq!(tenant.log(run.id).await, Vec::<Vec<u8>>::new());
+    assert_eq!(store.runs_of_agent(tenant.org, run.lease.expect("leased").agent).await.expect("read"), []);
+    assert_eq!(store.blobs().delete_of_run(tenant.org, run.id).await.expect("listed"), 0, "no object is left");
+    let anew = Run { id: RunId::from_uuid(uuid()), ..first };
+    assert_eq!(tenant.insert_once(&anew, "key", 1).await.expect("inserted"), Inserted::New, "the key is free again");
+    let gone = save(store, &Decision { run: Run { version: 3, ..run }, events: vec![] }).await;
+    assert!(matches!(gone, Err(Error::NotFound { what: "run" })), "{gone:?}");
+}

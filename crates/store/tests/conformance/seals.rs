@@ -1,0 +1,108 @@
+//! Sealing moves bytes and never changes what is read.
+
+use holm_domain::RunId;
+use holm_store::{Error, LOG_SEGMENT_BYTES, LogAppended, Sealed};
+
+use crate::support::{Engine, Fixture, Tenant, batch, cases, entries_of, entry, uuid};
+
+cases!(
+    a_sealed_log_reads_as_before,
+    a_read_within_a_sealed_segment_fetches_little,
+    sealing_races_with_appends_reads_and_itself,
+);
+
+async fn append(tenant: &Tenant, run: RunId, first: u64, count: u64, length: usize) {
+    let bytes = batch(first, count, length);
+    let last = first + count - 1;
+    let appended = tenant.store.log_append(tenant.org, run, 1, first, last, bytes).await.expect("answered");
+    assert!(matches!(appended, LogAppended::Stored { .. }), "{appended:?}");
+}
+
+async fn a_sealed_log_reads_as_before(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let run = tenant.claimed().await.id;
+    // Small rows, a blob among them, and more than one sealed blob may hold.
+    let mut next = 1;
+    for n in 0..80u64 {
+        let (count, length) = if n == 20 { (6, 60_000) } else { (2, 50_000) };
+        append(&tenant, run, next, count, length).await;
+        next += count;
+    }
+    let before = tenant.log(run).await;
+    assert_eq!(before.len() as u64, next - 1);
+    let none = tenant.store.log_seal(tenant.org, run, usize::MAX).await.expect("sealed");
+    assert_eq!(none, Sealed::default(), "there is less than that");
+    let sealed = tenant.store.log_seal(tenant.org, run, 1).await.expect("sealed");
+    if fixture.engine != Engine::Memory {
+        assert!(sealed.bytes > LOG_SEGMENT_BYTES as u64 && sealed.blobs >= 3, "{sealed:?}");
+        assert!(sealed.blobs < 10, "many rows become few blobs: {sealed:?}");
+    }
+    assert!(tenant.log(run).await == before);
+    assert_eq!(tenant.store.log_seal(tenant.org, run, 1).await.expect("sealed"), Sealed::default());
+    append(&tenant, run, next, 1, 10).await;
+    let after = tenant.store.log_read(tenant.org, run, next - 1, 1_000).await.expect("a read");
+    assert_eq!(entries_of(&after, next - 1), [entry(next, 10)]);
+    let unknown = tenant.store.log_seal(tenant.org, RunId::from_uuid(uuid()), 1).await;
+    assert!(fixture.engine == Engine::Memory || matches!(unknown, Err(Error::NotFound { what: "run" })), "{unknown:?}");
+}
+
+async fn a_read_within_a_sealed_segment_fetches_little(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let run = tenant.claimed().await.id;
+    for n in 0..50u64 {
+        append(&tenant, run, n * 10 + 1, 10, 3_000).await;
+    }
+    tenant.store.log_seal(tenant.org, run, 1).await.expect("sealed");
+    for after in (0..500u64).step_by(7) {
+        let segments = tenant.store.log_read(tenant.org, run, after, 1).await.expect("a read");
+        let held: usize = segments.iter().map(|segment| segment.bytes.len()).sum();
+        assert!(held <= 100_000, "{held} bytes for one entry of 3,000");
+        let entries = entries_of(&segments, after);
+        assert_eq!(entries.first(), Some(&entry(after + 1, 3_000)));
+    }
+    assert_eq!(tenant.log(run).await.len(), 500);
+}
+
+async fn sealing_races_with_appends_reads_and_itself(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let stores = [fixture.store.clone(), fixture.second_server().await];
+    let run = tenant.claimed().await.id;
+    let appending = {
+        let tenant = Tenant { store: stores[0].clone(), ..tenant.clone() };
+        tokio::spawn(async move {
+            for n in 0..60u64 {
+                append(&tenant, run, n * 3 + 1, 3, if n % 20 == 7 { 64_000 } else { 500 }).await;
+            }
+        })
+    };
+    let sealing = (0..2usize).map(|n| {
+        let tenant = Tenant { store: stores[n].clone(), ..tenant.clone() };
+        tokio::spawn(async move {
+            let mut sealed = 0;
+            while tenant.store.log_head(tenant.org, run).await.expect("read") < 181 {
+                sealed += tenant.store.log_seal(tenant.org, run, 2_000).await.expect("sealed").bytes;
+            }
+            sealed
+        })
+    });
+    let sealing: Vec<_> = sealing.collect();
+    let length = |seq: u64| if (seq - 1) / 3 % 20 == 7 { 64_000 } else { 500 };
+    let mut seen = 0u64;
+    while seen < 180 {
+        let segments = tenant.store.log_read(tenant.org, run, seen, 50_000).await.expect("a read");
+        for data in entries_of(&segments, seen) {
+            seen += 1;
+            assert!(data == entry(seen, length(seen)), "entry {seen}");
+        }
+    }
+    appending.await.expect("no panic");
+    let mut sealed = 0;
+    for task in sealing {
+        sealed += task.await.expect("no panic");
+    }
+    sealed += tenant.store.log_seal(tenant.org, run, 1).await.expect("sealed").bytes;
+    let whole: usize = (0..60u64).map(|n| batch(n * 3 + 1, 3, length(n * 3 + 1)).len()).sum();
+    assert!(fixture.engine == Engine::Memory || sealed == whole as u64, "{sealed} of {whole} bytes, each once");
+    let expected: Vec<Vec<u8>> = (1..=180).map(|seq| entry(seq, length(seq))).collect();
+    assert!(tenant.log(run).await == expected);
+}
