@@ -17,6 +17,8 @@ pub mod tokens;
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// The header of server-sent events by which a client resumes (WHATWG HTML, server-sent events).
 pub const LAST_EVENT_ID: &str = "last-event-id";
+/// The header of every answer that bears the number under which the request stands in the server's log.
+pub const REQUEST_ID: &str = "x-request-id";
 /// The media type of problem documents (RFC 9457 §3).
 pub const PROBLEM_JSON: &str = "application/problem+json";
 /// The media type of log batches in the agent protocol.

@@ -1,0 +1,131 @@
+//! Who asks, and whether they may.
+//!
+//! Every request but those for health and the API's description bears `Authorization: Bearer holm_…` (RFC 6750 §2.1). The
+//! store knows only the SHA-256 of the secret, so the look-up compares digests of 256 random bits and leaks nothing by its
+//! timing. What a route needs stands in the type of its handler's argument: [`May<Read>`](May), [`May<Run>`](May), …; a
+//! handler without one does not know the caller's org and can read nothing.
+
+pub mod bootstrap;
+
+use std::{marker::PhantomData, sync::Arc};
+
+use axum::{extract::FromRequestParts, http::request::Parts};
+use holm_domain::{
+    ErrorCode, OrgId,
+    access::{Action, Token},
+};
+use http::{HeaderMap, header::AUTHORIZATION};
+use sha2::{Digest as _, Sha256};
+
+use crate::{app::App, ids::SECRET_PREFIX, problem::Failure};
+
+/// A kind of action, as a type.
+pub trait Permission: Send + 'static {
+    /// The action.
+    const ACTION: Action;
+}
+
+macro_rules! permissions {
+    ($($(#[$doc:meta])* $name:ident;)+) => {
+        $(
+            $(#[$doc])*
+            #[derive(Debug)]
+            pub enum $name {}
+
+            impl Permission for $name {
+                const ACTION: Action = Action::$name;
+            }
+        )+
+    };
+}
+
+permissions! {
+    /// See runs, logs, events and hosts.
+    Read;
+    /// Create, cancel and delete runs.
+    Run;
+    /// Create, list and revoke tokens.
+    Administer;
+    /// Speak the agent protocol.
+    Serve;
+}
+
+/// A caller whose token allows `P`.
+#[derive(Debug)]
+pub struct May<P> {
+    /// The token that was shown.
+    pub token: Token,
+    permission: PhantomData<P>,
+}
+
+impl<P> May<P> {
+    /// The org of the caller: the only one that this request can touch.
+    pub fn org(&self) -> OrgId {
+        self.token.org
+    }
+}
+
+impl<P: Permission> FromRequestParts<Arc<App>> for May<P> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Failure> {
+        let token = authenticate(&parts.headers, app).await?;
+        if token.role.allows(P::ACTION) {
+            return Ok(Self { token, permission: PhantomData });
+        }
+        let role = token.role.as_str();
+        Err(Failure::new(ErrorCode::Forbidden, format!("a token with the role `{role}` may not do this")))
+    }
+}
+
+/// A caller with any token that works.
+#[derive(Debug)]
+pub struct Known {
+    /// The token that was shown.
+    pub token: Token,
+}
+
+impl FromRequestParts<Arc<App>> for Known {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Failure> {
+        authenticate(&parts.headers, app).await.map(|token| Self { token })
+    }
+}
+
+async fn authenticate(headers: &HeaderMap, app: &App) -> Result<Token, Failure> {
+    let refused = |detail: &str| Failure::new(ErrorCode::Unauthenticated, detail);
+    let secret = bearer(headers).ok_or_else(|| refused("send the header `authorization: Bearer holm_…`"))?;
+    let token = app.store.token_by_hash(&hash(secret)).await?;
+    token.filter(|token| token.is_live(app.now())).ok_or_else(|| refused("the token is unknown, revoked or expired"))
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, secret) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    let secret = secret.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && secret.starts_with(SECRET_PREFIX)).then_some(secret)
+}
+
+/// What the store knows of a secret.
+pub fn hash(secret: &str) -> [u8; 32] {
+    Sha256::digest(secret.as_bytes()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_bearer_tokens_of_the_form_are_looked_up() {
+        let of = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(AUTHORIZATION, value.parse().unwrap());
+            bearer(&headers).map(str::to_owned)
+        };
+        assert_eq!(of("Bearer holm_abc"), Some("holm_abc".into()));
+        assert_eq!(of("bearer  holm_abc "), Some("holm_abc".into()));
+        for value in ["", "Bearer", "Bearer ", "Basic holm_abc", "holm_abc", "Bearer ghp_abc"] {
+            assert_eq!(of(value), None, "{value:?}");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! What a server is told when it is made, and the limits within which it serves.
+//!
+//! Every body, page, stream, connection and wait has a limit:
+//!
+//! | what | field or constant | default | beyond it |
+//! |---|---|---|---|
+//! | JSON body | `body_bytes_max` | 8 MiB | 413 `too_large` |
+//! | body of log batches | `log_body_bytes_max` | 8 MiB | 413 `too_large` |
+//! | archive of changes | `changes_bytes_max` | 4 GiB | 413 `too_large` |
+//! | structured result | [`holm_domain::limits::RESULT_BYTES_MAX`] | 64 KiB | 413 `too_large` |
+//! | runs in a page | [`RUNS_PAGE_MAX`] | 200 | 422 `invalid_field` |
+//! | log entries or events in a page | [`ENTRIES_PAGE_MAX`] | 10,000 | 422 `invalid_field` |
+//! | bytes of a page of log entries, before JSON | [`LOG_PAGE_BYTES_MAX`] | 4 MiB | a shorter page |
+//! | leases in a renewal or a poll | [`LEASES_MAX`] | 1,000 | 422 `invalid_field` |
+//! | claims of one poll | [`CLAIMS_MAX`] | 64 | 422 `invalid_field` |
+//! | events in an append | [`EVENTS_MAX`] | 256 | 422 `invalid_field` |
+//! | candidates that one poll looks at | [`QUEUE_LOOK_MAX`] | 256 | the next look |
+//! | wait of a poll | [`POLL_WAIT_MS_MAX`] | 60 s | 422 `invalid_field` |
+//! | live streams of one org | `streams_per_org_max` | 256 | 429 `too_many` |
+//! | waiting polls of one org | `polls_per_org_max` | 4,096 | 429 `too_many` |
+//! | connections | `connections_max` | 4,096 | wait in the kernel's queue |
+//! | head of a request, and an idle connection | `head_timeout`, `head_bytes_max` | 60 s, 64 KiB | closed, 431 |
+//! | a request, until its answer begins | `request_timeout` | 30 s | 504 `deadline_exceeded` |
+//! | an upload of changes | `upload_timeout`, `upload_idle_timeout` | 1 h, 30 s | 504 `deadline_exceeded` |
+//! | attempts of a compare-and-swap | [`SWAPS_MAX`] | 16 | 503 `unavailable` |
+//! | the end of the server | `drain_timeout` | 10 s | connections are cut |
+
+use std::time::Duration;
+
+use holm_domain::limits::LeaseConfig;
+
+use crate::clock::Clock;
+
+/// The most runs in a page.
+pub const RUNS_PAGE_MAX: u32 = 200;
+/// The runs in a page where the request does not say.
+pub const RUNS_PAGE_DEFAULT: u32 = 50;
+/// The most log entries or events in a page.
+pub const ENTRIES_PAGE_MAX: u32 = 10_000;
+/// The log entries or events in a page where the request does not say.
+pub const ENTRIES_PAGE_DEFAULT: u32 = 1_000;
+/// The most bytes of log batches that are read for one page.
+pub const LOG_PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// The most leases in a renewal or a poll.
+pub const LEASES_MAX: usize = 1_000;
+/// The most runs that one poll may claim.
+pub const CLAIMS_MAX: u32 = 64;
+/// The most events in one append.
+pub const EVENTS_MAX: usize = 256;
+/// The most queued runs that one look at the queue considers.
+pub const QUEUE_LOOK_MAX: u32 = 256;
+/// The longest wait of a poll, in milliseconds.
+pub const POLL_WAIT_MS_MAX: u64 = 60_000;
+/// How often a compare-and-swap is tried again after somebody else was faster.
+pub const SWAPS_MAX: u32 = 16;
+/// How long a wait lasts at most before the store is read again: wakers of other servers do not reach this one.
+pub const REREAD_EVERY: Duration = Duration::from_secs(1);
+/// How often a quiet stream says that it is alive.
+pub const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
+
+/// What a server is told when it is made.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    /// The times by which leases work.
+    pub lease: LeaseConfig,
+    /// The limits within which it serves.
+    pub limits: ServeLimits,
+    /// Where the time of day comes from.
+    pub clock: Clock,
+}
+
+/// The limits that a server can be told; see the module for the whole table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServeLimits {
+    /// The longest JSON body, in bytes.
+    pub body_bytes_max: usize,
+    /// The longest body of log batches, in bytes.
+    pub log_body_bytes_max: usize,
+    /// The longest archive of changes, in bytes.
+    pub changes_bytes_max: u64,
+    /// The most live streams of one org.
+    pub streams_per_org_max: usize,
+    /// The most waiting polls of one org.
+    pub polls_per_org_max: usize,
+    /// The most connections, all listeners together.
+    pub connections_max: usize,
+    /// The longest head of a request, in bytes; at least 8 KiB.
+    pub head_bytes_max: usize,
+    /// How long the head of a request may take, and how long a connection may be idle.
+    pub head_timeout: Duration,
+    /// How long a request may take until its answer begins.
+    pub request_timeout: Duration,
+    /// How long an upload of changes may take.
+    pub upload_timeout: Duration,
+    /// How long an upload of changes may bring nothing.
+    pub upload_idle_timeout: Duration,
+    /// How long a server that is to end waits for its connections.
+    pub drain_timeout: Duration,
+}
+
+impl Default for ServeLimits {
+    fn default() -> Self {
+        const MIB: usize = 1024 * 1024;
+        Self {
+            body_bytes_max: 8 * MIB,
+            log_body_bytes_max: 8 * MIB,
+            changes_bytes_max: 4 * 1024 * 1024 * 1024,
+            streams_per_org_max: 256,
+            polls_per_org_max: 4_096,
+            connections_max: 4_096,
+            head_bytes_max: 64 * 1024,
+            head_timeout: Duration::from_secs(60),
+            request_timeout: Duration::from_secs(30),
+            upload_timeout: Duration::from_secs(3_600),
+            upload_idle_timeout: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(10),
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Readers of what requests bring, whose refusals are problem documents that name the field and its value.
+
+use axum::{
+    extract::{FromRequest, FromRequestParts, Path, Query, Request, rejection::QueryRejection},
+    http::request::Parts,
+};
+use bytes::Bytes;
+use holm_domain::{ErrorCode, RunId, TokenId, error::InvalidField};
+use http::{HeaderMap, header::CONTENT_TYPE};
+use serde::de::DeserializeOwned;
+
+use crate::problem::Failure;
+
+/// A JSON body.
+pub struct Json<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
+        media_type(request.headers(), "application/json")?;
+        let Body(bytes) = Body::from_request(request, state).await?;
+        parse_json(&bytes).map(Self)
+    }
+}
+
+/// A whole body, up to the limit of its route.
+pub struct Body(pub Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Body {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
+        Bytes::from_request(request, state).await.map(Self).map_err(|rejection| {
+            let code = match rejection.status() {
+                http::StatusCode::PAYLOAD_TOO_LARGE => ErrorCode::TooLarge,
+                _ => ErrorCode::InvalidRequest,
+            };
+            Failure::new(code, format!("the body could not be read: {rejection}"))
+        })
+    }
+}
+
+/// Refuses a body of another media type than `wanted`.
+pub fn media_type(headers: &HeaderMap, wanted: &str) -> Result<(), Failure> {
+    let given = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let essence = given.split(';').next().unwrap_or("").trim();
+    if essence.eq_ignore_ascii_case(wanted) {
+        return Ok(());
+    }
+    let detail = format!("send the header `content-type: {wanted}` and such a body");
+    Err(Failure::new(ErrorCode::InvalidRequest, detail).at("content-type", given))
+}
+
+fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let path = error.path().to_string();
+        let inner = error.into_inner();
+        if !inner.is_data() {
+            return Failure::new(ErrorCode::InvalidRequest, format!("the body is not valid JSON: {inner}"));
+        }
+        let field = if path == "." { "body".to_owned() } else { path };
+        let given = value_at(bytes, &field);
+        InvalidField::new(field, given, without_position(&inner.to_string())).into()
+    })?;
+    reader.end().map_err(|error| {
+        Failure::new(ErrorCode::InvalidRequest, format!("the body goes on after its JSON value: {error}"))
+    })?;
+    Ok(value)
+}
+
+/// What stands at `path` (`limits.pids`, `argv[1]`), as JSON; empty where nothing does.
+fn value_at(bytes: &[u8], path: &str) -> String {
+    let Ok(mut value) = serde_json::from_slice::<serde_json::Value>(bytes) else { return String::new() };
+    for step in path.split(['.', '[']).map(|step| step.trim_end_matches(']')) {
+        let next = match &mut value {
+            serde_json::Value::Array(items) => {
+                step.parse().ok().and_then(|index: usize| items.get_mut(index)).map(serde_json::Value::take)
+            }
+            serde_json::Value::Object(fields) => fields.get_mut(step).map(serde_json::Value::take),
+            _ => None,
+        };
+        match next {
+            Some(next) => value = next,
+            None => return String::new(),
+        }
+    }
+    match value {
+        serde_json::Value::String(text) => text,
+        other => other.to_string(),
+    }
+}
+
+fn without_position(message: &str) -> &str {
+    message.rsplit_once(" at line ").map_or(message, |(message, _)| message)
+}
+
+/// The query of a request.
+pub struct Params<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
+        let read: Result<Query<T>, QueryRejection> = Query::try_from_uri(&parts.uri);
+        match read {
+            Ok(Query(params)) => Ok(Self(params)),
+            Err(rejection) => {
+                let text = rejection.body_text();
+                let (_, detail) = text.split_once(": ").unwrap_or(("", &text));
+                let query = parts.uri.query().unwrap_or_default();
+                Err(InvalidField::new(query_field(detail), query, detail).into())
+            }
+        }
+    }
+}
+
+/// The name before the colon of `name: what is wrong`, as axum puts it; `query` where there is none.
+fn query_field(detail: &str) -> &str {
+    let plain = |name: &&str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    detail.split_once(": ").map(|(name, _)| name).filter(plain).unwrap_or("query")
+}
+
+async fn path_id<T, S>(parts: &mut Parts, state: &S) -> Result<T, Failure>
+where
+    T: std::str::FromStr<Err = holm_domain::ids::InvalidId>,
+    S: Send + Sync,
+{
+    let Path(text) = Path::<String>::from_request_parts(parts, state)
+        .await
+        .map_err(|rejection| Failure::new(ErrorCode::InvalidRequest, rejection.body_text()))?;
+    Ok(text.parse::<T>()?)
+}
+
+/// The run that the path names.
+pub struct RunPath(pub RunId);
+
+impl<S: Send + Sync> FromRequestParts<S> for RunPath {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        path_id(parts, state).await.map(Self)
+    }
+}
+
+/// The token that the path names.
+pub struct TokenPath(pub TokenId);
+
+impl<S: Send + Sync> FromRequestParts<S> for TokenPath {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        path_id(parts, state).await.map(Self)
+    }
+}
+
+/// Refuses a number outside `min..=max`.
+pub fn within(field: &str, given: u64, min: u64, max: u64) -> Result<u64, InvalidField> {
+    if (min..=max).contains(&given) {
+        return Ok(given);
+    }
+    Err(InvalidField::new(field, given, format!("give {min} to {max}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use holm_api::runs::CreateRun;
+
+    use super::*;
+
+    fn refusal(body: &str) -> (ErrorCode, Option<String>, Option<String>) {
+        let (problem, _) = parse_json::<CreateRun>(body.as_bytes()).map(|_| ()).unwrap_err().into_parts();
+        (problem.code, problem.field, problem.value)
+    }
+
+    #[test]
+    fn the_field_and_its_value_are_named() {
+        let body = r#"{"spec": {"root": {"kind": "host"}, "argv": ["a", 7]}}"#;
+        assert_eq!(refusal(body), (ErrorCode::InvalidField, Some("spec.argv[1]".into()), Some("7".into())));
+        let body = r#"{"spec": {"root": {"kind": "host"}, "argv": [], "limits": {"pids": -1}}}"#;
+        assert_eq!(refusal(body), (ErrorCode::InvalidField, Some("spec.limits.pids".into()), Some("-1".into())));
+        let body = r#"{"spec": {"root": {"kind": "host"}, "argv": [], "colour": "red"}}"#;
+        assert_eq!(refusal(body), (ErrorCode::InvalidField, Some("spec.colour".into()), Some("red".into())));
+    }
+
+    #[test]
+    fn what_is_no_json_is_no_request() {
+        for body in ["", "{", "{\"spec\": {\"root\": {\"kind\": \"host\"}, \"argv\": []}} x", "\u{1}"] {
+            assert_eq!(refusal(body).0, ErrorCode::InvalidRequest, "{body:?}");
+        }
+        let deep = "[".repeat(100_000);
+        assert!(matches!(refusal(&deep).0, ErrorCode::InvalidRequest | ErrorCode::InvalidField));
+    }
+}

@@ -1,0 +1,165 @@
+//! Live streams as server-sent events (WHATWG HTML, section "Server-sent events").
+//!
+//! The id of each event is its sequence within the run, so a client that lost its connection says with `Last-Event-ID`
+//! where it was and gets each later entry once and in order, from any server (SPEC S2). A stream that is complete says so
+//! with a last event and ends; one that ends without it (shutdown, an error, the longest life of a stream) is to be
+//! resumed. What a step costs depends on what is new, not on what is stored.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{body::Body, response::Response};
+use bytes::Bytes;
+use futures_util::stream;
+use holm_api::LAST_EVENT_ID;
+use holm_domain::{RunId, error::InvalidField};
+use http::{
+    HeaderMap, HeaderValue,
+    header::{CACHE_CONTROL, CONTENT_TYPE},
+};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::{
+    app::App,
+    config::{KEEP_ALIVE_EVERY, REREAD_EVERY},
+    gate::Pass,
+    problem::Failure,
+    wakers::Listener,
+};
+
+/// The media type of server-sent events.
+pub const EVENT_STREAM: &str = "text/event-stream";
+/// How long a stream lives at most. The client resumes, and its token is looked at again.
+const LIFE_MAX: Duration = Duration::from_secs(3_600);
+
+/// Where a stream is to begin, in the query.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct From {
+    /// Only what has a larger sequence; the header `Last-Event-ID` goes before this.
+    #[serde(default)]
+    pub after: Option<u64>,
+}
+
+/// The sequence after which a stream begins: `Last-Event-ID`, else `after`, else 0.
+pub fn position(headers: &HeaderMap, from: &From) -> Result<u64, Failure> {
+    let Some(given) = headers.get(LAST_EVENT_ID) else { return Ok(from.after.unwrap_or(0)) };
+    let text = given.to_str().unwrap_or("");
+    text.parse().map_err(|_| InvalidField::new(LAST_EVENT_ID, text, "give the id of an event, a number").into())
+}
+
+/// What one look at a source found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Something new, encoded.
+    New(Bytes),
+    /// Nothing yet.
+    Quiet,
+    /// Nothing more will come; what is said last.
+    End(Bytes),
+}
+
+/// What a stream reads from. It keeps its own position.
+pub trait Source: Send + 'static {
+    /// Looks once for what is new.
+    fn step(&mut self, app: &App) -> impl Future<Output = Result<Step, Failure>> + Send;
+}
+
+/// Writes one event.
+pub fn write_event<T: Serialize>(out: &mut Vec<u8>, name: &str, id: Option<u64>, data: &T) -> Result<(), Failure> {
+    if let Some(id) = id {
+        out.extend_from_slice(format!("id: {id}\n").as_bytes());
+    }
+    out.extend_from_slice(format!("event: {name}\ndata: ").as_bytes());
+    // JSON has no line feeds of its own, so the data is always one line.
+    serde_json::to_writer(&mut *out, data).map_err(Failure::internal)?;
+    out.extend_from_slice(b"\n\n");
+    Ok(())
+}
+
+struct Follow<S> {
+    app: Arc<App>,
+    listener: Listener<RunId>,
+    source: S,
+    ended: bool,
+    spoke_at: Instant,
+    ends_at: Instant,
+    // Given back when the stream is dropped.
+    _pass: Pass,
+}
+
+impl<S: Source> Follow<S> {
+    /// The next bytes of the stream; nothing at its end.
+    async fn next(&mut self) -> Option<Bytes> {
+        while !self.ended && !self.app.shutdown.is_cancelled() && Instant::now() < self.ends_at {
+            let heard = self.listener.heard();
+            match self.source.step(&self.app).await {
+                Ok(Step::New(bytes)) => return Some(spoken(&mut self.spoke_at, bytes)),
+                Ok(Step::End(bytes)) => {
+                    self.ended = true;
+                    return Some(bytes);
+                }
+                Ok(Step::Quiet) => {}
+                Err(failure) => {
+                    tracing::warn!(%failure, "a stream ends early; its client resumes");
+                    return None;
+                }
+            }
+            if self.spoke_at.elapsed() >= KEEP_ALIVE_EVERY {
+                return Some(spoken(&mut self.spoke_at, Bytes::from_static(b": alive\n\n")));
+            }
+            tokio::select! {
+                () = heard => {}
+                () = tokio::time::sleep(REREAD_EVERY) => {}
+                () = self.app.shutdown.cancelled() => {}
+            }
+        }
+        None
+    }
+}
+
+fn spoken(at: &mut Instant, bytes: Bytes) -> Bytes {
+    *at = Instant::now();
+    bytes
+}
+
+/// Answers with a live stream of `source`, which is about `run`.
+pub fn respond<S: Source>(app: Arc<App>, run: RunId, source: S, pass: Pass) -> Response {
+    let now = Instant::now();
+    let listener = app.wakers.listen_run(run);
+    let follow = Follow { app, listener, source, ended: false, spoke_at: now, ends_at: now + LIFE_MAX, _pass: pass };
+    let body = stream::unfold(follow, |mut follow| async move {
+        let bytes = follow.next().await?;
+        Some((Ok::<_, std::convert::Infallible>(bytes), follow))
+    });
+    let mut response = Response::new(Body::from_stream(body));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_one_line_of_data() {
+        let mut out = Vec::new();
+        write_event(&mut out, "log", Some(7), &"a\r\nb\u{2028}").unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(text, "id: 7\nevent: log\ndata: \"a\\r\\nb\u{2028}\"\n\n");
+    }
+
+    #[test]
+    fn the_header_goes_before_the_query() {
+        let mut headers = HeaderMap::new();
+        let from = From { after: Some(3) };
+        assert_eq!(position(&headers, &From::default()).unwrap(), 0);
+        assert_eq!(position(&headers, &from).unwrap(), 3);
+        headers.insert(LAST_EVENT_ID, "9".parse().unwrap());
+        assert_eq!(position(&headers, &from).unwrap(), 9);
+        headers.insert(LAST_EVENT_ID, "-1".parse().unwrap());
+        assert!(position(&headers, &from).is_err());
+    }
+}

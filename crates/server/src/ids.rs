@@ -1,0 +1,68 @@
+//! The one place of the server in which identities and secrets are drawn.
+//!
+//! UUIDs of version 7 carry the time at which they were drawn, so ids sort by age; nothing rests on that order. Secrets
+//! come from the thread's cryptographic generator, which is seeded by the kernel.
+
+use base64::Engine as _;
+use holm_domain::{OrgId, ProjectId, RunId, TokenId};
+use rand::Rng as _;
+use secrecy::SecretString;
+use uuid::Uuid;
+
+/// The text before the secret part of every token.
+pub const SECRET_PREFIX: &str = "holm_";
+/// The length of the random part of a secret, in bytes.
+pub const SECRET_BYTES: usize = 32;
+
+#[allow(clippy::disallowed_methods)]
+fn draw() -> Uuid {
+    Uuid::now_v7()
+}
+
+/// A new identity of an org.
+pub fn org() -> OrgId {
+    OrgId::from_uuid(draw())
+}
+
+/// A new identity of a project.
+pub fn project() -> ProjectId {
+    ProjectId::from_uuid(draw())
+}
+
+/// A new identity of a run.
+pub fn run() -> RunId {
+    RunId::from_uuid(draw())
+}
+
+/// A new identity of a token.
+pub fn token() -> TokenId {
+    TokenId::from_uuid(draw())
+}
+
+/// A new secret of a token: `holm_` and 43 characters of base 64 (RFC 4648 §5).
+pub fn secret() -> SecretString {
+    let mut bytes = [0u8; SECRET_BYTES];
+    rand::rng().fill_bytes(&mut bytes);
+    let digits = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes);
+    SecretString::from(format!("{SECRET_PREFIX}{digits}"))
+}
+
+/// A number under which one request stands in the log.
+pub fn request() -> String {
+    draw().simple().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    #[test]
+    fn secrets_have_their_form_and_differ() {
+        let (one, other) = (secret(), secret());
+        assert_eq!(one.expose_secret().len(), SECRET_PREFIX.len() + 43);
+        assert!(one.expose_secret().starts_with(SECRET_PREFIX));
+        assert_ne!(one.expose_secret(), other.expose_secret());
+    }
+}

@@ -1,0 +1,73 @@
+//! What the server does, one verb a function: a decision of `holm-domain` joined with one transaction of the store.
+//!
+//! A decision is made on the run as it was read and saved by compare-and-swap on its version. If somebody else was faster,
+//! here or on another server, it is read and decided again, at most [`SWAPS_MAX`] times. After a change has been
+//! saved, and never before, those who wait for it are woken.
+//!
+//! Left out: who may ask (`auth`), how it is asked (`http`).
+
+pub mod changes;
+pub mod events;
+pub mod hosts;
+pub mod leases;
+pub mod logs;
+pub mod runs;
+pub mod tokens;
+
+use holm_domain::{
+    OrgId, RunId, UnixMicros,
+    run::{Decision, EventKind, Run, RunState},
+};
+
+use crate::{app::App, config::SWAPS_MAX, problem::Failure};
+
+/// Reads a run of an org; another org's runs are not there.
+pub async fn run_of(app: &App, org: OrgId, id: RunId) -> Result<Run, Failure> {
+    app.store.run_get(org, id).await?.ok_or_else(|| Failure::not_found("run", id))
+}
+
+/// Reads, decides and saves until nobody else was faster; returns the run as it stands then, and whether it was changed.
+pub(crate) async fn revise<E>(
+    app: &App,
+    org: OrgId,
+    id: RunId,
+    decide: impl Fn(&Run, UnixMicros) -> Result<Option<Decision>, E>,
+) -> Result<Run, Failure>
+where
+    Failure: From<E>,
+{
+    for _ in 0..SWAPS_MAX {
+        let run = run_of(app, org, id).await?;
+        let Some(decision) = decide(&run, app.now())? else { return Ok(run) };
+        if save(app, run.version, &decision).await?.is_some() {
+            return Ok(decision.run);
+        }
+    }
+    let cause = format!("{SWAPS_MAX} attempts to change {id} found it changed by somebody else");
+    Err(Failure::unavailable("the run is being changed by many at once; try again", cause))
+}
+
+/// Saves a decision if the run still has the version on which it was made, and wakes who waits for it. Returns the
+/// sequence of the run's next log entry; nothing if somebody else was faster.
+pub(crate) async fn save(app: &App, expect_version: u64, decision: &Decision) -> Result<Option<u64>, Failure> {
+    let Decision { run, events } = decision;
+    let deadline = run.deadline(&app.config.lease);
+    let saved = app.store.run_save(expect_version, run, events, deadline, app.now()).await?;
+    if saved.is_some() {
+        announce(app, run, events);
+    }
+    Ok(saved.map(|saved| saved.next_log_seq))
+}
+
+fn announce(app: &App, run: &Run, events: &[EventKind]) {
+    if !events.is_empty() {
+        app.wakers.ring_run(run.id);
+    }
+    let concerns_agents = events.iter().any(|event| matches!(event, EventKind::CancelRequested { .. }));
+    if concerns_agents || run.state == RunState::Queued {
+        app.wakers.ring_org(run.org);
+    }
+    if run.state == RunState::Ended {
+        app.wakers.seal.notify_one();
+    }
+}

@@ -1,0 +1,99 @@
+//! Runs: take in, look at, list, cancel, delete.
+
+use holm_api::runs::CreateRun;
+use holm_domain::{
+    ErrorCode, OrgId, RunId,
+    access::Token,
+    error::InvalidField,
+    run::{Admission, Cancel, Run, RunState, admit},
+};
+use holm_store::{Idempotency, Inserted, RunFilter};
+use sha2::{Digest as _, Sha256};
+
+use super::{revise, run_of};
+use crate::{app::App, ids, problem::Failure};
+
+/// The project of runs that name none.
+pub const DEFAULT_PROJECT: &str = "default";
+/// The longest idempotency key, in characters.
+pub const IDEMPOTENCY_KEY_MAX: usize = 255;
+
+/// A run that was asked for, and whether this request made it.
+#[derive(Debug)]
+pub struct Created {
+    /// The run.
+    pub run: Run,
+    /// False if an earlier request with the same idempotency key made it.
+    pub new: bool,
+}
+
+/// Takes a run into the queue. A run that no host could execute now is taken in all the same: hosts come and go, and its
+/// time in the queue is limited.
+pub async fn run_create(app: &App, by: &Token, body: CreateRun, key: Option<String>) -> Result<Created, Failure> {
+    body.spec.validate().map_err(|error| InvalidField { field: format!("spec.{}", error.field), ..error })?;
+    let idempotency = key.map(|key| idempotency(key, &body)).transpose()?;
+    let digest = idempotency.as_ref().map(|given| given.digest);
+    let name = body.project.as_deref().unwrap_or(DEFAULT_PROJECT);
+    let project = app.store.project_by_name(by.org, name).await?;
+    let project = project.ok_or_else(|| InvalidField::new("project", name, "give the name of a project of the org"))?;
+    let admission = Admission { id: ids::run(), org: by.org, project: project.id, created_by: by.id };
+    let now = app.now();
+    let decision = admit(admission, body.spec, now, &app.config.lease);
+    let deadline = decision.run.deadline(&app.config.lease);
+    match app.store.run_insert(&decision.run, idempotency.as_ref(), &decision.events, deadline, now).await? {
+        Inserted::New => {
+            app.wakers.ring_org(by.org);
+            Ok(Created { run: decision.run, new: true })
+        }
+        Inserted::Existing(run, stored) if Some(stored) == digest => Ok(Created { run, new: false }),
+        Inserted::Existing(run, _) => {
+            let detail = format!("the key was given with another request, which made {}; draw a new key", run.id);
+            Err(Failure::new(ErrorCode::IdempotencyMismatch, detail))
+        }
+    }
+}
+
+fn idempotency(key: String, body: &CreateRun) -> Result<Idempotency, Failure> {
+    let printable = key.chars().all(|c| c.is_ascii_graphic());
+    if key.is_empty() || key.len() > IDEMPOTENCY_KEY_MAX || !printable {
+        let problem = format!("give 1 to {IDEMPOTENCY_KEY_MAX} printable ASCII characters without spaces");
+        return Err(InvalidField::new(holm_api::IDEMPOTENCY_KEY, key, problem).into());
+    }
+    // The digest is over what was understood, so the same request spelt otherwise is the same request.
+    let understood = serde_json::to_vec(body).map_err(Failure::internal)?;
+    Ok(Idempotency { key, digest: Sha256::digest(understood).into() })
+}
+
+/// Runs of the org, newest first, after `before`; one more than `limit` is looked for, to know whether there are more.
+pub async fn run_list(
+    app: &App,
+    org: OrgId,
+    filter: &RunFilter,
+    before: Option<RunId>,
+    limit: u32,
+) -> Result<(Vec<Run>, bool), Failure> {
+    let mut runs = app.store.run_list(org, filter, before, limit + 1).await?;
+    let page = limit as usize;
+    let more = runs.len() > page;
+    runs.truncate(page);
+    Ok((runs, more))
+}
+
+/// Asks that a run end. Asking again changes nothing.
+pub async fn run_cancel(app: &App, org: OrgId, id: RunId, how: Cancel) -> Result<Run, Failure> {
+    revise(app, org, id, |run, now| Ok::<_, Failure>(run.request_cancel(how, now))).await
+}
+
+/// Removes a run that has ended, with its log, its events and its blobs.
+pub async fn run_delete(app: &App, org: OrgId, id: RunId) -> Result<(), Failure> {
+    let run = run_of(app, org, id).await?;
+    if run.state != RunState::Ended {
+        let detail = format!("the run is {}; cancel it and wait for its end", run.state.as_str());
+        return Err(Failure::new(ErrorCode::Conflict, detail).at("state", run.state.as_str()));
+    }
+    // Blobs first: should the server die in between, the run is still there and the deletion can be repeated.
+    app.blobs.delete_of_run(org, id).await?;
+    app.store.run_delete(org, id, run.version).await?;
+    app.wakers.ring_run(id);
+    Ok(())
+}

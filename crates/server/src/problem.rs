@@ -1,0 +1,111 @@
+//! Errors on their way out: every one becomes a problem document (RFC 9457) with a stable code.
+//!
+//! A handler returns a [`Failure`]. It travels as an extension of an empty answer, and the outermost layer
+//! ([`crate::http::frame`]) writes the document, adds the number of the request, and logs it: once. What a user may not
+//! know (the text of a database error) goes to the log and never into the document.
+
+use std::fmt::Display;
+
+use axum::response::{IntoResponse, Response};
+use holm_api::problem::Problem;
+use holm_domain::{ErrorCode, error::InvalidField, ids::InvalidId, lease::grant::StaleFence};
+use http::{HeaderValue, StatusCode, header::RETRY_AFTER};
+
+/// Why a request is not answered as it was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{problem}")]
+pub struct Failure {
+    /// What the client is told.
+    problem: Box<Problem>,
+    /// What only the log is told.
+    cause: Option<String>,
+}
+
+impl Failure {
+    /// A failure of `code` with a sentence about this occurrence.
+    pub fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
+        Self { problem: Box::new(Problem::new(code, detail)), cause: None }
+    }
+
+    /// There is no such thing in the org of the caller; whether another org has one is not told.
+    pub fn not_found(kind: &str, id: impl Display) -> Self {
+        Self::new(ErrorCode::NotFound, format!("there is no {kind} `{id}`"))
+    }
+
+    /// An error of Holm's own; `cause` is for the log alone.
+    pub fn internal(cause: impl Display) -> Self {
+        let detail = "an error of Holm's own; the server's log has more under the number of the request";
+        Self { cause: Some(cause.to_string()), ..Self::new(ErrorCode::Internal, detail) }
+    }
+
+    /// What the server stands on is not there; `cause` is for the log alone.
+    pub fn unavailable(detail: &str, cause: impl Display) -> Self {
+        Self { cause: Some(cause.to_string()), ..Self::new(ErrorCode::Unavailable, detail) }
+    }
+
+    /// The same failure, naming the field that is wrong and its value.
+    pub fn at(mut self, field: impl Into<String>, value: impl Display) -> Self {
+        self.problem.field = Some(field.into());
+        self.problem.value = Some(value.to_string().chars().take(256).collect());
+        self
+    }
+
+    /// The stable code.
+    pub fn code(&self) -> ErrorCode {
+        self.problem.code
+    }
+
+    /// What the client is told and what only the log is told.
+    pub(crate) fn into_parts(self) -> (Problem, Option<String>) {
+        (*self.problem, self.cause)
+    }
+}
+
+impl From<InvalidField> for Failure {
+    fn from(error: InvalidField) -> Self {
+        Self { problem: Box::new(Problem::from(error)), cause: None }
+    }
+}
+
+impl From<InvalidId> for Failure {
+    fn from(error: InvalidId) -> Self {
+        let problem = format!("give an id of the form `{}_` and 26 characters of 0-9a-z", error.prefix);
+        InvalidField::new("id", error.text, problem).into()
+    }
+}
+
+impl From<StaleFence> for Failure {
+    fn from(error: StaleFence) -> Self {
+        Self::new(ErrorCode::StaleFence, error.to_string()).at("fence", error.given)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.code().status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = status.into_response();
+        if matches!(self.code(), ErrorCode::TooMany | ErrorCode::Unavailable) {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_stay_out_of_the_document() {
+        let (problem, cause) = Failure::internal("password=hunter2").into_parts();
+        assert!(!serde_json::to_string(&problem).unwrap().contains("hunter2"));
+        assert_eq!(cause.as_deref(), Some("password=hunter2"));
+    }
+
+    #[test]
+    fn values_are_cut() {
+        let failure = Failure::not_found("run", "x").at("id", "y".repeat(10_000));
+        assert_eq!(failure.problem.value.map(|value| value.len()), Some(256));
+    }
+}
