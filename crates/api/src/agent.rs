@@ -135,6 +135,13 @@ pub struct Polled {
     pub directives: Vec<Directive>,
 }
 
+impl Polled {
+    /// Whether there is nothing for the agent.
+    pub fn is_empty(&self) -> bool {
+        self.claimed.is_empty() && self.directives.is_empty()
+    }
+}
+
 /// `POST /agent/v1/renew`: the body; 1 to 1,000 leases.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]

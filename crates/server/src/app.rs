@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use holm_domain::UnixMicros;
-use holm_store::{Blobs, Store};
+use holm_store::Store;
 use tokio_util::sync::CancellationToken;
 
 use crate::{config::Config, gate::Gate, wakers::Wakers};
@@ -13,10 +13,8 @@ use crate::{config::Config, gate::Gate, wakers::Wakers};
 pub struct App {
     /// What the server was told.
     pub config: Config,
-    /// Rows.
+    /// What is remembered.
     pub store: Store,
-    /// Large objects.
-    pub blobs: Blobs,
     /// Hints that something changed.
     pub wakers: Wakers,
     /// Live streams of each org.
@@ -29,13 +27,12 @@ pub struct App {
 
 impl App {
     /// Puts the parts together.
-    pub fn new(config: Config, store: Store, blobs: Blobs) -> Self {
+    pub fn new(config: Config, store: Store) -> Self {
         Self {
             streams: Gate::new("streams", config.limits.streams_per_org_max),
             polls: Gate::new("polls", config.limits.polls_per_org_max),
             config,
             store,
-            blobs,
             wakers: Wakers::default(),
             shutdown: CancellationToken::new(),
         }

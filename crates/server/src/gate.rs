@@ -37,6 +37,12 @@ impl Gate {
         drop(open);
         Ok(Pass { gate: Arc::clone(self), org })
     }
+
+    /// How many the org has open.
+    #[cfg(test)]
+    pub fn open(&self, org: OrgId) -> usize {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).get(&org).copied().unwrap_or(0)
+    }
 }
 
 /// The right to have one open.

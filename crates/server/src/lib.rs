@@ -1,1 +1,63 @@
-//! skeleton
+//! The control plane: HTTP API, agent protocol, and the tasks that end what is overdue.
+//!
+//! A [`Server`] joins the decisions of `holm-domain` with the transactions of `holm-store` and serves them on TCP and on
+//! Unix sockets. Layers, each calling only the next: `http` (one endpoint, one file), `ops` (one verb, one transaction),
+//! `holm-domain` (what is decided) and `holm-store` (what is remembered). Beside them: `auth` (who asks), `tasks` (what is
+//! done without being asked), `wakers` (hints that something changed).
+//!
+//! What always holds:
+//! - a handler knows its caller's org from the token alone, and every read and write takes that org;
+//! - an operation of an agent carries its id and its fence; under any other fence it changes nothing (SPEC L2);
+//! - every error leaves as a problem document with a stable code; every body, page, stream and wait has a limit
+//!   ([`config`]);
+//! - nothing rests on what is in the memory of one server: any number of them work on one store.
+//!
+//! Left out: what the words of the API mean (`holm-api`), how a run is executed (`holm-agent`), TLS (a proxy in front).
+
+mod app;
+pub mod auth;
+pub mod clock;
+pub mod config;
+mod gate;
+mod http;
+mod ids;
+mod ops;
+mod problem;
+mod serve;
+mod tasks;
+#[cfg(test)]
+mod testing;
+mod wakers;
+
+use std::sync::Arc;
+
+use holm_domain::error::InvalidField;
+use holm_store::Store;
+
+pub use crate::{
+    auth::bootstrap::{Bootstrap, DEFAULT_ORG, Wanted, bootstrap},
+    clock::Clock,
+    config::{Config, ServeLimits},
+    http::openapi,
+    serve::{Listener, ServeError},
+};
+use app::App;
+
+/// A control plane, ready to serve.
+#[derive(Debug)]
+pub struct Server {
+    app: Arc<App>,
+}
+
+impl Server {
+    /// A server over `store`; refuses times of leases that cannot be.
+    pub fn new(config: Config, store: Store) -> Result<Self, InvalidField> {
+        config.lease.validate()?;
+        Ok(Self { app: Arc::new(App::new(config, store)) })
+    }
+
+    /// All routes, to be called in process. The tasks run only in [`Server::serve`].
+    pub fn router(&self) -> axum::Router {
+        http::router(Arc::clone(&self.app))
+    }
+}

@@ -8,7 +8,7 @@ use std::fmt::Display;
 
 use axum::response::{IntoResponse, Response};
 use holm_api::problem::Problem;
-use holm_domain::{ErrorCode, error::InvalidField, ids::InvalidId, lease::grant::StaleFence};
+use holm_domain::{ErrorCode, error::InvalidField, ids::InvalidId, lease::grant::{FinishRefused, StaleFence}};
 use http::{HeaderValue, StatusCode, header::RETRY_AFTER};
 
 /// Why a request is not answered as it was asked.
@@ -71,6 +71,34 @@ impl From<InvalidId> for Failure {
     fn from(error: InvalidId) -> Self {
         let problem = format!("give an id of the form `{}_` and 26 characters of 0-9a-z", error.prefix);
         InvalidField::new("id", error.text, problem).into()
+    }
+}
+
+impl From<holm_store::Error> for Failure {
+    fn from(error: holm_store::Error) -> Self {
+        use holm_store::Error;
+        match error {
+            Error::Conflict { what } => {
+                Self::new(ErrorCode::Conflict, format!("the {what} was changed at the same time; look at it and try again"))
+            }
+            Error::NotFound { what } => Self::new(ErrorCode::NotFound, format!("there is no such {what}")),
+            Error::Unavailable { .. } => Self::unavailable("the store does not answer; try again", error),
+            Error::Limit { .. } => Self::new(ErrorCode::TooMany, error.to_string()),
+            // What clients give was checked before, so these are Holm's own.
+            Error::Corrupt { .. } | Error::Invalid { .. } => Self::internal(error),
+        }
+    }
+}
+
+impl From<FinishRefused> for Failure {
+    fn from(error: FinishRefused) -> Self {
+        match error {
+            FinishRefused::Stale(stale) => stale.into(),
+            FinishRefused::Inconsistent(outcome) => {
+                let given = serde_json::to_string(&outcome).unwrap_or_default();
+                InvalidField::new("outcome", given, "the parts of the outcome contradict each other").into()
+            }
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 //! listens.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     hash::Hash,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -18,10 +18,17 @@ use tokio::sync::{Notify, futures::Notified};
 pub struct Wakers {
     orgs: Arc<Bells<OrgId>>,
     runs: Arc<Bells<RunId>>,
-    /// Rung when the reaper has something to look at.
-    pub reap: Notify,
-    /// Rung when a run has ended and its log can be sealed.
-    pub seal: Notify,
+    sealable: Mutex<BTreeMap<(OrgId, RunId), SealFrom>>,
+    seal: Notify,
+}
+
+/// How much of a log must lie in rows before it is worth sealing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SealFrom {
+    /// As much as fills a blob: more is to come.
+    Full,
+    /// Whatever there is: the run has ended.
+    Any,
 }
 
 impl Wakers {
@@ -33,6 +40,25 @@ impl Wakers {
     /// Listens to what concerns a run.
     pub fn listen_run(&self, run: RunId) -> Listener<RunId> {
         Bells::listen(&self.runs, run)
+    }
+
+    /// Says that the log of a run is worth sealing.
+    pub fn want_sealed(&self, org: OrgId, run: RunId, from: SealFrom) {
+        let mut sealable = self.sealable.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = sealable.entry((org, run)).or_insert(from);
+        *wanted = from.max(*wanted);
+        drop(sealable);
+        self.seal.notify_one();
+    }
+
+    /// Takes one log that is worth sealing, in no order of age.
+    pub fn take_sealable(&self) -> Option<((OrgId, RunId), SealFrom)> {
+        self.sealable.lock().unwrap_or_else(PoisonError::into_inner).pop_first()
+    }
+
+    /// Waits until a log is worth sealing.
+    pub async fn sealable(&self) {
+        self.seal.notified().await;
     }
 
     /// Says that the queue of an org changed, or that an agent of it is to be told something.

@@ -1,7 +1,5 @@
 //! Hosts: register an agent, note that it was heard of, show all.
 
-use std::collections::HashMap;
-
 use holm_api::{
     agent::{Register, Registered},
     hosts::HostView,
@@ -18,7 +16,6 @@ const RUNTIMES_MAX: usize = 64;
 pub async fn agent_register(app: &App, org: OrgId, body: Register) -> Result<Registered, Failure> {
     check(&body)?;
     let now = app.now();
-    let known = app.store.host_get(org, body.agent).await?;
     let host = Host {
         id: body.agent,
         org,
@@ -27,12 +24,12 @@ pub async fn agent_register(app: &App, org: OrgId, body: Register) -> Result<Reg
         capacity: body.capacity,
         runtimes: body.runtimes,
         labels: body.labels,
-        registered_at: known.map_or(now, |host| host.registered_at),
+        registered_at: now,
         seen_at: now,
     };
     app.store.host_upsert(&host).await.map_err(|error| match error {
         // The id is taken in another org; to say so would tell that it exists.
-        holm_store::Error::Conflict { .. } | holm_store::Error::NotFound { .. } => {
+        holm_store::Error::Conflict { .. } => {
             Failure::new(ErrorCode::Conflict, "the agent's id cannot be used here; remove `agent/id` to draw a new one")
         }
         other => other.into(),
@@ -62,7 +59,7 @@ fn check(body: &Register) -> Result<(), InvalidField> {
             return Err(InvalidField::new(format!("runtimes[{index}]"), &runtime.name, problem));
         }
     }
-    let short = |text: &String| text.len() <= LABEL_BYTES_MAX;
+    let short = |text: &String| text.len() <= LABEL_BYTES_MAX && !text.contains('\0');
     if body.labels.len() > LABELS_MAX || !body.labels.iter().all(|(key, value)| short(key) && short(value)) {
         let problem = format!("give at most {LABELS_MAX} labels of at most {LABEL_BYTES_MAX} bytes");
         return Err(InvalidField::new("labels", body.labels.len(), problem));
@@ -73,27 +70,25 @@ fn check(body: &Register) -> Result<(), InvalidField> {
 /// The host of a registered agent; its record says at most a third of a lease late when it was heard of.
 pub(crate) async fn host_heard(app: &App, org: OrgId, agent: AgentId) -> Result<Host, Failure> {
     let host = app.store.host_get(org, agent).await?;
-    let mut host = host.ok_or_else(|| {
+    let host = host.ok_or_else(|| {
         Failure::new(ErrorCode::NotFound, "the agent is not registered in this org; register first").at("agent", agent)
     })?;
     let now = app.now();
     if now.since(host.seen_at) >= app.config.lease.renew_every() {
-        host.seen_at = now;
-        app.store.host_upsert(&host).await?;
+        app.store.host_seen(org, agent, now).await?;
     }
     Ok(host)
 }
 
 /// All hosts of the org, by name.
 pub async fn host_list(app: &App, org: OrgId) -> Result<Vec<HostView>, Failure> {
-    let mut hosts = app.store.host_list(org).await?;
-    hosts.sort_by(|a, b| a.name.cmp(&b.name).then(a.id.cmp(&b.id)));
-    let mut views = Vec::with_capacity(hosts.len());
-    for host in hosts {
-        let held = app.store.runs_of_agent(host.id).await?.len();
-        views.push(view(app, host, u32::try_from(held).unwrap_or(u32::MAX)));
-    }
-    Ok(views)
+    let held = app.store.lease_counts(org).await?;
+    let hosts = app.store.host_list(org).await?;
+    let view = |host: Host| {
+        let runs_held = held.get(&host.id).copied().unwrap_or(0);
+        view(app, host, runs_held)
+    };
+    Ok(hosts.into_iter().map(view).collect())
 }
 
 fn view(app: &App, host: Host, runs_held: u32) -> HostView {

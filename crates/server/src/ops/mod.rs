@@ -1,8 +1,8 @@
 //! What the server does, one verb a function: a decision of `holm-domain` joined with one transaction of the store.
 //!
 //! A decision is made on the run as it was read and saved by compare-and-swap on its version. If somebody else was faster,
-//! here or on another server, it is read and decided again, at most [`SWAPS_MAX`] times. After a change has been
-//! saved, and never before, those who wait for it are woken.
+//! here or on another server, it is read and decided again, at most [`SWAPS_MAX`] times. Those who wait for a
+//! change are woken after it was saved and never before.
 //!
 //! Left out: who may ask (`auth`), how it is asked (`http`).
 
@@ -19,7 +19,7 @@ use holm_domain::{
     run::{Decision, EventKind, Run, RunState},
 };
 
-use crate::{app::App, config::SWAPS_MAX, problem::Failure};
+use crate::{app::App, config::SWAPS_MAX, problem::Failure, wakers::SealFrom};
 
 /// Reads a run of an org; another org's runs are not there.
 pub async fn run_of(app: &App, org: OrgId, id: RunId) -> Result<Run, Failure> {
@@ -52,11 +52,14 @@ where
 pub(crate) async fn save(app: &App, expect_version: u64, decision: &Decision) -> Result<Option<u64>, Failure> {
     let Decision { run, events } = decision;
     let deadline = run.deadline(&app.config.lease);
-    let saved = app.store.run_save(expect_version, run, events, deadline, app.now()).await?;
-    if saved.is_some() {
-        announce(app, run, events);
+    match app.store.run_save(expect_version, run, events, deadline, app.now()).await {
+        Ok(saved) => {
+            announce(app, run, events);
+            Ok(Some(saved.next_log_seq))
+        }
+        Err(holm_store::Error::Conflict { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
     }
-    Ok(saved.map(|saved| saved.next_log_seq))
 }
 
 fn announce(app: &App, run: &Run, events: &[EventKind]) {
@@ -68,6 +71,6 @@ fn announce(app: &App, run: &Run, events: &[EventKind]) {
         app.wakers.ring_org(run.org);
     }
     if run.state == RunState::Ended {
-        app.wakers.seal.notify_one();
+        app.wakers.want_sealed(run.org, run.id, SealFrom::Any);
     }
 }

@@ -10,7 +10,7 @@ use holm_domain::{
 use holm_store::{Idempotency, Inserted, RunFilter};
 use sha2::{Digest as _, Sha256};
 
-use super::{revise, run_of};
+use super::{revise, run_of, tokens::check_name};
 use crate::{app::App, ids, problem::Failure};
 
 /// The project of runs that name none.
@@ -34,6 +34,7 @@ pub async fn run_create(app: &App, by: &Token, body: CreateRun, key: Option<Stri
     let idempotency = key.map(|key| idempotency(key, &body)).transpose()?;
     let digest = idempotency.as_ref().map(|given| given.digest);
     let name = body.project.as_deref().unwrap_or(DEFAULT_PROJECT);
+    check_name("project", name)?;
     let project = app.store.project_by_name(by.org, name).await?;
     let project = project.ok_or_else(|| InvalidField::new("project", name, "give the name of a project of the org"))?;
     let admission = Admission { id: ids::run(), org: by.org, project: project.id, created_by: by.id };
@@ -45,8 +46,8 @@ pub async fn run_create(app: &App, by: &Token, body: CreateRun, key: Option<Stri
             app.wakers.ring_org(by.org);
             Ok(Created { run: decision.run, new: true })
         }
-        Inserted::Existing(run, stored) if Some(stored) == digest => Ok(Created { run, new: false }),
-        Inserted::Existing(run, _) => {
+        Inserted::Existing { run, digest: stored } if Some(stored) == digest => Ok(Created { run: *run, new: false }),
+        Inserted::Existing { run, .. } => {
             let detail = format!("the key was given with another request, which made {}; draw a new key", run.id);
             Err(Failure::new(ErrorCode::IdempotencyMismatch, detail))
         }
@@ -91,9 +92,10 @@ pub async fn run_delete(app: &App, org: OrgId, id: RunId) -> Result<(), Failure>
         let detail = format!("the run is {}; cancel it and wait for its end", run.state.as_str());
         return Err(Failure::new(ErrorCode::Conflict, detail).at("state", run.state.as_str()));
     }
-    // Blobs first: should the server die in between, the run is still there and the deletion can be repeated.
-    app.blobs.delete_of_run(org, id).await?;
-    app.store.run_delete(org, id, run.version).await?;
+    // In a task of its own: a client that hangs up must not leave the blobs behind when the rows are gone.
+    let store = app.store.clone();
+    let removal = tokio::spawn(async move { store.run_delete(org, id, run.version).await });
+    removal.await.map_err(Failure::internal)??;
     app.wakers.ring_run(id);
     Ok(())
 }

@@ -68,8 +68,5 @@ pub(crate) fn check_name(field: &str, name: &str) -> Result<(), InvalidField> {
 
 /// Revokes a token of the org at once. Revoking again changes nothing.
 pub async fn token_revoke(app: &App, org: OrgId, id: TokenId) -> Result<(), Failure> {
-    if app.store.token_revoke(org, id, app.now()).await? {
-        return Ok(());
-    }
-    Err(Failure::not_found("token", id))
+    Ok(app.store.token_revoke(org, id, app.now()).await?)
 }

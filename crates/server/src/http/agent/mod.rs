@@ -1,0 +1,10 @@
+//! The agent protocol.
+
+pub mod changes;
+pub mod events;
+pub mod finish;
+pub mod logs;
+pub mod poll;
+pub mod register;
+pub mod renew;
+pub mod start;

@@ -1,0 +1,158 @@
+//! `POST /agent/v1/poll`: wait for work and for word.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use holm_api::{agent::{Poll, Polled}, problem::Problem};
+
+use crate::{app::App, auth::{May, Serve}, http::extract::Json, ops, problem::Failure};
+
+/// Poll
+///
+/// Answers at once when there is a run to claim or something to be told about a run that is held, otherwise with nothing
+/// after `wait_ms`. Claims are granted with the answer: each raises the fence of its run.
+#[utoipa::path(
+    post, path = "/agent/v1/poll", tag = "agent", operation_id = "lease_poll",
+    request_body = Poll,
+    responses(
+        (status = 200, description = "What there is.", body = Polled),
+        (status = 404, description = "`not_found`: register first.", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "`invalid_field`", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "`too_many` polls.", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub async fn poll(
+    State(app): State<Arc<App>>,
+    caller: May<Serve>,
+    Json(body): Json<Poll>,
+) -> Result<axum::Json<Polled>, Failure> {
+    Ok(axum::Json(ops::leases::lease_poll(&app, caller.org(), body).await?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use holm_api::agent::{DirectiveKind, HeldLease};
+    use holm_domain::{ErrorCode, host::Capacity, run::Cancel};
+    use http::StatusCode;
+    use serde_json::json;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::testing::World;
+
+    async fn ask(world: &World, poll: &Poll) -> Polled {
+        world.agent().post("/agent/v1/poll", poll).await.json(StatusCode::OK)
+    }
+
+    #[tokio::test]
+    async fn a_waiting_poll_gets_what_is_submitted() {
+        let world = World::new().await;
+        let poll = Poll { wait_ms: 60_000, ..world.poll() };
+        let (polled, id) = tokio::join!(ask(&world, &poll), world.queue_run());
+        let [claimed] = &polled.claimed[..] else { panic!("{polled:?}") };
+        assert_eq!((claimed.run, claimed.fence, claimed.next_log_seq), (id, 1, 1));
+        assert_eq!((claimed.runtime.as_str(), claimed.ttl_ms, claimed.org), ("process", 30_000, world.org));
+        assert!(ask(&world, &world.poll()).await.is_empty(), "granted once");
+    }
+
+    #[tokio::test]
+    async fn many_agents_never_get_the_same_run() {
+        let world = World::new().await;
+        let mut queued = Vec::new();
+        for _ in 0..20 {
+            queued.push(world.queue_run().await);
+        }
+        let poll = Poll { claims_max: 3, ..world.poll() };
+        let polls = (0..10).map(|_| ask(&world, &poll));
+        let polled = futures_util::future::join_all(polls).await;
+        let mut claimed: Vec<_> = polled.iter().flat_map(|polled| &polled.claimed).map(|claimed| claimed.run).collect();
+        let all = claimed.len();
+        claimed.sort();
+        claimed.dedup();
+        assert_eq!(claimed.len(), all, "no run twice");
+        assert!(polled.iter().all(|polled| polled.claimed.len() <= 3));
+        while let [claim, ..] = &ask(&world, &poll).await.claimed[..] {
+            claimed.push(claim.run);
+        }
+        assert!(claimed.iter().all(|run| queued.contains(run)));
+    }
+
+    #[tokio::test]
+    async fn only_what_fits_and_is_of_the_org_is_claimed() {
+        let world = World::new().await;
+        world.queue_run().await;
+        let tight = Poll { free: Capacity { memory_bytes: 1, ..world.poll().free }, ..world.poll() };
+        assert!(ask(&world, &tight).await.is_empty());
+        let full = Poll { free: Capacity { runs: 0, ..world.poll().free }, ..world.poll() };
+        assert!(ask(&world, &full).await.is_empty());
+        let idle = Poll { claims_max: 0, ..world.poll() };
+        assert!(ask(&world, &idle).await.is_empty());
+        let spec = json!({"root": {"kind": "host"}, "argv": ["true"]});
+        world.other_org().post("/v1/runs", &json!({"spec": spec})).await;
+        assert_eq!(ask(&world, &world.poll()).await.claimed.len(), 1);
+        assert!(ask(&world, &world.poll()).await.is_empty(), "the other org's run stays");
+    }
+
+    #[tokio::test]
+    async fn word_of_a_cancellation_wakes_the_poll() {
+        let world = World::new().await;
+        let held = world.claim_run().await;
+        let mut poll = Poll { wait_ms: 60_000, held: vec![held], ..world.poll() };
+        let path = format!("/v1/runs/{}/cancel", held.run);
+        let (member, body) = (world.member(), json!({}));
+        let (polled, _) = tokio::join!(ask(&world, &poll), member.post(&path, &body));
+        assert_eq!(polled.directives[0].what, DirectiveKind::Terminate);
+        poll.held = vec![HeldLease { cancel: Some(Cancel::Terminate), ..held }];
+        poll.wait_ms = 0;
+        assert!(ask(&world, &poll).await.is_empty(), "told once it is known");
+        world.member().post(&path, &json!({"kill": true})).await;
+        assert_eq!(ask(&world, &poll).await.directives[0].what, DirectiveKind::Kill);
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_is_not_held_is_stale_at_once() {
+        let world = World::new().await;
+        let held = world.claim_run().await;
+        let unknown = HeldLease { run: crate::ids::run(), ..held };
+        let old = HeldLease { fence: 7, ..held };
+        let poll = Poll { wait_ms: 60_000, held: vec![held, unknown, old], ..world.poll() };
+        let told: Vec<_> = ask(&world, &poll).await.directives.iter().map(|d| (d.run, d.fence, d.what)).collect();
+        assert_eq!(told, [(unknown.run, 1, DirectiveKind::Stale), (held.run, 7, DirectiveKind::Stale)]);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_ends_answers_waiting_polls_at_once() {
+        let world = World::new().await;
+        let poll = Poll { wait_ms: 60_000, ..world.poll() };
+        let begun = Instant::now();
+        let stop = async {
+            tokio::task::yield_now().await;
+            world.app().shutdown.cancel();
+        };
+        let (polled, ()) = tokio::join!(ask(&world, &poll), stop);
+        assert!(polled.is_empty() && begun.elapsed() < Duration::from_secs(30));
+        world.queue_run().await;
+        assert!(ask(&world, &world.poll()).await.is_empty(), "it grants nothing any more");
+    }
+
+    #[tokio::test]
+    async fn strangers_and_absurd_polls_are_refused() {
+        let world = World::new().await;
+        let stranger = Poll { agent: holm_domain::AgentId::from_uuid(uuid::Uuid::from_u128(9)), ..world.poll() };
+        world.agent().post("/agent/v1/poll", &stranger).await.problem(ErrorCode::NotFound);
+        world.other_org_agent().post("/agent/v1/poll", &world.poll()).await.problem(ErrorCode::NotFound);
+        let held = world.claim_run().await;
+        for (poll, field) in [
+            (Poll { wait_ms: 60_001, ..world.poll() }, "wait_ms"),
+            (Poll { claims_max: 65, ..world.poll() }, "claims_max"),
+            (Poll { held: vec![held; 1_001], ..world.poll() }, "held"),
+        ] {
+            let problem = world.agent().post("/agent/v1/poll", &poll).await.problem(ErrorCode::InvalidField);
+            assert_eq!(problem.field.as_deref(), Some(field));
+        }
+        let narrow = World::with_limits(|limits| limits.polls_per_org_max = 0).await;
+        narrow.agent().post("/agent/v1/poll", &narrow.poll()).await.problem(ErrorCode::TooMany);
+    }
+}

@@ -1,0 +1,72 @@
+//! `POST /agent/v1/renew`: extend leases.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use holm_api::{agent::{Renew, Renewed}, problem::Problem};
+
+use crate::{app::App, auth::{May, Serve}, http::extract::Json, ops, problem::Failure};
+
+/// Renew leases
+///
+/// One answer for each lease, in order; one that is no longer held has no `ttl_ms`.
+#[utoipa::path(
+    post, path = "/agent/v1/renew", tag = "agent", operation_id = "lease_renew",
+    request_body = Renew,
+    responses(
+        (status = 200, description = "One answer for each lease.", body = Renewed),
+        (status = 404, description = "`not_found`: register first.", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub async fn renew(
+    State(app): State<Arc<App>>,
+    caller: May<Serve>,
+    Json(body): Json<Renew>,
+) -> Result<axum::Json<Renewed>, Failure> {
+    Ok(axum::Json(ops::leases::lease_renew(&app, caller.org(), body).await?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use holm_api::agent::HeldLease;
+    use holm_domain::{ErrorCode, run::Cancel};
+    use http::StatusCode;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{tasks::reap::reap, testing::World};
+
+    async fn ask(world: &World, leases: Vec<HeldLease>) -> Renewed {
+        let body = Renew { agent: world.agent_id, leases };
+        world.agent().post("/agent/v1/renew", &body).await.json(StatusCode::OK)
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_is_renewed_lives_and_one_that_is_not_expires() {
+        let world = World::new().await;
+        let (kept, dropped) = (world.claim_run().await, world.claim_run().await);
+        for _ in 0..4 {
+            world.clock.advance(Duration::from_secs(10));
+            assert_eq!(ask(&world, vec![kept]).await.leases[0].ttl_ms, Some(30_000));
+            reap(world.app()).await.unwrap();
+        }
+        let answers = ask(&world, vec![kept, dropped]).await.leases;
+        assert_eq!((answers[0].ttl_ms, answers[1].ttl_ms), (Some(30_000), None));
+    }
+
+    #[tokio::test]
+    async fn renewals_tell_of_cancellations_and_refuse_old_fences() {
+        let world = World::new().await;
+        let held = world.claim_run().await;
+        world.member().post(&format!("/v1/runs/{}/cancel", held.run), &json!({})).await;
+        let stale = HeldLease { fence: 2, ..held };
+        let answers = ask(&world, vec![held, stale]).await.leases;
+        assert_eq!((answers[0].cancel, answers[1].ttl_ms), (Some(Cancel::Terminate), None));
+        let foreign = Renew { agent: world.agent_id, leases: vec![held] };
+        world.other_org_agent().post("/agent/v1/renew", &foreign).await.problem(ErrorCode::NotFound);
+        let empty = Renew { agent: world.agent_id, leases: Vec::new() };
+        world.agent().post("/agent/v1/renew", &empty).await.problem(ErrorCode::InvalidField);
+    }
+}

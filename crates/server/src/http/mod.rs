@@ -1,0 +1,96 @@
+//! The HTTP surface: one endpoint, one file, with its description, its errors and its test.
+//!
+//! From outside to inside a request passes: [`frame`] (number, panic, problem document, log), the deadline and the body
+//! limit of its group of routes, the token ([`crate::auth`]), the readers of [`extract`], the handler. A handler reads its
+//! arguments, calls one operation of [`crate::ops`], and shapes the answer; it decides nothing.
+
+mod agent;
+pub mod cursor;
+pub mod extract;
+pub mod follow;
+pub mod frame;
+mod hosts;
+mod runs;
+mod service;
+mod tokens;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{Router, extract::DefaultBodyLimit, middleware};
+use utoipa::openapi::OpenApi;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    app::App,
+    config::{POLL_WAIT_MS_MAX, ServeLimits},
+};
+use frame::Deadline;
+
+type Routes = OpenApiRouter<Arc<App>>;
+
+/// All routes of a server.
+pub fn router(app: Arc<App>) -> Router {
+    let (router, _) = routes(&app.config.limits).split_for_parts();
+    router.layer(middleware::from_fn(frame::frame)).with_state(app)
+}
+
+/// The description of the API.
+pub fn openapi() -> OpenApi {
+    let mut openapi = routes(&ServeLimits::default()).into_openapi();
+    service::openapi::complete(&mut openapi);
+    openapi
+}
+
+fn routes(limits: &ServeLimits) -> Routes {
+    let polls = limits.request_timeout + Duration::from_millis(POLL_WAIT_MS_MAX);
+    let body = DefaultBodyLimit::max;
+    OpenApiRouter::with_openapi(service::openapi::head())
+        .merge(group(ordinary(), limits.request_timeout, body(limits.body_bytes_max)))
+        .merge(group(appends(), limits.request_timeout, body(limits.log_body_bytes_max)))
+        .merge(group(waits(), polls, body(limits.body_bytes_max)))
+        // The upload counts its bytes itself while it passes them on.
+        .merge(group(uploads(), limits.upload_timeout, DefaultBodyLimit::disable()))
+}
+
+fn group(routes: Routes, timeout: Duration, body: DefaultBodyLimit) -> Routes {
+    routes.layer(body).layer(middleware::from_fn_with_state(Deadline(timeout), frame::deadline))
+}
+
+fn ordinary() -> Routes {
+    OpenApiRouter::new()
+        .routes(routes!(runs::create::create, runs::list::list))
+        .routes(routes!(runs::get::get, runs::delete::delete))
+        .routes(routes!(runs::cancel::cancel))
+        .routes(routes!(runs::logs::logs))
+        .routes(routes!(runs::logs_follow::logs_follow))
+        .routes(routes!(runs::events::events))
+        .routes(routes!(runs::events_follow::events_follow))
+        .routes(routes!(runs::changes::changes))
+        .routes(routes!(hosts::list::list))
+        .routes(routes!(tokens::create::create, tokens::list::list))
+        .routes(routes!(tokens::revoke::revoke))
+        .routes(routes!(tokens::whoami::whoami))
+        .routes(routes!(agent::register::register))
+        .routes(routes!(agent::renew::renew))
+        .routes(routes!(agent::start::start))
+        .routes(routes!(agent::events::events))
+        .routes(routes!(agent::finish::finish))
+        .routes(routes!(service::healthz::healthz))
+        .routes(routes!(service::readyz::readyz))
+        .routes(routes!(service::openapi::openapi))
+}
+
+fn appends() -> Routes {
+    OpenApiRouter::new().routes(routes!(agent::logs::logs))
+}
+
+fn waits() -> Routes {
+    OpenApiRouter::new().routes(routes!(agent::poll::poll))
+}
+
+fn uploads() -> Routes {
+    OpenApiRouter::new().routes(routes!(agent::changes::changes))
+}
+
+#[cfg(test)]
+mod tests;

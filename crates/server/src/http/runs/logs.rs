@@ -1,0 +1,72 @@
+//! `GET /v1/runs/{id}/logs`: a page of log entries.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use holm_api::{logs::LogPage, runs::After};
+
+use crate::{
+    app::App,
+    auth::{May, Read},
+    config::{ENTRIES_PAGE_DEFAULT, ENTRIES_PAGE_MAX},
+    http::extract::{Params, RunPath, within},
+    ops,
+    problem::Failure,
+};
+
+/// Read the log
+///
+/// Entries after a sequence, oldest first. A page has fewer than `limit` entries when they are large; go on with `last_seq`
+/// until `complete`.
+#[utoipa::path(
+    get, path = "/v1/runs/{id}/logs", tag = "logs", operation_id = "log_page",
+    params(("id" = String, Path, description = "The run, as `run_…`."), After),
+    responses((status = 200, description = "A page of the log.", body = LogPage))
+)]
+pub async fn logs(
+    State(app): State<Arc<App>>,
+    caller: May<Read>,
+    RunPath(id): RunPath,
+    Params(query): Params<After>,
+) -> Result<axum::Json<LogPage>, Failure> {
+    let limit = query.limit.unwrap_or(ENTRIES_PAGE_DEFAULT);
+    within("limit", limit.into(), 1, ENTRIES_PAGE_MAX.into())?;
+    let page = ops::logs::log_page(&app, caller.org(), id, query.after.unwrap_or(0), limit).await?;
+    Ok(axum::Json(page))
+}
+
+#[cfg(test)]
+mod tests {
+    use holm_domain::ErrorCode;
+    use http::StatusCode;
+
+    use super::*;
+    use crate::testing::World;
+
+    #[tokio::test]
+    async fn pages_go_on_until_the_end() {
+        let world = World::new().await;
+        let held = world.claim_run().await;
+        world.append_log(held, 1, &["a\n", "b\n"]).await;
+        world.append_log(held, 3, &["c\n"]).await;
+        let path = format!("/v1/runs/{}/logs", held.run);
+        let page = |query: &str| {
+            let (path, member) = (format!("{path}?{query}"), world.member());
+            async move { member.get(&path).await.json::<LogPage>(StatusCode::OK) }
+        };
+        let texts = |page: &LogPage| page.entries.iter().filter_map(|e| e.text.clone()).collect::<String>();
+        let first = page("limit=2").await;
+        assert_eq!((texts(&first).as_str(), first.last_seq, first.complete), ("a\nb\n", 2, false));
+        let second = page("after=2").await;
+        assert_eq!((texts(&second).as_str(), second.last_seq, second.complete), ("c\n", 3, false));
+        world.finish(held, 4).await;
+        assert!(page("after=3").await.complete);
+        assert!(!page("after=0&limit=1").await.complete);
+        let beyond = page("after=18446744073709551615").await;
+        assert!(beyond.entries.is_empty());
+        world.other_org().get(&path).await.problem(ErrorCode::NotFound);
+        for query in ["limit=0", "limit=10001", "after=-1", "colour=red"] {
+            world.member().get(&format!("{path}?{query}")).await.problem(ErrorCode::InvalidField);
+        }
+    }
+}

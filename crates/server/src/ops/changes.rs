@@ -1,0 +1,84 @@
+//! The archive of changes that a run leaves: streamed from the agent to a blob and from the blob to whoever asks.
+//!
+//! The key bears the fence, so what an agent uploads under an old lease is never what is shown: shown is the archive of the
+//! lease under which the run ended.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _};
+use holm_api::agent::Fenced;
+use holm_domain::{ErrorCode, OrgId, RunId, lease::grant, run::RunState};
+use holm_store::{BlobKey, BlobStream, Error, PutStreamError};
+
+use super::{leases::held_run, run_of};
+use crate::{app::App, problem::Failure};
+
+/// Why a body broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyBroke {
+    /// The connection failed.
+    #[error("{0}")]
+    Connection(String),
+    /// Nothing came for too long.
+    #[error("nothing came for {} seconds", .0.as_secs())]
+    Idle(Duration),
+}
+
+/// Stores the archive of a run that the agent holds; the whole of it or nothing.
+pub async fn changes_put<E: std::fmt::Display + Send>(
+    app: &App,
+    org: OrgId,
+    id: RunId,
+    by: Fenced,
+    body: impl Stream<Item = Result<Bytes, E>> + Send,
+) -> Result<(), Failure> {
+    held_run(app, org, id, by.agent, by.fence).await?;
+    let limits = &app.config.limits;
+    let key = BlobKey::run_changes(org, id, by.fence);
+    let body = with_idle_limit(body, limits.upload_idle_timeout);
+    let stored = app.store.blobs().put_stream(&key, body, limits.changes_bytes_max).await;
+    stored.map_err(|error| match error {
+        PutStreamError::Store(Error::Limit { max, .. }) => {
+            Failure::new(ErrorCode::TooLarge, format!("an archive of changes may have at most {max} bytes"))
+        }
+        PutStreamError::Store(error) => error.into(),
+        PutStreamError::Source(cause) if cause.is::<BodyBroke>() && matches!(cause.downcast_ref(), Some(BodyBroke::Idle(_))) => {
+            Failure::new(ErrorCode::DeadlineExceeded, cause.to_string())
+        }
+        PutStreamError::Source(cause) => Failure::new(ErrorCode::InvalidRequest, format!("the body broke off: {cause}")),
+    })?;
+    // The lease may have been lost during a long upload. Then nobody will ever ask for this key.
+    let run = run_of(app, org, id).await;
+    if let Err(failure) = run.and_then(|run| Ok(grant::held(&run, by.agent, by.fence).map(drop)?)) {
+        app.store.blobs().delete(&key).await?;
+        return Err(failure);
+    }
+    Ok(())
+}
+
+fn with_idle_limit<E: std::fmt::Display + Send>(
+    body: impl Stream<Item = Result<Bytes, E>> + Send,
+    limit: Duration,
+) -> impl Stream<Item = Result<Bytes, BodyBroke>> + Send {
+    futures_util::stream::unfold(Some(Box::pin(body)), move |body| async move {
+        let mut body = body?;
+        match tokio::time::timeout(limit, body.next()).await {
+            Ok(None) => None,
+            Ok(Some(Ok(piece))) => Some((Ok(piece), Some(body))),
+            Ok(Some(Err(error))) => Some((Err(BodyBroke::Connection(error.to_string())), None)),
+            Err(_) => Some((Err(BodyBroke::Idle(limit)), None)),
+        }
+    })
+}
+
+/// The archive that the run left under its last lease.
+pub async fn changes_get(app: &App, org: OrgId, id: RunId) -> Result<BlobStream, Failure> {
+    let run = run_of(app, org, id).await?;
+    if run.state != RunState::Ended {
+        let detail = "the changes are there once the run has ended";
+        return Err(Failure::new(ErrorCode::Conflict, detail).at("state", run.state.as_str()));
+    }
+    let found = app.store.blobs().get_stream(&BlobKey::run_changes(org, id, run.fence)).await?;
+    found.ok_or_else(|| Failure::new(ErrorCode::NotFound, format!("{id} left no changes")))
+}

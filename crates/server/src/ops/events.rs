@@ -1,0 +1,100 @@
+//! Events: append what an agent tells, read a page, follow.
+
+use holm_api::{agent::AppendEvents, runs::EventPage};
+use holm_domain::{
+    OrgId, RunId,
+    error::InvalidField,
+    lease::grant::StaleFence,
+    run::{EventKind, RunState},
+};
+use holm_store::EventAppended;
+
+use super::{leases::held_run, run_of};
+use crate::{
+    app::App,
+    config::EVENTS_MAX,
+    http::follow::{Source, Step, write_event},
+    problem::Failure,
+};
+
+/// How many events one look of a follower reads.
+const FOLLOW_READ: u32 = 1_000;
+
+/// Stores what an agent tells of a run that it holds; an event that was stored before is not stored again.
+pub async fn event_append(app: &App, org: OrgId, id: RunId, body: AppendEvents) -> Result<(), Failure> {
+    check(&body)?;
+    let AppendEvents { agent, fence, first_seq, events } = body;
+    let run = held_run(app, org, id, agent, fence).await?;
+    match app.store.event_append(org, id, fence, first_seq, &events, app.now()).await? {
+        EventAppended::Stored { .. } => {
+            app.wakers.ring_run(id);
+            Ok(())
+        }
+        EventAppended::StaleFence => Err(StaleFence { given: fence, newest: run.fence }.into()),
+    }
+}
+
+fn check(body: &AppendEvents) -> Result<(), InvalidField> {
+    if body.events.is_empty() || body.events.len() > EVENTS_MAX {
+        return Err(InvalidField::new("events", body.events.len(), format!("give 1 to {EVENTS_MAX} events")));
+    }
+    let last = body.first_seq.checked_add(EVENTS_MAX as u64).filter(|last| *last <= i64::MAX.unsigned_abs());
+    if body.first_seq == 0 || last.is_none() {
+        return Err(InvalidField::new("first_seq", body.first_seq, "number the events of a lease from 1"));
+    }
+    for (index, event) in body.events.iter().enumerate() {
+        if !event.may_come_from_agent() {
+            return Err(InvalidField::new(format!("events[{index}]"), kind(event), "only the server tells this kind"));
+        }
+        if !event.is_within_limits() {
+            return Err(InvalidField::new(format!("events[{index}]"), kind(event), "a text in it is too long"));
+        }
+    }
+    Ok(())
+}
+
+fn kind(event: &EventKind) -> String {
+    let value = serde_json::to_value(event).unwrap_or_default();
+    value.get("kind").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned()
+}
+
+/// Up to `limit` events after the number `after`.
+pub async fn event_page(app: &App, org: OrgId, id: RunId, after: u64, limit: u32) -> Result<EventPage, Failure> {
+    run_of(app, org, id).await?;
+    let events = app.store.event_page(org, id, after, limit).await?;
+    let last_seq = events.last().map_or(after, |event| event.seq);
+    Ok(EventPage { events, last_seq })
+}
+
+/// The events of a run, followed from a position on.
+#[derive(Debug)]
+pub struct EventSource {
+    org: OrgId,
+    run: RunId,
+    after: u64,
+}
+
+impl EventSource {
+    /// Follows the events of `run` after the number `after`.
+    pub fn new(org: OrgId, run: RunId, after: u64) -> Self {
+        Self { org, run, after }
+    }
+}
+
+impl Source for EventSource {
+    async fn step(&mut self, app: &App) -> Result<Step, Failure> {
+        let ended = run_of(app, self.org, self.run).await?.state == RunState::Ended;
+        let events = app.store.event_page(self.org, self.run, self.after, FOLLOW_READ).await?;
+        let mut out = Vec::new();
+        for event in &events {
+            write_event(&mut out, "event", Some(event.seq), event)?;
+            self.after = event.seq;
+        }
+        let over = events.len() < FOLLOW_READ as usize && ended;
+        match (out.is_empty(), over) {
+            (_, true) => Ok(Step::End(out.into())),
+            (false, false) => Ok(Step::New(out.into())),
+            (true, false) => Ok(Step::Quiet),
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Logs: append under a lease, read a page, follow.
+//!
+//! Whose log it is comes from the path and the lease, never from the payload (SPEC S3); the payload says only sequences,
+//! times, streams and bytes. Batches are stored as they came, after a check of each.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use holm_api::{
+    agent::{Appended, Fenced},
+    logs::{LogEntry, LogPage},
+};
+use holm_domain::{
+    ErrorCode, OrgId, RunId,
+    lease::grant::StaleFence,
+    log::{Batch, parse_all},
+    run::RunState,
+};
+use holm_store::{LOG_SEGMENT_BYTES, LogAppended};
+use serde::Serialize;
+
+use super::{leases::held_run, run_of};
+use crate::{
+    app::App,
+    config::LOG_PAGE_BYTES_MAX,
+    http::follow::{Source, Step, write_event},
+    problem::Failure,
+    wakers::SealFrom,
+};
+
+/// How many bytes of batches one look of a follower reads.
+const FOLLOW_READ_BYTES: usize = 256 * 1024;
+
+/// Stores what of `bytes` is new, if it follows what is stored.
+pub async fn log_append(app: &App, org: OrgId, id: RunId, by: Fenced, bytes: Bytes) -> Result<Appended, Failure> {
+    let run = held_run(app, org, id, by.agent, by.fence).await?;
+    let (first, last) = sequences(&bytes)?;
+    match app.store.log_append(org, id, by.fence, first, last, bytes).await? {
+        LogAppended::Stored { next, unsealed_bytes } => {
+            app.wakers.ring_run(id);
+            if unsealed_bytes >= LOG_SEGMENT_BYTES as u64 {
+                app.wakers.want_sealed(org, id, SealFrom::Full);
+            }
+            Ok(Appended { next_seq: next })
+        }
+        LogAppended::Duplicate { next } => Ok(Appended { next_seq: next }),
+        LogAppended::Gap { next } => {
+            let detail = format!("the next entry must be {next}, not {first}; append what is missing first");
+            Err(Failure::new(ErrorCode::LogGap, detail).at("first_seq", first))
+        }
+        LogAppended::StaleFence => Err(StaleFence { given: by.fence, newest: run.fence }.into()),
+    }
+}
+
+/// The first and the last sequence of a body of batches that follow each other.
+fn sequences(bytes: &[u8]) -> Result<(u64, u64), Failure> {
+    let refused = |detail: String| Failure::new(ErrorCode::InvalidRequest, detail);
+    let batches = parse_all(bytes).map_err(|error| refused(error.to_string()))?;
+    let (Some(first), Some(last)) = (batches.first(), batches.last()) else {
+        return Err(refused("send at least one batch".to_owned()));
+    };
+    for pair in batches.windows(2) {
+        if pair[0].last_seq() + 1 != pair[1].first_seq() {
+            let (end, begin) = (pair[0].last_seq(), pair[1].first_seq());
+            return Err(refused(format!("the batch that begins at {begin} does not follow the one that ends at {end}")));
+        }
+    }
+    Ok((first.first_seq(), last.last_seq()))
+}
+
+/// Up to `limit` entries after the sequence `after`; fewer where they are large.
+pub async fn log_page(app: &App, org: OrgId, id: RunId, after: u64, limit: u32) -> Result<LogPage, Failure> {
+    // The state first: nothing is appended once a run has ended, so what is read afterwards is all of it.
+    let ended = run_of(app, org, id).await?.state == RunState::Ended;
+    let segments = app.store.log_read(org, id, after, LOG_PAGE_BYTES_MAX).await?;
+    let mut entries = Vec::new();
+    let mut read = 0;
+    'page: for segment in &segments {
+        for batch in batches(&segment.bytes, id)? {
+            for entry in batch.entries().filter(|entry| entry.seq > after) {
+                if entries.len() >= limit as usize || (read > 0 && read + entry.data.len() > LOG_PAGE_BYTES_MAX) {
+                    break 'page;
+                }
+                read += entry.data.len();
+                entries.push(LogEntry::from(entry));
+            }
+        }
+    }
+    let last_seq = entries.last().map_or(after, |entry| entry.seq);
+    let complete = ended && last_seq.saturating_add(1) >= app.store.log_head(org, id).await?;
+    Ok(LogPage { entries, last_seq, complete })
+}
+
+fn batches(bytes: &[u8], run: RunId) -> Result<Vec<Batch<'_>>, Failure> {
+    parse_all(bytes).map_err(|error| Failure::internal(format!("a stored segment of the log of {run}: {error}")))
+}
+
+/// The data of the last event of a followed log.
+#[derive(Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct LogEnd {
+    /// The sequence of the last entry; 0 if there was none.
+    pub last_seq: u64,
+}
+
+/// A log that is followed from a position on.
+#[derive(Debug)]
+pub struct LogSource {
+    org: OrgId,
+    run: RunId,
+    after: u64,
+    /// What was read and is not yet sent.
+    ahead: VecDeque<Bytes>,
+}
+
+impl LogSource {
+    /// Follows the log of `run` after the sequence `after`.
+    pub fn new(org: OrgId, run: RunId, after: u64) -> Self {
+        Self { org, run, after, ahead: VecDeque::new() }
+    }
+
+    /// The events of the next batch that was read ahead; nothing if there is none. One batch at a time bounds what a
+    /// stream holds in memory beside what it read.
+    fn take_batch(&mut self) -> Result<Option<Bytes>, Failure> {
+        let broken = |error| Failure::internal(format!("a stored segment of the log of {}: {error}", self.run));
+        while let Some(mut bytes) = self.ahead.pop_front() {
+            let (batch, rest) = Batch::parse(&bytes).map_err(broken)?;
+            let length = bytes.len() - rest.len();
+            let mut out = Vec::with_capacity(length * 2);
+            for entry in batch.entries().filter(|entry| entry.seq > self.after) {
+                write_event(&mut out, "log", Some(entry.seq), &LogEntry::from(entry))?;
+            }
+            self.after = self.after.max(batch.last_seq());
+            let rest = bytes.split_off(length);
+            if !rest.is_empty() {
+                self.ahead.push_front(rest);
+            }
+            if !out.is_empty() {
+                return Ok(Some(out.into()));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Source for LogSource {
+    async fn step(&mut self, app: &App) -> Result<Step, Failure> {
+        if let Some(events) = self.take_batch()? {
+            return Ok(Step::New(events));
+        }
+        // The state first: nothing is appended once a run has ended, so what is read afterwards is all of it.
+        let ended = run_of(app, self.org, self.run).await?.state == RunState::Ended;
+        let segments = app.store.log_read(self.org, self.run, self.after, FOLLOW_READ_BYTES).await?;
+        self.ahead.extend(segments.into_iter().map(|segment| segment.bytes));
+        if let Some(events) = self.take_batch()? {
+            return Ok(Step::New(events));
+        }
+        if !ended {
+            return Ok(Step::Quiet);
+        }
+        let head = app.store.log_head(self.org, self.run).await?;
+        let mut out = Vec::new();
+        write_event(&mut out, "end", None, &LogEnd { last_seq: head.saturating_sub(1) })?;
+        Ok(Step::End(out.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holm_domain::{
+        UnixMicros,
+        log::{BatchBuilder, Stream},
+    };
+
+    use super::*;
+
+    fn batch(first: u64, count: u64) -> Vec<u8> {
+        let mut builder = BatchBuilder::new(first);
+        for seq in first..first + count {
+            assert!(builder.push(UnixMicros(1), Stream::Stdout, false, format!("{seq}\n").as_bytes()));
+        }
+        let mut bytes = Vec::new();
+        builder.finish(|made| Ok::<_, ()>(bytes.extend_from_slice(made))).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn batches_of_a_body_follow_each_other() {
+        assert_eq!(sequences(&[batch(5, 2), batch(7, 1)].concat()).unwrap(), (5, 7));
+        for body in [Vec::new(), b"HLB1".to_vec(), [batch(5, 2), batch(8, 1)].concat(), [batch(5, 2), batch(5, 2)].concat()] {
+            assert_eq!(sequences(&body).unwrap_err().code(), ErrorCode::InvalidRequest);
+        }
+    }
+
+    #[test]
+    fn a_follower_sends_what_is_after_its_position_batch_by_batch() {
+        let id = uuid::Uuid::from_u128(1);
+        let mut source = LogSource::new(OrgId::from_uuid(id), RunId::from_uuid(id), 3);
+        source.ahead.push_back([batch(1, 2), batch(3, 2), batch(5, 1)].concat().into());
+        let ids = |bytes: Option<Bytes>| {
+            let text = String::from_utf8(bytes.unwrap_or_default().to_vec()).unwrap();
+            text.lines().filter_map(|line| line.strip_prefix("id: ")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(ids(source.take_batch().unwrap()), ["4"]);
+        assert_eq!(ids(source.take_batch().unwrap()), ["5"]);
+        assert!(source.take_batch().unwrap().is_none());
+        assert_eq!(source.after, 5);
+    }
+}

@@ -1,0 +1,356 @@
+//! A server in memory with two orgs, and callers with each role, for the tests of this crate.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{Router, body::Body};
+use bytes::Bytes;
+use holm_api::{
+    LOG_BATCH, PROBLEM_JSON, TAR,
+    agent::{Appended, FinishRun, HeldLease, Poll, Polled, Register},
+    logs::LogEntry,
+    problem::Problem,
+    runs::RunView,
+};
+use holm_domain::{
+    AgentId, ErrorCode, OrgId, RunId, UnixMicros,
+    access::Role,
+    host::{Capacity, RuntimeInfo},
+    log::{BatchBuilder, Stream},
+    run::{Event, ExitStatus, Outcome},
+};
+use holm_store::{Org, Project, Store};
+use http::{
+    HeaderMap, Request, StatusCode,
+    header::{AUTHORIZATION, CONTENT_TYPE},
+};
+use http_body_util::BodyExt as _;
+use secrecy::ExposeSecret as _;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::json;
+use tower::ServiceExt as _;
+use uuid::Uuid;
+
+use crate::{
+    Config, Server, Wanted,
+    app::App,
+    bootstrap,
+    clock::Clock,
+    config::ServeLimits,
+    ids,
+    ops::tokens::token_issue,
+};
+
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A server in memory with two orgs.
+pub struct World {
+    server: Server,
+    pub clock: Clock,
+    pub org: OrgId,
+    pub agent_id: AgentId,
+    admin: String,
+    member: String,
+    agent: String,
+    other_admin: String,
+    other_agent: String,
+}
+
+impl World {
+    pub async fn new() -> Self {
+        Self::with_limits(|_| {}).await
+    }
+
+    pub async fn with_limits(change: impl FnOnce(&mut ServeLimits)) -> Self {
+        let clock = Clock::manual(UnixMicros(1_700_000_000_000_000));
+        let mut config = Config { clock: clock.clone(), ..Config::default() };
+        change(&mut config.limits);
+        let store = Store::memory();
+        let made = bootstrap(&store, &clock, Wanted { admin: true, agent: true }).await.unwrap();
+        let other = Org { id: ids::org(), name: "other".into(), created_at: clock.now() };
+        store.org_create(&other).await.unwrap();
+        let project = Project { id: ids::project(), org: other.id, name: "default".into(), created_at: clock.now() };
+        store.project_create(&project).await.unwrap();
+        let issue = |org, role| {
+            let (store, clock) = (store.clone(), clock.clone());
+            async move {
+                let (_, secret) = token_issue(&store, &clock, org, role, "test".into(), None).await.unwrap();
+                secret.expose_secret().to_owned()
+            }
+        };
+        let world = Self {
+            member: issue(made.org, Role::Member).await,
+            other_admin: issue(other.id, Role::Admin).await,
+            other_agent: issue(other.id, Role::Agent).await,
+            server: Server::new(config, store.clone()).unwrap(),
+            clock: clock.clone(),
+            org: made.org,
+            agent_id: AgentId::from_uuid(Uuid::from_u128(7)),
+            admin: made.admin.unwrap().expose_secret().to_owned(),
+            agent: made.agent.unwrap().expose_secret().to_owned(),
+        };
+        let answer = world.agent().post("/agent/v1/register", &world.registration()).await;
+        assert_eq!(answer.status, StatusCode::OK);
+        world
+    }
+
+    pub fn into_server(self) -> Server {
+        self.server
+    }
+
+    pub fn app(&self) -> &Arc<App> {
+        &self.server.app
+    }
+
+    pub fn with_secret(&self, secret: &str) -> Caller {
+        let mut headers = HeaderMap::new();
+        headers.insert(AUTHORIZATION, format!("Bearer {secret}").parse().unwrap());
+        Caller { router: self.server.router(), headers }
+    }
+
+    pub fn nobody(&self) -> Caller {
+        Caller { router: self.server.router(), headers: HeaderMap::new() }
+    }
+
+    pub fn admin(&self) -> Caller {
+        self.with_secret(&self.admin)
+    }
+
+    pub fn member(&self) -> Caller {
+        self.with_secret(&self.member)
+    }
+
+    pub fn member_secret(&self) -> &str {
+        &self.member
+    }
+
+    pub fn agent_secret(&self) -> &str {
+        &self.agent
+    }
+
+    pub fn agent(&self) -> Caller {
+        self.with_secret(&self.agent)
+    }
+
+    pub fn other_org(&self) -> Caller {
+        self.with_secret(&self.other_admin)
+    }
+
+    pub fn other_org_agent(&self) -> Caller {
+        self.with_secret(&self.other_agent)
+    }
+
+    pub fn registration(&self) -> Register {
+        let runtime = RuntimeInfo {
+            name: "process".into(),
+            capabilities: ["root.host", "root.dir"].map(str::to_owned).into(),
+            unenforced: Vec::new(),
+        };
+        Register {
+            agent: self.agent_id,
+            name: "host-1".into(),
+            version: "0.1.0".into(),
+            capacity: self.poll().free,
+            runtimes: vec![runtime],
+            labels: [("zone".to_owned(), "a".to_owned())].into(),
+        }
+    }
+
+    /// A poll that claims up to 64 runs and does not wait.
+    pub fn poll(&self) -> Poll {
+        let free = Capacity { runs: 64, cpus_milli: 4_000, memory_bytes: 1 << 40 };
+        Poll { agent: self.agent_id, wait_ms: 0, claims_max: 64, free, held: Vec::new() }
+    }
+
+    pub async fn queue_run(&self) -> RunId {
+        let body = json!({"spec": {"root": {"kind": "host"}, "argv": ["true"]}});
+        self.member().post("/v1/runs", &body).await.json::<RunView>(StatusCode::CREATED).id
+    }
+
+    /// Claims the oldest queued run.
+    pub async fn claim(&self) -> HeldLease {
+        let poll = Poll { claims_max: 1, ..self.poll() };
+        let polled: Polled = self.agent().post("/agent/v1/poll", &poll).await.json(StatusCode::OK);
+        HeldLease { run: polled.claimed[0].run, fence: polled.claimed[0].fence, cancel: None }
+    }
+
+    pub async fn claim_run(&self) -> HeldLease {
+        let id = self.queue_run().await;
+        let held = self.claim().await;
+        assert_eq!(held.run, id);
+        held
+    }
+
+    pub async fn append_log(&self, held: HeldLease, first: u64, lines: &[&str]) {
+        let path = format!("/agent/v1/runs/{}/logs?agent={}&fence={}", held.run, self.agent_id, held.fence);
+        let answer = self.agent().send("POST", &path, LOG_BATCH, batch(first, lines)).await;
+        let appended: Appended = answer.json(StatusCode::OK);
+        assert_eq!(appended.next_seq, first + lines.len() as u64);
+    }
+
+    pub async fn put_changes(&self, held: HeldLease, archive: &[u8]) {
+        let path = format!("/agent/v1/runs/{}/changes?agent={}&fence={}", held.run, self.agent_id, held.fence);
+        assert_eq!(self.agent().send("PUT", &path, TAR, archive.to_vec()).await.status, StatusCode::NO_CONTENT);
+    }
+
+    pub async fn finish(&self, held: HeldLease, next_log_seq: u64) {
+        let outcome = Outcome::exited(ExitStatus::Code(0));
+        let body = FinishRun { agent: self.agent_id, fence: held.fence, outcome, result: None, next_log_seq };
+        let path = format!("/agent/v1/runs/{}/finish", held.run);
+        assert_eq!(self.agent().post(&path, &body).await.status, StatusCode::NO_CONTENT);
+    }
+}
+
+/// A batch of whole lines of stdout.
+pub fn batch(first: u64, lines: &[&str]) -> Vec<u8> {
+    let mut builder = BatchBuilder::new(first);
+    for line in lines {
+        assert!(builder.push(UnixMicros(1), Stream::Stdout, false, line.as_bytes()));
+    }
+    let mut bytes = Vec::new();
+    builder.finish(|made| Ok::<_, ()>(bytes.extend_from_slice(made))).unwrap();
+    bytes
+}
+
+/// Somebody who asks, with headers that go with every request.
+#[derive(Clone)]
+pub struct Caller {
+    router: Router,
+    headers: HeaderMap,
+}
+
+impl Caller {
+    pub fn header(mut self, name: &'static str, value: &str) -> Self {
+        self.headers.insert(name, value.parse().unwrap());
+        self
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send_body("GET", path, "", Body::empty()).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.send_body("DELETE", path, "", Body::empty()).await
+    }
+
+    pub async fn post<T: Serialize>(&self, path: &str, body: &T) -> Answer {
+        self.send("POST", path, "application/json", serde_json::to_vec(body).unwrap()).await
+    }
+
+    pub async fn send(&self, method: &str, path: &str, media_type: &str, body: Vec<u8>) -> Answer {
+        self.send_body(method, path, media_type, Body::from(body)).await
+    }
+
+    pub async fn send_body(&self, method: &str, path: &str, media_type: &str, body: Body) -> Answer {
+        let response = self.ask(method, path, media_type, body).await;
+        let (parts, body) = response.into_parts();
+        let streams = parts.headers.get(CONTENT_TYPE).is_some_and(|given| given == crate::http::follow::EVENT_STREAM);
+        assert!(!streams, "{path} streams: use `follow`");
+        let collected = tokio::time::timeout(PATIENCE, body.collect()).await.unwrap();
+        Answer { status: parts.status, headers: parts.headers, body: collected.unwrap().to_bytes() }
+    }
+
+    async fn ask(&self, method: &str, path: &str, media_type: &str, body: Body) -> http::Response<Body> {
+        let mut request = Request::builder().method(method).uri(path).body(body).unwrap();
+        *request.headers_mut() = self.headers.clone();
+        if !media_type.is_empty() {
+            request.headers_mut().insert(CONTENT_TYPE, media_type.parse().unwrap());
+        }
+        tokio::time::timeout(PATIENCE, self.router.clone().oneshot(request)).await.unwrap().unwrap()
+    }
+
+    pub async fn follow(&self, path: &str) -> Followed {
+        let response = self.ask("GET", path, "", Body::empty()).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()[CONTENT_TYPE], crate::http::follow::EVENT_STREAM);
+        Followed { body: response.into_body(), text: String::new() }
+    }
+}
+
+/// A whole answer.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl Answer {
+    #[track_caller]
+    pub fn json<T: DeserializeOwned>(self, status: StatusCode) -> T {
+        assert_eq!(self.status, status, "{}", String::from_utf8_lossy(&self.body));
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    /// The problem, after a check of everything that every problem has.
+    #[track_caller]
+    pub fn problem(self, code: ErrorCode) -> Problem {
+        assert_eq!(self.headers[CONTENT_TYPE], PROBLEM_JSON, "{}", String::from_utf8_lossy(&self.body));
+        let problem: Problem = serde_json::from_slice(&self.body).unwrap();
+        assert_eq!((problem.code, self.status.as_u16()), (code, code.status()), "{problem}");
+        assert_eq!((problem.status, problem.title.as_str()), (code.status(), code.title()));
+        let id = self.headers[holm_api::REQUEST_ID].to_str().unwrap();
+        assert_eq!(problem.request_id.as_deref(), Some(id));
+        problem
+    }
+}
+
+/// A live stream.
+pub struct Followed {
+    body: Body,
+    text: String,
+}
+
+impl Followed {
+    /// The next `count` events, each as its id, its name, and what it says.
+    pub async fn events(&mut self, count: usize) -> Vec<String> {
+        let mut events = Vec::new();
+        while events.len() < count {
+            match self.next().await {
+                Some(event) => events.push(event),
+                None => panic!("the stream ended after {events:?}"),
+            }
+        }
+        events
+    }
+
+    /// Everything until the stream ends.
+    pub async fn rest(mut self) -> Vec<String> {
+        let mut events = Vec::new();
+        while let Some(event) = self.next().await {
+            events.push(event);
+        }
+        events
+    }
+
+    async fn next(&mut self) -> Option<String> {
+        loop {
+            if let Some((event, rest)) = self.text.split_once("\n\n") {
+                let (event, rest) = (event.to_owned(), rest.to_owned());
+                self.text = rest;
+                match shorten(&event) {
+                    Some(event) => return Some(event),
+                    None => continue,
+                }
+            }
+            let frame = tokio::time::timeout(PATIENCE, self.body.frame()).await.expect("an event comes in time")?;
+            let bytes = frame.unwrap().into_data().unwrap();
+            self.text.push_str(std::str::from_utf8(&bytes).unwrap());
+        }
+    }
+}
+
+/// `1 log text` of an event; nothing of a comment.
+pub fn shorten(event: &str) -> Option<String> {
+    let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    let (id, name, data) = (field("id").unwrap_or("-"), field("event")?, field("data")?);
+    let said = match name {
+        "log" => serde_json::from_str::<LogEntry>(data).unwrap().text.unwrap(),
+        "event" => {
+            serde_json::from_str::<Event>(data).unwrap();
+            serde_json::from_str::<serde_json::Value>(data).unwrap()["kind"].as_str().unwrap().to_owned()
+        }
+        _ => data.to_owned(),
+    };
+    Some(format!("{id} {name} {said}"))
+}
