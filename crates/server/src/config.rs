@@ -19,7 +19,7 @@
 //! | live streams of one org | `streams_per_org_max` | 256 | 429 `too_many` |
 //! | waiting polls of one org | `polls_per_org_max` | 4,096 | 429 `too_many` |
 //! | connections | `connections_max` | 4,096 | wait in the kernel's queue |
-//! | head of a request, and an idle connection | `head_timeout`, `head_bytes_max` | 60 s, 64 KiB | closed, 431 |
+//! | head of a request, and an idle connection | `head_timeout`, `head_bytes_max` | 100 s, 64 KiB | closed, 431 |
 //! | a request, until its answer begins | `request_timeout` | 30 s | 504 `deadline_exceeded` |
 //! | an upload of changes | `upload_timeout`, `upload_idle_timeout` | 1 h, 30 s | 504 `deadline_exceeded` |
 //! | attempts of a compare-and-swap | [`SWAPS_MAX`] | 16 | 503 `unavailable` |
@@ -109,7 +109,8 @@ impl Default for ServeLimits {
             polls_per_org_max: 4_096,
             connections_max: 4_096,
             head_bytes_max: 64 * 1024,
-            head_timeout: Duration::from_secs(60),
+            // Longer than clients keep idle connections (reqwest: 90 s), so that they are closed by who reuses them.
+            head_timeout: Duration::from_secs(100),
             request_timeout: Duration::from_secs(30),
             upload_timeout: Duration::from_secs(3_600),
             upload_idle_timeout: Duration::from_secs(30),

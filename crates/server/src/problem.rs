@@ -8,7 +8,12 @@ use std::fmt::Display;
 
 use axum::response::{IntoResponse, Response};
 use holm_api::problem::Problem;
-use holm_domain::{ErrorCode, error::InvalidField, ids::InvalidId, lease::grant::{FinishRefused, StaleFence}};
+use holm_domain::{
+    ErrorCode,
+    error::InvalidField,
+    ids::InvalidId,
+    lease::grant::{FinishRefused, StaleFence},
+};
 use http::{HeaderValue, StatusCode, header::RETRY_AFTER};
 
 /// Why a request is not answered as it was asked.
@@ -78,9 +83,10 @@ impl From<holm_store::Error> for Failure {
     fn from(error: holm_store::Error) -> Self {
         use holm_store::Error;
         match error {
-            Error::Conflict { what } => {
-                Self::new(ErrorCode::Conflict, format!("the {what} was changed at the same time; look at it and try again"))
-            }
+            Error::Conflict { what } => Self::new(
+                ErrorCode::Conflict,
+                format!("the {what} was changed at the same time; look at it and try again"),
+            ),
             Error::NotFound { what } => Self::new(ErrorCode::NotFound, format!("there is no such {what}")),
             Error::Unavailable { .. } => Self::unavailable("the store does not answer; try again", error),
             Error::Limit { .. } => Self::new(ErrorCode::TooMany, error.to_string()),

@@ -31,13 +31,7 @@ use tower::ServiceExt as _;
 use uuid::Uuid;
 
 use crate::{
-    Config, Server, Wanted,
-    app::App,
-    bootstrap,
-    clock::Clock,
-    config::ServeLimits,
-    ids,
-    ops::tokens::token_issue,
+    Config, Server, Wanted, app::App, bootstrap, clock::Clock, config::ServeLimits, ids, ops::tokens::token_issue,
 };
 
 /// How long a test waits for what must come.
@@ -208,7 +202,7 @@ pub fn batch(first: u64, lines: &[&str]) -> Vec<u8> {
         assert!(builder.push(UnixMicros(1), Stream::Stdout, false, line.as_bytes()));
     }
     let mut bytes = Vec::new();
-    builder.finish(|made| Ok::<_, ()>(bytes.extend_from_slice(made))).unwrap();
+    builder.finish(|made| std::io::Write::write_all(&mut bytes, made)).unwrap();
     bytes
 }
 

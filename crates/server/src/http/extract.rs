@@ -60,9 +60,15 @@ fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
         if !inner.is_data() {
             return Failure::new(ErrorCode::InvalidRequest, format!("the body is not valid JSON: {inner}"));
         }
-        let field = if path == "." { "body".to_owned() } else { path };
+        let message = inner.to_string();
+        let field = match (path.as_str(), quoted(&message, "missing field ")) {
+            (".", Some(missing)) => missing.to_owned(),
+            (path, Some(missing)) => format!("{path}.{missing}"),
+            (".", None) => "body".to_owned(),
+            (path, None) => path.to_owned(),
+        };
         let given = value_at(bytes, &field);
-        InvalidField::new(field, given, without_position(&inner.to_string())).into()
+        InvalidField::new(field, given, without_position(&message)).into()
     })?;
     reader.end().map_err(|error| {
         Failure::new(ErrorCode::InvalidRequest, format!("the body goes on after its JSON value: {error}"))
@@ -92,6 +98,11 @@ fn value_at(bytes: &[u8], path: &str) -> String {
     }
 }
 
+/// What stands in backquotes after `before` at the start of a message.
+fn quoted<'a>(message: &'a str, before: &str) -> Option<&'a str> {
+    message.strip_prefix(before)?.strip_prefix('`')?.split_once('`').map(|(name, _)| name)
+}
+
 fn without_position(message: &str) -> &str {
     message.rsplit_once(" at line ").map_or(message, |(message, _)| message)
 }
@@ -109,17 +120,29 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
             Err(rejection) => {
                 let text = rejection.body_text();
                 let (_, detail) = text.split_once(": ").unwrap_or(("", &text));
-                let query = parts.uri.query().unwrap_or_default();
-                Err(InvalidField::new(query_field(detail), query, detail).into())
+                let (field, problem) = query_field(detail);
+                Err(InvalidField::new(field, query_value(&parts.uri, field), problem).into())
             }
         }
     }
 }
 
-/// The name before the colon of `name: what is wrong`, as axum puts it; `query` where there is none.
-fn query_field(detail: &str) -> &str {
-    let plain = |name: &&str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    detail.split_once(": ").map(|(name, _)| name).filter(plain).unwrap_or("query")
+/// Which field of a query is wrong and how, from the words of axum: `name: problem`, or a message that quotes the name.
+fn query_field(detail: &str) -> (&str, &str) {
+    let plain = |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    let unnamed = detail.split_once(": ").filter(|(name, _)| plain(name)).map_or(detail, |(_, problem)| problem);
+    let quoted =
+        ["missing field ", "unknown field ", "duplicate field "].iter().find_map(|before| quoted(unnamed, before));
+    match (quoted, detail.split_once(": ")) {
+        (Some(name), _) => (name, unnamed),
+        (None, Some((name, problem))) if plain(name) => (name, problem),
+        _ => ("query", detail),
+    }
+}
+
+fn query_value(uri: &http::Uri, field: &str) -> String {
+    let pairs: Vec<(String, String)> = Query::try_from_uri(uri).map(|Query(pairs)| pairs).unwrap_or_default();
+    pairs.into_iter().find(|(name, _)| name == field).map(|(_, value)| value).unwrap_or_default()
 }
 
 async fn path_id<T, S>(parts: &mut Parts, state: &S) -> Result<T, Failure>
@@ -182,6 +205,10 @@ mod tests {
         assert_eq!(refusal(body), (ErrorCode::InvalidField, Some("spec.limits.pids".into()), Some("-1".into())));
         let body = r#"{"spec": {"root": {"kind": "host"}, "argv": [], "colour": "red"}}"#;
         assert_eq!(refusal(body), (ErrorCode::InvalidField, Some("spec.colour".into()), Some("red".into())));
+        let body = r#"{"spec": {"root": {"kind": "host"}}}"#;
+        assert_eq!(refusal(body), (ErrorCode::InvalidField, Some("spec.argv".into()), Some(String::new())));
+        assert_eq!(refusal("{}"), (ErrorCode::InvalidField, Some("spec".into()), Some(String::new())));
+        assert_eq!(refusal("[]").1.as_deref(), Some("body"));
     }
 
     #[test]

@@ -114,7 +114,7 @@ mod tests {
 
     async fn ask(path: &str) -> (StatusCode, Problem, String) {
         let panics = || async { panic!("secret detail") as &'static str };
-        let slow = get(|| std::future::pending::<&'static str>())
+        let slow = get(std::future::pending::<&'static str>)
             .layer(middleware::from_fn_with_state(Deadline(Duration::from_millis(5)), deadline));
         let router = Router::new()
             .route("/panic", get(panics))

@@ -1,6 +1,6 @@
 //! What holds for every route: tokens, roles, problem documents, the committed description.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use holm_domain::{ErrorCode, access::Role};
 use http::{Method, StatusCode};
@@ -73,7 +73,9 @@ async fn what_is_not_there_is_a_problem_document() {
     world.member().get("/v2/runs").await.problem(ErrorCode::NotFound);
     world.member().get("/").await.problem(ErrorCode::NotFound);
     let answer = world.member().send("PATCH", "/v1/runs", "application/json", Vec::new()).await;
-    assert_eq!(answer.headers[http::header::ALLOW], "GET,HEAD,POST");
+    let allowed =
+        answer.headers[http::header::ALLOW].to_str().unwrap().split(',').map(str::trim).collect::<BTreeSet<_>>();
+    assert_eq!(allowed, ["GET", "HEAD", "POST"].into());
     answer.problem(ErrorCode::MethodNotAllowed);
 }
 

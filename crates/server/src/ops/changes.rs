@@ -43,10 +43,14 @@ pub async fn changes_put<E: std::fmt::Display + Send>(
             Failure::new(ErrorCode::TooLarge, format!("an archive of changes may have at most {max} bytes"))
         }
         PutStreamError::Store(error) => error.into(),
-        PutStreamError::Source(cause) if cause.is::<BodyBroke>() && matches!(cause.downcast_ref(), Some(BodyBroke::Idle(_))) => {
+        PutStreamError::Source(cause)
+            if cause.is::<BodyBroke>() && matches!(cause.downcast_ref(), Some(BodyBroke::Idle(_))) =>
+        {
             Failure::new(ErrorCode::DeadlineExceeded, cause.to_string())
         }
-        PutStreamError::Source(cause) => Failure::new(ErrorCode::InvalidRequest, format!("the body broke off: {cause}")),
+        PutStreamError::Source(cause) => {
+            Failure::new(ErrorCode::InvalidRequest, format!("the body broke off: {cause}"))
+        }
     })?;
     // The lease may have been lost during a long upload. Then nobody will ever ask for this key.
     let run = run_of(app, org, id).await;

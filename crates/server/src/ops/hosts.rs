@@ -4,7 +4,12 @@ use holm_api::{
     agent::{Register, Registered},
     hosts::HostView,
 };
-use holm_domain::{AgentId, ErrorCode, OrgId, error::InvalidField, host::Host, limits::{LABEL_BYTES_MAX, LABELS_MAX}};
+use holm_domain::{
+    AgentId, ErrorCode, OrgId,
+    error::InvalidField,
+    host::Host,
+    limits::{LABEL_BYTES_MAX, LABELS_MAX},
+};
 
 use super::tokens::check_name;
 use crate::{app::App, problem::Failure};

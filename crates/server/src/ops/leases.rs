@@ -165,7 +165,9 @@ pub async fn run_start(app: &App, org: OrgId, id: RunId, body: StartRun) -> Resu
     let texts = sandbox.unenforced.iter().chain(&sandbox.image_digest).chain(std::iter::once(&sandbox.runtime));
     if sandbox.unenforced.len() > 64 || texts.clone().any(|text| text.len() > 1_024) {
         let given = sandbox.unenforced.len();
-        return Err(InvalidField::new("sandbox", given, "give at most 64 remarks, and texts of at most 1,024 bytes").into());
+        return Err(
+            InvalidField::new("sandbox", given, "give at most 64 remarks, and texts of at most 1,024 bytes").into()
+        );
     }
     let start = |run: &Run, now| grant::start(run, sandbox.agent, fence, sandbox.clone(), now);
     revise(app, org, id, start).await.map(drop)

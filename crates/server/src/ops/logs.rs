@@ -62,7 +62,9 @@ fn sequences(bytes: &[u8]) -> Result<(u64, u64), Failure> {
     for pair in batches.windows(2) {
         if pair[0].last_seq() + 1 != pair[1].first_seq() {
             let (end, begin) = (pair[0].last_seq(), pair[1].first_seq());
-            return Err(refused(format!("the batch that begins at {begin} does not follow the one that ends at {end}")));
+            return Err(refused(format!(
+                "the batch that begins at {begin} does not follow the one that ends at {end}"
+            )));
         }
     }
     Ok((first.first_seq(), last.last_seq()))
@@ -179,14 +181,16 @@ mod tests {
             assert!(builder.push(UnixMicros(1), Stream::Stdout, false, format!("{seq}\n").as_bytes()));
         }
         let mut bytes = Vec::new();
-        builder.finish(|made| Ok::<_, ()>(bytes.extend_from_slice(made))).unwrap();
+        builder.finish(|made| std::io::Write::write_all(&mut bytes, made)).unwrap();
         bytes
     }
 
     #[test]
     fn batches_of_a_body_follow_each_other() {
         assert_eq!(sequences(&[batch(5, 2), batch(7, 1)].concat()).unwrap(), (5, 7));
-        for body in [Vec::new(), b"HLB1".to_vec(), [batch(5, 2), batch(8, 1)].concat(), [batch(5, 2), batch(5, 2)].concat()] {
+        for body in
+            [Vec::new(), b"HLB1".to_vec(), [batch(5, 2), batch(8, 1)].concat(), [batch(5, 2), batch(5, 2)].concat()]
+        {
             assert_eq!(sequences(&body).unwrap_err().code(), ErrorCode::InvalidRequest);
         }
     }

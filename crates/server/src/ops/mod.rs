@@ -66,7 +66,8 @@ fn announce(app: &App, run: &Run, events: &[EventKind]) {
     if !events.is_empty() {
         app.wakers.ring_run(run.id);
     }
-    let concerns_agents = events.iter().any(|event| matches!(event, EventKind::CancelRequested { .. }));
+    let concerns_agents =
+        events.iter().any(|event| matches!(event, EventKind::CancelRequested { .. } | EventKind::LeaseExpired { .. }));
     if concerns_agents || run.state == RunState::Queued {
         app.wakers.ring_org(run.org);
     }

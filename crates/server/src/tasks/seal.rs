@@ -28,3 +28,22 @@ pub async fn seal(app: &App) -> Result<(), Failure> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::World;
+
+    #[tokio::test]
+    async fn a_run_that_ends_is_wanted_whole_and_the_task_takes_it() {
+        let world = World::new().await;
+        let held = world.claim_run().await;
+        let wakers = &world.app().wakers;
+        wakers.want_sealed(world.org, held.run, SealFrom::Full);
+        world.finish(held, 1).await;
+        assert_eq!(wakers.take_sealable(), Some(((world.org, held.run), SealFrom::Any)));
+        wakers.want_sealed(world.org, held.run, SealFrom::Any);
+        seal(world.app()).await.unwrap();
+        assert_eq!(wakers.take_sealable(), None);
+    }
+}

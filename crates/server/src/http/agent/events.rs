@@ -6,7 +6,13 @@ use axum::extract::State;
 use holm_api::{agent::AppendEvents, problem::Problem};
 use http::StatusCode;
 
-use crate::{app::App, auth::{May, Serve}, http::extract::{Json, RunPath}, ops, problem::Failure};
+use crate::{
+    app::App,
+    auth::{May, Serve},
+    http::extract::{Json, RunPath},
+    ops,
+    problem::Failure,
+};
 
 /// Append events
 ///

@@ -6,7 +6,13 @@ use axum::extract::State;
 use holm_api::{agent::FinishRun, problem::Problem};
 use http::StatusCode;
 
-use crate::{app::App, auth::{May, Serve}, http::extract::{Json, RunPath}, ops, problem::Failure};
+use crate::{
+    app::App,
+    auth::{May, Serve},
+    http::extract::{Json, RunPath},
+    ops,
+    problem::Failure,
+};
 
 /// Finish a run
 ///

@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use holm_api::{LOG_BATCH, agent::{Appended, Fenced}, problem::Problem};
+use holm_api::{
+    LOG_BATCH,
+    agent::{Appended, Fenced},
+    problem::Problem,
+};
 use http::HeaderMap;
 
 use crate::{

@@ -3,9 +3,18 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use holm_api::{agent::{Register, Registered}, problem::Problem};
+use holm_api::{
+    agent::{Register, Registered},
+    problem::Problem,
+};
 
-use crate::{app::App, auth::{May, Serve}, http::extract::Json, ops, problem::Failure};
+use crate::{
+    app::App,
+    auth::{May, Serve},
+    http::extract::Json,
+    ops,
+    problem::Failure,
+};
 
 /// Register an agent
 ///

@@ -3,9 +3,18 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use holm_api::{agent::{Renew, Renewed}, problem::Problem};
+use holm_api::{
+    agent::{Renew, Renewed},
+    problem::Problem,
+};
 
-use crate::{app::App, auth::{May, Serve}, http::extract::Json, ops, problem::Failure};
+use crate::{
+    app::App,
+    auth::{May, Serve},
+    http::extract::Json,
+    ops,
+    problem::Failure,
+};
 
 /// Renew leases
 ///

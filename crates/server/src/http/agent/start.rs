@@ -6,7 +6,13 @@ use axum::extract::State;
 use holm_api::{agent::StartRun, problem::Problem};
 use http::StatusCode;
 
-use crate::{app::App, auth::{May, Serve}, http::extract::{Json, RunPath}, ops, problem::Failure};
+use crate::{
+    app::App,
+    auth::{May, Serve},
+    http::extract::{Json, RunPath},
+    ops,
+    problem::Failure,
+};
 
 /// Report a start
 ///
@@ -33,7 +39,10 @@ pub async fn start(
 #[cfg(test)]
 mod tests {
     use holm_api::runs::RunView;
-    use holm_domain::{AgentId, ErrorCode, run::{RunState, SandboxInfo}};
+    use holm_domain::{
+        AgentId, ErrorCode,
+        run::{RunState, SandboxInfo},
+    };
 
     use super::*;
     use crate::testing::World;

@@ -5,7 +5,12 @@ use std::sync::Arc;
 use axum::extract::State;
 use holm_api::hosts::HostList;
 
-use crate::{app::App, auth::{May, Read}, ops, problem::Failure};
+use crate::{
+    app::App,
+    auth::{May, Read},
+    ops,
+    problem::Failure,
+};
 
 /// List hosts
 #[utoipa::path(

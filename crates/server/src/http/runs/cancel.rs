@@ -6,7 +6,13 @@ use axum::extract::State;
 use holm_api::runs::{CancelRun, RunView};
 use holm_domain::run::Cancel;
 
-use crate::{app::App, auth::{May, Run}, http::extract::{Json, RunPath}, ops, problem::Failure};
+use crate::{
+    app::App,
+    auth::{May, Run},
+    http::extract::{Json, RunPath},
+    ops,
+    problem::Failure,
+};
 
 /// Cancel a run
 ///
@@ -30,7 +36,10 @@ pub async fn cancel(
 
 #[cfg(test)]
 mod tests {
-    use holm_domain::{ErrorCode, run::{OutcomeKind, RunState}};
+    use holm_domain::{
+        ErrorCode,
+        run::{OutcomeKind, RunState},
+    };
     use http::StatusCode;
     use serde_json::json;
 
@@ -50,7 +59,9 @@ mod tests {
 
         let held = world.claim_run().await;
         let path = format!("/v1/runs/{}/cancel", held.run);
-        for (body, cancel) in [(json!({}), Cancel::Terminate), (json!({"kill": true}), Cancel::Kill), (json!({}), Cancel::Kill)] {
+        for (body, cancel) in
+            [(json!({}), Cancel::Terminate), (json!({"kill": true}), Cancel::Kill), (json!({}), Cancel::Kill)]
+        {
             let run: RunView = world.member().post(&path, &body).await.json(StatusCode::OK);
             assert_eq!((run.state, run.cancel), (RunState::Claimed, Some(cancel)));
         }

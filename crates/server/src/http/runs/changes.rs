@@ -4,9 +4,18 @@ use std::sync::Arc;
 
 use axum::{body::Body, extract::State, response::Response};
 use holm_api::{TAR, problem::Problem};
-use http::{HeaderValue, header::{CONTENT_LENGTH, CONTENT_TYPE}};
+use http::{
+    HeaderValue,
+    header::{CONTENT_LENGTH, CONTENT_TYPE},
+};
 
-use crate::{app::App, auth::{May, Read}, http::extract::RunPath, ops, problem::Failure};
+use crate::{
+    app::App,
+    auth::{May, Read},
+    http::extract::RunPath,
+    ops,
+    problem::Failure,
+};
 
 /// Download the changes
 ///

@@ -2,12 +2,25 @@
 
 use std::sync::Arc;
 
-use axum::{extract::State, response::{IntoResponse as _, Response}};
-use holm_api::{IDEMPOTENCY_KEY, problem::Problem, runs::{CreateRun, RunView}};
+use axum::{
+    extract::State,
+    response::{IntoResponse as _, Response},
+};
+use holm_api::{
+    IDEMPOTENCY_KEY,
+    problem::Problem,
+    runs::{CreateRun, RunView},
+};
 use holm_domain::error::InvalidField;
 use http::{HeaderMap, HeaderValue, StatusCode, header::LOCATION};
 
-use crate::{app::App, auth::{May, Run}, http::extract::Json, ops, problem::Failure};
+use crate::{
+    app::App,
+    auth::{May, Run},
+    http::extract::Json,
+    ops,
+    problem::Failure,
+};
 
 /// Submit a run
 ///
@@ -56,7 +69,8 @@ mod tests {
     #[tokio::test]
     async fn a_run_is_queued_in_the_callers_org() {
         let world = World::new().await;
-        let answer = world.member().post("/v1/runs", &json!({"spec": {"root": {"kind": "host"}, "argv": ["true"]}})).await;
+        let answer =
+            world.member().post("/v1/runs", &json!({"spec": {"root": {"kind": "host"}, "argv": ["true"]}})).await;
         let location = answer.headers[LOCATION].to_str().unwrap().to_owned();
         let run: RunView = answer.json(StatusCode::CREATED);
         assert_eq!((run.org, run.state.as_str()), (world.org, "queued"));
@@ -68,7 +82,8 @@ mod tests {
         let world = World::new().await;
         let member = world.member().header(IDEMPOTENCY_KEY, "k-1");
         let body = json!({"spec": {"root": {"kind": "host"}, "argv": ["true"]}});
-        let spelt_otherwise = json!({"project": null, "spec": {"argv": ["true"], "root": {"kind": "host"}, "mounts": []}});
+        let spelt_otherwise =
+            json!({"project": null, "spec": {"argv": ["true"], "root": {"kind": "host"}, "mounts": []}});
         let first: RunView = member.post("/v1/runs", &body).await.json(StatusCode::CREATED);
         let again: RunView = member.post("/v1/runs", &spelt_otherwise).await.json(StatusCode::OK);
         assert_eq!(first.id, again.id);

@@ -6,7 +6,13 @@ use axum::extract::State;
 use holm_api::problem::Problem;
 use http::StatusCode;
 
-use crate::{app::App, auth::{May, Run}, http::extract::RunPath, ops, problem::Failure};
+use crate::{
+    app::App,
+    auth::{May, Run},
+    http::extract::RunPath,
+    ops,
+    problem::Failure,
+};
 
 /// Delete a run
 ///

@@ -9,7 +9,10 @@ use http::HeaderMap;
 use crate::{
     app::App,
     auth::{May, Read},
-    http::{extract::{Params, RunPath}, follow::{self, From}},
+    http::{
+        extract::{Params, RunPath},
+        follow::{self, From},
+    },
     ops::{self, events::EventSource},
     problem::Failure,
 };

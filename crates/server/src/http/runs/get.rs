@@ -5,7 +5,13 @@ use std::sync::Arc;
 use axum::extract::State;
 use holm_api::runs::RunView;
 
-use crate::{app::App, auth::{May, Read}, http::extract::RunPath, ops, problem::Failure};
+use crate::{
+    app::App,
+    auth::{May, Read},
+    http::extract::RunPath,
+    ops,
+    problem::Failure,
+};
 
 /// Look at a run
 #[utoipa::path(

@@ -25,7 +25,7 @@ pub fn head() -> OpenApi {
             description = "Runs untrusted work in sealed sandboxes. Every error is a problem document (RFC 9457) with a \
                            stable code; times are microseconds since the Unix epoch.",
         ),
-        components(schemas(Problem)),
+        components(schemas(Problem))
     )]
     struct Head;
     Head::openapi()

@@ -3,12 +3,21 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use holm_api::{problem::Problem, tokens::{CreateToken, NewToken}};
+use holm_api::{
+    problem::Problem,
+    tokens::{CreateToken, NewToken},
+};
 use http::StatusCode;
 use secrecy::ExposeSecret as _;
 
 use super::view;
-use crate::{app::App, auth::{Administer, May}, http::extract::Json, ops, problem::Failure};
+use crate::{
+    app::App,
+    auth::{Administer, May},
+    http::extract::Json,
+    ops,
+    problem::Failure,
+};
 
 /// Make a token
 ///

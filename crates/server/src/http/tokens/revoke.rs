@@ -5,7 +5,13 @@ use std::sync::Arc;
 use axum::extract::State;
 use http::StatusCode;
 
-use crate::{app::App, auth::{Administer, May}, http::extract::TokenPath, ops, problem::Failure};
+use crate::{
+    app::App,
+    auth::{Administer, May},
+    http::extract::TokenPath,
+    ops,
+    problem::Failure,
+};
 
 /// Revoke a token
 ///

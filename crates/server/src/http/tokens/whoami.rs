@@ -35,7 +35,9 @@ mod tests {
     #[tokio::test]
     async fn every_role_may_ask_who_it_is() {
         let world = World::new().await;
-        for (caller, role) in [(world.admin(), Role::Admin), (world.member(), Role::Member), (world.agent(), Role::Agent)] {
+        for (caller, role) in
+            [(world.admin(), Role::Admin), (world.member(), Role::Member), (world.agent(), Role::Agent)]
+        {
             let me: WhoAmI = caller.get("/v1/whoami").await.json(StatusCode::OK);
             assert_eq!((me.token.role, me.org, me.org_name.as_str()), (role, world.org, "default"));
         }
