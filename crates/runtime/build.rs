@@ -13,7 +13,8 @@ const KEPT: &[&str] = &["CARGO_HOME", "CARGO_NET_OFFLINE", "CARGO_MAKEFLAGS", "C
 fn main() -> Result<(), Box<dyn Error>> {
     let crates = path("CARGO_MANIFEST_DIR")?.join("..");
     let guest = crates.join("guest");
-    for source in ["guest/src", "guest/Cargo.toml", "guest/Cargo.lock", "wire/src", "wire/Cargo.toml", "../Cargo.toml"] {
+    for source in ["guest/src", "guest/Cargo.toml", "guest/Cargo.lock", "wire/src", "wire/Cargo.toml", "../Cargo.toml"]
+    {
         println!("cargo:rerun-if-changed={}", crates.join(source).display());
     }
     println!("cargo:rerun-if-changed=build.rs");

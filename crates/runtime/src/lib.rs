@@ -159,6 +159,9 @@ pub enum Error {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// The sandbox could not be made.
+    #[error("launching: {0}")]
+    Launch(String),
     /// What was handed over is not what the runtime made.
     #[error("malformed launch plan: {0}")]
     Malformed(String),

@@ -2,9 +2,26 @@
 
 use std::path::PathBuf;
 
+mod blueprint;
+mod cgroup;
+mod host_root;
+mod ids;
+mod image;
 mod label;
+mod launch;
+mod launcher;
+mod lend;
+mod reap;
+mod runtime;
+mod sys;
+mod tree;
 
 pub use label::Label;
+pub use launcher::launcher_main;
+pub use runtime::ProcessRuntime;
+
+/// A folder inside that holds what is the guest's own, such as the layers of the work dir.
+const HIDDEN: &str = "/.holm";
 
 /// What the agent tells the runtime once.
 #[derive(Debug, Clone)]

@@ -1,0 +1,301 @@
+//! Control groups: limits, and a way to kill everything at once, on version 1, version 2 and mixtures of both.
+//!
+//! Where what can be done is found out is [`Layout::detect`]: a function of three texts and of what may be written. All else
+//! follows the layout. What always holds: the groups of an attempt bear its label as their name, are flat (one folder a
+//! hierarchy), and a limit that a layout does not offer is named in `missing` with the reason.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use holm_domain::limits::Limits;
+use rustix::fs::{Access, Mode, OFlags, access, open};
+
+use crate::{Context, Descriptor, Error};
+
+/// What the guest and the init of the workload need beyond the workload's own processes.
+const GUEST_PIDS: u64 = 8;
+/// What the guest needs beyond the workload's own memory.
+const GUEST_MEMORY_BYTES: u64 = 16 * 1024 * 1024;
+/// The largest number that `pids.max` accepts (PID_MAX_LIMIT of Linux on 64 bits).
+const PIDS_MAX: u64 = 4_194_304;
+const CPU_PERIOD_US: u64 = 100_000;
+
+/// What can be limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Controller {
+    /// Memory.
+    Memory,
+    /// Processes.
+    Pids,
+    /// Processor time.
+    Cpu,
+}
+
+impl Controller {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Memory, Self::Pids, Self::Cpu];
+
+    /// Its name in the kernel and in capabilities (`limits.NAME`).
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Pids => "pids",
+            Self::Cpu => "cpu",
+        }
+    }
+}
+
+/// A hierarchy in which groups are made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hierarchy {
+    /// The folder in which they are made.
+    pub base: PathBuf,
+    /// Whether it is version 2.
+    pub unified: bool,
+    /// What it limits.
+    pub controllers: Vec<Controller>,
+}
+
+/// Where groups are made, and what they can limit.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Layout {
+    /// The hierarchies that are used.
+    pub hierarchies: Vec<Hierarchy>,
+    /// What cannot be limited, and why.
+    pub missing: BTreeMap<Controller, String>,
+}
+
+/// What [`Layout::detect`] asks of the file system.
+pub trait Host {
+    /// Whether groups may be made in a folder and processes moved into them.
+    fn writable(&self, folder: &Path) -> bool;
+    /// The content of a small file.
+    fn read(&self, file: &Path) -> Option<String>;
+}
+
+/// The real host.
+pub struct ThisHost;
+
+impl Host for ThisHost {
+    fn writable(&self, folder: &Path) -> bool {
+        let procs = folder.join("cgroup.procs");
+        access(folder, Access::WRITE_OK | Access::EXEC_OK).is_ok() && access(procs, Access::WRITE_OK).is_ok()
+    }
+
+    fn read(&self, file: &Path) -> Option<String> {
+        fs::read_to_string(file).ok()
+    }
+}
+
+/// One mounted hierarchy, as /proc/self/mountinfo tells it.
+struct Mounted {
+    root: String,
+    point: PathBuf,
+    unified: bool,
+    controllers: Vec<String>,
+}
+
+impl Layout {
+    /// What this host offers to the calling process.
+    pub fn of_this_host() -> Result<Self, Error> {
+        let read = |file: &str| fs::read_to_string(file).context(|| format!("reading {file}"));
+        Ok(Self::detect(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?, &ThisHost))
+    }
+
+    /// Finds out what a host offers, from /proc/self/mountinfo and /proc/self/cgroup (proc(5), cgroups(7)).
+    pub fn detect(mountinfo: &str, own: &str, host: &dyn Host) -> Self {
+        let mut layout = Self::default();
+        let mounted: Vec<Mounted> = mountinfo.lines().filter_map(parse_mount).collect();
+        for controller in Controller::ALL {
+            let holds = |m: &&Mounted| m.controllers.iter().any(|name| name == controller.name());
+            let Some(mounted) = mounted.iter().find(holds) else { continue };
+            let base = own_group(mounted, own, Some(controller)).unwrap_or_else(|| mounted.point.clone());
+            if !host.writable(&base) {
+                layout.missing.insert(controller, format!("{} is not writable to this user", base.display()));
+                continue;
+            }
+            layout.add(Hierarchy { base, unified: false, controllers: vec![controller] });
+        }
+        if let Some(mounted) = mounted.iter().find(|m| m.unified) {
+            layout.detect_unified(mounted, own, host);
+        }
+        for controller in Controller::ALL {
+            let found = layout.hierarchies.iter().any(|h| h.controllers.contains(&controller));
+            if !found && !layout.missing.contains_key(&controller) {
+                layout.missing.insert(controller, "no control-group hierarchy offers it to this user".to_owned());
+            }
+        }
+        layout
+    }
+
+    /// Two controllers may be one hierarchy of version 1 (cpu,cpuacct).
+    fn add(&mut self, new: Hierarchy) {
+        match self.hierarchies.iter_mut().find(|known| known.base == new.base) {
+            Some(known) => known.controllers.extend(new.controllers),
+            None => self.hierarchies.push(new),
+        }
+    }
+
+    /// Version 2 gives controllers only to children of a group without processes of its own (its root excepted), so the
+    /// first writable group of that kind is sought upwards from the caller's.
+    fn detect_unified(&mut self, mounted: &Mounted, own: &str, host: &dyn Host) {
+        let own_group = own_group(mounted, own, None).unwrap_or_else(|| mounted.point.clone());
+        let wanted: Vec<Controller> = Controller::ALL
+            .into_iter()
+            .filter(|c| !self.hierarchies.iter().any(|h| h.controllers.contains(c)))
+            .collect();
+        let mut best: Option<Hierarchy> = None;
+        for folder in own_group.ancestors().take_while(|folder| folder.starts_with(&mounted.point)) {
+            if !host.writable(folder) {
+                continue;
+            }
+            let lists = |file: &str, controller: &Controller| {
+                let text = host.read(&folder.join(file)).unwrap_or_default();
+                text.split_whitespace().any(|name| name == controller.name())
+            };
+            let empty = host.read(&folder.join("cgroup.procs")).is_some_and(|procs| procs.trim().is_empty());
+            // Only the real root of the hierarchy has no cgroup.type.
+            let may_enable = empty || host.read(&folder.join("cgroup.type")).is_none();
+            let offered = |controller: &Controller| {
+                lists("cgroup.subtree_control", controller) || may_enable && lists("cgroup.controllers", controller)
+            };
+            let controllers: Vec<Controller> = wanted.iter().copied().filter(offered).collect();
+            if best.as_ref().is_none_or(|best| best.controllers.len() < controllers.len()) {
+                best = Some(Hierarchy { base: folder.to_owned(), unified: true, controllers });
+            }
+        }
+        for controller in best.iter().flat_map(|best| &best.controllers) {
+            self.missing.remove(controller);
+        }
+        self.hierarchies.extend(best);
+    }
+
+    /// The groups that an attempt named `name` gets.
+    pub fn plan(&self, name: &str) -> Vec<PathBuf> {
+        self.hierarchies.iter().map(|hierarchy| hierarchy.base.join(name)).collect()
+    }
+
+    /// Makes the groups of `plan` and sets their limits. Returns descriptors to join them (`cgroup.join.N`), and, where there
+    /// are such, to kill what is in them (`cgroup.kill`) and to see whether memory ran out (`memory.events`).
+    pub fn create(&self, name: &str, limits: &Limits) -> Result<Vec<Descriptor>, Error> {
+        let mut descriptors = Vec::new();
+        for (n, hierarchy) in self.hierarchies.iter().enumerate() {
+            let group = hierarchy.base.join(name);
+            if hierarchy.unified {
+                hierarchy.enable()?;
+            }
+            match fs::create_dir(&group) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(error).context(|| format!("making control group {}", group.display()));
+                }
+                _ => {}
+            }
+            for controller in &hierarchy.controllers {
+                limit(&group, hierarchy.unified, *controller, limits)?;
+            }
+            let mut give = |name: String, file: &str, flags: OFlags| {
+                let fd = open_file(&group.join(file), flags)?;
+                descriptors.push(Descriptor { name, fd });
+                Ok::<(), Error>(())
+            };
+            give(format!("cgroup.join.{n}"), "cgroup.procs", OFlags::WRONLY)?;
+            if hierarchy.unified && group.join("cgroup.kill").exists() {
+                give("cgroup.kill".to_owned(), "cgroup.kill", OFlags::WRONLY)?;
+            }
+            if hierarchy.controllers.contains(&Controller::Memory) {
+                let file = if hierarchy.unified { "memory.events" } else { "memory.oom_control" };
+                give("memory.events".to_owned(), file, OFlags::RDONLY)?;
+            }
+        }
+        Ok(descriptors)
+    }
+}
+
+impl Hierarchy {
+    fn enable(&self) -> Result<(), Error> {
+        let file = self.base.join("cgroup.subtree_control");
+        for controller in &self.controllers {
+            let enabled = fs::read_to_string(&file).context(|| format!("reading {}", file.display()))?;
+            if !enabled.split_whitespace().any(|name| name == controller.name()) {
+                write(&file, &format!("+{}", controller.name()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn limit(group: &Path, unified: bool, controller: Controller, limits: &Limits) -> Result<(), Error> {
+    let memory = limits.memory_bytes.saturating_add(GUEST_MEMORY_BYTES);
+    let quota_us = u64::from(limits.cpus_milli.0) * (CPU_PERIOD_US / 1_000);
+    match (controller, unified) {
+        (Controller::Memory, true) => {
+            write(&group.join("memory.max"), &memory.to_string())?;
+            write_if_there(&group.join("memory.swap.max"), "0")
+        }
+        (Controller::Memory, false) => {
+            write(&group.join("memory.limit_in_bytes"), &memory.to_string())?;
+            write_if_there(&group.join("memory.memsw.limit_in_bytes"), &memory.to_string())
+        }
+        (Controller::Pids, _) => {
+            let pids = (u64::from(limits.pids) + GUEST_PIDS).min(PIDS_MAX);
+            write(&group.join("pids.max"), &pids.to_string())
+        }
+        (Controller::Cpu, true) => write(&group.join("cpu.max"), &format!("{quota_us} {CPU_PERIOD_US}")),
+        (Controller::Cpu, false) => {
+            write(&group.join("cpu.cfs_period_us"), &CPU_PERIOD_US.to_string())?;
+            write(&group.join("cpu.cfs_quota_us"), &quota_us.to_string())
+        }
+    }
+}
+
+fn write(file: &Path, value: &str) -> Result<(), Error> {
+    let fd = open_file(file, OFlags::WRONLY)?;
+    rustix::io::write(&fd, value.as_bytes()).context(|| format!("writing {value} to {}", file.display()))?;
+    Ok(())
+}
+
+/// The limit on memory with swap exists only where the kernel accounts swap; without swap the other limit is enough.
+fn write_if_there(file: &Path, value: &str) -> Result<(), Error> {
+    if file.exists() { write(file, value) } else { Ok(()) }
+}
+
+fn open_file(file: &Path, flags: OFlags) -> Result<OwnedFd, Error> {
+    open(file, flags | OFlags::CLOEXEC, Mode::empty()).context(|| format!("opening {}", file.display()))
+}
+
+fn parse_mount(line: &str) -> Option<Mounted> {
+    let (before, after) = line.split_once(" - ")?;
+    let mut fields = before.split(' ').skip(3);
+    let (root, point) = (fields.next()?.to_owned(), PathBuf::from(fields.next()?));
+    let mut fields = after.split(' ');
+    let unified = match fields.next()? {
+        "cgroup2" => true,
+        "cgroup" => false,
+        _ => return None,
+    };
+    let options = fields.nth(1)?;
+    let controllers = if unified { Vec::new() } else { options.split(',').map(str::to_owned).collect() };
+    Some(Mounted { root, point, unified, controllers })
+}
+
+/// The folder of the caller's own group in a hierarchy; nothing if it lies outside of what is mounted.
+fn own_group(mounted: &Mounted, own: &str, controller: Option<Controller>) -> Option<PathBuf> {
+    let path = own.lines().find_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        let matches = match controller {
+            None => controllers.is_empty(),
+            Some(controller) => controllers.split(',').any(|name| name == controller.name()),
+        };
+        matches.then_some(path)
+    })?;
+    if path.split('/').any(|part| part == "..") {
+        return None;
+    }
+    let below = Path::new(path).strip_prefix(&mounted.root).ok()?;
+    Some(if below.as_os_str().is_empty() { mounted.point.clone() } else { mounted.point.join(below) })
+}

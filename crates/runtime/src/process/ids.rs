@@ -1,0 +1,231 @@
+//! User and group ids: the pool of places for a privileged agent, and the user namespaces that hold them.
+//!
+//! Place n owns 131,072 ids from `0x7000_0000 + n * 0x2_0000` on. The first is the shim's and is mapped nowhere; the second
+//! is the guest's root; the upper half are the workload's 0 to 65,535. So nothing inside, even with the guest's rights on the
+//! host, can touch the shim, and no two sandboxes share an id. An agent without privileges has one id, which is
+//! the guest's and the workload's root inside and itself outside.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read, Write},
+    os::fd::{AsFd, OwnedFd},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+use rustix::{
+    fs::{Gid, Uid},
+    pipe::{PipeFlags, pipe_with},
+    process::{Pid, Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid},
+    thread::{UnshareFlags, nanosleep, set_thread_res_gid, set_thread_res_uid},
+    time::Timespec,
+};
+use serde::{Deserialize, Serialize};
+
+use super::sys::{self, Cloned};
+use crate::{Context, Error};
+
+/// How many sandboxes a host can have at once.
+pub const SLOTS: u32 = 2_048;
+/// How many ids the workload has, from 0.
+pub const WORKLOAD_IDS: u32 = 65_536;
+const FIRST: u32 = 0x7000_0000;
+const STRIDE: u32 = 0x2_0000;
+
+/// A place in the pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slot(pub u32);
+
+impl Slot {
+    /// The place that owns an id.
+    pub fn of(id: u32) -> Option<Self> {
+        id.checked_sub(FIRST).map(|offset| offset / STRIDE).filter(|slot| *slot < SLOTS).map(Self)
+    }
+
+    /// The user and group id of the shim.
+    pub fn shim(self) -> u32 {
+        FIRST + self.0 * STRIDE
+    }
+
+    /// The id that the guest's root has on the host.
+    pub fn guest(self) -> u32 {
+        self.shim() + 1
+    }
+
+    /// The id that the workload's root has on the host.
+    pub fn workload(self) -> u32 {
+        self.shim() + STRIDE / 2
+    }
+
+    /// The lines of the guest's uid_map and gid_map.
+    fn outer_map(self) -> String {
+        format!("0 {} 1\n1 {} {WORKLOAD_IDS}\n", self.guest(), self.workload())
+    }
+
+    /// The user namespace of the guest. The shim's id owns it, so the shim may enter it and kill what is in it.
+    pub fn outer_namespace(self) -> Result<OwnedFd, Error> {
+        namespace(Some(self.shim()), &self.outer_map())
+    }
+
+    /// A user namespace that stands for "ids on the disk are those of the workload", for idmapped mounts.
+    pub fn disk_namespace(self) -> Result<OwnedFd, Error> {
+        namespace(None, &format!("0 {} {WORKLOAD_IDS}\n", self.workload()))
+    }
+}
+
+/// Reservations of places, shared by all agents of a host: a locked byte of a file for each place.
+///
+/// A lock lasts as long as any process holds its descriptor. The agent gives it to the shim, so a place stays reserved while
+/// a sandbox lives, whatever became of the agent.
+#[derive(Debug)]
+pub struct Reservation {
+    /// The place.
+    pub slot: Slot,
+    /// Holds the lock.
+    pub lock: OwnedFd,
+}
+
+/// Reserves the first place that is neither in `taken` nor reserved by another agent.
+pub fn reserve_any(file: &Path, taken: &[u32]) -> Result<Reservation, Error> {
+    let lock = open_slots(file)?;
+    for slot in (0..SLOTS).filter(|slot| !taken.contains(slot)) {
+        if lock_slot(&lock, slot, file)? {
+            return Ok(Reservation { slot: Slot(slot), lock: lock.into() });
+        }
+    }
+    Err(Error::Exhausted("the pool of user ids"))
+}
+
+/// Reserves one place; nothing if another agent has it.
+pub fn reserve(file: &Path, slot: u32) -> Result<Option<Reservation>, Error> {
+    if slot >= SLOTS {
+        return Err(Error::Malformed(format!("place {slot} of user ids: there are {SLOTS}")));
+    }
+    let lock = open_slots(file)?;
+    let locked = lock_slot(&lock, slot, file)?;
+    Ok(locked.then(|| Reservation { slot: Slot(slot), lock: lock.into() }))
+}
+
+fn open_slots(file: &Path) -> Result<File, Error> {
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).read(true).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options.open(file).context(|| format!("opening {}", file.display()))
+}
+
+fn lock_slot(lock: &File, slot: u32, file: &Path) -> Result<bool, Error> {
+    sys::lock_byte(lock, u64::from(slot)).context(|| format!("locking place {slot} of {}", file.display()))
+}
+
+/// Makes a user namespace with these maps, owned by user `owner` or by the caller.
+///
+/// A namespace needs a process to be made by: a copy of this one, which makes it and is killed once it was mapped.
+fn namespace(owner: Option<u32>, map: &str) -> Result<OwnedFd, Error> {
+    with_namespace(owner, |pid| map_and_open(pid, map))
+}
+
+/// Whether this host lets the calling user make user namespaces, and why not.
+pub fn probe_own() -> Result<(), Error> {
+    with_namespace(None, |_| Ok(()))
+}
+
+fn with_namespace<T>(owner: Option<u32>, used: impl FnOnce(Pid) -> io::Result<T>) -> Result<T, Error> {
+    let context = || "making a user namespace".to_owned();
+    let (ready, child_ready) = pipe_with(PipeFlags::CLOEXEC).context(context)?;
+    // SAFETY: the child calls `helper` only, which makes nothing but system calls.
+    #[allow(unsafe_code)]
+    let cloned = unsafe { sys::clone_process(0) }.context(context)?;
+    match cloned {
+        Cloned::Child => helper(owner, &child_ready),
+        Cloned::Parent { pid, pidfd } => {
+            drop(child_ready);
+            let result = read_errno(ready).and_then(|()| used(pid));
+            let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+            waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).context(context)?;
+            result.context(context)
+        }
+    }
+}
+
+/// How long the helper stays at most, should nobody kill it.
+const HELPER_LIFE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+
+/// The child's part: only system calls, no allocation (the parent may have threads).
+fn helper(owner: Option<u32>, ready: &OwnedFd) -> ! {
+    let made = become_owner(owner).and_then(|()| {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        sys::unshare_namespaces(UnshareFlags::NEWUSER)
+    });
+    let errno = made.err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));
+    let _ = rustix::io::write(ready, &errno.to_le_bytes());
+    let _ = nanosleep(&HELPER_LIFE);
+    sys::exit_now(0)
+}
+
+fn become_owner(owner: Option<u32>) -> io::Result<()> {
+    let Some(owner) = owner else { return Ok(()) };
+    let (uid, gid) = (Uid::from_raw(owner), Gid::from_raw(owner));
+    set_thread_res_gid(gid, gid, gid)?;
+    Ok(set_thread_res_uid(uid, uid, uid)?)
+}
+
+fn read_errno(ready: OwnedFd) -> io::Result<()> {
+    let mut errno = [0; 4];
+    File::from(ready).read_exact(&mut errno)?;
+    match i32::from_le_bytes(errno) {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+fn map_and_open(pid: Pid, map: &str) -> io::Result<OwnedFd> {
+    let proc = format!("/proc/{}", pid.as_raw_nonzero());
+    for file in ["uid_map", "gid_map"] {
+        // One write: the kernel takes a map whole or not at all.
+        OpenOptions::new().write(true).open(format!("{proc}/{file}"))?.write_all(map.as_bytes())?;
+    }
+    Ok(File::open(format!("{proc}/ns/user"))?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_of_places_do_not_overlap_and_lead_back() {
+        for n in [0, 1, SLOTS - 1] {
+            let slot = Slot(n);
+            let last = slot.workload() + (WORKLOAD_IDS - 1);
+            for id in [slot.shim(), slot.guest(), slot.workload(), last] {
+                assert_eq!(Slot::of(id), Some(slot));
+            }
+            assert!(slot.shim() < slot.guest() && slot.guest() < slot.workload());
+        }
+        assert_eq!(Slot::of(0), None);
+        assert_eq!(Slot::of(FIRST - 1), None);
+        assert_eq!(Slot::of(Slot(SLOTS - 1).workload() + WORKLOAD_IDS), None);
+    }
+
+    #[test]
+    fn a_place_is_reserved_until_the_last_holder_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("slots");
+        let first = reserve_any(&file, &[0]).unwrap();
+        assert_eq!(first.slot, Slot(1));
+        assert_eq!(reserve_any(&file, &[]).unwrap().slot, Slot(0));
+        assert!(reserve(&file, 1).unwrap().is_none());
+        let held_by_another = first.lock.try_clone().unwrap();
+        drop(first);
+        assert!(reserve(&file, 1).unwrap().is_none());
+        drop(held_by_another);
+        assert!(reserve(&file, 1).unwrap().is_some());
+        assert!(reserve(&file, SLOTS).is_err());
+    }
+
+    #[test]
+    fn a_full_pool_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let taken: Vec<u32> = (0..SLOTS).collect();
+        let error = reserve_any(&dir.path().join("slots"), &taken).unwrap_err();
+        assert!(matches!(error, Error::Exhausted(_)), "{error}");
+    }
+}

@@ -1,0 +1,185 @@
+//! The shim's side of a launch.
+//!
+//! A thread of its own starts the launcher and stays until the guest has ended: the kernel kills the guest when that thread
+//! ends (PR_SET_PDEATHSIG counts threads, not processes), and somebody has to reap it. So the life of a sandbox hangs on the
+//! shim's process and on nothing that the shim does with its other threads.
+
+use std::{
+    io::Read,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::unix::fs::FileExt,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        mpsc::{Sender, channel},
+    },
+    thread,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+    net::{AddressFamily, SocketFlags, SocketType, socketpair},
+    pipe::{PipeFlags, pipe_with},
+    process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid},
+    time::Timespec,
+};
+
+use super::blueprint::{Blueprint, take};
+use crate::{Context, Descriptor, Error, Sandbox, SandboxHandle, passing};
+
+/// How long the launcher may take, mounts of large trees on a busy host included.
+const LAUNCH_TIME: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
+
+/// What can still be done to a sandbox.
+struct Handle {
+    guest: Arc<OwnedFd>,
+    kill: Option<OwnedFd>,
+    memory_events: Option<OwnedFd>,
+}
+
+impl SandboxHandle for Handle {
+    fn kill(&self) -> Result<(), Error> {
+        // The guest first: with PID 1 all of its pid namespace dies. The group holds the same processes, and the launcher.
+        let guest = match pidfd_send_signal(&*self.guest, Signal::KILL) {
+            Err(Errno::SRCH) => Ok(()),
+            other => other.context(|| "killing the guest".to_owned()),
+        };
+        let group = match &self.kill {
+            None => Ok(()),
+            // The group may be gone with what was in it.
+            Some(kill) => match rustix::io::write(kill, b"1") {
+                Ok(_) | Err(Errno::NODEV) => Ok(()),
+                Err(errno) => Err(errno).context(|| "killing the control group".to_owned()),
+            },
+        };
+        guest.and(group)
+    }
+
+    fn ended(&self) -> BorrowedFd<'_> {
+        self.guest.as_fd()
+    }
+
+    fn out_of_memory(&self) -> bool {
+        let Some(events) = self.memory_events.as_ref().and_then(|events| events.try_clone().ok()) else { return false };
+        let mut text = [0; 1_024];
+        let read = std::fs::File::from(events).read_at(&mut text, 0).unwrap_or(0);
+        String::from_utf8_lossy(&text[..read])
+            .lines()
+            .filter_map(|line| line.strip_prefix("oom_kill "))
+            .any(|count| count.trim() != "0")
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if let Err(error) = self.kill() {
+            tracing::error!(%error, "a sandbox could not be killed");
+        }
+    }
+}
+
+/// Makes the sandbox of a blueprint with the program `launcher`.
+pub fn launch(launcher: &Path, plan: Blueprint, mut descriptors: Vec<Descriptor>) -> Result<Sandbox, Error> {
+    let kill = take_optional(&mut descriptors, "cgroup.kill");
+    let memory_events = take_optional(&mut descriptors, "memory.events");
+    // Held by the shim as long as it lives; nobody inside needs it.
+    let slot = take_optional(&mut descriptors, "slot");
+    let lane = || {
+        socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .context(|| "making the lanes".to_owned())
+    };
+    let ((lane_in, guest_in), (lane_out, guest_out)) = (lane()?, lane()?);
+    let (errors, guest_errors) = pipe_with(PipeFlags::CLOEXEC).context(|| "making a pipe".to_owned())?;
+    for (name, fd) in [("lane.in", guest_in), ("lane.out", guest_out), ("errors", guest_errors)] {
+        descriptors.push(Descriptor { name: name.to_owned(), fd });
+    }
+    let (setup, env) = (plan.setup.clone(), plan.env.clone());
+    let (sender, receiver) = channel();
+    let launcher = launcher.to_owned();
+    thread::Builder::new()
+        .name("sandbox".to_owned())
+        .spawn(move || attend(launcher, plan, descriptors, errors, slot, &sender))
+        .context(|| "starting a thread".to_owned())?;
+    let guest = receiver.recv().map_err(|_| Error::Malformed("the launching thread ended".to_owned()))??;
+    let handle = Box::new(Handle { guest, kill, memory_events });
+    Ok(Sandbox { lane_in, lane_out, setup, env, handle })
+}
+
+fn take_optional(descriptors: &mut Vec<Descriptor>, name: &str) -> Option<OwnedFd> {
+    take(descriptors, name).ok()
+}
+
+/// The thread's whole life: launch, tell how it went, wait for the end.
+fn attend(
+    launcher: PathBuf,
+    plan: Blueprint,
+    descriptors: Vec<Descriptor>,
+    errors: OwnedFd,
+    slot: Option<OwnedFd>,
+    started: &Sender<Result<Arc<OwnedFd>, Error>>,
+) {
+    let guest = match start(&launcher, &plan, descriptors, errors) {
+        Ok(guest) => Arc::new(guest),
+        Err(error) => {
+            // Who waits for it is there as long as nothing was sent.
+            let _ = started.send(Err(error));
+            return;
+        }
+    };
+    if started.send(Ok(guest.clone())).is_err() {
+        let _ = pidfd_send_signal(&*guest, Signal::KILL);
+    }
+    let reaped = rustix::io::retry_on_intr(|| waitid(WaitId::PidFd(guest.as_fd()), WaitIdOptions::EXITED));
+    if let Err(error) = reaped {
+        tracing::error!(%error, "the guest could not be waited for");
+    }
+    drop(slot);
+}
+
+fn start(launcher: &Path, plan: &Blueprint, descriptors: Vec<Descriptor>, errors: OwnedFd) -> Result<OwnedFd, Error> {
+    let (socket, launchers) = UnixStream::pair().context(|| "making a socket".to_owned())?;
+    let mut child = Command::new(launcher)
+        .args(["launch", &plan.label])
+        .env_clear()
+        .current_dir("/")
+        .stdin(OwnedFd::from(launchers))
+        .stdout(Stdio::null())
+        .spawn()
+        .context(|| format!("starting {} launch", launcher.display()))?;
+    let received = passing::send(&socket, plan, &descriptors).and_then(|()| {
+        drop(descriptors);
+        passing::receive::<()>(&socket)
+    });
+    let guest = received.ok().and_then(|(_, mut descriptors)| take_optional(&mut descriptors, "guest"));
+    let problem = read_errors(errors);
+    if guest.is_none() || !problem.as_ref().is_ok_and(String::is_empty) {
+        // Whatever was started is of no use.
+        let _ = child.kill();
+        if let Some(guest) = &guest {
+            let _ = pidfd_send_signal(guest, Signal::KILL);
+            let _ = waitid(WaitId::PidFd(guest.as_fd()), WaitIdOptions::EXITED);
+        }
+    }
+    let status = child.wait().context(|| "waiting for the launcher".to_owned())?;
+    match (problem?, guest) {
+        (problem, Some(guest)) if problem.is_empty() => Ok(guest),
+        (problem, _) if problem.is_empty() => Err(Error::Launch(format!("the launcher ended with {status}"))),
+        (problem, _) => Err(Error::Launch(problem)),
+    }
+}
+
+/// What launcher and guest-to-be report. It ends without a word when the guest was executed: that closes the pipe.
+fn read_errors(errors: OwnedFd) -> Result<String, Error> {
+    let mut polled = [PollFd::new(&errors, PollFlags::IN)];
+    let ready = rustix::io::retry_on_intr(|| poll(&mut polled, Some(&LAUNCH_TIME)));
+    if ready.context(|| "waiting for the guest".to_owned())? == 0 {
+        return Err(Error::Launch(format!("the guest was not executed within {} s", LAUNCH_TIME.tv_sec)));
+    }
+    let mut text = String::new();
+    let read = std::fs::File::from(errors).take(8_192).read_to_string(&mut text);
+    read.context(|| "reading the launcher's errors".to_owned())?;
+    Ok(text)
+}

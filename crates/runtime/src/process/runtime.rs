@@ -1,0 +1,315 @@
+//! The agent's side: what can be done here, and the preparation of what needs privileges.
+
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    sync::{Mutex, OnceLock, PoisonError},
+};
+
+use holm_domain::{
+    host::RuntimeInfo,
+    run::{RootSource, RunSpec, spec::WORK_DIR},
+};
+use holm_wire::guest_api::{IdRange, Setup, WorkDirLayers};
+use rustix::process::geteuid;
+
+use super::{
+    Config, HIDDEN,
+    blueprint::{Bind, Blueprint, Entry, Root, Source},
+    cgroup::{Controller, Layout},
+    host_root, ids, image, launch,
+    lend::{Lent, lend, lend_dir},
+    reap,
+    tree::{self, Owners, Use},
+};
+use crate::{AttemptId, Context, Descriptor, Error, Prepared, Request, Resources, Runtime, Sandbox, StepReport, guest};
+
+/// The name of this runtime.
+pub const NAME: &str = "process";
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The most reservations that are kept between `plan` and `prepare`.
+const RESERVED_MAX: usize = ids::SLOTS as usize;
+
+/// Namespaces of the kernel, without anything installed.
+pub struct ProcessRuntime {
+    config: Config,
+    host: OnceLock<Host>,
+    reserved: Mutex<HashMap<AttemptId, ids::Reservation>>,
+}
+
+/// What was found out about this host.
+struct Host {
+    /// Whether there is a pool of ids: the agent is root.
+    mapped: bool,
+    /// Why no sandbox can be made at all, if so.
+    broken: Option<String>,
+    groups: Layout,
+}
+
+impl ProcessRuntime {
+    /// A runtime with this configuration. Nothing of the host is looked at yet.
+    pub fn new(config: Config) -> Self {
+        Self { config, host: OnceLock::new(), reserved: Mutex::new(HashMap::new()) }
+    }
+
+    fn host(&self) -> &Host {
+        self.host.get_or_init(|| {
+            let mapped = geteuid().is_root();
+            let works = if mapped { ids::Slot(0).outer_namespace().map(drop) } else { ids::probe_own() };
+            let groups = Layout::of_this_host();
+            let broken = works.err().or(groups.as_ref().err().map(clone_error)).map(|error| error.to_string());
+            Host { mapped, broken, groups: groups.unwrap_or_default() }
+        })
+    }
+
+    /// What cannot be enforced here, each with the reason.
+    fn unenforced(&self) -> Vec<String> {
+        let host = self.host();
+        let missing = host.groups.missing.iter().map(|(what, why)| format!("limits.{}: {why}", what.name()));
+        let shared = "ids.unique: without root, all sandboxes share the agent's user id on the host".to_owned();
+        missing.chain((!host.mapped).then_some(shared)).collect()
+    }
+
+    fn reserve(&self, slot: u32, attempt: AttemptId) -> Result<OwnedFd, Error> {
+        let kept = self.reserved.lock().unwrap_or_else(PoisonError::into_inner).remove(&attempt);
+        if let Some(kept) = kept.filter(|kept| kept.slot.0 == slot) {
+            return Ok(kept.lock);
+        }
+        let reserved = ids::reserve(&self.config.slots, slot)?;
+        reserved.map(|reserved| reserved.lock).ok_or(Error::Exhausted("the planned place of user ids"))
+    }
+}
+
+fn clone_error(error: &Error) -> Error {
+    Error::Malformed(error.to_string())
+}
+
+impl Runtime for ProcessRuntime {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn fingerprint(&self) -> RuntimeInfo {
+        let host = self.host();
+        let mut unenforced = self.unenforced();
+        let capabilities = match &host.broken {
+            Some(problem) => {
+                unenforced.insert(0, format!("no sandbox can be made: {problem}"));
+                Vec::new()
+            }
+            None => {
+                let limited = |c: &Controller| !host.groups.missing.contains_key(c);
+                let limits = Controller::ALL.into_iter().filter(limited).map(|c| format!("limits.{}", c.name()));
+                let always = ["root.host", "root.dir", "root.tar", "work_dir", "mounts", "limits.disk"];
+                let ids = host.mapped.then(|| "ids.unique".to_owned());
+                always.into_iter().map(str::to_owned).chain(limits).chain(ids).collect()
+            }
+        };
+        RuntimeInfo { name: NAME.to_owned(), capabilities, unenforced }
+    }
+
+    fn plan(&self, request: &Request, taken: &[u32]) -> Result<Resources, Error> {
+        let host = self.host();
+        if let Some(problem) = &host.broken {
+            return Err(Error::Launch(problem.clone()));
+        }
+        let unenforced = self.unenforced();
+        if request.spec.require_limits && !unenforced.is_empty() {
+            return Err(Error::LimitsNotEnforceable(unenforced));
+        }
+        let mut uid_slot = None;
+        if host.mapped {
+            let reservation = ids::reserve_any(&self.config.slots, taken)?;
+            uid_slot = Some(reservation.slot.0);
+            let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
+            if reserved.len() >= RESERVED_MAX {
+                return Err(Error::Exhausted("the list of planned attempts"));
+            }
+            reserved.insert(request.attempt, reservation);
+        }
+        Ok(Resources {
+            runtime: NAME.to_owned(),
+            attempt: request.attempt,
+            uid_slot,
+            cgroups: host.groups.plan(&self.config.label.of(request.attempt)),
+            mounts: Vec::new(),
+            paths: Vec::new(),
+        })
+    }
+
+    fn prepare(&self, request: &Request, resources: &Resources) -> Result<Prepared, Error> {
+        let host = self.host();
+        let label = self.config.label.of(request.attempt);
+        let mut making = Making { descriptors: Vec::new(), unenforced: self.unenforced(), ids: None };
+        let slot = match (host.mapped, resources.uid_slot) {
+            (true, Some(slot)) => {
+                making.give("slot", self.reserve(slot, request.attempt)?);
+                let slot = ids::Slot(slot);
+                making.give("userns", slot.outer_namespace()?);
+                making.ids = Some(slot.disk_namespace()?);
+                Some(slot)
+            }
+            (false, None) => None,
+            _ => return Err(Error::Malformed("the plan was made by another user".to_owned())),
+        };
+        making.give("guest.binary", guest::memfd()?);
+        let spec = &request.spec;
+        let (root, image_digest) = making.root(&self.config, spec)?;
+        let work = match &spec.work_dir {
+            None => None,
+            Some(work) => {
+                let lent = lend_dir(&self.config.lend, Path::new(&work.source))?;
+                Some(making.source("work", lent, Use::Layer { set_id: false })?)
+            }
+        };
+        let binds = making.binds(&self.config, spec)?;
+        // Last, so that a request that cannot be met leaves none behind even for a moment.
+        making.descriptors.extend(host.groups.create(&label, &spec.limits)?);
+        let set_id = spec.allow_sudo && slot.is_some();
+        let setup = setup(request, &binds, slot.is_some());
+        let env = env(spec);
+        let mapped = slot.is_some();
+        let disk_bytes = spec.limits.disk_bytes;
+        let plan = Blueprint { label: label.clone(), mapped, disk_bytes, set_id, root, work, binds, setup, env };
+        Ok(Prepared {
+            launch: serde_json::to_value(&plan).map_err(|error| Error::Malformed(error.to_string()))?,
+            descriptors: making.descriptors,
+            label,
+            shim_ids: slot.map(|slot| (slot.shim(), slot.shim())),
+            image_digest,
+            unenforced: making.unenforced,
+        })
+    }
+
+    fn launch(&self, launch: serde_json::Value, descriptors: Vec<Descriptor>) -> Result<Sandbox, Error> {
+        let plan = serde_json::from_value(launch).map_err(|error| Error::Malformed(error.to_string()))?;
+        launch::launch(&self.config.launcher, plan, descriptors)
+    }
+
+    fn destroy(&self, resources: &Resources) -> Vec<StepReport> {
+        self.reserved.lock().unwrap_or_else(PoisonError::into_inner).remove(&resources.attempt);
+        reap::destroy(&self.config.label, resources)
+    }
+
+    fn inventory(&self) -> Result<Vec<Resources>, Error> {
+        reap::inventory(&self.config.label, &self.host().groups)
+    }
+}
+
+/// What is collected while a sandbox is prepared.
+struct Making {
+    descriptors: Vec<Descriptor>,
+    unenforced: Vec<String>,
+    /// The user namespace for idmapped mounts, where there is one.
+    ids: Option<OwnedFd>,
+}
+
+impl Making {
+    fn give(&mut self, name: &str, fd: OwnedFd) {
+        self.descriptors.push(Descriptor { name: name.to_owned(), fd });
+    }
+
+    /// A tree as a detached mount, where the agent may make one; otherwise for the launcher to make and to check.
+    fn source(&mut self, name: &str, lent: Lent, used: Use) -> Result<Source, Error> {
+        let Lent { fd, path, identity: (device, inode), .. } = lent;
+        if self.ids.is_none() {
+            return Ok(Source::Path { path, device, inode });
+        }
+        let cloned = tree::detach(fd.as_fd(), used, self.ids.as_ref().map(|ids| ids.as_fd()));
+        let (tree, owners) = cloned.context(|| format!("cloning the mounts at {}", path.display()))?;
+        if owners == Owners::Unmapped {
+            let path = path.display();
+            self.unenforced.push(format!(
+                "owners: the file system of {path} knows no idmapped mounts; its files belong to nobody"
+            ));
+        }
+        self.give(name, tree);
+        Ok(Source::Descriptor(name.to_owned()))
+    }
+
+    /// A folder of the host that every run may see.
+    fn own(&mut self, name: &str, path: &Path, used: Use) -> Result<Source, Error> {
+        let open = || {
+            let fd = tree::open_exact(path)?;
+            let identity = tree::identity(&fd)?;
+            Ok::<_, std::io::Error>(Lent { fd, path: path.to_owned(), identity, directory: true })
+        };
+        let lent = open().context(|| format!("opening {}", path.display()))?;
+        self.source(name, lent, used)
+    }
+
+    fn root(&mut self, config: &Config, spec: &RunSpec) -> Result<(Root, Option<String>), Error> {
+        let used = Use::Layer { set_id: spec.allow_sudo && self.ids.is_some() };
+        match &spec.root {
+            RootSource::Host => Ok((self.host_root()?, None)),
+            RootSource::Dir { path } => {
+                let lower = self.source("lower", lend_dir(&config.lend, Path::new(path))?, used)?;
+                Ok((Root::Layer { lower }, None))
+            }
+            RootSource::Tar { path } => {
+                let archive = lend(&config.lend, Path::new(path), false)?;
+                let image = image::unpacked(&config.images, archive, self.ids.is_some())?;
+                let lower = self.own("lower", &image.root, used)?;
+                Ok((Root::Layer { lower }, Some(image.digest)))
+            }
+        }
+    }
+
+    fn host_root(&mut self) -> Result<Root, Error> {
+        let mut top = host_root::top(Path::new("/"))?;
+        for entry in &mut top {
+            if let Entry::Dir { path, source } = entry {
+                *source = Some(self.own(&format!("top.{path}"), &Path::new("/").join(&*path), Use::ReadOnly)?);
+            }
+        }
+        let etc_entries = host_root::etc(Path::new("/etc"))?;
+        let etc = self.own("etc", Path::new("/etc"), Use::ReadOnly)?;
+        Ok(Root::Host { top, etc, etc_entries })
+    }
+
+    fn binds(&mut self, config: &Config, spec: &RunSpec) -> Result<Vec<Bind>, Error> {
+        let mut binds = Vec::new();
+        for (n, mount) in spec.mounts.iter().enumerate() {
+            let lent = lend(&config.lend, Path::new(&mount.source), !mount.read_only)?;
+            let used = if mount.read_only { Use::ReadOnly } else { Use::Writable };
+            let directory = lent.directory;
+            let source = self.source(&format!("mount.{n}"), lent, used)?;
+            binds.push(Bind { source, target: mount.target.clone(), read_only: mount.read_only, directory });
+        }
+        Ok(binds)
+    }
+}
+
+fn setup(request: &Request, binds: &[Bind], mapped: bool) -> Setup {
+    let spec = &request.spec;
+    let work_dir = spec
+        .work_dir
+        .as_ref()
+        .map(|_| WorkDirLayers { upper: format!("{HIDDEN}/work/upper"), target: WORK_DIR.to_owned() });
+    let ids = match mapped {
+        true => IdRange { outer_first: 1, count: ids::WORKLOAD_IDS },
+        false => IdRange { outer_first: 0, count: 1 },
+    };
+    let host = matches!(spec.root, RootSource::Host).then_some(host_root::TOP).unwrap_or_default();
+    let read_only = host
+        .iter()
+        .map(|name| format!("/{name}"))
+        .chain(binds.iter().filter(|bind| bind.read_only).map(|bind| bind.target.clone()))
+        .collect();
+    // A name of a machine has no `_` (RFC 1123 §2.1).
+    let hostname = request.attempt.run.to_string().replace('_', "-");
+    Setup { hostname, ids, allow_sudo: spec.allow_sudo, work_dir, read_only }
+}
+
+fn env(spec: &RunSpec) -> Vec<(String, String)> {
+    let name = spec.user.as_deref().unwrap_or("root").split(':').next().unwrap_or("root");
+    let (user, home) = match name {
+        "root" | "0" => ("root", "/root".to_owned()),
+        "holm" | "1000" if spec.root == RootSource::Host => ("holm", "/home/holm".to_owned()),
+        other => (other, "/".to_owned()),
+    };
+    [("PATH", PATH), ("HOME", &home), ("USER", user), ("LANG", "C.UTF-8"), ("TERM", "dumb")]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into()
+}

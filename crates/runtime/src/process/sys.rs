@@ -1,0 +1,166 @@
+//! System calls that neither std nor rustix offers in a safe form, each behind a safe function.
+//!
+//! Nothing here decides anything. The functions that make processes say what may be called in the child.
+#![allow(unsafe_code)]
+
+use std::{
+    ffi::CStr,
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+};
+
+use rustix::{io::Errno, process::Pid, thread::UnshareFlags};
+
+fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// What [`clone_process`] returns in the two processes.
+pub enum Cloned {
+    /// In the caller.
+    Parent {
+        /// The child's number, as the caller sees it.
+        pid: Pid,
+        /// The child itself.
+        pidfd: OwnedFd,
+    },
+    /// In the new process.
+    Child,
+}
+
+/// Copies the calling process, as fork(2) does, with further flags of clone(2).
+///
+/// # Safety
+/// Where the caller has several threads, the child may only make system calls: locks, among them those of the memory
+/// allocator, may be held for ever by threads that do not exist in it.
+pub unsafe fn clone_process(flags: libc::c_int) -> io::Result<Cloned> {
+    let mut pidfd: RawFd = -1;
+    let takes_parents_signal = flags & libc::CLONE_PARENT != 0;
+    let args = libc::clone_args {
+        flags: flags as u64 | libc::CLONE_PIDFD as u64,
+        pidfd: (&raw mut pidfd) as u64,
+        child_tid: 0,
+        parent_tid: 0,
+        exit_signal: if takes_parents_signal { 0 } else { libc::SIGCHLD as u64 },
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
+        cgroup: 0,
+    };
+    // SAFETY: `args` is valid for its length and, without CLONE_VM, the child goes on with a copy of this stack.
+    let result = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) })?;
+    if result == 0 {
+        return Ok(Cloned::Child);
+    }
+    let pid = Pid::from_raw(result as i32).ok_or(io::ErrorKind::InvalidData)?;
+    // SAFETY: the kernel stored a new descriptor there, which nobody else owns.
+    Ok(Cloned::Parent { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
+}
+
+/// Ends the calling process at once, without running destructors: for a child of [`clone_process`].
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit takes no pointers and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// unshare(2) of namespaces; a shared table of descriptors (CLONE_FILES), the one unsafe use, is not given away.
+pub fn unshare_namespaces(flags: UnshareFlags) -> io::Result<()> {
+    if flags.contains(UnshareFlags::FILES) {
+        return Err(Errno::INVAL.into());
+    }
+    // SAFETY: only UnshareFlags::FILES can break what other threads rely on, and it was just excluded.
+    Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
+}
+
+/// The attributes of a mount, as mount_setattr(2) takes them.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct MountAttributes {
+    /// MOUNT_ATTR_* to be set.
+    pub set: u64,
+    /// MOUNT_ATTR_* to be cleared.
+    pub clear: u64,
+    /// MS_PRIVATE and the like, or 0.
+    pub propagation: u64,
+    /// Filled in by [`mount_setattr`].
+    pub userns: u64,
+}
+
+/// Changes the attributes of the mount at `tree`, and of those below it where `recursive`; `ids` makes it an idmapped one.
+pub fn mount_setattr(
+    tree: BorrowedFd<'_>,
+    recursive: bool,
+    attributes: MountAttributes,
+    ids: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let mut attributes = attributes;
+    if let Some(ids) = ids {
+        attributes.set |= libc::MOUNT_ATTR_IDMAP;
+        attributes.userns = ids.as_raw_fd() as u64;
+    }
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is a C string and `attributes` is valid for its length.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of_val(&attributes),
+        )
+    })?;
+    Ok(())
+}
+
+/// Executes the program in `file` in place of the calling one; returns only on failure.
+pub fn execute(file: BorrowedFd<'_>, arguments: &[&CStr]) -> io::Error {
+    let mut argv: Vec<*const libc::c_char> = arguments.iter().map(|argument| argument.as_ptr()).collect();
+    argv.push(std::ptr::null());
+    let environment: [*const libc::c_char; 1] = [std::ptr::null()];
+    // SAFETY: all strings and both null-terminated arrays outlive the call, which does not return if it succeeds.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            argv.as_ptr(),
+            environment.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+    }
+    io::Error::last_os_error()
+}
+
+/// Makes `fd` known as number `number` to the program that is executed next, whatever bore that number.
+pub fn place(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<()> {
+    // SAFETY: dup2 takes numbers only. The caller executes another program or ends next, so no owner of `number` acts on it.
+    check(i64::from(unsafe { libc::dup2(fd.as_raw_fd(), number) }))?;
+    Ok(())
+}
+
+/// Makes every descriptor from `first` on close when another program is executed.
+pub fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: close_range takes numbers only, and closes nothing now.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) })?;
+    Ok(())
+}
+
+/// Locks one byte of a file for whoever holds this open file (F_OFD_SETLK, fcntl(2)); false if another holds it.
+pub fn lock_byte(file: impl AsFd, at: u64) -> io::Result<bool> {
+    // SAFETY: `flock` is plain data for which zero is a valid value.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    lock.l_start = at as libc::off_t;
+    lock.l_len = 1;
+    // SAFETY: `lock` is a valid struct for this command.
+    let result = unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+    match check(i64::from(result)) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,95 @@
+//! Trees of mounts as descriptors: cloned, with attributes set, not yet seen anywhere.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+use rustix::{
+    fs::{CWD, Mode, OFlags, ResolveFlags, Stat, fstat, openat2},
+    mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree},
+};
+
+use super::sys::{MountAttributes, mount_setattr};
+
+/// How a tree of the host may be used inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// Read-only. Devices and set-user-id bits have no effect.
+    ReadOnly,
+    /// Writable. Devices and set-user-id bits have no effect.
+    Writable,
+    /// Read-only below a writable layer; set-user-id bits have an effect where `set_id`.
+    Layer {
+        /// Whether the image's own set-user-id programs may work inside.
+        set_id: bool,
+    },
+}
+
+impl Use {
+    fn attributes(self) -> MountAttributes {
+        let (read_only, set_id) = match self {
+            Self::ReadOnly => (true, false),
+            Self::Writable => (false, false),
+            Self::Layer { set_id } => (true, set_id),
+        };
+        let flag = |wanted: bool, flag: u64| if wanted { flag } else { 0 };
+        MountAttributes {
+            set: libc::MOUNT_ATTR_NODEV
+                | flag(read_only, libc::MOUNT_ATTR_RDONLY)
+                | flag(!set_id, libc::MOUNT_ATTR_NOSUID),
+            propagation: libc::MS_PRIVATE,
+            ..MountAttributes::default()
+        }
+    }
+}
+
+/// Whether the owners on the disk are those that the workload sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owners {
+    /// They are: id 0 on the disk is the workload's root.
+    Mapped,
+    /// They are not, for the file system knows no idmapped mounts: owners without an id inside are seen as nobody.
+    Unmapped,
+}
+
+/// Clones the tree that `at` opens, with all that is mounted below it, for use inside; `ids` maps owners where that works.
+pub fn detach(at: BorrowedFd<'_>, used: Use, ids: Option<BorrowedFd<'_>>) -> io::Result<(OwnedFd, Owners)> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH
+        | OpenTreeFlags::AT_RECURSIVE;
+    let tree = open_tree(at, "", flags)?;
+    let Some(ids) = ids else {
+        mount_setattr(tree.as_fd(), true, used.attributes(), None)?;
+        return Ok((tree, Owners::Unmapped));
+    };
+    match mount_setattr(tree.as_fd(), true, used.attributes(), Some(ids)) {
+        Ok(()) => Ok((tree, Owners::Mapped)),
+        // EINVAL: some file system in the tree knows no idmapped mounts. Nothing was changed (mount_setattr(2)).
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            mount_setattr(tree.as_fd(), true, used.attributes(), None)?;
+            Ok((tree, Owners::Unmapped))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Puts a detached tree at the place that `at` opens.
+pub fn attach(tree: BorrowedFd<'_>, at: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(move_mount(tree, "", at, "", flags)?)
+}
+
+/// Opens a path whose components must not be symbolic links, without any right to its content.
+pub fn open_exact(path: &Path) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    Ok(openat2(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+}
+
+/// What a descriptor stands for, as far as it says whether two are the same file.
+pub fn identity(fd: impl AsFd) -> io::Result<(u64, u64)> {
+    let Stat { st_dev, st_ino, .. } = fstat(fd)?;
+    Ok((st_dev, st_ino))
+}
