@@ -1,4 +1,4 @@
-//! Control groups: limits, and a way to kill everything at once, on version 1, version 2 and mixtures of both.
+//! Control groups: limits on version 1, version 2 and mixtures of both, and where it is there `cgroup.kill`.
 //!
 //! Where what can be done is found out is [`Layout::detect`]: a function of three texts and of what may be written. All else
 //! follows the layout. What always holds: the groups of an attempt bear its label as their name, are flat (one folder a
@@ -171,7 +171,9 @@ impl Layout {
         for controller in best.iter().flat_map(|best| &best.controllers) {
             self.missing.remove(controller);
         }
-        self.hierarchies.extend(best);
+        // Joining a group of version 2 waits for an RCU grace period (8 ms and more). For `cgroup.kill` alone that is too
+        // much: killing PID 1 of the pid namespace ends the same processes.
+        self.hierarchies.extend(best.filter(|best| !best.controllers.is_empty()));
     }
 
     /// The groups that an attempt named `name` gets.
@@ -202,7 +204,9 @@ impl Layout {
                 descriptors.push(Descriptor { name, fd });
                 Ok::<(), Error>(())
             };
-            give(format!("cgroup.join.{n}"), "cgroup.procs", OFlags::WRONLY)?;
+            // Writing to `tasks` moves one thread, which all that joins has; `cgroup.procs` waits for an RCU grace period.
+            let join = if hierarchy.unified { "cgroup.procs" } else { "tasks" };
+            give(format!("cgroup.join.{n}"), join, OFlags::WRONLY)?;
             if hierarchy.unified && group.join("cgroup.kill").exists() {
                 give("cgroup.kill".to_owned(), "cgroup.kill", OFlags::WRONLY)?;
             }
