@@ -11,6 +11,7 @@
 pub mod conformance;
 pub mod fake;
 pub mod guest;
+pub mod inherited;
 pub mod passing;
 pub mod process;
 pub mod registry;
