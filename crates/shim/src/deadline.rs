@@ -122,6 +122,11 @@ impl Verdict {
         self.kill_again_at.is_some() || self.ended
     }
 
+    /// Whether everything in the sandbox has died.
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
     /// When [`Input::Tick`] is due next; nothing once everything has died.
     pub fn next_tick(&self) -> Option<BootMicros> {
         if self.ended {

@@ -7,10 +7,19 @@
 
 pub mod client;
 pub mod clock;
+pub mod control;
 pub mod deadline;
 pub mod environment;
 pub mod events;
+pub mod exit;
+pub mod guest;
+pub mod lane_out;
 pub mod outcome;
 pub mod protocol;
 pub mod spool;
+pub mod start;
+pub mod supervise;
 pub mod watchdog;
+mod work;
+
+pub use start::shim_main;

@@ -1,18 +1,20 @@
 //! The thread that kills.
 //!
-//! It owns nothing but a timer on CLOCK_BOOTTIME (timerfd_create(2)) and the handle on the sandbox, and obeys a
-//! [`Verdict`]. It is a thread of its own so that a deadline is kept also while the rest of the shim waits for a disk,
+//! It owns nothing but a timer on CLOCK_BOOTTIME (timerfd_create(2)) and the handle on the sandbox, whose end it sees, and
+//! obeys a [`Verdict`]. It is a thread of its own so that a deadline is kept also while the rest of the shim waits for a disk,
 //! works through hostile input, or hangs.
 
 use std::{
     os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use holm_domain::BootMicros;
 use holm_runtime::SandboxHandle;
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime},
 };
 use tokio::sync::watch;
 
@@ -20,6 +22,8 @@ use crate::{
     clock,
     deadline::{Action, Causes, Input, Verdict},
 };
+
+const POLL_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// What the rest of the shim sees of the verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +36,8 @@ pub struct View {
     pub terminate: bool,
     /// Whether everything is to be dead.
     pub killed: bool,
+    /// Whether everything is dead.
+    pub ended: bool,
 }
 
 /// What is to be done when the verdict is to kill and there is no sandbox yet that could be killed.
@@ -58,7 +64,7 @@ pub struct Watchdog {
 impl Watchdog {
     /// Starts the thread. Until [`Watchdog::arm`] a kill is `unarmed`'s to do.
     pub fn start(verdict: Verdict, unarmed: Unarmed) -> std::io::Result<Self> {
-        let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC)?;
+        let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
         let (view, _) = watch::channel(view(&verdict, false));
         let state = State { verdict, handle: None, unarmed: Some(unarmed), closing: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), timer, view });
@@ -79,6 +85,8 @@ impl Watchdog {
         let mut state = self.shared.lock();
         let is_killed = state.verdict.is_killed();
         state.handle = Some(handle);
+        // Wakes the thread, so that it waits for the end of the sandbox, too.
+        self.shared.set_timer(Some(BootMicros(1)));
         if is_killed {
             self.shared.kill(state);
         }
@@ -97,13 +105,23 @@ impl Watchdog {
 
 impl Drop for Watchdog {
     fn drop(&mut self) {
+        // Also in a panic: nothing that was not seen to its end may live on.
+        if self.shared.lock().handle.is_some() {
+            self.shared.step(Input::GiveUp);
+        }
         self.shared.lock().closing = true;
         self.shared.set_timer(Some(BootMicros(1)));
     }
 }
 
 fn view(verdict: &Verdict, terminate: bool) -> View {
-    View { deadline: verdict.deadline(), causes: verdict.causes(), terminate, killed: verdict.is_killed() }
+    View {
+        deadline: verdict.deadline(),
+        causes: verdict.causes(),
+        terminate,
+        killed: verdict.is_killed(),
+        ended: verdict.has_ended(),
+    }
 }
 
 impl Shared {
@@ -113,16 +131,29 @@ impl Shared {
     }
 
     fn watch(&self) {
-        let mut expirations = [0; 8];
         loop {
-            match rustix::io::read(&self.timer, &mut expirations) {
+            let handle = {
+                let state = self.lock();
+                if state.closing {
+                    return;
+                }
+                state.handle.clone().filter(|_| !state.verdict.has_ended())
+            };
+            let mut waited = vec![PollFd::new(&self.timer, PollFlags::IN)];
+            waited.extend(handle.as_ref().map(|handle| PollFd::from_borrowed_fd(handle.ended(), PollFlags::IN)));
+            match poll(&mut waited, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => tracing::error!(%error, "the deadline timer cannot be read"),
+                Err(error) => {
+                    tracing::error!(%error, "the watchdog cannot wait");
+                    std::thread::sleep(POLL_AGAIN_AFTER);
+                }
             }
-            if self.lock().closing {
-                return;
+            let is_readable = |at: usize| waited.get(at).is_some_and(|fd| fd.revents().contains(PollFlags::IN));
+            if is_readable(0) {
+                // The count does not matter: what is due is decided by the clock.
+                let _ = rustix::io::read(&self.timer, &mut [0; 8]);
             }
-            self.step(Input::Tick);
+            self.step(if is_readable(1) { Input::Ended } else { Input::Tick });
         }
     }
 
@@ -178,12 +209,12 @@ mod tests {
     use std::{
         os::fd::{AsFd as _, BorrowedFd},
         sync::atomic::{AtomicUsize, Ordering},
-        time::Duration,
     };
 
     use super::*;
     use crate::deadline::Terms;
 
+    /// A sandbox that dies when its other end is closed, and not by being killed.
     struct Counted {
         kills: AtomicUsize,
         fd: OwnedFd,
@@ -200,9 +231,9 @@ mod tests {
         }
     }
 
-    fn counted() -> Arc<Counted> {
-        let fd = rustix::pipe::pipe().unwrap().0;
-        Arc::new(Counted { kills: AtomicUsize::new(0), fd })
+    fn counted() -> (Arc<Counted>, OwnedFd) {
+        let (fd, life) = rustix::pipe::pipe().unwrap();
+        (Arc::new(Counted { kills: AtomicUsize::new(0), fd }), life)
     }
 
     fn verdict(after: Duration) -> Verdict {
@@ -230,7 +261,7 @@ mod tests {
     #[test]
     fn kills_at_the_deadline_and_again_until_it_has_ended() {
         let dog = Watchdog::start(verdict(Duration::from_millis(50)), refuse()).unwrap();
-        let (handle, deadline) = (counted(), dog.view().borrow().deadline);
+        let ((handle, life), deadline) = (counted(), dog.view().borrow().deadline);
         dog.arm(handle.clone());
         wait_until("two kills", || {
             let kills = handle.kills.load(Ordering::SeqCst);
@@ -238,16 +269,16 @@ mod tests {
             kills >= 2
         });
         assert!(dog.view().borrow().killed && dog.view().borrow().causes.lease);
-        dog.input(Input::Ended);
-        let kills = handle.kills.load(Ordering::SeqCst);
+        assert!(!dog.view().borrow().ended);
+        rustix::io::write(&life, b"x").unwrap();
+        wait_until("the end", || dog.view().borrow().ended);
         assert_eq!(dog.shared.lock().verdict.next_tick(), None);
-        assert_eq!(handle.kills.load(Ordering::SeqCst), kills);
     }
 
     #[test]
     fn an_extension_is_kept_and_a_stop_is_done_at_once() {
         let dog = Watchdog::start(verdict(Duration::from_secs(1_000)), refuse()).unwrap();
-        let handle = counted();
+        let (handle, _life) = counted();
         dog.arm(handle.clone());
         let later = clock::boot().plus(Duration::from_secs(2_000));
         dog.input(Input::Extend { fence: 1, deadline: later });
@@ -263,7 +294,7 @@ mod tests {
         let unarmed = Box::new(move |causes: Causes| sender.send(causes).unwrap());
         let dog = Watchdog::start(verdict(Duration::from_millis(20)), unarmed).unwrap();
         assert!(receiver.recv_timeout(Duration::from_secs(20)).unwrap().lease);
-        let handle = counted();
+        let (handle, _life) = counted();
         dog.arm(handle.clone());
         assert!(handle.kills.load(Ordering::SeqCst) >= 1, "a sandbox that comes too late is killed");
     }

@@ -1,0 +1,102 @@
+//! What the shim serves its guest: for now, refusals, and an ear for what was refused inside.
+//!
+//! What always holds: nothing is ever connected or resolved; each request is dealt with before the next is taken, bodies
+//! are limited and have a deadline, and no more than [`REQUESTS_A_SECOND_MAX`] are looked at, so that a guest can neither
+//! fill the shim's memory nor keep it busy.
+
+use std::time::Duration;
+
+use holm_wire::{
+    host_api::{Refused, Resolve},
+    http2::{self, Exchange, Server},
+};
+use http::{Method, StatusCode};
+use serde::de::DeserializeOwned;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::mpsc,
+    time::Instant,
+};
+
+/// How many requests of a guest are looked at in one second; the others wait.
+pub const REQUESTS_A_SECOND_MAX: u32 = 500;
+/// The largest body, in bytes.
+const BODY_BYTES_MAX: usize = 4 * 1024;
+const BODY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Answers the guest until it closes the lane; returns why it ended. What was refused is told to `refusals`; where that is
+/// full, it is dropped with a warning rather than waited for.
+pub async fn serve<Io>(mut server: Server<Io>, refusals: mpsc::Sender<Refused>) -> String
+where
+    Io: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let mut pace = Pace { since: Instant::now(), count: 0 };
+    loop {
+        let exchange = match server.next().await {
+            Ok(Some(exchange)) => exchange,
+            Ok(None) => return "the guest closed it".to_owned(),
+            Err(error) => return error.to_string(),
+        };
+        // The connection moves only while it is asked for the next request: an exchange is a task beside it.
+        let refusals = refusals.clone();
+        tokio::spawn(async move {
+            if let Err(error) = answer(exchange, &refusals).await {
+                tracing::debug!(%error, "a request of the guest failed");
+            }
+        });
+        pace.wait().await;
+    }
+}
+
+/// Counts requests, and waits when there are too many.
+struct Pace {
+    since: Instant,
+    count: u32,
+}
+
+impl Pace {
+    async fn wait(&mut self) {
+        self.count += 1;
+        let second = self.since + Duration::from_secs(1);
+        if Instant::now() >= second {
+            *self = Pace { since: Instant::now(), count: 0 };
+        } else if self.count >= REQUESTS_A_SECOND_MAX {
+            tokio::time::sleep_until(second).await;
+        }
+    }
+}
+
+async fn answer(exchange: Exchange, refusals: &mpsc::Sender<Refused>) -> Result<(), http2::Error> {
+    let Exchange { head, body, answer } = exchange;
+    let (status, refused) = match (&head.method, head.uri.path()) {
+        (&Method::CONNECT, _) => (StatusCode::FORBIDDEN, head.uri.authority().map(connect_refused)),
+        (&Method::POST, "/resolve") => match small_json::<Resolve>(body).await {
+            Some(Resolve { name }) => (StatusCode::FORBIDDEN, Some(refused(name, 0, "dns"))),
+            None => (StatusCode::BAD_REQUEST, None),
+        },
+        (&Method::POST, "/refused") => match small_json::<Refused>(body).await {
+            Some(refused) => (StatusCode::NO_CONTENT, Some(refused)),
+            None => (StatusCode::BAD_REQUEST, None),
+        },
+        _ => (StatusCode::NOT_FOUND, None),
+    };
+    if let Some(refused) = refused
+        && refusals.try_send(refused).is_err()
+    {
+        tracing::warn!("the guest tells of more refused connections than can be counted");
+    }
+    answer.empty(status)
+}
+
+async fn small_json<Body: DeserializeOwned>(body: h2::RecvStream) -> Option<Body> {
+    let bytes = tokio::time::timeout(BODY_TIMEOUT, http2::read_whole(body, BODY_BYTES_MAX)).await.ok()?.ok()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
+fn refused(host: String, port: u16, protocol: &str) -> Refused {
+    Refused { host, port, protocol: protocol.to_owned(), count: 1 }
+}
+
+fn connect_refused(authority: &http::uri::Authority) -> Refused {
+    refused(authority.host().to_owned(), authority.port_u16().unwrap_or(0), "tcp")
+}

@@ -1,0 +1,195 @@
+//! The beginning and the end of the process: what it is handed, what it gives up, and what it leaves behind whatever happens.
+//!
+//! The order matters. The control socket and the watchdog stand before the sandbox is made, so that nothing is ever without
+//! a deadline. The sandbox is made by the main thread, which lives as long as the process: the kernel ties what is in the
+//! sandbox to the thread that made it (PR_SET_PDEATHSIG, prctl(2)). Privileges are given up after that, because what the
+//! shim gives up before would be missing inside, and before the first byte of the guest's is read.
+
+use std::{
+    io,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::UnixStream,
+    },
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::ExitCode,
+    time::Duration,
+};
+
+use holm_runtime::{Descriptor, Sandbox, SharedRuntime, inherited, passing};
+use rustix::process::{DumpableBehavior, Resource, Rlimit};
+use tokio::{
+    net::UnixListener,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{
+    control,
+    deadline::{Causes, Terms, Verdict},
+    exit,
+    guest::Readiness,
+    protocol::Launch,
+    supervise::{Attempt, has_passed, stillborn},
+    watchdog::Watchdog,
+};
+
+/// How many commands of the agent's may wait to be obeyed.
+const COMMANDS_WAITING_MAX: usize = 16;
+/// Far more descriptors than a shim needs.
+const DESCRIPTORS_MAX: u64 = 256;
+
+/// Why a shim could not even begin.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("{0}: {1}")]
+    System(&'static str, io::Error),
+    #[error("receiving the launch message: {0}")]
+    Message(#[from] passing::Error),
+}
+
+fn system<E: Into<io::Error>>(context: &'static str) -> impl FnOnce(E) -> Error {
+    move |error| Error::System(context, error.into())
+}
+
+/// The whole life of a shim. `resolve` knows the runtimes by name.
+pub fn shim_main(resolve: impl FnOnce(&str) -> Option<SharedRuntime>) -> ExitCode {
+    match receive() {
+        Ok(received) => attend(received, resolve),
+        Err(error) => {
+            tracing::error!(%error, "the shim cannot begin");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What a shim was handed.
+struct Received {
+    launch: Launch,
+    descriptors: Vec<Descriptor>,
+    agent_uid: u32,
+}
+
+fn receive() -> Result<Received, Error> {
+    inherited::close_all().map_err(system("closing inherited descriptors"))?;
+    let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(system("standard input"))?;
+    // Who made the socket pair is who started the shim; a user id of its own was given to the shim since.
+    let agent = rustix::net::sockopt::socket_peercred(&stdin).map_err(system("credentials of the agent"))?;
+    let (launch, descriptors) = passing::receive(&UnixStream::from(stdin))?;
+    let null: OwnedFd = std::fs::File::open("/dev/null").map_err(system("/dev/null"))?.into();
+    rustix::stdio::dup2_stdin(&null).map_err(system("standard input"))?;
+    // Signals to the agent's session and process group are not meant for the shim.
+    rustix::process::setsid().map_err(system("leaving the agent's session"))?;
+    Ok(Received { launch, descriptors, agent_uid: agent.uid.as_raw() })
+}
+
+/// Sees an attempt through, and leaves a final status whatever happens.
+fn attend(received: Received, resolve: impl FnOnce(&str) -> Option<SharedRuntime>) -> ExitCode {
+    let launch = received.launch.clone();
+    let problem = match catch_unwind(AssertUnwindSafe(|| serve(received, resolve))) {
+        Ok(Ok(())) => return ExitCode::SUCCESS,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "the shim panicked".to_owned(),
+    };
+    // Everything that held the sandbox is gone by now, and with it the sandbox.
+    tracing::error!(problem, "the shim gives up");
+    leave_behind(&launch, Causes::default(), problem);
+    ExitCode::FAILURE
+}
+
+/// Writes a final status of failure, unless there is one already.
+fn leave_behind(launch: &Launch, causes: Causes, problem: String) {
+    if let Ok(Some(_)) = crate::client::read_exit(&launch.dir) {
+        return;
+    }
+    if let Err(error) = exit::write_status(&launch.dir, &stillborn(launch, causes, problem)) {
+        tracing::error!(%error, "the final status cannot be written");
+    }
+}
+
+fn serve(received: Received, resolve: impl FnOnce(&str) -> Option<SharedRuntime>) -> Result<(), Error> {
+    let Received { launch, descriptors, agent_uid } = received;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(system("starting the event loop"))?;
+    let _inside = runtime.enter();
+    // From the first registration on, these signals do nothing by themselves.
+    for ignored in [SignalKind::hangup(), SignalKind::interrupt()] {
+        drop(signal(ignored).map_err(system("ignoring signals"))?);
+    }
+    let terminate = signal(SignalKind::terminate()).map_err(system("handling signals"))?;
+    let listener = control::bind(&launch.dir).map_err(system("making the control socket"))?;
+    let listener = UnixListener::from_std(listener).map_err(system("making the control socket"))?;
+    let watchdog = watchdog(&launch).map_err(system("starting the watchdog"))?;
+    let attempt = Attempt::new(launch, watchdog).map_err(system("making the attempt's files"))?;
+    let readiness = Readiness::begin(Duration::from_millis(attempt.launch.tuning.ready_ms));
+    let launched = launch_sandbox(&attempt.launch, descriptors, resolve);
+    confine().map_err(system("giving up privileges"))?;
+    runtime.block_on(see_through(&attempt, launched, readiness, listener, agent_uid, terminate));
+    Ok(())
+}
+
+/// Before there is a sandbox, a kill is the end of the shim: a launch that hangs cannot be ended otherwise. What it made so
+/// far is tied to the shim's life, or the reaper's to remove.
+fn watchdog(launch: &Launch) -> io::Result<Watchdog> {
+    let verdict = Verdict::new(Terms {
+        fence: launch.attempt.fence,
+        deadline: launch.deadline_us,
+        time_limit: launch.spec.limits.timeout(),
+        terminate_grace: Duration::from_millis(launch.tuning.terminate_grace_ms),
+    });
+    let launch = launch.clone();
+    Watchdog::start(
+        verdict,
+        Box::new(move |causes| {
+            leave_behind(&launch, causes, "the sandbox was not made before its deadline".to_owned());
+            let killed = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+            tracing::error!(?killed, "the shim outlived its own kill");
+        }),
+    )
+}
+
+fn launch_sandbox(
+    launch: &Launch,
+    descriptors: Vec<Descriptor>,
+    resolve: impl FnOnce(&str) -> Option<SharedRuntime>,
+) -> Result<Sandbox, holm_runtime::Error> {
+    if has_passed(launch.deadline_us) {
+        return Err(holm_runtime::Error::Malformed("its deadline has passed".to_owned()));
+    }
+    let unknown = || holm_runtime::Error::Malformed(format!("no runtime is named `{}`", launch.runtime));
+    resolve(&launch.runtime).ok_or_else(unknown)?.launch(launch.launch.clone(), descriptors)
+}
+
+/// Gives up what the shim does not need from now on.
+fn confine() -> io::Result<()> {
+    rustix::thread::set_no_new_privs(true)?;
+    // Neither traced nor dumped, not even by what runs under the same user id.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    let most = rustix::process::getrlimit(Resource::Nofile).maximum.unwrap_or(DESCRIPTORS_MAX).min(DESCRIPTORS_MAX);
+    rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) })?;
+    Ok(())
+}
+
+async fn see_through(
+    attempt: &Attempt,
+    launched: Result<Sandbox, holm_runtime::Error>,
+    readiness: Readiness,
+    listener: UnixListener,
+    agent_uid: u32,
+    mut terminate: Signal,
+) {
+    let (sender, commands) = mpsc::channel(COMMANDS_WAITING_MAX);
+    let control = control::serve(listener, agent_uid, attempt.statuses(), sender);
+    let _control = AbortOnDropHandle::new(tokio::spawn(control));
+    let terminated = async {
+        terminate.recv().await;
+        attempt.leave();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = attempt.see_through(launched, readiness, commands) => {}
+        () = terminated => {}
+    }
+}

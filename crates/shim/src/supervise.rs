@@ -1,0 +1,329 @@
+//! The way of one attempt in the shim, from a launched sandbox to the agent's leave.
+//!
+//! What always holds: whatever happens to the work with the guest ([`crate::work`]), everything in the sandbox is killed,
+//! its death is waited for, what was read is in the spool, and only then the final status is written and told.
+
+use std::{cell::RefCell, io, path::PathBuf, sync::Arc, time::Duration};
+
+use holm_domain::{BootMicros, log::Stream, run::EventKind};
+use holm_runtime::{Sandbox, SandboxHandle};
+use holm_wire::{
+    guest_api::{OutputFrame, OutputStream},
+    host_api::Refused,
+};
+use tokio::sync::{Notify, mpsc, watch};
+
+use crate::{
+    clock,
+    deadline::{Causes, Input},
+    events::{EventFile, Refusals},
+    exit,
+    guest::Readiness,
+    outcome::{Circumstances, Ending, classify},
+    protocol::{Command, Launch, Phase, Status},
+    spool::writer::Writer,
+    watchdog::{View, Watchdog},
+};
+
+/// How long the work with a guest may still go on after everything in the sandbox was killed: what the lanes hold is read.
+const READ_AFTER_KILL: Duration = Duration::from_secs(5);
+/// How long the death of a killed sandbox is waited for. Kills are repeated meanwhile.
+const DEATH_AFTER_KILL: Duration = Duration::from_secs(60);
+/// How many refusals of a guest's may wait to be counted.
+pub(crate) const REFUSALS_WAITING_MAX: usize = 1_024;
+
+/// One attempt: everything that is written and told of it.
+pub struct Attempt {
+    pub(crate) launch: Launch,
+    pub(crate) watchdog: Watchdog,
+    status: watch::Sender<Status>,
+    spool: RefCell<Writer>,
+    spool_pushed: Notify,
+    spool_acked: Notify,
+    events: RefCell<EventFile>,
+    refusals: RefCell<Refusals>,
+    leave: watch::Sender<bool>,
+}
+
+/// The status of an attempt that has just begun.
+pub fn first_status(launch: &Launch) -> Status {
+    Status {
+        phase: Phase::Preparing,
+        fence: launch.attempt.fence,
+        deadline_us: launch.deadline_us,
+        next_seq: launch.first_log_seq,
+        events: 0,
+        outcome: None,
+        result: None,
+        changes: None,
+        pid: std::process::id(),
+    }
+}
+
+impl Attempt {
+    /// Makes the files of an attempt in its folder.
+    pub fn new(launch: Launch, watchdog: Watchdog) -> io::Result<Self> {
+        let spool = Writer::create(&launch.dir, launch.first_log_seq, launch.tuning.spool_bytes_max)?;
+        let events = EventFile::create(&launch.dir)?;
+        Ok(Self {
+            status: watch::Sender::new(first_status(&launch)),
+            launch,
+            watchdog,
+            spool: RefCell::new(spool),
+            spool_pushed: Notify::new(),
+            spool_acked: Notify::new(),
+            events: RefCell::new(events),
+            refusals: RefCell::default(),
+            leave: watch::Sender::new(false),
+        })
+    }
+
+    /// The status as it changes.
+    pub fn statuses(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    /// Sees a launched sandbox, or a launch that failed, through to the agent's leave. `commands` are the agent's.
+    pub async fn see_through(
+        &self,
+        launched: Result<Sandbox, holm_runtime::Error>,
+        readiness: Readiness,
+        commands: mpsc::Receiver<Command>,
+    ) {
+        let attempt = async {
+            self.to_the_end(launched, readiness).await;
+            self.linger().await;
+        };
+        tokio::select! {
+            () = attempt => {}
+            () = self.obey(commands) => {}
+            () = self.tell_deadline() => {}
+        }
+    }
+
+    async fn to_the_end(&self, launched: Result<Sandbox, holm_runtime::Error>, readiness: Readiness) {
+        let (ending, oom) = match launched {
+            Ok(sandbox) => self.in_sandbox(sandbox, readiness).await,
+            Err(error) => (Ending::NotLaunched(error.to_string()), false),
+        };
+        self.watchdog.input(Input::Ended);
+        let ending = match self.settle() {
+            Ok(()) => ending,
+            Err(error) => Ending::SpoolFailed(error.to_string()),
+        };
+        let causes = self.watchdog.view().borrow().causes;
+        self.tell_end(ending, causes, oom);
+    }
+
+    /// Works with the guest until it is done or stopped, and does not return before everything in the sandbox has died.
+    async fn in_sandbox(&self, sandbox: Sandbox, readiness: Readiness) -> (Ending, bool) {
+        let Sandbox { lane_in, lane_out, setup, env, handle } = sandbox;
+        let handle: Arc<dyn SandboxHandle> = Arc::from(handle);
+        self.watchdog.arm(handle.clone());
+        let mut view = self.watchdog.view();
+        let mut ending = {
+            let work = self.work(lane_in, lane_out, setup, env, readiness);
+            tokio::pin!(work);
+            tokio::select! {
+                ending = &mut work => ending,
+                error = self.flush_spool() => Ending::SpoolFailed(error.to_string()),
+                why = stopped(&mut view) => {
+                    tokio::time::timeout(READ_AFTER_KILL, work).await.unwrap_or_else(|_| Ending::Lost(why.to_owned()))
+                }
+            }
+        };
+        let oom = handle.out_of_memory();
+        self.watchdog.input(Input::Dismiss);
+        if tokio::time::timeout(DEATH_AFTER_KILL, view.wait_for(|view| view.ended)).await.is_err() {
+            tracing::error!("the sandbox did not die within {DEATH_AFTER_KILL:?} of being killed");
+            ending = Ending::Lost(format!("the sandbox did not die within {DEATH_AFTER_KILL:?} of being killed"));
+        }
+        (ending, oom)
+    }
+
+    /// Writes what is still in memory.
+    fn settle(&self) -> io::Result<()> {
+        self.spool.borrow_mut().finish(clock::now())?;
+        for event in std::mem::take(&mut *self.refusals.borrow_mut()).finish() {
+            self.tell(event)?;
+        }
+        self.progress();
+        Ok(())
+    }
+
+    fn tell_end(&self, ending: Ending, causes: Causes, out_of_memory: bool) {
+        let circumstances = Circumstances { causes, out_of_memory, time_limit: self.launch.spec.limits.timeout() };
+        let outcome = classify(ending, circumstances);
+        tracing::info!(?outcome, "the attempt has ended");
+        let mut last = self.status.borrow().clone();
+        last.phase = Phase::Ended;
+        if outcome.kind != holm_domain::run::OutcomeKind::Succeeded {
+            last.changes = None;
+        }
+        last.outcome = Some(outcome);
+        if let Err(error) = exit::write_status(&self.launch.dir, &last) {
+            // The agent that is connected, or connects while the shim lingers, is told all the same.
+            tracing::error!(%error, "the final status cannot be written");
+        }
+        self.status.send_replace(last);
+    }
+
+    /// Stays for the agent, as long as it may still hold the lease, and then some.
+    async fn linger(&self) {
+        let mut leave = self.leave.subscribe();
+        let linger = Duration::from_millis(self.launch.tuning.linger_ms);
+        let alone = async {
+            loop {
+                let until = self.watchdog.view().borrow().deadline.max(clock::boot()).plus(linger);
+                clock::sleep_until(Some(until)).await;
+                if clock::boot() >= self.watchdog.view().borrow().deadline.plus(linger) {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = alone => tracing::warn!("no agent came for what is left of the attempt"),
+            left = leave.wait_for(|leave| *leave) => { let _ = left; }
+        }
+    }
+
+    /// Leaves as soon as that is possible; a sandbox that lives is killed.
+    pub fn leave(&self) {
+        self.watchdog.input(Input::Shutdown);
+        self.leave.send_replace(true);
+    }
+
+    async fn obey(&self, mut commands: mpsc::Receiver<Command>) {
+        while let Some(command) = commands.recv().await {
+            match command {
+                Command::Extend { fence, deadline_us } => {
+                    self.watchdog.input(Input::Extend { fence, deadline: deadline_us });
+                }
+                Command::Cancel(how) => self.watchdog.input(Input::Cancel(how)),
+                Command::Stop {} => self.watchdog.input(Input::Stop),
+                Command::Acked { next_seq } => self.acked(next_seq),
+                Command::Quit {} => self.leave(),
+            }
+        }
+        // Whoever sends commands has gone for good: without them no lease could be extended.
+        tracing::error!("the control socket is gone");
+        std::future::pending::<()>().await;
+    }
+
+    fn acked(&self, next_seq: u64) {
+        if let Err(error) = self.spool.borrow_mut().acked(next_seq) {
+            // Nothing is lost by it: the files are in the way until the attempt's folder goes.
+            tracing::warn!(%error, "acknowledged log files cannot be deleted");
+        }
+        self.spool_acked.notify_waiters();
+    }
+
+    async fn tell_deadline(&self) {
+        let mut view = self.watchdog.view();
+        loop {
+            let deadline_us = view.borrow_and_update().deadline;
+            self.status
+                .send_if_modified(|status| std::mem::replace(&mut status.deadline_us, deadline_us) != deadline_us);
+            if view.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Changes the status and tells it.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Status)) {
+        self.status.send_modify(change);
+    }
+
+    fn progress(&self) {
+        let (next_seq, events) = (self.spool.borrow().next_seq(), self.events.borrow().written());
+        self.status.send_if_modified(|status| {
+            let changed = (status.next_seq, status.events) != (next_seq, events);
+            (status.next_seq, status.events) = (next_seq, events);
+            changed
+        });
+    }
+
+    /// Takes a piece of output into the spool; waits while that is full.
+    pub(crate) async fn spool(&self, frame: OutputFrame) -> io::Result<()> {
+        loop {
+            let acked = self.spool_acked.notified();
+            if !self.spool.borrow().is_full() {
+                break;
+            }
+            acked.await;
+        }
+        let stream = match frame.stream {
+            OutputStream::Stdout => Stream::Stdout,
+            OutputStream::Stderr => Stream::Stderr,
+        };
+        self.spool.borrow_mut().push(stream, &frame.data, clock::now())?;
+        self.spool_pushed.notify_one();
+        self.progress();
+        Ok(())
+    }
+
+    /// Writes output that has waited for long enough; returns only when that fails.
+    async fn flush_spool(&self) -> io::Error {
+        loop {
+            let due = self.spool.borrow().next_tick();
+            tokio::select! {
+                () = clock::sleep_until(due) => {}
+                () = self.spool_pushed.notified() => continue,
+            }
+            let flushed = self.spool.borrow_mut().tick(clock::now());
+            match flushed {
+                Ok(()) => self.progress(),
+                Err(error) => return error,
+            }
+        }
+    }
+
+    /// Tells an event.
+    pub(crate) fn tell(&self, event: EventKind) -> io::Result<()> {
+        self.events.borrow_mut().append(event)?;
+        self.progress();
+        Ok(())
+    }
+
+    /// Counts what was refused, as the guest tells of it; returns only when that cannot be told.
+    pub(crate) async fn count_refusals(&self, refusals: &mut mpsc::Receiver<Refused>) -> io::Error {
+        while let Some(refused) = refusals.recv().await {
+            if let Err(error) = self.count_refusal(&refused) {
+                return error;
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Counts what was refused once.
+    pub(crate) fn count_refusal(&self, refused: &Refused) -> io::Result<()> {
+        let may_tell = self.events.borrow().has_room();
+        let event = self.refusals.borrow_mut().count(refused, may_tell, clock::boot());
+        event.map_or(Ok(()), |event| self.tell(event))
+    }
+
+    pub(crate) fn dir(&self) -> PathBuf {
+        self.launch.dir.clone()
+    }
+}
+
+/// Completes when everything was killed, or has died by itself; returns what a guest is then lost by.
+async fn stopped(view: &mut watch::Receiver<View>) -> &'static str {
+    match view.wait_for(|view| view.killed).await {
+        Ok(view) if view.ended => "everything in the sandbox died before the command's end was told",
+        _ => "the sandbox was killed while the guest was at work",
+    }
+}
+
+/// The status of an attempt that came to nothing before a sandbox was there.
+pub fn stillborn(launch: &Launch, causes: Causes, message: String) -> Status {
+    let circumstances = Circumstances { causes, out_of_memory: false, time_limit: launch.spec.limits.timeout() };
+    let outcome = Some(classify(Ending::NotLaunched(message), circumstances));
+    Status { phase: Phase::Ended, outcome, ..first_status(launch) }
+}
+
+/// Whether a deadline has passed already.
+pub fn has_passed(deadline: BootMicros) -> bool {
+    clock::boot() >= deadline
+}

@@ -1,0 +1,155 @@
+//! The work with a guest: ready, command, output, end, result, changes, in this order.
+
+use std::{os::fd::OwnedFd, time::Duration};
+
+use holm_domain::run::{EventKind, ExitStatus, event::TEXT_BYTES_MAX};
+use holm_wire::guest_api::{SendSignal, Setup};
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{
+    deadline::Input,
+    environment, exit,
+    guest::{self, CommandResult, Guest, Lanes, Lost, Patience, Readiness, SpawnError, output},
+    lane_out,
+    outcome::Ending,
+    protocol::Phase,
+    supervise::{Attempt, REFUSALS_WAITING_MAX},
+};
+
+const SIGTERM: u8 = 15;
+
+impl Attempt {
+    /// Works with the guest behind two lanes to the end of the command. It returns by itself when the lanes break.
+    pub(crate) async fn work(
+        &self,
+        lane_in: OwnedFd,
+        lane_out: OwnedFd,
+        setup: Setup,
+        env: Vec<(String, String)>,
+        readiness: Readiness,
+    ) -> Ending {
+        match self.try_work(lane_in, lane_out, setup, env, readiness).await {
+            Ok(exit) => Ending::Exited(exit),
+            Err(ending) => ending,
+        }
+    }
+
+    async fn try_work(
+        &self,
+        lane_in: OwnedFd,
+        lane_out: OwnedFd,
+        setup: Setup,
+        env: Vec<(String, String)>,
+        readiness: Readiness,
+    ) -> Result<ExitStatus, Ending> {
+        let tuning = self.launch.tuning;
+        let patience =
+            Patience { ready: Duration::from_millis(tuning.ready_ms), answer: Duration::from_millis(tuning.answer_ms) };
+        let not_ready = |lost: Lost| Ending::NotLaunched(lost.to_string());
+        let unusable =
+            |error: std::io::Error| Ending::NotLaunched(format!("a lane of the wire cannot be used: {error}"));
+        let (lane_in, lane_out) = (guest::lane(lane_in).map_err(unusable)?, guest::lane(lane_out).map_err(unusable)?);
+        let lanes = guest::connect(lane_in, lane_out, 1, readiness, patience).await.map_err(not_ready)?;
+        let Lanes { guest, driver, requests } = lanes;
+        let _driver = AbortOnDropHandle::new(tokio::spawn(driver));
+        let (sender, mut refusals) = mpsc::channel(REFUSALS_WAITING_MAX);
+        let serving = AbortOnDropHandle::new(tokio::spawn(lane_out::serve(requests, sender)));
+        guest.setup(&setup, readiness).await.map_err(not_ready)?;
+        let done = tokio::select! {
+            done = self.command(&guest, &env) => done,
+            error = self.count_refusals(&mut refusals) => Err(Ending::SpoolFailed(error.to_string())),
+            why = serving => {
+                let why = why.unwrap_or_else(|error| error.to_string());
+                Err(Ending::Lost(format!("the lane out of the sandbox ended: {why}")))
+            }
+        };
+        // What the guest told of before the end belongs to the run as well.
+        while let Ok(refused) = refusals.try_recv() {
+            self.count_refusal(&refused).map_err(|error| Ending::SpoolFailed(error.to_string()))?;
+        }
+        done
+    }
+
+    async fn command(&self, guest: &Guest, env: &[(String, String)]) -> Result<ExitStatus, Ending> {
+        let spawn = environment::spawn(self.launch.attempt.run, &self.launch.spec, env);
+        let process = guest.spawn(&spawn).await.map_err(|error| match error {
+            SpawnError::Refused(failure) => Ending::NotSpawned(failure),
+            SpawnError::Lost(lost) => lost.into(),
+        })?;
+        self.watchdog.input(Input::Started);
+        self.update(|status| status.phase = Phase::Running);
+        let exit = tokio::select! {
+            exit = self.output(guest, process) => exit?,
+            never = self.pass_on_termination(guest, process) => match never {},
+        };
+        self.watchdog.input(Input::Finished);
+        self.take_result(guest).await?;
+        let keeps_changes = self.launch.spec.work_dir.as_ref().is_some_and(|work_dir| work_dir.keep_changes);
+        if keeps_changes && exit == ExitStatus::Code(0) {
+            self.take_changes(guest).await?;
+        }
+        Ok(exit)
+    }
+
+    async fn output(&self, guest: &Guest, process: u32) -> Result<ExitStatus, Ending> {
+        let mut position = output::Position::start(process);
+        let read = position.read_to_end(guest, async |frame| self.spool(frame).await).await;
+        read.map_err(|error| match error {
+            output::Error::Lost(lost) => lost.into(),
+            output::Error::Sink(error) => Ending::SpoolFailed(error.to_string()),
+        })?;
+        Ok(guest.exit(process, position.offset()).await?)
+    }
+
+    /// Asks the command to end when the verdict says so. That it does is not relied on: the kill follows by itself.
+    async fn pass_on_termination(&self, guest: &Guest, process: u32) -> std::convert::Infallible {
+        let mut view = self.watchdog.view();
+        if view.wait_for(|view| view.terminate).await.is_ok() {
+            let signal = SendSignal { signal: SIGTERM, all: false };
+            if let Err(error) = guest.signal(process, signal).await {
+                tracing::warn!(%error, "the command cannot be asked to end");
+            }
+        }
+        std::future::pending().await
+    }
+
+    async fn take_result(&self, guest: &Guest) -> Result<(), Ending> {
+        match guest.result().await? {
+            CommandResult::None => {}
+            CommandResult::Json(value) => self.update(|status| status.result = Some(value)),
+            CommandResult::Refused(mut problem) => {
+                problem.truncate(problem.floor_char_boundary(TEXT_BYTES_MAX));
+                let told = self.tell(EventKind::ResultRefused { problem });
+                told.map_err(|error| Ending::SpoolFailed(error.to_string()))?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn take_changes(&self, guest: &Guest) -> Result<(), Ending> {
+        let failed =
+            |error: std::io::Error| Ending::SpoolFailed(format!("keeping the changes of the work dir: {error}"));
+        // An archive adds at most a head and padding, 1.5 KiB, to a file that takes at least a page of the writable layer.
+        let bytes_max = self.launch.spec.limits.disk_bytes.saturating_mul(2).saturating_add(1024 * 1024);
+        let dir = self.dir();
+        let mut pending = exit::Pending::changes(&dir).map_err(failed)?;
+        let mut changes = guest.changes().await?;
+        while let Some(piece) = changes.next().await? {
+            if pending.bytes() + piece.len() as u64 > bytes_max {
+                pending.discard().map_err(failed)?;
+                return Err(Ending::Lost(format!("the guest sent more than {bytes_max} bytes of changes")));
+            }
+            pending.write(&piece).map_err(failed)?;
+        }
+        let bytes = pending.finish().map_err(failed)?;
+        self.update(|status| status.changes = Some(bytes));
+        Ok(())
+    }
+}
+
+impl From<Lost> for Ending {
+    fn from(lost: Lost) -> Self {
+        Ending::Lost(lost.to_string())
+    }
+}

@@ -1,0 +1,182 @@
+//! Guests that lie, break, stall and flood: each ends as a failure that says so, and never as a success (SPEC R9, R11).
+
+mod scripted;
+
+use std::time::Duration;
+
+use holm_domain::{
+    limits::RESULT_BYTES_MAX,
+    run::{Cancel, EventKind, OutcomeKind, Reason},
+};
+use holm_shim::protocol::{CHANGES_FILE_NAME, Command, EVENTS_MAX, SPOOL_DIR_NAME, Tuning};
+use holm_wire::{
+    guest_api::{Exit, OutputStream, SpawnFailure, SpawnFailureKind},
+    host_api::Refused,
+};
+use http::StatusCode;
+use scripted::{Script, Then, attempt, frame, honest, refusal, see_through};
+
+#[tokio::test]
+async fn an_honest_guest_succeeds_and_nothing_is_lost() {
+    let mut script = honest(b"hello\nwithout an end");
+    script.result = Some(br#"{"passed": 3}"#.to_vec());
+    script.changes = Some(b"a tar archive".to_vec());
+    let left = see_through(attempt(script)).await;
+    assert_eq!((left.code(), left.output.as_slice()), (0, b"hello\nwithout an end".as_slice()));
+    assert_eq!(left.status.result, Some(serde_json::json!({"passed": 3})));
+    assert_eq!(left.status.changes, Some(13));
+    assert_eq!(std::fs::read(left.dir.path().join(CHANGES_FILE_NAME)).unwrap(), b"a tar archive");
+    assert!(left.kills >= 1, "what is left in the sandbox is killed");
+}
+
+#[tokio::test]
+async fn a_failed_command_keeps_its_code_and_leaves_no_changes() {
+    let script = Script { exit: Some(Exit::Code(3)), changes: Some(b"x".to_vec()), ..honest(b"out\n") };
+    let left = see_through(attempt(script)).await;
+    assert_eq!((left.code(), left.status.changes), (3, None));
+    let script = Script { exit: Some(Exit::Signal(11)), ..honest(b"") };
+    assert_eq!(see_through(attempt(script)).await.code(), 139);
+}
+
+#[tokio::test]
+async fn a_guest_that_is_not_ready_is_given_up_and_the_time_is_said() {
+    let mut silent = attempt(Script { answers_hello: false, ..honest(b"") });
+    silent.tuning.ready_ms = 300;
+    let left = see_through(silent).await;
+    assert_eq!(left.status.outcome.as_ref().unwrap().reason, Some(Reason::LaunchFailed));
+    assert!(left.took >= Duration::from_millis(300) && left.took < Duration::from_secs(10), "{:?}", left.took);
+    assert!(left.message().contains("not ready after 3") && left.message().contains("300ms"), "{}", left.message());
+    let left = see_through(attempt(Script { setup: StatusCode::INTERNAL_SERVER_ERROR, ..honest(b"") })).await;
+    assert_eq!(left.status.outcome.as_ref().unwrap().reason, Some(Reason::LaunchFailed));
+    assert!(left.message().contains("setup") && left.message().contains("500"), "{}", left.message());
+}
+
+#[tokio::test]
+async fn refusals_to_start_are_classified_and_malformed_ones_are_lies() {
+    let not_found = SpawnFailure { kind: SpawnFailureKind::NotFound, message: "no \u{1b}[31mtrue".into() };
+    let left = see_through(attempt(Script { spawn_refusal: refusal(&not_found), ..honest(b"") })).await;
+    assert_eq!((left.code(), left.message().as_str()), (127, "no  [31mtrue"));
+    let left = see_through(attempt(Script { spawn_refusal: Some(b"{}".to_vec()), ..honest(b"") })).await;
+    assert_eq!(left.status.outcome.as_ref().unwrap().reason, Some(Reason::GuestLost));
+}
+
+async fn is_lost(what: &str, script: Script, words: &str) {
+    let left = see_through(attempt(script)).await;
+    let outcome = left.status.outcome.as_ref().unwrap();
+    assert_eq!((outcome.kind, outcome.reason), (OutcomeKind::Failed, Some(Reason::GuestLost)), "{what}: {outcome:?}");
+    assert!(left.message().contains(words), "{what}: {}", left.message());
+    assert_eq!(left.code(), 125, "{what}");
+    assert!(left.kills >= 1, "{what}");
+}
+
+#[tokio::test]
+async fn lies_about_the_output_are_seen() {
+    let good = frame(OutputStream::Stdout, b"good\n");
+    let with = |bytes: &[u8]| Script { output: [good.as_slice(), bytes].concat(), output_bytes: 5, ..honest(b"") };
+    is_lost("unknown stream", with(&[9, 1, 0, 0, 0, b'x']), "no output stream has the number 9").await;
+    is_lost("empty frame", with(&[1, 0, 0, 0, 0]), "cannot have 0 bytes").await;
+    is_lost("endless frame", with(&[1, 255, 255, 255, 255]), "cannot have 4294967295 bytes").await;
+    is_lost("torn frame", with(&[1, 10, 0, 0, 0, b'x']), "ended within a frame").await;
+    is_lost("less than told", Script { output_bytes: 6, ..with(b"") }, "says that there were 6").await;
+    is_lost("more than told", Script { output_bytes: 0, ..with(b"") }, "says that there were 0").await;
+}
+
+#[tokio::test]
+async fn lies_about_the_end_are_seen() {
+    is_lost("no end", Script { exit: None, ..honest(b"") }, "says that the command runs").await;
+    is_lost("no such signal", Script { exit: Some(Exit::Signal(77)), ..honest(b"") }, "signal 77").await;
+    let mut stalls = attempt(Script { answers_exit: false, ..honest(b"") });
+    stalls.tuning.answer_ms = 200;
+    let left = see_through(stalls).await;
+    assert_eq!(left.status.outcome.as_ref().unwrap().reason, Some(Reason::GuestLost));
+    assert!(left.message().contains("no answer within 200ms"), "{}", left.message());
+}
+
+#[tokio::test]
+async fn broken_lanes_are_never_a_success() {
+    is_lost("lane in", Script { then: Then::CloseLanes, ..honest(b"some\n") }, "").await;
+    is_lost("lane out", Script { closes_out: true, then: Then::Hang, ..honest(b"") }, "lane out").await;
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_is_taken_up_where_it_was() {
+    let data: Vec<u8> = (0..50_000u32).flat_map(|n| (n % 251).to_le_bytes()[..1].to_vec()).collect();
+    let left = see_through(attempt(Script { breaks_after: Some(7_000), ..honest(&data) })).await;
+    assert_eq!(left.code(), 0, "{}", left.message());
+    assert!(left.output == data, "each byte once and in order");
+    is_lost("no progress", Script { breaks_after: Some(0), ..honest(b"never\n") }, "reading the output").await;
+}
+
+#[tokio::test]
+async fn results_that_are_none_are_told_and_oversized_ones_end_the_run() {
+    let left = see_through(attempt(Script { result: Some(b"{not json".to_vec()), ..honest(b"") })).await;
+    assert_eq!((left.code(), left.status.result), (0, None));
+    assert!(matches!(&left.events[..], [EventKind::ResultRefused { problem }] if problem.contains("not JSON")));
+    let long = Script { result: Some(vec![b' '; RESULT_BYTES_MAX + 1]), ..honest(b"") };
+    let left = see_through(attempt(long)).await;
+    assert!(matches!(&left.events[..], [EventKind::ResultRefused { problem }] if problem.contains("longer than")));
+    is_lost("2 MiB", Script { result: Some(vec![b'1'; 2 << 20]), ..honest(b"") }, "larger than").await;
+}
+
+#[tokio::test]
+async fn endless_changes_are_cut_off() {
+    let mut endless = attempt(Script { changes: None, ..honest(b"") });
+    endless.spec.limits.disk_bytes = 1024 * 1024;
+    let left = see_through(endless).await;
+    assert_eq!(left.status.outcome.as_ref().unwrap().reason, Some(Reason::GuestLost));
+    assert!(left.message().contains("bytes of changes"), "{}", left.message());
+    let names: Vec<_> = std::fs::read_dir(left.dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!names.iter().any(|name| name.to_string_lossy().contains("changes")), "{names:?}");
+}
+
+#[tokio::test]
+async fn floods_of_output_wait_for_the_agent_and_end_with_the_time_limit() {
+    let mut flood = attempt(Script { then: Then::Forever, ..honest(b"") });
+    flood.tuning = Tuning { spool_bytes_max: 1024 * 1024, ..flood.tuning };
+    flood.spec.limits.timeout_ms = 1_500;
+    let left = see_through(flood).await;
+    let outcome = left.status.outcome.as_ref().unwrap();
+    assert_eq!((outcome.kind, left.code()), (OutcomeKind::TimedOut, 124));
+    let spool = std::fs::read_dir(left.dir.path().join(SPOOL_DIR_NAME)).unwrap();
+    let bytes: u64 = spool.map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+    assert!((1024 * 1024..1024 * 1024 + 256 * 1024).contains(&bytes), "{bytes}");
+}
+
+#[tokio::test]
+async fn floods_of_refused_connections_stay_bounded_and_counted() {
+    let refused = |port| Refused { host: "10.0.0.1".into(), port, protocol: "tcp".into(), count: 2 };
+    let script = Script { refused: (0..400).map(refused).collect(), ..honest(b"") };
+    let left = see_through(attempt(script)).await;
+    assert!(left.events.len() as u64 <= EVENTS_MAX);
+    let counts = left.events.iter().map(|event| match event {
+        EventKind::EgressRefused { count, .. } => *count,
+        other => panic!("{other:?}"),
+    });
+    assert_eq!((left.code(), counts.sum::<u64>()), (0, 800));
+}
+
+#[tokio::test]
+async fn a_command_that_ignores_the_request_to_end_is_killed() {
+    let mut stubborn = attempt(Script { then: Then::Hang, ..honest(b"begun\n") });
+    stubborn.tuning.terminate_grace_ms = 200;
+    stubborn.commands = vec![Command::Cancel(Cancel::Terminate)];
+    let left = see_through(stubborn).await;
+    assert_eq!(left.status.outcome.as_ref().unwrap().kind, OutcomeKind::Cancelled);
+    assert_eq!(left.signals, [br#"{"signal":15,"all":false}"#.to_vec()]);
+    assert!(left.took >= Duration::from_millis(200) && left.kills >= 1);
+    assert_eq!(left.output, b"begun\n", "what was said before is kept");
+}
+
+#[tokio::test]
+async fn the_lease_ends_a_run_that_nobody_renews() {
+    let mut forgotten = attempt(Script { then: Then::Hang, ..honest(b"") });
+    forgotten.deadline = Duration::from_millis(400);
+    let left = see_through(forgotten).await;
+    assert_eq!(left.status.outcome.as_ref().unwrap().reason, Some(Reason::LeaseExpired));
+    assert!(left.took >= Duration::from_millis(380), "{:?}", left.took);
+
+    let mut stopped = attempt(Script { then: Then::Hang, ..honest(b"") });
+    stopped.commands = vec![Command::Stop {}];
+    let left = see_through(stopped).await;
+    assert_eq!(left.status.outcome.as_ref().unwrap().reason, Some(Reason::LeaseExpired));
+}

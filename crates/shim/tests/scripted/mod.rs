@@ -1,0 +1,346 @@
+//! A guest that follows a script, on socket pairs, and the harness that sees an attempt with it through.
+
+use std::{
+    io::Write as _,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use holm_domain::run::{EventKind, RunSpec, WorkDir};
+use holm_runtime::{AttemptId, Sandbox, SandboxHandle};
+use holm_shim::{
+    client, clock,
+    deadline::{Terms, Verdict},
+    guest::Readiness,
+    protocol::{Command, Launch, Phase, Status, Tuning},
+    spool::reader::Reader,
+    supervise::Attempt,
+    watchdog::Watchdog,
+};
+use holm_wire::{
+    guest_api::{Exit, IdRange, OutputFrame, OutputStream, ProcessStatus, Setup, SpawnFailure, Spawned},
+    hello::{self, Lane},
+    host_api::Refused,
+    http2::{self, Exchange, Settings},
+};
+use http::{Method, StatusCode};
+use tokio::{net::UnixStream, sync::mpsc};
+
+/// What a guest does with a request; the default is what an honest one does.
+#[derive(Clone)]
+pub struct Script {
+    pub answers_hello: bool,
+    pub setup: StatusCode,
+    pub spawn_refusal: Option<Vec<u8>>,
+    /// The pieces of the output stream by offset 0, as raw bytes of frames; then the stream ends.
+    pub output: Vec<u8>,
+    /// What follows the output.
+    pub then: Then,
+    /// After how many bytes of frames each stream is reset, until the output has been sent.
+    pub breaks_after: Option<usize>,
+    pub exit: Option<Exit>,
+    pub output_bytes: u64,
+    pub answers_exit: bool,
+    pub result: Option<Vec<u8>>,
+    /// `None`: as long as the shim takes it.
+    pub changes: Option<Vec<u8>>,
+    pub refused: Vec<Refused>,
+    pub closes_out: bool,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub enum Then {
+    End,
+    CloseLanes,
+    Hang,
+    Forever,
+}
+
+pub fn frame(stream: OutputStream, data: &[u8]) -> Vec<u8> {
+    [OutputFrame::head(stream, data.len()).unwrap().as_slice(), data].concat()
+}
+
+pub fn honest(output: &[u8]) -> Script {
+    Script {
+        answers_hello: true,
+        setup: StatusCode::NO_CONTENT,
+        spawn_refusal: None,
+        output: if output.is_empty() { Vec::new() } else { frame(OutputStream::Stdout, output) },
+        then: Then::End,
+        breaks_after: None,
+        exit: Some(Exit::Code(0)),
+        output_bytes: output.len() as u64,
+        answers_exit: true,
+        result: None,
+        changes: Some(Vec::new()),
+        refused: Vec::new(),
+        closes_out: false,
+    }
+}
+
+struct Played {
+    script: Script,
+    signals: mpsc::UnboundedSender<Vec<u8>>,
+    acked: AtomicUsize,
+}
+
+async fn play(played: Arc<Played>, mut lane_in: UnixStream, mut lane_out: UnixStream) {
+    if !played.script.answers_hello {
+        std::future::pending::<()>().await;
+    }
+    let limits = hello::Limits::default();
+    hello::guest(&mut lane_in, Lane::In, 1, &limits).await.unwrap();
+    hello::guest(&mut lane_out, Lane::Out, 1, &limits).await.unwrap();
+    let (out, driver) = http2::connect(lane_out, &Settings::GUEST).await.unwrap();
+    let driver = tokio::spawn(driver);
+    let mut server = http2::accept(lane_in, &Settings::GUEST).await.unwrap();
+    let mut tasks = tokio::task::JoinSet::new();
+    let (close, mut closed) = mpsc::channel::<()>(1);
+    loop {
+        let exchange = tokio::select! {
+            exchange = server.next() => exchange,
+            _ = closed.recv() => break,
+        };
+        let Ok(Some(exchange)) = exchange else { break };
+        if exchange.head.uri.path() == "/processes" {
+            for refused in &played.script.refused {
+                out.empty(Method::POST, "/refused", Some(refused)).await.unwrap();
+            }
+            if played.script.closes_out {
+                driver.abort();
+            }
+        }
+        let (played, close) = (played.clone(), close.clone());
+        tasks.spawn(async move { played.answer(exchange, close).await });
+    }
+    driver.abort();
+}
+
+impl Played {
+    async fn answer(&self, exchange: Exchange, close: mpsc::Sender<()>) -> Result<(), http2::Error> {
+        let script = &self.script;
+        let from = exchange.query("from").map(|from| from.parse::<usize>().unwrap());
+        let to = exchange.query("to").map(|to| to.parse::<usize>().unwrap());
+        let Exchange { head, body, answer } = exchange;
+        match head.uri.path() {
+            "/setup" => answer.empty(script.setup),
+            "/processes" => match &script.spawn_refusal {
+                Some(refusal) => answer.bytes(StatusCode::UNPROCESSABLE_ENTITY, refusal.clone().into()).await,
+                None => answer.json(StatusCode::CREATED, &Spawned { id: 1 }).await,
+            },
+            "/processes/1/output" => {
+                let mut out = answer.stream(StatusCode::OK)?;
+                // Scripts that break their streams have one frame: what is left of it goes into a new one.
+                let rest = match from.unwrap() {
+                    0 => script.output.clone(),
+                    from => frame(OutputStream::Stdout, &script.output[5 + from..]),
+                };
+                if let Some(breaks_after) = script.breaks_after.filter(|&after| after < rest.len()) {
+                    let whole = breaks_after.saturating_sub(5);
+                    if whole > 0 {
+                        let piece = frame(OutputStream::Stdout, &rest[5..5 + whole]);
+                        out.send(piece.into()).await?;
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                    return Ok(());
+                }
+                out.send(rest.into()).await?;
+                match script.then {
+                    Then::End => out.finish(),
+                    Then::CloseLanes => {
+                        // What was sent is on its way first.
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        let _ = close.send(()).await;
+                        std::future::pending().await
+                    }
+                    Then::Hang => std::future::pending().await,
+                    Then::Forever => loop {
+                        out.send(frame(OutputStream::Stdout, &[b'y'; 60_000]).into()).await?;
+                    },
+                }
+            }
+            "/processes/1/ack" => {
+                self.acked.fetch_max(to.unwrap(), Ordering::SeqCst);
+                answer.empty(StatusCode::NO_CONTENT)
+            }
+            "/processes/1/signal" => {
+                let body = http2::read_whole(body, 1024).await?;
+                let _ = self.signals.send(body.to_vec());
+                answer.empty(StatusCode::NO_CONTENT)
+            }
+            "/processes/1" if !script.answers_exit => std::future::pending().await,
+            "/processes/1" => {
+                let status = ProcessStatus { exit: script.exit, output_bytes: script.output_bytes };
+                answer.json(StatusCode::OK, &status).await
+            }
+            "/result" => match &script.result {
+                Some(result) => answer.bytes(StatusCode::OK, result.clone().into()).await,
+                None => answer.empty(StatusCode::NO_CONTENT),
+            },
+            "/changes" => match &script.changes {
+                Some(changes) => answer.bytes(StatusCode::OK, changes.clone().into()).await,
+                None => {
+                    let mut out = answer.stream(StatusCode::OK)?;
+                    loop {
+                        out.send(Bytes::from_static(&[0; 60_000])).await?;
+                    }
+                }
+            },
+            other => panic!("the shim asked for {other}"),
+        }
+    }
+}
+
+/// A sandbox that dies, with its guest, when it is killed.
+struct Handle {
+    guest: tokio::task::AbortHandle,
+    ended: OwnedFd,
+    life: Mutex<std::fs::File>,
+    kills: Arc<AtomicUsize>,
+}
+
+impl SandboxHandle for Handle {
+    fn kill(&self) -> Result<(), holm_runtime::Error> {
+        self.kills.fetch_add(1, Ordering::SeqCst);
+        self.guest.abort();
+        self.life.lock().unwrap().write_all(b"x").unwrap();
+        Ok(())
+    }
+
+    fn ended(&self) -> BorrowedFd<'_> {
+        self.ended.as_fd()
+    }
+}
+
+/// What is left of an attempt.
+pub struct Left {
+    pub dir: tempfile::TempDir,
+    pub status: Status,
+    pub output: Vec<u8>,
+    pub events: Vec<EventKind>,
+    pub kills: usize,
+    pub signals: Vec<Vec<u8>>,
+    pub took: Duration,
+}
+
+impl Left {
+    pub fn code(&self) -> i32 {
+        self.status.outcome.as_ref().unwrap().exit_code()
+    }
+
+    pub fn message(&self) -> String {
+        self.status.outcome.as_ref().unwrap().message.clone().unwrap_or_default()
+    }
+}
+
+/// How the attempt is made, and what its agent does.
+pub struct Attempted {
+    pub script: Script,
+    pub spec: RunSpec,
+    pub tuning: Tuning,
+    pub deadline: Duration,
+    /// Sent once the command runs.
+    pub commands: Vec<Command>,
+}
+
+pub fn attempt(script: Script) -> Attempted {
+    let mut spec = RunSpec::new(["true"]);
+    spec.work_dir = Some(WorkDir { source: "/src".into(), keep_changes: true });
+    let tuning = Tuning { ready_ms: 2_000, answer_ms: 2_000, linger_ms: 60_000, ..Tuning::default() };
+    Attempted { script, spec, tuning, deadline: Duration::from_secs(60), commands: Vec::new() }
+}
+
+fn launch(attempted: &Attempted, dir: PathBuf) -> Launch {
+    Launch {
+        attempt: AttemptId { run: "run_00000000000000000000000001".parse().unwrap(), fence: 3 },
+        spec: attempted.spec.clone(),
+        dir,
+        first_log_seq: 1,
+        deadline_us: clock::boot().plus(attempted.deadline),
+        runtime: "scripted".into(),
+        launch: serde_json::Value::Null,
+        tuning: attempted.tuning,
+    }
+}
+
+fn sandbox(script: Script, signals: mpsc::UnboundedSender<Vec<u8>>, kills: Arc<AtomicUsize>) -> Sandbox {
+    let pair = || std::os::unix::net::UnixStream::pair().unwrap();
+    let ((shim_in, guest_in), (shim_out, guest_out)) = (pair(), pair());
+    let lane = |stream: std::os::unix::net::UnixStream| {
+        stream.set_nonblocking(true).unwrap();
+        UnixStream::from_std(stream).unwrap()
+    };
+    let played = Arc::new(Played { script, signals, acked: AtomicUsize::new(0) });
+    let guest = tokio::spawn(play(played, lane(guest_in), lane(guest_out))).abort_handle();
+    let (ended, life) = rustix::pipe::pipe().unwrap();
+    let ids = IdRange { outer_first: 0, count: 1 };
+    Sandbox {
+        lane_in: shim_in.into(),
+        lane_out: shim_out.into(),
+        setup: Setup { hostname: "h".into(), ids, allow_sudo: false, work_dir: None, read_only: Vec::new() },
+        env: Vec::new(),
+        handle: Box::new(Handle { guest, ended, life: Mutex::new(life.into()), kills }),
+    }
+}
+
+/// Sees an attempt through, as the process does, with an agent that sends its commands and leaves at the end.
+pub async fn see_through(attempted: Attempted) -> Left {
+    let dir = tempfile::tempdir().unwrap();
+    let launch = launch(&attempted, dir.path().to_owned());
+    let verdict = Verdict::new(Terms {
+        fence: 3,
+        deadline: launch.deadline_us,
+        time_limit: launch.spec.limits.timeout(),
+        terminate_grace: Duration::from_millis(launch.tuning.terminate_grace_ms),
+    });
+    let watchdog = Watchdog::start(verdict, Box::new(|_| panic!("there is a sandbox"))).unwrap();
+    let attempt = Attempt::new(launch, watchdog).unwrap();
+    let (sender, commands) = mpsc::channel(16);
+    let (signals, mut signalled) = mpsc::unbounded_channel();
+    let kills = Arc::new(AtomicUsize::new(0));
+    let started = tokio::time::Instant::now();
+    let readiness = Readiness::begin(Duration::from_millis(attempted.tuning.ready_ms));
+    let sandbox = sandbox(attempted.script, signals, kills.clone());
+    let agent = async {
+        let mut statuses = attempt.statuses();
+        statuses.wait_for(|status| status.phase >= Phase::Running).await.unwrap();
+        for command in attempted.commands {
+            sender.send(command).await.unwrap();
+        }
+        statuses.wait_for(|status| status.phase == Phase::Ended).await.unwrap();
+        attempt.leave();
+    };
+    let both = async { tokio::join!(attempt.see_through(Ok(sandbox), readiness, commands), agent) };
+    tokio::time::timeout(Duration::from_secs(40), both).await.expect("the attempt ends");
+    let took = started.elapsed();
+    let status = client::read_exit(dir.path()).unwrap().expect("a final status");
+    assert_eq!(status, *attempt.statuses().borrow());
+    assert!(status.outcome.as_ref().unwrap().is_consistent());
+    let output = output(&dir, status.next_seq);
+    let events = client::read_events(dir.path(), 0, usize::MAX).unwrap();
+    assert_eq!(events.len() as u64, status.events);
+    let signals = std::iter::from_fn(|| signalled.try_recv().ok()).collect();
+    Left { dir, status, output, events, kills: kills.load(Ordering::SeqCst), signals, took }
+}
+
+fn output(dir: &tempfile::TempDir, next_seq: u64) -> Vec<u8> {
+    let mut reader = Reader::new(dir.path(), 1);
+    let mut output = Vec::new();
+    while reader.next_seq() < next_seq {
+        let chunk = reader.read(1_000_000).unwrap();
+        for batch in holm_domain::log::parse_all(&chunk.bytes).unwrap() {
+            batch.entries().for_each(|entry| output.extend_from_slice(entry.data));
+        }
+    }
+    output
+}
+
+pub fn refusal(failure: &SpawnFailure) -> Option<Vec<u8>> {
+    Some(serde_json::to_vec(failure).unwrap())
+}
