@@ -1,1 +1,151 @@
-//! skeleton
+//! The agent: claims runs, makes their sandboxes, keeps their leases, stores what they write, and removes what is left.
+//!
+//! [`Agent::run`] is the whole of it. Inside, one task feeds the lease machine (`keeper`), three ask the control plane for
+//! work (`poll`), one supervises each attempt (`attempt`), and passes of the `reaper` remove what nobody owns.
+//!
+//! What always holds: nothing of a sandbox exists that was not journalled before (`journal`); a sandbox is started only
+//! under a live lease, and its shim kills it when the lease ends; `kill -9` of this process at any point, followed by a new
+//! one, loses no output and leaves nothing behind (`recover`).
+//!
+//! Deliberately left out: how sandboxes are made (`holm-runtime`), what happens beside them (`holm-shim`), and whether a
+//! lease may be granted (`holm-server`).
+
+mod attempt;
+mod backoff;
+mod capacity;
+mod clock;
+pub mod control;
+mod folder;
+mod ids;
+mod journal;
+mod keeper;
+mod occupancy;
+mod poll;
+mod reaper;
+mod recover;
+mod shared;
+mod shim_process;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use holm_api::agent::{Register, Registered};
+use holm_domain::{
+    AgentId,
+    lease::holder::{Holder, HolderConfig},
+};
+use holm_runtime::registry::Registry;
+use tokio::sync::mpsc;
+
+pub use folder::FolderError;
+pub use keeper::Shutdown;
+pub use shared::Config;
+pub use shim_process::ShimProgram;
+
+use crate::{
+    backoff::Backoff,
+    control::{ControlError, ControlPlane},
+    folder::Folder,
+    keeper::Keeper,
+    occupancy::Occupancy,
+    shared::Shared,
+};
+
+/// How many events may wait for the keeper; whoever has more waits.
+const EVENTS_MAX: usize = 256;
+
+/// Why an agent cannot work.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Its folder cannot be used.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// The kernel does not say which boot this is.
+    #[error("which boot this is: {0}")]
+    Boot(std::io::Error),
+    /// The control plane does not take it.
+    #[error("this agent cannot register: {0}")]
+    Register(ControlError),
+    /// The times of leases that the control plane told cannot work.
+    #[error("the control plane wants leases of {ttl_ms} ms renewed every {renew_every_ms} ms, which cannot work")]
+    Times {
+        /// How long a lease lasts.
+        ttl_ms: u64,
+        /// How often it is to be renewed.
+        renew_every_ms: u64,
+    },
+}
+
+/// The agent of one host.
+pub struct Agent<C> {
+    config: Config,
+    control: C,
+    runtimes: Registry,
+}
+
+impl<C: ControlPlane> Agent<C> {
+    /// An agent that has not begun.
+    pub fn new(config: Config, control: C, runtimes: Registry) -> Self {
+        Self { config, control, runtimes }
+    }
+
+    /// Works until `shutdown`, and then as long as that asks for. The agent's folder is locked meanwhile.
+    pub async fn run(self, shutdown: impl Future<Output = Shutdown>) -> Result<(), AgentError> {
+        let Self { config, control, runtimes } = self;
+        let folder = Folder::open(&config.dir)?;
+        let agent = ids::load_or_draw(folder.path())?;
+        let boot_id = clock::boot_id().map_err(AgentError::Boot)?;
+        let mut shutdown = std::pin::pin!(shutdown);
+        let registered = tokio::select! {
+            registered = register(&config, &control, &runtimes, agent) => registered?,
+            // Shims, if there are any, look after themselves.
+            _ = &mut shutdown => return Ok(()),
+        };
+        let ttl = Duration::from_millis(registered.lease_ttl_ms);
+        let renew_every = Duration::from_millis(registered.renew_every_ms);
+        if renew_every.is_zero() || renew_every >= ttl {
+            let Registered { lease_ttl_ms: ttl_ms, renew_every_ms } = registered;
+            return Err(AgentError::Times { ttl_ms, renew_every_ms });
+        }
+        let retry_every = config.renew_retry.min(renew_every / 2);
+        let holder = shared::Holder::new(Holder::new(HolderConfig { renew_every, retry_every }));
+        let (events, heard) = mpsc::channel(EVENTS_MAX);
+        let wait_max = config.poll_wait.min(ttl / 3);
+        let occupancy = Occupancy::default();
+        let shared =
+            Arc::new(Shared { config, agent, boot_id, folder, control, runtimes, occupancy, holder, events });
+        let survivors = recover::survey(&shared).await;
+        Keeper::new(shared, heard).run(survivors, wait_max, shutdown).await;
+        Ok(())
+    }
+}
+
+async fn register<C: ControlPlane>(
+    config: &Config,
+    control: &C,
+    runtimes: &Registry,
+    agent: AgentId,
+) -> Result<Registered, AgentError> {
+    let body = Register {
+        agent,
+        name: config.name.clone(),
+        version: config.version.clone(),
+        capacity: config.capacity,
+        runtimes: runtimes.infos(),
+        labels: config.labels.clone(),
+    };
+    let mut backoff = Backoff::default();
+    loop {
+        match control.register(body.clone()).await {
+            Ok(registered) => return Ok(registered),
+            Err(ControlError::Unavailable(problem)) => {
+                tracing::warn!(problem, "the control plane is not available; trying again to register");
+                backoff.wait().await;
+            }
+            Err(error) => return Err(AgentError::Register(error)),
+        }
+    }
+}

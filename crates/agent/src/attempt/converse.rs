@@ -1,0 +1,214 @@
+//! Between the launch and the end: the shim is kept up to date, what it says is taken in, and the report goes on beside it.
+
+use std::{path::Path, time::Duration};
+
+use holm_shim::{
+    client::{self, Commands, Statuses},
+    protocol::{Command, Status},
+};
+use tokio::{sync::watch, time::Instant};
+
+use super::{
+    orders::{Lost, Orders, Told, Wants},
+    report::{Reporter, Unreported},
+    seen::Seen,
+};
+use crate::{control::ControlPlane, shim_process::ShimProcess};
+
+/// How often a shim that does not listen yet is tried again.
+const CONNECT_EVERY: Duration = Duration::from_millis(2);
+
+/// How the conversation ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Over {
+    /// The control plane has the end.
+    Reported,
+    /// Nothing more can or may be reported.
+    Abandoned(Abandoned),
+    /// The agent goes away and the shim stays.
+    Left,
+}
+
+/// Why nothing more is reported.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Abandoned {
+    /// The lease is lost.
+    Lost(Lost),
+    /// The report was not taken.
+    Unreported(Unreported),
+}
+
+/// A connection to a shim.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) commands: Commands,
+    pub(crate) statuses: Statuses,
+    pub(crate) told: Told,
+}
+
+/// The shim as far as there is one.
+#[derive(Debug, Default)]
+pub(crate) struct Shim {
+    /// Its process; nothing once it is gone.
+    pub(crate) process: Option<ShimProcess>,
+    /// The connection to it.
+    pub(crate) link: Option<Link>,
+}
+
+impl Shim {
+    async fn send(&mut self, commands: &[Command]) {
+        let Some(link) = &mut self.link else { return };
+        for command in commands {
+            if let Err(error) = link.commands.send(command).await {
+                tracing::debug!(%error, "the shim does not listen");
+                self.link = None;
+                return;
+            }
+        }
+    }
+
+    /// Kills the shim's process, for which nothing speaks any more.
+    pub(crate) fn kill(&self) {
+        if let Some(process) = &self.process
+            && let Err(error) = process.kill()
+        {
+            tracing::error!(%error, "killing a shim");
+        }
+    }
+
+    /// Tells the shim to end, and kills it if it does not.
+    pub(crate) async fn quit(&mut self, patience: Duration) {
+        self.send(&[Command::Quit {}]).await;
+        if self.link.is_none() || tokio::time::timeout(patience, gone(&self.process)).await.is_err() {
+            self.kill();
+        }
+        if self.process.is_some() && tokio::time::timeout(patience, gone(&self.process)).await.is_err() {
+            tracing::error!("a shim does not die");
+        }
+        self.process = None;
+    }
+}
+
+async fn next_status(link: &mut Option<Link>) -> Option<Status> {
+    let Some(link) = link else { return std::future::pending().await };
+    match link.statuses.next().await {
+        Ok(Some(status)) => Some(status),
+        Ok(None) => None,
+        Err(error) => {
+            tracing::warn!(%error, "the shim's statuses");
+            None
+        }
+    }
+}
+
+async fn gone(process: &Option<ShimProcess>) {
+    let Some(process) = process else { return std::future::pending().await };
+    if let Err(error) = process.gone().await {
+        tracing::error!(%error, "watching a shim");
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn connected(dir: &Path) -> Link {
+    loop {
+        if let Ok((commands, statuses)) = client::connect(dir).await {
+            return Link { commands, statuses, told: Told::default() };
+        }
+        tokio::time::sleep(CONNECT_EVERY).await;
+    }
+}
+
+/// The conversation about one attempt.
+pub(crate) struct Conversation<'a> {
+    pub(crate) dir: &'a Path,
+    pub(crate) fence: u64,
+    pub(crate) shim: &'a mut Shim,
+    pub(crate) orders: &'a mut watch::Receiver<Orders>,
+    pub(crate) wants: watch::Receiver<Wants>,
+    pub(crate) seen: watch::Sender<Seen>,
+    pub(crate) answer_within: Duration,
+}
+
+impl Conversation<'_> {
+    /// Goes on until the end was reported, or nothing more may be. `settle` is called once the shim is gone: it finds out
+    /// how the sandbox ended, and makes sure that it did.
+    pub(crate) async fn run<C: ControlPlane>(
+        mut self,
+        reporter: Reporter<'_, C>,
+        settle: impl AsyncFn(&watch::Sender<Seen>),
+    ) -> Over {
+        let mut report = std::pin::pin!(reporter.run());
+        let mut silent_since = Instant::now();
+        if self.shim.process.is_none() {
+            settle(&self.seen).await;
+        }
+        loop {
+            let orders = *self.orders.borrow_and_update();
+            if let Some(over) = self.heed(&orders).await {
+                return over;
+            }
+            let silence_ends = silent_since + self.answer_within;
+            let is_silent = self.shim.link.is_none() && self.shim.process.is_some();
+            tokio::select! {
+                result = &mut report => return over(result),
+                Ok(()) = self.orders.changed() => {}
+                Ok(()) = self.wants.changed() => {}
+                status = next_status(&mut self.shim.link) => match status {
+                    Some(status) => self.take(&status),
+                    None => {
+                        self.shim.link = None;
+                        silent_since = Instant::now();
+                    }
+                },
+                link = connected(self.dir), if is_silent => self.shim.link = Some(link),
+                () = gone(&self.shim.process) => {
+                    self.shim.process = None;
+                    self.shim.link = None;
+                    settle(&self.seen).await;
+                }
+                () = tokio::time::sleep_until(silence_ends), if is_silent => {
+                    tracing::error!(dir = %self.dir.display(), "a shim does not answer; it is killed");
+                    self.shim.kill();
+                    silent_since = Instant::now();
+                }
+            }
+        }
+    }
+
+    fn take(&self, status: &Status) {
+        self.seen.send_if_modified(|seen| {
+            let before = seen.clone();
+            seen.take(self.fence, status);
+            *seen != before
+        });
+    }
+
+    async fn heed(&mut self, orders: &Orders) -> Option<Over> {
+        if orders.leave {
+            return Some(Over::Left);
+        }
+        let has_ended = self.seen.borrow().end.is_some();
+        match orders.lost {
+            // The sandbox is dead and only the report is left: it is taken or refused by its fence.
+            Some(Lost::Expired) if has_ended => {}
+            Some(lost) => {
+                self.shim.send(&[Command::Stop {}]).await;
+                return Some(Over::Abandoned(Abandoned::Lost(lost)));
+            }
+            None => {}
+        }
+        let wants = *self.wants.borrow_and_update();
+        if let Some(link) = &mut self.shim.link {
+            let due = link.told.due(self.fence, orders, &wants);
+            self.shim.send(&due).await;
+        }
+        None
+    }
+}
+
+fn over(result: Result<(), Unreported>) -> Over {
+    match result {
+        Ok(()) => Over::Reported,
+        Err(unreported) => Over::Abandoned(Abandoned::Unreported(unreported)),
+    }
+}

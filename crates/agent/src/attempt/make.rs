@@ -1,0 +1,179 @@
+//! From a claim to a shim that has its orders.
+//!
+//! What always holds: the journal is on disk before the runtime creates anything (SPEC L6); the lease is looked at again
+//! after the preparation, which may have taken long (SPEC L3); a shim is in the journal before it gets its orders.
+
+use std::{path::Path, sync::Arc};
+
+use holm_domain::run::{Outcome, Reason, SandboxInfo};
+use holm_runtime::{Error, Prepared, Request, SharedRuntime, passing};
+use holm_shim::protocol::Launch;
+use tokio::sync::watch;
+
+use super::{
+    orders::{Lost, Orders},
+    seen::outcome_of,
+};
+use crate::{
+    control::ControlPlane,
+    folder::{FolderError, hand_over},
+    journal::{Claim, Record, ShimRecord},
+    occupancy::Stay,
+    shared::Shared,
+    shim_process::{self, ShimId, ShimProcess},
+};
+
+/// Why there is no sandbox.
+#[derive(Debug)]
+pub(crate) enum NotMade {
+    /// The run ends like this.
+    Failed(Outcome),
+    /// The lease is lost.
+    Lost(Lost),
+    /// The agent goes away; its successor begins again.
+    Left,
+}
+
+/// A shim that has its orders, and what is told of its sandbox.
+#[derive(Debug)]
+pub(crate) struct Made {
+    pub(crate) process: ShimProcess,
+    pub(crate) sandbox: SandboxInfo,
+}
+
+fn launch_failed(problem: impl std::fmt::Display) -> NotMade {
+    NotMade::Failed(Outcome::failed(Reason::LaunchFailed, problem.to_string()))
+}
+
+impl From<FolderError> for NotMade {
+    fn from(error: FolderError) -> Self {
+        launch_failed(error)
+    }
+}
+
+impl From<Error> for NotMade {
+    fn from(error: Error) -> Self {
+        Self::Failed(outcome_of(&error))
+    }
+}
+
+/// What the orders say to a sandbox that is not there yet.
+pub(crate) fn go_on(orders: &Orders) -> Result<(), NotMade> {
+    match orders {
+        Orders { lost: Some(lost), .. } => Err(NotMade::Lost(*lost)),
+        Orders { cancel: Some(_), .. } => {
+            Err(NotMade::Failed(Outcome::cancelled("cancelled before the command was started")))
+        }
+        Orders { leave: true, .. } => Err(NotMade::Left),
+        _ => Ok(()),
+    }
+}
+
+/// Makes the sandbox of `claim` up to its shim.
+pub(crate) async fn make<C: ControlPlane>(
+    shared: &Arc<Shared<C>>,
+    claim: &Claim,
+    stay: &Arc<Stay>,
+    orders: &mut watch::Receiver<Orders>,
+) -> Result<Made, NotMade> {
+    let first = *orders.borrow_and_update();
+    go_on(&first)?;
+    claim.spec.validate().map_err(launch_failed)?;
+    let runtime = shared.runtimes.by_name(&claim.runtime).map_err(launch_failed)?;
+    let prepared = blocking({
+        let (shared, claim, stay) = (shared.clone(), claim.clone(), stay.clone());
+        move || prepare(&shared, &claim, &stay, &runtime, &first)
+    })
+    .await?;
+    let now = *orders.borrow_and_update();
+    go_on(&now)?;
+    if !shared.holder.may_start(claim.attempt) {
+        return Err(NotMade::Lost(Lost::Expired));
+    }
+    blocking({
+        let (shared, claim) = (shared.clone(), claim.clone());
+        move || spawn(&shared, claim, prepared, &now)
+    })
+    .await
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NotMade> + Send + 'static,
+) -> Result<T, NotMade> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(launch_failed(format!("the preparation failed: {error}"))),
+    }
+}
+
+fn prepare<C>(
+    shared: &Shared<C>,
+    claim: &Claim,
+    stay: &Stay,
+    runtime: &SharedRuntime,
+    orders: &Orders,
+) -> Result<Prepared, NotMade> {
+    let dir = shared.folder.make_attempt(claim.attempt)?;
+    let request = Request { attempt: claim.attempt, spec: claim.spec.clone(), dir: dir.clone() };
+    let resources = stay.plan(|taken| runtime.plan(&request, taken))?;
+    let record = Record::new(shared.boot_id.clone(), claim.clone(), orders.deadline, resources);
+    record.write(&dir)?;
+    let prepared = runtime.prepare(&request, &record.resources)?;
+    hand_over(&dir, prepared.shim_ids)?;
+    Ok(prepared)
+}
+
+fn spawn<C>(shared: &Shared<C>, claim: Claim, prepared: Prepared, orders: &Orders) -> Result<Made, NotMade> {
+    let dir = shared.folder.attempt(claim.attempt);
+    let Prepared { launch, descriptors, label, shim_ids, image_digest, unenforced } = prepared;
+    let sandbox = SandboxInfo { agent: shared.agent, runtime: claim.runtime.clone(), image_digest, unenforced };
+    let message = Launch {
+        attempt: claim.attempt,
+        spec: claim.spec,
+        dir: dir.clone(),
+        first_log_seq: claim.first_log_seq,
+        deadline_us: orders.deadline,
+        runtime: claim.runtime,
+        launch,
+        tuning: shared.config.tuning,
+    };
+    let spawned = shim_process::spawn(&shared.config.shim, &label, shim_ids);
+    let (child, socket) = spawned.map_err(|error| launch_failed(format!("the shim cannot be started: {error}")))?;
+    let id = ShimId::of_child(&child).map_err(launch_failed)?;
+    let process = ShimProcess::spawned(id, child).map_err(launch_failed)?;
+    let briefed = record_and_brief(&dir, ShimRecord { shim: id, sandbox: sandbox.clone() }, || {
+        passing::send(&socket, &message, &descriptors)
+    });
+    if let Err(problem) = briefed {
+        // It has no orders, or not all of them; nothing can have been started.
+        process.kill().map_err(launch_failed)?;
+        return Err(problem);
+    }
+    Ok(Made { process, sandbox })
+}
+
+fn record_and_brief(
+    dir: &Path,
+    record: ShimRecord,
+    brief: impl FnOnce() -> Result<(), passing::Error>,
+) -> Result<(), NotMade> {
+    record.write(dir)?;
+    brief().map_err(|error| launch_failed(format!("the shim does not take its orders: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holm_domain::{BootMicros, run::Cancel};
+
+    #[test]
+    fn what_weighs_more_is_heeded_first() {
+        let plain = Orders::until(BootMicros(1));
+        assert!(go_on(&plain).is_ok());
+        let all = Orders { lost: Some(Lost::Stale), cancel: Some(Cancel::Kill), leave: true, ..plain };
+        assert!(matches!(go_on(&all), Err(NotMade::Lost(Lost::Stale))));
+        let cancelled = go_on(&Orders { lost: None, ..all });
+        assert!(matches!(cancelled, Err(NotMade::Failed(outcome)) if outcome.reason == Some(Reason::Cancelled)));
+        assert!(matches!(go_on(&Orders { lost: None, cancel: None, ..all }), Err(NotMade::Left)));
+    }
+}

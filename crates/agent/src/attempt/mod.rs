@@ -1,0 +1,233 @@
+//! The supervisor of one attempt: from the claim, or from what was found after a restart, to nothing being left of it.
+//!
+//! The decisions are in [`orders`], [`seen`] and [`logs`], which are pure or nearly so; here they are put in order. An
+//! attempt ends in one of three ways: its end was reported; it has no right to report anything; or the agent goes away and
+//! leaves the shim to its successor. In the first two everything of it is removed, whatever failed before.
+
+pub(crate) mod converse;
+mod logs;
+mod make;
+pub(crate) mod orders;
+mod report;
+mod seen;
+
+use std::{path::Path, sync::Arc};
+
+use holm_domain::run::SandboxInfo;
+use holm_shim::{client::read_exit, protocol::Status};
+use tokio::sync::watch;
+
+use self::{
+    converse::{Conversation, Link, Over, Shim},
+    make::{Made, NotMade},
+    orders::{Orders, Wants},
+    report::Reporter,
+    seen::{End, Seen},
+};
+use crate::{
+    capacity::Permit,
+    control::{ControlError, ControlPlane},
+    journal::{Claim, Record},
+    keeper::Event,
+    occupancy::Stay,
+    reaper,
+    shared::{Shared, held},
+    shim_process::ShimProcess,
+};
+
+/// How far an attempt is when its supervisor begins.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    /// It was claimed, and nothing of it exists.
+    Claimed,
+    /// An earlier agent had launched it.
+    Found {
+        /// The shim's process; nothing if it is gone.
+        process: Option<ShimProcess>,
+        /// The connection that was made to look after it.
+        link: Option<Box<Link>>,
+        /// What the shim said over it.
+        status: Option<Box<Status>>,
+        /// What is told of its sandbox.
+        sandbox: SandboxInfo,
+    },
+}
+
+/// One attempt and everything that is needed for it.
+pub(crate) struct Attempt<C> {
+    pub(crate) shared: Arc<Shared<C>>,
+    pub(crate) claim: Claim,
+    pub(crate) origin: Origin,
+    pub(crate) orders: watch::Receiver<Orders>,
+    pub(crate) stay: Stay,
+    pub(crate) permit: Permit,
+}
+
+enum Way {
+    Reported,
+    Abandoned,
+    Left,
+}
+
+impl<C: ControlPlane> Attempt<C> {
+    /// Works until nothing is left to do.
+    pub(crate) async fn run(self) {
+        let Self { shared, claim, origin, mut orders, stay, permit } = self;
+        let attempt = claim.attempt;
+        let (mut shim, mut seen) = (Shim::default(), Seen::default());
+        let stay = Arc::new(stay);
+        let way = match origin {
+            Origin::Claimed => match make::make(&shared, &claim, &stay, &mut orders).await {
+                Ok(Made { process, sandbox }) => {
+                    shim.process = Some(process);
+                    converse(&shared, &claim, &mut shim, &mut orders, (seen, sandbox), &stay).await
+                }
+                Err(not_made) => tell_not_made(&shared, &claim, not_made).await,
+            },
+            Origin::Found { process, link, status, sandbox } => {
+                shim = Shim { process, link: link.map(|link| *link) };
+                if let Some(status) = status {
+                    seen.take(attempt.fence, &status);
+                }
+                converse(&shared, &claim, &mut shim, &mut orders, (seen, sandbox), &stay).await
+            }
+        };
+        match way {
+            Way::Left => return,
+            Way::Reported => {}
+            // It was told to stop; what follows does not rely on it.
+            Way::Abandoned => shim.kill(),
+        }
+        if shared.events.send(Event::Released(held(attempt))).await.is_err() {
+            tracing::debug!(run = %attempt.run, "nobody keeps leases any more");
+        }
+        shim.quit(shared.config.quit_within).await;
+        clear(&shared, stay).await;
+        drop(permit);
+    }
+}
+
+/// Removes everything of an attempt; what cannot be removed is left to the reaper.
+async fn clear<C: ControlPlane>(shared: &Arc<Shared<C>>, stay: Arc<Stay>) {
+    let attempt = stay.attempt();
+    let Some(stay) = Arc::into_inner(stay) else {
+        tracing::error!(run = %attempt.run, "somebody still works on an attempt that is over; the reaper will see to it");
+        return;
+    };
+    let task = tokio::task::spawn_blocking({
+        let shared = shared.clone();
+        move || reaper::clear_attempt(&shared, stay)
+    });
+    if let Err(error) = task.await {
+        tracing::error!(run = %attempt.run, %error, "removing an attempt");
+    }
+}
+
+async fn tell_not_made<C: ControlPlane>(shared: &Shared<C>, claim: &Claim, not_made: NotMade) -> Way {
+    let attempt = claim.attempt;
+    let outcome = match not_made {
+        NotMade::Left => return Way::Left,
+        NotMade::Lost(lost) => {
+            tracing::warn!(run = %attempt.run, fence = attempt.fence, ?lost, "the lease was lost before the launch");
+            return Way::Abandoned;
+        }
+        NotMade::Failed(outcome) => outcome,
+    };
+    tracing::info!(run = %attempt.run, fence = attempt.fence, ?outcome, "the sandbox was not made");
+    let end = End { outcome, result: None, changes: None, next_seq: None };
+    match report::finish(shared, attempt, end, claim.first_log_seq).await {
+        Ok(()) => Way::Reported,
+        Err(error) => {
+            log_unreported(claim, &error);
+            Way::Abandoned
+        }
+    }
+}
+
+fn log_unreported(claim: &Claim, error: &ControlError) {
+    let attempt = claim.attempt;
+    match error {
+        ControlError::StaleFence => {
+            tracing::info!(run = %attempt.run, fence = attempt.fence, "the lease is not held any more");
+        }
+        _ => tracing::error!(run = %attempt.run, fence = attempt.fence, %error, "the end cannot be reported"),
+    }
+}
+
+async fn converse<C: ControlPlane>(
+    shared: &Arc<Shared<C>>,
+    claim: &Claim,
+    shim: &mut Shim,
+    orders: &mut watch::Receiver<Orders>,
+    (seen, sandbox): (Seen, SandboxInfo),
+    stay: &Arc<Stay>,
+) -> Way {
+    let attempt = claim.attempt;
+    let dir = shared.folder.attempt(attempt);
+    let (seen, seen_by_reporter) = watch::channel(seen);
+    let (wants, wants_of_reporter) = watch::channel(Wants::default());
+    let reporter = Reporter {
+        shared,
+        attempt,
+        dir: dir.clone(),
+        first_log_seq: claim.first_log_seq,
+        sandbox,
+        seen: seen_by_reporter,
+        wants: &wants,
+    };
+    let conversation = Conversation {
+        dir: &dir,
+        fence: attempt.fence,
+        shim,
+        orders,
+        wants: wants_of_reporter,
+        seen,
+        answer_within: shared.config.answer_within,
+    };
+    let over = conversation.run(reporter, async |seen| settle(shared, stay, &dir, seen).await).await;
+    match over {
+        Over::Reported => Way::Reported,
+        Over::Left => Way::Left,
+        Over::Abandoned(why) => {
+            tracing::warn!(run = %attempt.run, fence = attempt.fence, ?why, "the attempt is given up");
+            Way::Abandoned
+        }
+    }
+}
+
+/// Finds out how a sandbox ended whose shim is gone. One whose shim left no word may still live: it is removed first.
+async fn settle<C: ControlPlane>(
+    shared: &Arc<Shared<C>>,
+    stay: &Arc<Stay>,
+    dir: &Path,
+    seen: &watch::Sender<Seen>,
+) {
+    let fence = stay.attempt().fence;
+    let task = tokio::task::spawn_blocking({
+        let (shared, stay, dir) = (shared.clone(), stay.clone(), dir.to_owned());
+        move || match read_exit(&dir) {
+            Ok(Some(status)) if status.fence == fence => Some(status),
+            other => {
+                if let Err(error) = other {
+                    tracing::error!(run = %stay.attempt().run, %error, "the final status");
+                }
+                if let Ok(Some(record)) = Record::read(&dir, stay.attempt()) {
+                    reaper::destroy(&shared.runtimes, &record.resources);
+                }
+                None
+            }
+        }
+    });
+    let status = task.await.unwrap_or_else(|error| {
+        tracing::error!(%error, "removing a sandbox whose shim is gone");
+        None
+    });
+    seen.send_modify(|seen| {
+        match status {
+            Some(status) => seen.take(fence, &status),
+            None => seen.lose(),
+        }
+        // A final status that speaks of no end is no word at all.
+        seen.lose();
+    });
+}

@@ -1,0 +1,99 @@
+//! What the lease loop wants of an attempt, and what its shim is told about it.
+//!
+//! Orders are a level and not a sequence: each replaces the one before, so nothing can be lost or pile up, and a shim that
+//! is found again is simply told everything.
+
+use holm_domain::{BootMicros, run::Cancel};
+use holm_shim::protocol::Command;
+
+/// Why an attempt has no right to go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lost {
+    /// The control plane said so.
+    Stale,
+    /// The time is over by this host's clock.
+    Expired,
+}
+
+/// What the lease loop wants of an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Orders {
+    /// Until when the lease is held.
+    pub(crate) deadline: BootMicros,
+    /// Whether the command is to be ended, and how urgently.
+    pub(crate) cancel: Option<Cancel>,
+    /// Whether the right to go on is lost.
+    pub(crate) lost: Option<Lost>,
+    /// Whether the agent goes away and leaves the shim running.
+    pub(crate) leave: bool,
+}
+
+impl Orders {
+    /// To go on until `deadline`.
+    pub(crate) fn until(deadline: BootMicros) -> Self {
+        Self { deadline, cancel: None, lost: None, leave: false }
+    }
+}
+
+/// What reporting wants of the shim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Wants {
+    /// Every log entry below this sequence is stored.
+    pub(crate) acked: u64,
+    /// Nothing that the command does can be kept any more.
+    pub(crate) kill: bool,
+}
+
+/// What a shim was told so far over the present connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Told {
+    deadline: BootMicros,
+    cancel: Option<Cancel>,
+    acked: u64,
+}
+
+impl Told {
+    /// What is to be said now.
+    pub(crate) fn due(&mut self, fence: u64, orders: &Orders, wants: &Wants) -> Vec<Command> {
+        let mut commands = Vec::new();
+        if orders.deadline > self.deadline {
+            self.deadline = orders.deadline;
+            commands.push(Command::Extend { fence, deadline_us: orders.deadline });
+        }
+        let cancel = if wants.kill { Some(Cancel::Kill) } else { orders.cancel };
+        if let Some(how) = cancel.filter(|_| cancel > self.cancel) {
+            self.cancel = cancel;
+            commands.push(Command::Cancel(how));
+        }
+        if wants.acked > self.acked {
+            self.acked = wants.acked;
+            commands.push(Command::Acked { next_seq: wants.acked });
+        }
+        commands
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_thing_is_said_once_and_all_again_to_a_shim_that_was_found() {
+        let mut told = Told::default();
+        let mut orders = Orders::until(BootMicros(5));
+        let mut wants = Wants::default();
+        let extend = Command::Extend { fence: 2, deadline_us: BootMicros(5) };
+        assert_eq!(told.due(2, &orders, &wants), [extend]);
+        assert_eq!(told.due(2, &orders, &wants), []);
+        orders.cancel = Some(Cancel::Terminate);
+        wants.acked = 9;
+        let more = [Command::Cancel(Cancel::Terminate), Command::Acked { next_seq: 9 }];
+        assert_eq!(told.due(2, &orders, &wants), more);
+        wants.kill = true;
+        assert_eq!(told.due(2, &orders, &wants), [Command::Cancel(Cancel::Kill)]);
+        orders.cancel = Some(Cancel::Kill);
+        assert_eq!(told.due(2, &orders, &wants), []);
+        let all = [extend, Command::Cancel(Cancel::Kill), Command::Acked { next_seq: 9 }];
+        assert_eq!(Told::default().due(2, &orders, &wants), all);
+    }
+}

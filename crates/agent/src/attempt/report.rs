@@ -1,0 +1,219 @@
+//! Telling the control plane of one attempt: that the command was started, its output and events, and how it ended.
+//!
+//! The order is fixed (SPEC S1): start, then output and events as they come, then what is left of them, then the archive of
+//! changes, and the end last. What cannot be stored is never passed over in silence: the run then ends as failed.
+
+use std::path::PathBuf;
+
+use holm_api::agent::{AppendEvents, Fenced, FinishRun, StartRun};
+use holm_domain::run::{Outcome, Reason, SandboxInfo};
+use holm_runtime::AttemptId;
+use holm_shim::{client::read_events, protocol::CHANGES_FILE_NAME};
+use tokio::sync::watch;
+
+use super::{
+    logs::{LogSource, Loss},
+    orders::Wants,
+    seen::{End, Seen},
+};
+use crate::{
+    backoff::persist,
+    control::{ControlError, ControlPlane},
+    folder::open_plain,
+    shared::Shared,
+};
+
+/// The most events in one request.
+const EVENTS_MAX: usize = 256;
+
+/// Why the end could not be told.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unreported {
+    /// The sandbox was killed because its lease ran out: what becomes of the run is the control plane's to say.
+    #[error("the lease ran out")]
+    Expired,
+    /// The control plane did not take it.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+/// Reports one attempt.
+pub(crate) struct Reporter<'a, C> {
+    pub(crate) shared: &'a Shared<C>,
+    pub(crate) attempt: AttemptId,
+    pub(crate) dir: PathBuf,
+    pub(crate) first_log_seq: u64,
+    pub(crate) sandbox: SandboxInfo,
+    pub(crate) seen: watch::Receiver<Seen>,
+    pub(crate) wants: &'a watch::Sender<Wants>,
+}
+
+impl<C: ControlPlane> Reporter<'_, C> {
+    /// Reports until the end was taken.
+    pub(crate) async fn run(mut self) -> Result<(), Unreported> {
+        let is_under_way = |seen: &Seen| seen.started || seen.end.is_some();
+        let started = self.seen.wait_for(is_under_way).await.is_ok_and(|seen| seen.started);
+        if started {
+            self.start().await?;
+        }
+        let mut logs = LogSource::new(&self.dir, self.first_log_seq);
+        let (mut end, loss) = self.stream(&mut logs).await?;
+        if end.outcome.reason == Some(Reason::LeaseExpired) {
+            return Err(Unreported::Expired);
+        }
+        if let Some(problem) = loss {
+            end = failed(end, problem);
+        }
+        if let Some(length) = end.changes
+            && let Err(problem) = self.put_changes(length).await?
+        {
+            end = failed(end, format!("the changes could not be stored: {problem}"));
+        }
+        match finish(self.shared, self.attempt, end.clone(), logs.next_seq()).await {
+            Err(ControlError::LogGap { .. }) => {
+                // Entries that an earlier agent was told were stored are not: the end must say so.
+                let end = failed(end, "the store lacks output that it had acknowledged".to_owned());
+                Ok(finish(self.shared, self.attempt, end, self.first_log_seq).await?)
+            }
+            result => Ok(result?),
+        }
+    }
+
+    async fn start(&self) -> Result<(), ControlError> {
+        let body = StartRun { fence: self.attempt.fence, sandbox: self.sandbox.clone() };
+        let Shared { control, config, .. } = self.shared;
+        persist("start", config.patience, async || control.start(self.attempt.run, body.clone()).await).await
+    }
+
+    /// Sends output and events until the sandbox has ended and nothing is left; returns the end and what was lost.
+    async fn stream(&mut self, logs: &mut LogSource) -> Result<(End, Option<String>), ControlError> {
+        let mut events_told = 0;
+        let mut loss: Option<String> = None;
+        loop {
+            let seen = self.seen.borrow_and_update().clone();
+            if loss.is_none() {
+                loss = self.send_all(logs, &seen).await?;
+            }
+            events_told = self.send_events(events_told, seen.events).await?;
+            if loss.is_some() {
+                // The command would only wait for room in the spool from now on.
+                self.wants.send_modify(|wants| wants.kill = true);
+            }
+            if let Some(end) = seen.end {
+                return Ok((end, loss));
+            }
+            if self.seen.changed().await.is_err() {
+                return Err(ControlError::Unavailable("the attempt was given up".to_owned()));
+            }
+        }
+    }
+
+    async fn send_all(&self, logs: &mut LogSource, seen: &Seen) -> Result<Option<String>, ControlError> {
+        let result = self.send_logs(logs).await;
+        let told = seen.end.as_ref().and_then(|end| end.next_seq);
+        match result {
+            Ok(()) if told.is_some_and(|told| self.lacks(logs, told)) => {
+                Ok(Some(format!("the output ends before sequence {}", told.unwrap_or_default())))
+            }
+            Ok(()) => Ok(None),
+            Err(Loss::Control(error @ (ControlError::StaleFence | ControlError::Unavailable(_)))) => Err(error),
+            Err(loss) => {
+                tracing::error!(run = %self.attempt.run, %loss, "the output cannot be stored");
+                Ok(Some(format!("the output could not be stored: {loss}")))
+            }
+        }
+    }
+
+    /// Whether entries are missing. An agent that was restarted and found the spool empty has nothing to send: then all was
+    /// acknowledged, and the server refuses the end if that is not so.
+    fn lacks(&self, logs: &LogSource, told: u64) -> bool {
+        logs.has_sent() && logs.next_seq() < told
+    }
+
+    async fn send_logs(&self, logs: &mut LogSource) -> Result<(), Loss> {
+        let AttemptId { run, fence } = self.attempt;
+        let fenced = Fenced { agent: self.shared.agent, fence };
+        let Shared { control, config, .. } = self.shared;
+        while let Some((first_seq, _, batches)) = logs.read().await? {
+            let append = async || control.append_logs(run, fenced, batches.clone()).await;
+            let answer = persist("append_logs", config.patience, append).await;
+            logs.answered(first_seq, answer.map(|appended| appended.next_seq))?;
+            self.wants.send_modify(|wants| wants.acked = wants.acked.max(logs.next_seq()));
+        }
+        Ok(())
+    }
+
+    async fn send_events(&self, mut told: u64, there: u64) -> Result<u64, ControlError> {
+        let AttemptId { run, fence } = self.attempt;
+        let Shared { control, config, .. } = self.shared;
+        while told < there {
+            let dir = self.dir.clone();
+            let read = tokio::task::spawn_blocking(move || read_events(&dir, told, EVENTS_MAX)).await;
+            let events = match read {
+                Ok(Ok(events)) if !events.is_empty() => events,
+                Ok(Ok(_)) => return Ok(told),
+                Ok(Err(error)) => return Ok(self.pass_over_events(&error)),
+                Err(error) => return Ok(self.pass_over_events(&error)),
+            };
+            let count = events.len() as u64;
+            let body = AppendEvents { agent: self.shared.agent, fence, first_seq: told + 1, events };
+            let append = async || control.append_events(run, body.clone()).await;
+            match persist("append_events", config.patience, append).await {
+                Ok(()) => told += count,
+                Err(ControlError::Refused(problem)) => return Ok(self.pass_over_events(&problem)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(told)
+    }
+
+    /// Events tell of the run and decide nothing: a shim that writes nonsense does not make its run fail.
+    fn pass_over_events(&self, problem: &dyn std::fmt::Display) -> u64 {
+        tracing::error!(run = %self.attempt.run, %problem, "the events cannot be stored; they are passed over");
+        u64::MAX
+    }
+
+    async fn put_changes(&self, length: u64) -> Result<Result<(), String>, ControlError> {
+        let AttemptId { run, fence } = self.attempt;
+        let fenced = Fenced { agent: self.shared.agent, fence };
+        let path = self.dir.join(CHANGES_FILE_NAME);
+        let Shared { control, config, .. } = self.shared;
+        let put = async || {
+            let file = open_plain(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
+            match file {
+                Ok((found, file)) if found == length => control.put_changes(run, fenced, file, length).await,
+                Ok((found, _)) => Err(ControlError::Refused(format!("{found} bytes where {length} were told"))),
+                Err(error) => Err(ControlError::Refused(error.to_string())),
+            }
+        };
+        match persist("put_changes", config.patience, put).await {
+            Ok(()) => Ok(Ok(())),
+            Err(ControlError::Refused(problem)) => Ok(Err(problem)),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn failed(end: End, problem: String) -> End {
+    let exit = end.outcome.exit;
+    // What is missing is not claimed to be there, or the server would refuse the end as well.
+    End { outcome: Outcome { exit, ..Outcome::failed(Reason::SpoolFailed, problem) }, next_seq: None, ..end }
+}
+
+/// Tells how the run ended.
+pub(crate) async fn finish<C: ControlPlane>(
+    shared: &Shared<C>,
+    attempt: AttemptId,
+    end: End,
+    next_log_seq: u64,
+) -> Result<(), ControlError> {
+    let body = FinishRun {
+        agent: shared.agent,
+        fence: attempt.fence,
+        outcome: end.outcome,
+        result: end.result,
+        next_log_seq: next_log_seq.max(end.next_seq.unwrap_or(0)),
+    };
+    let finish = async || shared.control.finish(attempt.run, body.clone()).await;
+    persist("finish", shared.config.patience, finish).await
+}

@@ -1,0 +1,166 @@
+//! What is known of a sandbox from outside, and how failures of our own become outcomes.
+
+use holm_domain::run::{Outcome, Reason};
+use holm_runtime::Error;
+use holm_shim::protocol::{Phase, Status};
+
+/// How a sandbox ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct End {
+    /// How the run ended.
+    pub(crate) outcome: Outcome,
+    /// The structured result that the command left.
+    pub(crate) result: Option<serde_json::Value>,
+    /// The length of the archive of changes.
+    pub(crate) changes: Option<u64>,
+    /// The sequence after the last log entry, where the shim lived to tell it.
+    pub(crate) next_seq: Option<u64>,
+}
+
+/// What is known of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Seen {
+    /// Whether the command was started.
+    pub(crate) started: bool,
+    /// The sequence after the last log entry in the spool; a hint that there is more to read.
+    pub(crate) next_seq: u64,
+    /// How many events there are.
+    pub(crate) events: u64,
+    /// How it ended.
+    pub(crate) end: Option<End>,
+}
+
+impl Seen {
+    /// Takes in what the shim says. A status of another attempt, or after the end, changes nothing.
+    pub(crate) fn take(&mut self, fence: u64, status: &Status) {
+        if status.fence != fence || self.end.is_some() {
+            return;
+        }
+        self.next_seq = self.next_seq.max(status.next_seq);
+        self.events = self.events.max(status.events);
+        let exited = status.outcome.as_ref().is_some_and(|outcome| outcome.exit.is_some());
+        self.started |= status.phase == Phase::Running || exited;
+        if status.phase == Phase::Ended {
+            self.end = Some(End {
+                outcome: believable(status.outcome.clone()),
+                result: status.result.clone(),
+                changes: status.changes,
+                next_seq: Some(status.next_seq),
+            });
+        }
+    }
+
+    /// The shim is gone and left no word of how it ended.
+    pub(crate) fn lose(&mut self) {
+        if self.end.is_some() {
+            return;
+        }
+        let outcome = if self.started {
+            Outcome::failed(Reason::GuestLost, "the shim beside the sandbox died; the sandbox was removed")
+        } else {
+            Outcome::failed(Reason::LaunchFailed, "the shim died before the command was started")
+        };
+        self.end = Some(End { outcome, result: None, changes: None, next_seq: None });
+    }
+}
+
+fn believable(outcome: Option<Outcome>) -> Outcome {
+    match outcome {
+        Some(outcome) if outcome.is_consistent() => outcome,
+        Some(_) => Outcome::failed(Reason::GuestLost, "the shim told of an outcome that contradicts itself"),
+        None => Outcome::failed(Reason::GuestLost, "the shim told of an end without an outcome"),
+    }
+}
+
+/// The outcome of a run whose sandbox could not be made.
+pub(crate) fn outcome_of(error: &Error) -> Outcome {
+    let reason = match error {
+        Error::Image(_) => Reason::ImageFailed,
+        Error::HostPath { .. } => Reason::HostPathRefused,
+        Error::LimitsNotEnforceable(_) => Reason::LimitsNotEnforceable,
+        Error::Exhausted(_) | Error::Unsupported { .. } | Error::System { .. } | Error::Malformed(_) => {
+            Reason::LaunchFailed
+        }
+    };
+    Outcome::failed(reason, error.to_string())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use holm_domain::{BootMicros, run::ExitStatus};
+
+    pub(crate) fn status(phase: Phase, outcome: Option<Outcome>) -> Status {
+        Status {
+            phase,
+            fence: 3,
+            deadline_us: BootMicros(0),
+            next_seq: 7,
+            events: 1,
+            outcome,
+            result: None,
+            changes: None,
+            pid: 1,
+        }
+    }
+
+    #[test]
+    fn a_command_that_ended_before_it_was_seen_running_was_started() {
+        let mut seen = Seen::default();
+        seen.take(3, &status(Phase::Preparing, None));
+        assert!(!seen.started && seen.end.is_none());
+        seen.take(3, &status(Phase::Ended, Some(Outcome::exited(ExitStatus::Code(2)))));
+        assert!(seen.started);
+        assert_eq!(seen.end.unwrap().next_seq, Some(7));
+    }
+
+    #[test]
+    fn the_end_is_final_and_another_fence_is_nobody() {
+        let mut seen = Seen::default();
+        seen.take(4, &status(Phase::Running, None));
+        assert_eq!(seen, Seen::default());
+        seen.take(3, &status(Phase::Ended, Some(Outcome::exited(ExitStatus::Code(0)))));
+        let ended = seen.clone();
+        seen.lose();
+        seen.take(3, &status(Phase::Ended, Some(Outcome::exited(ExitStatus::Code(1)))));
+        assert_eq!(seen, ended);
+    }
+
+    #[test]
+    fn no_end_without_a_consistent_outcome_is_a_success() {
+        let liar = Outcome { reason: Some(Reason::GuestLost), ..Outcome::exited(ExitStatus::Code(0)) };
+        for outcome in [None, Some(liar)] {
+            let mut seen = Seen::default();
+            seen.take(3, &status(Phase::Ended, outcome));
+            assert_eq!(seen.end.unwrap().outcome.reason, Some(Reason::GuestLost));
+        }
+    }
+
+    #[test]
+    fn a_lost_shim_is_told_by_how_far_it_was() {
+        let mut early = Seen::default();
+        early.lose();
+        assert_eq!(early.end.unwrap().outcome.reason, Some(Reason::LaunchFailed));
+        let mut late = Seen { started: true, ..Seen::default() };
+        late.lose();
+        assert_eq!(late.end.unwrap().outcome.reason, Some(Reason::GuestLost));
+    }
+
+    #[test]
+    fn errors_have_the_fitting_reasons() {
+        let system = Error::System { context: "mounting".into(), source: std::io::Error::other("no") };
+        let path = Error::HostPath { path: "/x".into(), problem: "no".into() };
+        for (error, reason) in [
+            (Error::Image("no".into()), Reason::ImageFailed),
+            (path, Reason::HostPathRefused),
+            (Error::LimitsNotEnforceable(vec!["memory".into()]), Reason::LimitsNotEnforceable),
+            (Error::Exhausted("ids"), Reason::LaunchFailed),
+            (system, Reason::LaunchFailed),
+        ] {
+            let outcome = outcome_of(&error);
+            assert_eq!(outcome.reason, Some(reason));
+            assert_eq!(outcome.message, Some(error.to_string()));
+            assert!(outcome.is_consistent());
+        }
+    }
+}

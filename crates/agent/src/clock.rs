@@ -1,0 +1,35 @@
+//! The only place in the agent where a clock is read.
+//!
+//! Leases are measured on CLOCK_BOOTTIME: it cannot be set, and goes on while the machine sleeps (SPEC L3).
+
+use std::time::Duration;
+
+use holm_domain::BootMicros;
+use rustix::time::{ClockId, clock_gettime};
+
+/// The longest nap before the boot clock is looked at again: the timers of the runtime stand still while the machine sleeps.
+const NAP_MAX: Duration = Duration::from_secs(1);
+
+/// The instant by CLOCK_BOOTTIME.
+pub(crate) fn boot_now() -> BootMicros {
+    let now = clock_gettime(ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    BootMicros(seconds.saturating_mul(1_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000))
+}
+
+/// Waits until the boot clock shows `at`, for ever without one.
+pub(crate) async fn sleep_until(at: Option<BootMicros>) {
+    let Some(at) = at else { return std::future::pending().await };
+    loop {
+        let left = at.since(boot_now());
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(NAP_MAX)).await;
+    }
+}
+
+/// The name that the kernel gave to this boot: instants of the boot clock mean nothing under another one.
+pub(crate) fn boot_id() -> std::io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}

@@ -1,0 +1,110 @@
+//! The control plane over HTTP.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use holm_api::{
+    agent::{AppendEvents, Appended, Fenced, FinishRun, Poll, Polled, Register, Registered, Renew, Renewed, StartRun},
+    client::{Client, ClientError},
+};
+use holm_domain::{ErrorCode, RunId};
+
+use super::{ControlError, ControlPlane};
+
+/// How long a request may take that has nothing to wait for.
+const SHORT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A control plane behind the API's client.
+#[derive(Debug, Clone)]
+pub struct HttpControl {
+    client: Client,
+}
+
+impl HttpControl {
+    /// A control plane that `client` speaks to; its token must be that of an agent.
+    pub fn new(client: Client) -> Self {
+        Self { client }
+    }
+}
+
+impl From<ClientError> for ControlError {
+    fn from(error: ClientError) -> Self {
+        if error.is_transient() {
+            return Self::Unavailable(error.to_string());
+        }
+        match error {
+            ClientError::Problem(problem) if problem.code == ErrorCode::StaleFence => Self::StaleFence,
+            ClientError::Problem(problem) if problem.code == ErrorCode::LogGap => {
+                Self::LogGap { next_seq: problem.value.as_deref().and_then(|value| value.parse().ok()) }
+            }
+            other => Self::Refused(other.to_string()),
+        }
+    }
+}
+
+impl ControlPlane for HttpControl {
+    async fn register(&self, body: Register) -> Result<Registered, ControlError> {
+        Ok(self.client.agent_register(&body, SHORT_DEADLINE).await?)
+    }
+
+    async fn poll(&self, body: Poll) -> Result<Polled, ControlError> {
+        let deadline = Duration::from_millis(body.wait_ms) + SHORT_DEADLINE;
+        Ok(self.client.agent_poll(&body, deadline).await?)
+    }
+
+    async fn renew(&self, body: Renew) -> Result<Renewed, ControlError> {
+        Ok(self.client.agent_renew(&body, SHORT_DEADLINE).await?)
+    }
+
+    async fn start(&self, run: RunId, body: StartRun) -> Result<(), ControlError> {
+        Ok(self.client.agent_start(run, &body, SHORT_DEADLINE).await?)
+    }
+
+    async fn append_logs(&self, run: RunId, fenced: Fenced, batches: Bytes) -> Result<Appended, ControlError> {
+        Ok(self.client.agent_append_logs(run, &fenced, batches).await?)
+    }
+
+    async fn append_events(&self, run: RunId, body: AppendEvents) -> Result<(), ControlError> {
+        Ok(self.client.agent_append_events(run, &body, SHORT_DEADLINE).await?)
+    }
+
+    async fn put_changes(
+        &self,
+        run: RunId,
+        fenced: Fenced,
+        file: std::fs::File,
+        length: u64,
+    ) -> Result<(), ControlError> {
+        let file = tokio::fs::File::from_std(file);
+        let stream = tokio_util::io::ReaderStream::with_capacity(tokio::io::AsyncReadExt::take(file, length), 256 * 1024);
+        Ok(self.client.agent_put_changes(run, &fenced, stream, length).await?)
+    }
+
+    async fn finish(&self, run: RunId, body: FinishRun) -> Result<(), ControlError> {
+        Ok(self.client.agent_finish(run, &body, SHORT_DEADLINE).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holm_api::problem::Problem;
+
+    fn problem(code: ErrorCode, value: Option<&str>) -> ControlError {
+        let problem = Problem { value: value.map(str::to_owned), ..Problem::new(code, "so it is") };
+        ControlError::from(ClientError::Problem(Box::new(problem)))
+    }
+
+    #[test]
+    fn problems_are_told_apart() {
+        assert_eq!(problem(ErrorCode::StaleFence, None), ControlError::StaleFence);
+        assert_eq!(problem(ErrorCode::LogGap, Some("17")), ControlError::LogGap { next_seq: Some(17) });
+        assert_eq!(problem(ErrorCode::LogGap, None), ControlError::LogGap { next_seq: None });
+        for transient in [ErrorCode::Unavailable, ErrorCode::Internal, ErrorCode::TooMany, ErrorCode::DeadlineExceeded] {
+            assert!(matches!(problem(transient, None), ControlError::Unavailable(_)), "{transient}");
+        }
+        for lasting in [ErrorCode::Forbidden, ErrorCode::NotFound, ErrorCode::TooLarge, ErrorCode::InvalidField] {
+            assert!(matches!(problem(lasting, None), ControlError::Refused(_)), "{lasting}");
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! What the agent needs of a control plane.
+//!
+//! [`http::HttpControl`] is the real one; the tests have one that follows a script. Every operation may be repeated
+//! without harm, and is, while [`ControlError::Unavailable`] comes back.
+
+pub mod http;
+#[cfg(test)]
+pub(crate) mod scripted;
+
+use std::future::Future;
+
+use bytes::Bytes;
+use holm_api::agent::{
+    AppendEvents, Appended, Fenced, FinishRun, Poll, Polled, Register, Registered, Renew, Renewed, StartRun,
+};
+use holm_domain::RunId;
+
+/// Why an operation was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ControlError {
+    /// The fence is not that of a live lease: whatever is done under it must stop.
+    #[error("the lease is no longer held")]
+    StaleFence,
+    /// The entries do not follow what is stored.
+    #[error("the log does not follow what is stored")]
+    LogGap {
+        /// The sequence that was to follow, if it was told.
+        next_seq: Option<u64>,
+    },
+    /// The control plane was not reached or is not up to it now; the same may succeed later.
+    #[error("the control plane is not available: {0}")]
+    Unavailable(String),
+    /// The control plane will never do this.
+    #[error("the control plane refused: {0}")]
+    Refused(String),
+}
+
+/// A control plane as the agent sees it.
+pub trait ControlPlane: Send + Sync + 'static {
+    /// Tells what there is on this host.
+    fn register(&self, body: Register) -> impl Future<Output = Result<Registered, ControlError>> + Send;
+    /// Waits for runs and directives.
+    fn poll(&self, body: Poll) -> impl Future<Output = Result<Polled, ControlError>> + Send;
+    /// Extends leases.
+    fn renew(&self, body: Renew) -> impl Future<Output = Result<Renewed, ControlError>> + Send;
+    /// Tells that the command was started.
+    fn start(&self, run: RunId, body: StartRun) -> impl Future<Output = Result<(), ControlError>> + Send;
+    /// Appends log batches.
+    fn append_logs(
+        &self,
+        run: RunId,
+        fenced: Fenced,
+        batches: Bytes,
+    ) -> impl Future<Output = Result<Appended, ControlError>> + Send;
+    /// Appends events.
+    fn append_events(&self, run: RunId, body: AppendEvents) -> impl Future<Output = Result<(), ControlError>> + Send;
+    /// Uploads the archive of changes, `length` bytes from the start of `file`.
+    fn put_changes(
+        &self,
+        run: RunId,
+        fenced: Fenced,
+        file: std::fs::File,
+        length: u64,
+    ) -> impl Future<Output = Result<(), ControlError>> + Send;
+    /// Tells how the run ended.
+    fn finish(&self, run: RunId, body: FinishRun) -> impl Future<Output = Result<(), ControlError>> + Send;
+}

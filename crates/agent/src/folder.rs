@@ -1,0 +1,283 @@
+//! The agent's folder: its lock, and one folder for each attempt.
+//!
+//! What always holds: one agent at a time uses the folder; a file written by [`write_durably`] is there whole or not at
+//! all, also after a loss of power. The shim of an attempt may create files in the attempt's folder, but can neither
+//! replace nor remove what the agent put there (sticky bit): a journal that it could forge would make the agent, which
+//! may be root, remove whatever the forger likes.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use holm_runtime::AttemptId;
+use holm_shim::protocol::SPOOL_DIR_NAME;
+use rustix::fs::{FlockOperation, OFlags, flock};
+
+/// Why the agent's folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// Another agent uses it.
+    #[error("another agent is at work in {0}: stop it first, or give this one a folder of its own")]
+    Locked(PathBuf),
+    /// A file or folder cannot be made, read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Adds the path to an error.
+pub(crate) fn at<T>(path: &Path, result: io::Result<T>) -> Result<T, FolderError> {
+    result.map_err(|source| FolderError::Io { path: path.to_owned(), source })
+}
+
+/// The agent's folder, locked.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    path: PathBuf,
+    _lock: File,
+}
+
+fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
+    match DirBuilder::new().mode(mode).create(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        Err(error) => return Err(error),
+    }
+    // The umask took bits away, or an earlier version made it otherwise.
+    fs::set_permissions(path, Permissions::from_mode(mode))
+}
+
+impl Folder {
+    /// Makes the folder if it is not there, and locks it.
+    pub(crate) fn open(path: &Path) -> Result<Self, FolderError> {
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        at(parent, fs::create_dir_all(parent))?;
+        // Shims run under ids of their own and have to get to their attempt's folder, which nobody else may enter.
+        let mode = if rustix::process::geteuid().is_root() { 0o711 } else { 0o700 };
+        at(path, make_dir(path, mode))?;
+        let lock_path = path.join("lock");
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
+        let lock = at(&lock_path, lock)?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(FolderError::Locked(path.to_owned())),
+            Err(error) => return at(&lock_path, Err(error.into())),
+        }
+        let folder = Self { path: path.to_owned(), _lock: lock };
+        at(&folder.runs(), make_dir(&folder.runs(), mode))?;
+        at(&folder.set_aside(), make_dir(&folder.set_aside(), 0o700))?;
+        Ok(folder)
+    }
+
+    /// The path of the folder.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn runs(&self) -> PathBuf {
+        self.path.join("runs")
+    }
+
+    fn set_aside(&self) -> PathBuf {
+        self.path.join("set-aside")
+    }
+
+    /// Where the attempt's folder is or would be.
+    pub(crate) fn attempt(&self, attempt: AttemptId) -> PathBuf {
+        self.runs().join(name_of(attempt))
+    }
+
+    /// Makes the attempt's folder; nobody but the agent may enter it yet.
+    pub(crate) fn make_attempt(&self, attempt: AttemptId) -> Result<PathBuf, FolderError> {
+        let path = self.attempt(attempt);
+        at(&path, make_dir(&path, 0o700))?;
+        let spool = path.join(SPOOL_DIR_NAME);
+        at(&spool, make_dir(&spool, 0o700))?;
+        Ok(path)
+    }
+
+    /// Every folder of an attempt, and the names under `runs` that are none.
+    pub(crate) fn attempts(&self) -> Result<(Vec<AttemptId>, Vec<PathBuf>), FolderError> {
+        let (mut attempts, mut strangers) = (Vec::new(), Vec::new());
+        let runs = self.runs();
+        for entry in at(&runs, fs::read_dir(&runs))? {
+            let entry = at(&runs, entry)?;
+            match entry.file_name().to_str().and_then(attempt_of) {
+                Some(attempt) => attempts.push(attempt),
+                None => strangers.push(entry.path()),
+            }
+        }
+        attempts.sort_unstable();
+        Ok((attempts, strangers))
+    }
+
+    /// Moves a folder that cannot be understood out of the way, where people can look at it.
+    pub(crate) fn put_aside(&self, path: &Path) -> Result<PathBuf, FolderError> {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        for number in 0..1_000 {
+            let target = self.set_aside().join(format!("{name}.{number}"));
+            if !target.exists() {
+                at(path, fs::rename(path, &target))?;
+                return Ok(target);
+            }
+        }
+        at(path, Err(io::Error::other("a thousand folders of this name were set aside; remove some")))
+    }
+}
+
+fn name_of(attempt: AttemptId) -> String {
+    format!("{}.{}", attempt.run, attempt.fence)
+}
+
+fn attempt_of(name: &str) -> Option<AttemptId> {
+    let (run, fence) = name.split_once('.')?;
+    let attempt = AttemptId { run: run.parse().ok()?, fence: fence.parse().ok()? };
+    (name_of(attempt) == name).then_some(attempt)
+}
+
+/// Lets the shim, which runs under `ids`, create files in the attempt's folder.
+pub(crate) fn hand_over(dir: &Path, ids: Option<(u32, u32)>) -> Result<(), FolderError> {
+    let Some((_, gid)) = ids else { return Ok(()) };
+    for path in [dir.join(SPOOL_DIR_NAME), dir.to_owned()] {
+        at(&path, std::os::unix::fs::chown(&path, None, Some(gid)))?;
+        at(&path, fs::set_permissions(&path, Permissions::from_mode(0o1770)))?;
+    }
+    Ok(())
+}
+
+/// Writes a file that is there whole or not at all once this returned.
+pub(crate) fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), FolderError> {
+    let draft = write_draft(dir, name, bytes, true)?;
+    let path = dir.join(name);
+    at(&path, fs::rename(draft, &path))?;
+    at(dir, File::open(dir).and_then(|dir| dir.sync_all()))
+}
+
+/// Writes a file that is there whole or not at all as long as the machine does not fail.
+pub(crate) fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), FolderError> {
+    let draft = write_draft(dir, name, bytes, false)?;
+    let path = dir.join(name);
+    at(&path, fs::rename(draft, &path))
+}
+
+fn write_draft(dir: &Path, name: &str, bytes: &[u8], sync: bool) -> Result<PathBuf, FolderError> {
+    let path = dir.join(format!(".{name}.draft"));
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return at(&path, Err(error)),
+        _ => {}
+    }
+    let write = || {
+        let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path)?;
+        file.write_all(bytes)?;
+        if sync { file.sync_all() } else { Ok(()) }
+    };
+    at(&path, write())?;
+    Ok(path)
+}
+
+/// Reads a file that the agent itself wrote: one that somebody else owns, or a link, is refused. Nothing if it is not there.
+pub(crate) fn read_own(path: &Path, bytes_max: u64) -> io::Result<Option<Vec<u8>>> {
+    let file = match open_plain(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if file.metadata()?.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::other("it belongs to somebody else"));
+    }
+    let mut bytes = Vec::new();
+    file.take(bytes_max + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > bytes_max {
+        return Err(io::Error::other(format!("it is longer than {bytes_max} bytes")));
+    }
+    Ok(Some(bytes))
+}
+
+/// Opens a regular file; a link or anything else is refused.
+pub(crate) fn open_plain(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attempt() -> AttemptId {
+        AttemptId { run: holm_domain::RunId::from_uuid(uuid::Uuid::from_u128(7)), fence: 3 }
+    }
+
+    #[test]
+    fn a_second_agent_is_refused_until_the_first_is_gone() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("agent");
+        let first = Folder::open(&path).unwrap();
+        let error = Folder::open(&path).unwrap_err();
+        assert!(matches!(&error, FolderError::Locked(locked) if *locked == path), "{error}");
+        drop(first);
+        Folder::open(&path).unwrap();
+    }
+
+    #[test]
+    fn folders_of_attempts_are_found_and_others_told_apart() {
+        let temp = tempfile::tempdir().unwrap();
+        let folder = Folder::open(temp.path()).unwrap();
+        folder.make_attempt(attempt()).unwrap();
+        let padded = folder.runs().join(format!("{}.03", attempt().run));
+        fs::create_dir(&padded).unwrap();
+        let (attempts, strangers) = folder.attempts().unwrap();
+        assert_eq!((attempts, strangers), (vec![attempt()], vec![padded.clone()]));
+        let first = folder.put_aside(&padded).unwrap();
+        fs::create_dir(&padded).unwrap();
+        assert_ne!(folder.put_aside(&padded).unwrap(), first);
+    }
+
+    #[test]
+    fn a_file_that_a_shim_could_have_planted_is_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("journal.json");
+        assert_eq!(read_own(&path, 10).unwrap(), None);
+        write_durably(temp.path(), "journal.json", b"0123456789").unwrap();
+        assert_eq!(read_own(&path, 10).unwrap().as_deref(), Some(&b"0123456789"[..]));
+        assert!(read_own(&path, 9).is_err(), "too long");
+        let link = temp.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(read_own(&link, 10).is_err(), "a link");
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&path, Some(54321), None).unwrap();
+            assert!(read_own(&path, 10).is_err(), "somebody else's");
+        }
+    }
+
+    #[test]
+    fn a_shim_can_create_files_but_not_replace_the_journal() {
+        let temp = tempfile::tempdir().unwrap();
+        let folder = Folder::open(temp.path()).unwrap();
+        let dir = folder.make_attempt(attempt()).unwrap();
+        write_durably(&dir, "journal.json", b"{}").unwrap();
+        hand_over(&dir, None).unwrap();
+        assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o7777, 0o700, "one id only: nothing is opened up");
+        if rustix::process::geteuid().is_root() {
+            hand_over(&dir, Some((54321, 54321))).unwrap();
+            let meta = fs::metadata(&dir).unwrap();
+            assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (0o1770, 0, 54321));
+            fs::set_permissions(temp.path(), Permissions::from_mode(0o711)).unwrap();
+            let script = "echo ours > $0/exit.json && ! mv $0/journal.json $0/x && ! rm -f $0/journal.json && ! mv $0/spool $0/y";
+            let status = std::process::Command::new("setpriv")
+                .args(["--reuid", "54321", "--regid", "54321", "--clear-groups", "sh", "-c", script])
+                .arg(&dir)
+                .stderr(std::process::Stdio::null())
+                .status()
+                .unwrap();
+            assert!(status.success());
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! What an attempt occupies and what it is for, on disk before any of it exists.
+//!
+//! [`Record`] is written before the runtime creates anything (SPEC L6). [`ShimRecord`] is written after the shim was
+//! spawned and before it is told what to do: a shim that is in no record got no orders, and ends by itself when its
+//! standard input ends. So after a crash the two files tell exactly how far an attempt had come.
+
+use std::path::Path;
+
+use holm_domain::{
+    BootMicros,
+    run::{RunSpec, SandboxInfo},
+};
+use holm_runtime::{AttemptId, Resources};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{
+    folder::{FolderError, read_own, write_durably, write_whole},
+    shim_process::ShimId,
+};
+
+const RECORD_NAME: &str = "journal.json";
+const SHIM_NAME: &str = "shim.json";
+const VERSION: u32 = 1;
+/// A spec of the largest size fits, with its resources.
+const BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// An attempt as it was claimed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Claim {
+    /// The run and the number of the lease.
+    pub(crate) attempt: AttemptId,
+    /// The runtime by which it is to be executed.
+    pub(crate) runtime: String,
+    /// What it is asked to do.
+    pub(crate) spec: RunSpec,
+    /// The sequence of the first log entry of this attempt.
+    pub(crate) first_log_seq: u64,
+}
+
+/// The journal of one attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Record {
+    version: u32,
+    /// The boot under which `deadline` means something.
+    pub(crate) boot_id: String,
+    /// The attempt.
+    pub(crate) claim: Claim,
+    /// Until when the lease was held when it was claimed.
+    pub(crate) deadline: BootMicros,
+    /// Everything that it may occupy.
+    pub(crate) resources: Resources,
+}
+
+/// The shim of one attempt, and the place that was made for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ShimRecord {
+    /// Which process it is.
+    pub(crate) shim: ShimId,
+    /// What is to be reported when the command was started.
+    pub(crate) sandbox: SandboxInfo,
+}
+
+impl Record {
+    /// A record that is not written yet.
+    pub(crate) fn new(boot_id: String, claim: Claim, deadline: BootMicros, resources: Resources) -> Self {
+        Self { version: VERSION, boot_id, claim, deadline, resources }
+    }
+
+    /// Writes it; when this returned, no loss of power takes it away.
+    pub(crate) fn write(&self, dir: &Path) -> Result<(), FolderError> {
+        write_durably(dir, RECORD_NAME, &to_json(self)?)
+    }
+
+    /// Reads the record in the folder of `attempt`; nothing if none was written, an error if it cannot be trusted.
+    pub(crate) fn read(dir: &Path, attempt: AttemptId) -> Result<Option<Self>, Unreadable> {
+        let Some(record) = read::<Self>(dir, RECORD_NAME)? else { return Ok(None) };
+        if record.version != VERSION {
+            return Err(Unreadable(format!("{RECORD_NAME} has version {}, not {VERSION}", record.version)));
+        }
+        if record.claim.attempt != attempt || record.resources.attempt != attempt {
+            return Err(Unreadable(format!("{RECORD_NAME} is that of another attempt")));
+        }
+        Ok(Some(record))
+    }
+}
+
+impl ShimRecord {
+    /// Writes it. It need not outlast the machine, as the shim does not either.
+    pub(crate) fn write(&self, dir: &Path) -> Result<(), FolderError> {
+        write_whole(dir, SHIM_NAME, &to_json(self)?)
+    }
+
+    /// Reads it; nothing if no shim was told what to do.
+    pub(crate) fn read(dir: &Path) -> Result<Option<Self>, Unreadable> {
+        read(dir, SHIM_NAME)
+    }
+
+    /// Forgets the shim of an attempt that is begun again.
+    pub(crate) fn remove(dir: &Path) -> std::io::Result<()> {
+        match std::fs::remove_file(dir.join(SHIM_NAME)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Why a journal cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the journal cannot be used: {0}")]
+pub(crate) struct Unreadable(String);
+
+fn to_json(value: &impl Serialize) -> Result<Vec<u8>, FolderError> {
+    let json = serde_json::to_vec_pretty(value).map_err(std::io::Error::other);
+    crate::folder::at(Path::new(RECORD_NAME), json)
+}
+
+fn read<T: DeserializeOwned>(dir: &Path, name: &str) -> Result<Option<T>, Unreadable> {
+    let bytes = read_own(&dir.join(name), BYTES_MAX).map_err(|error| Unreadable(format!("{name}: {error}")))?;
+    let Some(bytes) = bytes else { return Ok(None) };
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| Unreadable(format!("{name}: {error}")))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn record(fence: u64) -> Record {
+        let attempt = AttemptId { run: holm_domain::RunId::from_uuid(uuid::Uuid::from_u128(1)), fence };
+        let claim =
+            Claim { attempt, runtime: "fake".to_owned(), spec: RunSpec::new(["true"]), first_log_seq: 1 };
+        let resources = Resources {
+            runtime: "fake".to_owned(),
+            attempt,
+            uid_slot: Some(4),
+            cgroups: vec!["/sys/fs/cgroup/x".into()],
+            mounts: Vec::new(),
+            paths: Vec::new(),
+        };
+        Record::new("boot".to_owned(), claim, BootMicros(9), resources)
+    }
+
+    #[test]
+    fn written_and_read() {
+        let temp = tempfile::tempdir().unwrap();
+        let record = record(3);
+        assert_eq!(Record::read(temp.path(), record.claim.attempt), Ok(None));
+        record.write(temp.path()).unwrap();
+        assert_eq!(Record::read(temp.path(), record.claim.attempt), Ok(Some(record.clone())));
+        let other = AttemptId { fence: 4, ..record.claim.attempt };
+        assert!(Record::read(temp.path(), other).is_err(), "the folder of another attempt");
+    }
+
+    #[test]
+    fn a_damaged_record_is_an_error_and_never_nothing() {
+        let temp = tempfile::tempdir().unwrap();
+        let record = record(3);
+        record.write(temp.path()).unwrap();
+        let path = temp.path().join(RECORD_NAME);
+        let whole = std::fs::read(&path).unwrap();
+        for length in [0, 1, whole.len() / 2, whole.len() - 1] {
+            std::fs::write(&path, &whole[..length]).unwrap();
+            assert!(Record::read(temp.path(), record.claim.attempt).is_err(), "cut to {length}");
+        }
+        let newer = String::from_utf8(whole).unwrap().replace("\"version\": 1", "\"version\": 2");
+        std::fs::write(&path, newer).unwrap();
+        assert!(Record::read(temp.path(), record.claim.attempt).is_err(), "another version");
+    }
+}

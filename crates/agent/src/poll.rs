@@ -1,0 +1,145 @@
+//! Asking the control plane for work and directives.
+//!
+//! Two claimers offer what is free, so that what is given back while one of them waits at the server can be offered by the
+//! other; what they offer never adds up to more than there is. A claimer is never interrupted: an answer that grants a
+//! lease must not be thrown away. The listener asks for nothing, so it may be, and begins anew whenever there is more that
+//! it has to hear about.
+
+use std::{sync::Arc, time::Duration};
+
+use holm_api::agent::{HeldLease, Poll, Polled};
+use holm_domain::{BootMicros, host::Capacity};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{
+    backoff::Backoff,
+    capacity::{Offer, Pool},
+    clock,
+    control::ControlPlane,
+    keeper::Event,
+    shared::Shared,
+};
+
+/// The most runs in one answer.
+const CLAIMS_MAX: u32 = 64;
+/// How long a claimer waits while runs are held, whose end may make more fit than it offers.
+const BUSY_WAIT: Duration = Duration::from_secs(1);
+/// The shortest time between two requests of the listener, should the server answer them all at once.
+const LISTEN_GAP: Duration = Duration::from_millis(10);
+
+/// An answer, and everything that is needed to act on it.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// When the request was sent.
+    pub(crate) asked_at: BootMicros,
+    /// The answer.
+    pub(crate) polled: Polled,
+    /// What was offered; nothing if no claims were asked for.
+    pub(crate) offer: Option<Offer>,
+    /// Told once the answer was acted on, so that the next request says what is held.
+    pub(crate) done: oneshot::Sender<()>,
+}
+
+/// What the pollers need.
+pub(crate) struct Poller<C> {
+    pub(crate) shared: Arc<Shared<C>>,
+    pub(crate) held: watch::Receiver<Vec<HeldLease>>,
+    /// The longest wait that leaves enough of a lease that is granted at its end.
+    pub(crate) wait_max: Duration,
+}
+
+impl<C> Clone for Poller<C> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone(), held: self.held.clone(), wait_max: self.wait_max }
+    }
+}
+
+impl<C: ControlPlane> Poller<C> {
+    fn body(&self, wait: Duration, free: Capacity, claims_max: u32, held: Vec<HeldLease>) -> Poll {
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).min(60_000);
+        Poll { agent: self.shared.agent, wait_ms, claims_max, free, held }
+    }
+
+    async fn deliver(&self, asked_at: BootMicros, polled: Polled, offer: Option<Offer>) -> Result<(), Closed> {
+        let (done, acted) = oneshot::channel();
+        let answer = Answer { asked_at, polled, offer, done };
+        self.shared.events.send(Event::Polled(answer)).await.map_err(|mpsc::error::SendError(_)| Closed)?;
+        acted.await.map_err(|_| Closed)
+    }
+
+    /// Offers what is free, for ever.
+    pub(crate) async fn claim(self, pool: Pool) -> Closed {
+        let mut backoff = Backoff::default();
+        loop {
+            let offer = pool.offer().await;
+            let held = self.held.borrow().clone();
+            let wait = if held.is_empty() { self.wait_max } else { self.wait_max.min(BUSY_WAIT) };
+            let free = offer.capacity();
+            let body = self.body(wait, free, free.runs.min(CLAIMS_MAX), held);
+            let asked_at = clock::boot_now();
+            match self.shared.control.poll(body).await {
+                Ok(polled) => {
+                    backoff.reset();
+                    if let Err(closed) = self.deliver(asked_at, polled, Some(offer)).await {
+                        return closed;
+                    }
+                }
+                Err(error) => {
+                    drop(offer);
+                    tracing::warn!(%error, "asking for work");
+                    backoff.wait().await;
+                }
+            }
+        }
+    }
+
+    /// Hears what is to be done with what is held, for ever.
+    pub(crate) async fn listen(mut self) -> Closed {
+        let mut backoff = Backoff::default();
+        loop {
+            let held = self.held.borrow_and_update().clone();
+            if held.is_empty() {
+                if self.held.changed().await.is_err() {
+                    return Closed;
+                }
+                continue;
+            }
+            let body = self.body(self.shared.config.poll_wait, Capacity::default(), 0, held.clone());
+            let asked_at = clock::boot_now();
+            let answer = tokio::select! {
+                answer = self.shared.control.poll(body) => answer,
+                changed = more_than(&mut self.held, &held) => match changed {
+                    Ok(()) => continue,
+                    Err(closed) => return closed,
+                },
+            };
+            match answer {
+                Ok(polled) => {
+                    backoff.reset();
+                    if let Err(closed) = self.deliver(asked_at, polled, None).await {
+                        return closed;
+                    }
+                    tokio::time::sleep(LISTEN_GAP).await;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "listening for directives");
+                    backoff.wait().await;
+                }
+            }
+        }
+    }
+}
+
+/// The keeper is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Closed;
+
+/// Waits until something is held that is not among `known`.
+async fn more_than(held: &mut watch::Receiver<Vec<HeldLease>>, known: &[HeldLease]) -> Result<(), Closed> {
+    loop {
+        held.changed().await.map_err(|_| Closed)?;
+        if held.borrow_and_update().iter().any(|lease| !known.contains(lease)) {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! After a restart: which attempts go on, and how (SPEC L5, L6).
+//!
+//! The two files of the journal tell how far an attempt had come (see [`crate::journal`]); [`judge`] turns that into what
+//! is to be done. Leases are taken up only after the shims were asked until when they hold theirs.
+
+use std::{sync::Arc, time::Duration};
+
+use holm_domain::BootMicros;
+use holm_runtime::AttemptId;
+use holm_shim::{
+    client::{connect, read_exit},
+    protocol::Status,
+};
+use tokio::time::{sleep, timeout};
+
+use crate::{
+    attempt::{
+        Origin,
+        converse::Link,
+        orders::Told,
+    },
+    clock,
+    control::ControlPlane,
+    journal::{Claim, Record, ShimRecord, Unreadable},
+    occupancy::Stay,
+    reaper,
+    shared::Shared,
+    shim_process::ShimProcess,
+};
+
+/// How often a shim that does not answer is tried again.
+const CONNECT_EVERY: Duration = Duration::from_millis(10);
+
+/// An attempt that goes on.
+#[derive(Debug)]
+pub(crate) struct Survivor {
+    pub(crate) claim: Claim,
+    pub(crate) deadline: BootMicros,
+    pub(crate) origin: Origin,
+    pub(crate) stay: Stay,
+}
+
+/// What is to be done with an attempt whose folder was found.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// Nothing was created, or nothing that can be told is left: remove it. Its lease expires and the run is queued again.
+    Remove,
+    /// No shim got orders: make it again under the same lease.
+    Again,
+    /// A shim got orders: take it up, dead or alive.
+    TakeUp,
+}
+
+fn judge(record: Option<&Record>, shim: Option<&ShimRecord>, has_exit: bool, boot_id: &str, now: BootMicros) -> Verdict {
+    let Some(record) = record else { return Verdict::Remove };
+    let is_this_boot = record.boot_id == boot_id;
+    match shim {
+        None if is_this_boot && now < record.deadline => Verdict::Again,
+        None => Verdict::Remove,
+        // The machine was started anew: what ran is gone, but what had ended can still be told.
+        Some(_) if is_this_boot || has_exit => Verdict::TakeUp,
+        Some(_) => Verdict::Remove,
+    }
+}
+
+/// Looks after every folder of an attempt; returns those that go on and removes the others.
+pub(crate) async fn survey<C: ControlPlane>(shared: &Arc<Shared<C>>) -> Vec<Survivor> {
+    let attempts = match shared.folder.attempts() {
+        Ok((attempts, _)) => attempts,
+        Err(error) => {
+            tracing::error!(%error, "looking for attempts of an earlier agent");
+            return Vec::new();
+        }
+    };
+    let found = attempts.into_iter().filter_map(|attempt| shared.occupancy.enter(attempt));
+    let surveys = found.map(|stay| look_after(shared, stay));
+    futures_util::future::join_all(surveys).await.into_iter().flatten().collect()
+}
+
+async fn look_after<C: ControlPlane>(shared: &Arc<Shared<C>>, stay: Stay) -> Option<Survivor> {
+    let attempt = stay.attempt();
+    let (record, shim, exit) = match read(shared, attempt) {
+        Ok(read) => read,
+        Err(problem) => {
+            tracing::error!(run = %attempt.run, fence = attempt.fence, %problem, "an attempt cannot be taken up");
+            return remove(shared, stay).await;
+        }
+    };
+    let verdict = judge(record.as_ref(), shim.as_ref(), exit.is_some(), &shared.boot_id, clock::boot_now());
+    tracing::info!(run = %attempt.run, fence = attempt.fence, ?verdict, "found an attempt of an earlier agent");
+    match (verdict, record, shim) {
+        (Verdict::Again, Some(record), _) => again(shared, stay, record).await,
+        (Verdict::TakeUp, Some(mut record), Some(shim)) => {
+            stay.adopt(&mut record.resources);
+            Some(take_up(shared, stay, record, shim, exit).await)
+        }
+        _ => remove(shared, stay).await,
+    }
+}
+
+type Read = (Option<Record>, Option<ShimRecord>, Option<Status>);
+
+fn read<C>(shared: &Shared<C>, attempt: AttemptId) -> Result<Read, Unreadable> {
+    let dir = shared.folder.attempt(attempt);
+    let exit = read_exit(&dir).unwrap_or_else(|error| {
+        // Whoever takes it up comes to the same result, and tells of an end without a word of it.
+        tracing::error!(run = %attempt.run, %error, "the final status");
+        None
+    });
+    Ok((Record::read(&dir, attempt)?, ShimRecord::read(&dir)?, exit))
+}
+
+async fn remove<C: ControlPlane>(shared: &Arc<Shared<C>>, stay: Stay) -> Option<Survivor> {
+    let shared = shared.clone();
+    if let Err(error) = tokio::task::spawn_blocking(move || reaper::clear_attempt(&shared, stay)).await {
+        tracing::error!(%error, "removing an attempt of an earlier agent");
+    }
+    None
+}
+
+/// Removes what was prepared and begins again.
+async fn again<C: ControlPlane>(shared: &Arc<Shared<C>>, stay: Stay, record: Record) -> Option<Survivor> {
+    let attempt = stay.attempt();
+    let Record { claim, deadline, .. } = record;
+    remove(shared, stay).await;
+    // Not given when something could not be removed in the first place: the reaper has it then, and the lease expires.
+    let is_removed = !shared.folder.attempt(attempt).exists();
+    let stay = is_removed.then(|| shared.occupancy.enter(attempt)).flatten()?;
+    Some(Survivor { claim, deadline, origin: Origin::Claimed, stay })
+}
+
+async fn take_up<C: ControlPlane>(
+    shared: &Arc<Shared<C>>,
+    stay: Stay,
+    record: Record,
+    shim: ShimRecord,
+    exit: Option<Status>,
+) -> Survivor {
+    let attempt = stay.attempt();
+    let process = ShimProcess::find(shim.shim).unwrap_or_else(|error| {
+        tracing::error!(run = %attempt.run, %error, "looking for a shim");
+        None
+    });
+    let mut deadline = exit.as_ref().map_or(record.deadline, |exit| exit.deadline_us);
+    let (mut link, mut status) = (None, None);
+    if let Some(process) = &process {
+        let dir = shared.folder.attempt(attempt);
+        match timeout(shared.config.answer_within, ask(&dir, process)).await {
+            Ok(Some((found, said))) if said.fence == attempt.fence => {
+                deadline = said.deadline_us;
+                link = Some(Box::new(found));
+                status = Some(Box::new(said));
+            }
+            _ => tracing::warn!(run = %attempt.run, fence = attempt.fence, "a shim does not answer"),
+        }
+    }
+    let origin = Origin::Found { process, link, status, sandbox: shim.sandbox };
+    Survivor { claim: record.claim, deadline, origin, stay }
+}
+
+/// Connects to a shim and hears its first status; nothing if it ends.
+async fn ask(dir: &std::path::Path, process: &ShimProcess) -> Option<(Link, Status)> {
+    loop {
+        if let Ok((commands, mut statuses)) = connect(dir).await
+            && let Ok(Some(status)) = statuses.next().await
+        {
+            return Some((Link { commands, statuses, told: Told::default() }, status));
+        }
+        tokio::select! {
+            _ = process.gone() => return None,
+            () = sleep(CONNECT_EVERY) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{journal::tests::record, shim_process::ShimId};
+    use holm_domain::run::SandboxInfo;
+
+    #[test]
+    fn how_far_it_was_decides() {
+        let record = record(1);
+        let child = std::process::Command::new("true").spawn().unwrap();
+        let shim = ShimRecord {
+            shim: ShimId::of_child(&child).unwrap(),
+            sandbox: SandboxInfo {
+                agent: holm_domain::AgentId::from_uuid(uuid::Uuid::nil()),
+                runtime: "fake".to_owned(),
+                image_digest: None,
+                unenforced: Vec::new(),
+            },
+        };
+        let (before, after) = (BootMicros(record.deadline.0 - 1), record.deadline);
+        let here = |shim, has_exit, now| judge(Some(&record), shim, has_exit, "boot", now);
+        let elsewhere = |shim, has_exit| judge(Some(&record), shim, has_exit, "another boot", before);
+        assert_eq!(judge(None, None, false, "boot", before), Verdict::Remove, "nothing was created");
+        assert_eq!(here(None, false, before), Verdict::Again);
+        assert_eq!(here(None, false, after), Verdict::Remove, "the lease is over");
+        assert_eq!(here(Some(&shim), false, after), Verdict::TakeUp, "its shim knows the deadline");
+        assert_eq!(here(Some(&shim), true, after), Verdict::TakeUp);
+        assert_eq!(elsewhere(None, false), Verdict::Remove, "instants of another boot mean nothing");
+        assert_eq!(elsewhere(Some(&shim), false), Verdict::Remove, "it may be made again elsewhere");
+        assert_eq!(elsewhere(Some(&shim), true), Verdict::TakeUp, "the end can be told");
+        drop(child.wait_with_output());
+    }
+}

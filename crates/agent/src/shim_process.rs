@@ -1,0 +1,202 @@
+//! A shim as a process of this host: spawned by this agent, or found again after a restart.
+//!
+//! A process is known by its id together with the time at which it started, and handled through a pidfd (pidfd_open(2)),
+//! so that a number that the kernel gave to somebody else is never signalled.
+
+use std::{
+    ffi::OsString,
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::{net::UnixStream, process::CommandExt as _},
+    },
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
+use serde::{Deserialize, Serialize};
+use tokio::io::unix::AsyncFd;
+
+/// The variables of the agent's environment that a shim gets; none of them may bear a secret.
+const ENV_PASSED: [&str; 3] = ["RUST_LOG", "HOLM_LOG", "RUST_BACKTRACE"];
+
+/// How a shim is started; `shim` and the label of the attempt are added as arguments.
+#[derive(Debug, Clone)]
+pub struct ShimProgram {
+    /// The program.
+    pub program: PathBuf,
+    /// Its first arguments.
+    pub args: Vec<OsString>,
+}
+
+impl Default for ShimProgram {
+    /// This very program, also after its file was replaced by a newer one.
+    fn default() -> Self {
+        Self { program: PathBuf::from("/proc/self/exe"), args: Vec::new() }
+    }
+}
+
+/// Which process a shim is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ShimId {
+    pid: u32,
+    /// Field 22 of /proc/PID/stat (proc_pid_stat(5)).
+    started_ticks: u64,
+}
+
+/// A handle on a shim.
+#[derive(Debug)]
+pub(crate) struct ShimProcess {
+    id: ShimId,
+    pidfd: AsyncFd<OwnedFd>,
+    child: Option<Child>,
+}
+
+/// Spawns a shim that waits on the returned socket for its orders.
+pub(crate) fn spawn(program: &ShimProgram, label: &str, ids: Option<(u32, u32)>) -> io::Result<(Child, UnixStream)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let mut command = Command::new(&program.program);
+    command.args(&program.args).arg("shim").arg(label);
+    command.env_clear().envs(ENV_PASSED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+    command.current_dir("/").stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
+    if let Some((uid, gid)) = ids {
+        command.uid(uid).gid(gid);
+    }
+    Ok((command.spawn()?, ours))
+}
+
+fn open(pid: u32) -> io::Result<Option<OwnedFd>> {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(rustix::io::Errno::SRCH) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn started_ticks(pid: u32) -> io::Result<Option<u64>> {
+    let stat = match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    // The second field is the name in parentheses and may hold anything, parentheses too.
+    let after_name = stat.rsplit_once(')').map(|(_, rest)| rest);
+    let ticks = after_name.and_then(|rest| rest.split_ascii_whitespace().nth(19)?.parse().ok());
+    ticks.map(Some).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has another form than is known")))
+}
+
+/// The pidfd of exactly this process; nothing once it is gone.
+fn open_exactly(id: ShimId) -> io::Result<Option<OwnedFd>> {
+    let Some(fd) = open(id.pid)? else { return Ok(None) };
+    // The descriptor is fixed on a process now: if its start is the one that was noted, it is the right one.
+    Ok((started_ticks(id.pid)? == Some(id.started_ticks)).then_some(fd))
+}
+
+impl ShimId {
+    /// Of a child that was not waited for, so that its id cannot have been given to another process.
+    pub(crate) fn of_child(child: &Child) -> io::Result<Self> {
+        let pid = child.id();
+        let ticks = started_ticks(pid)?.ok_or_else(|| io::Error::other("the shim vanished"))?;
+        Ok(Self { pid, started_ticks: ticks })
+    }
+
+    /// Kills the process, if it is still there, and waits for its end. Blocks.
+    pub(crate) fn kill_and_wait(self, patience: Duration) -> io::Result<()> {
+        let Some(fd) = open_exactly(self)? else { return Ok(()) };
+        kill(&fd)?;
+        let timeout = Timespec { tv_sec: patience.as_secs().min(3_600) as i64, tv_nsec: 0 };
+        match poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout))? {
+            0 => Err(io::Error::new(io::ErrorKind::TimedOut, format!("process {} does not die", self.pid))),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn kill(fd: &OwnedFd) -> io::Result<()> {
+    match pidfd_send_signal(fd, Signal::KILL) {
+        Err(rustix::io::Errno::SRCH) | Ok(()) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl ShimProcess {
+    /// A shim that this agent spawned.
+    pub(crate) fn spawned(id: ShimId, child: Child) -> io::Result<Self> {
+        let fd = open(id.pid)?.ok_or_else(|| io::Error::other("the shim vanished"))?;
+        Ok(Self { id, pidfd: AsyncFd::register(fd)?, child: Some(child) })
+    }
+
+    /// A shim that an earlier agent spawned; nothing once it is gone.
+    pub(crate) fn find(id: ShimId) -> io::Result<Option<Self>> {
+        let Some(fd) = open_exactly(id)? else { return Ok(None) };
+        Ok(Some(Self { id, pidfd: AsyncFd::register(fd)?, child: None }))
+    }
+
+    /// Which process it is.
+    pub(crate) fn id(&self) -> ShimId {
+        self.id
+    }
+
+    /// Waits until it is gone. May be dropped and called again.
+    pub(crate) async fn gone(&self) -> io::Result<()> {
+        self.pidfd.readable().await?.retain_ready();
+        Ok(())
+    }
+
+    /// Kills it.
+    pub(crate) fn kill(&self) -> io::Result<()> {
+        kill(self.pidfd.get_ref())
+    }
+}
+
+impl Drop for ShimProcess {
+    fn drop(&mut self) {
+        // Takes the exit status of a child that has ended, so that it does not stay as a zombie.
+        if let Some(Err(error)) = self.child.as_mut().map(Child::try_wait) {
+            tracing::warn!(pid = self.id.pid, %error, "waiting for a shim");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sleeper() -> Child {
+        Command::new("sleep").arg("1000").spawn().unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_process_is_seen() {
+        let child = sleeper();
+        let process = ShimProcess::spawned(ShimId::of_child(&child).unwrap(), child).unwrap();
+        let again = ShimProcess::find(process.id()).unwrap().unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(20), process.gone()).await.is_err());
+        again.kill().unwrap();
+        process.gone().await.unwrap();
+        again.gone().await.unwrap();
+        let id = process.id();
+        drop(process);
+        assert!(ShimProcess::find(id).unwrap().is_none(), "it was waited for");
+    }
+
+    #[test]
+    fn another_process_of_the_same_number_is_left_alone() {
+        let mut child = sleeper();
+        let id = ShimId::of_child(&child).unwrap();
+        let earlier = ShimId { started_ticks: id.started_ticks - 1, ..id };
+        earlier.kill_and_wait(Duration::from_secs(1)).unwrap();
+        assert!(child.try_wait().unwrap().is_none(), "it lives");
+        id.kill_and_wait(Duration::from_secs(10)).unwrap();
+        child.wait().unwrap();
+        id.kill_and_wait(Duration::from_secs(1)).unwrap();
+    }
+}
