@@ -1,6 +1,6 @@
 //! Repeating what failed because the other side was not there: later each time, and never all agents at once.
 
-use std::time::Duration;
+use std::{future::Future, time::Duration};
 
 use crate::control::ControlError;
 
@@ -43,10 +43,10 @@ impl Default for Backoff {
 }
 
 /// Repeats `operation` while the control plane is not available, for at most `patience`.
-pub(crate) async fn persist<T>(
+pub(crate) async fn persist<T, F: Future<Output = Result<T, ControlError>> + Send>(
     what: &'static str,
     patience: Duration,
-    mut operation: impl AsyncFnMut() -> Result<T, ControlError>,
+    mut operation: impl FnMut() -> F + Send,
 ) -> Result<T, ControlError> {
     let mut backoff = Backoff::default();
     let begun = tokio::time::Instant::now();

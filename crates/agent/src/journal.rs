@@ -97,14 +97,6 @@ impl ShimRecord {
     pub(crate) fn read(dir: &Path) -> Result<Option<Self>, Unreadable> {
         read(dir, SHIM_NAME)
     }
-
-    /// Forgets the shim of an attempt that is begun again.
-    pub(crate) fn remove(dir: &Path) -> std::io::Result<()> {
-        match std::fs::remove_file(dir.join(SHIM_NAME)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
-    }
 }
 
 /// Why a journal cannot be used.
@@ -129,8 +121,7 @@ pub(crate) mod tests {
 
     pub(crate) fn record(fence: u64) -> Record {
         let attempt = AttemptId { run: holm_domain::RunId::from_uuid(uuid::Uuid::from_u128(1)), fence };
-        let claim =
-            Claim { attempt, runtime: "fake".to_owned(), spec: RunSpec::new(["true"]), first_log_seq: 1 };
+        let claim = Claim { attempt, runtime: "fake".to_owned(), spec: RunSpec::new(["true"]), first_log_seq: 1 };
         let resources = Resources {
             runtime: "fake".to_owned(),
             attempt,

@@ -263,7 +263,9 @@ impl<C: ControlPlane> Keeper<C> {
             Action::Start { held, .. } => {
                 tracing::error!(run = %held.run, fence = held.fence, "a lease begins that nobody was granted");
             }
-            Action::Extend { held, deadline } => self.order(held, |orders| orders.deadline = orders.deadline.max(deadline)),
+            Action::Extend { held, deadline } => {
+                self.order(held, |orders| orders.deadline = orders.deadline.max(deadline))
+            }
             Action::Renew { held } => self.renew(&held),
             Action::Stop { held, reason } => {
                 tracing::info!(run = %held.run, fence = held.fence, ?reason, "an attempt is to stop");
@@ -289,10 +291,8 @@ impl<C: ControlPlane> Keeper<C> {
                 return;
             }
             let known = |held: &Held| self.attempts.get(held).and_then(|entry| entry.orders.borrow().cancel);
-            let leases = part
-                .iter()
-                .map(|held| HeldLease { run: held.run, fence: held.fence, cancel: known(held) })
-                .collect();
+            let leases =
+                part.iter().map(|held| HeldLease { run: held.run, fence: held.fence, cancel: known(held) }).collect();
             let shared = self.shared.clone();
             self.renewals.spawn(async move {
                 let body = Renew { agent: shared.agent, leases };
@@ -332,8 +332,11 @@ impl<C: ControlPlane> Keeper<C> {
     /// Says what is held, without what is over or lost.
     fn publish(&self) {
         let live = self.attempts.iter().filter(|(_, entry)| !entry.is_released && entry.orders.borrow().lost.is_none());
-        let lease =
-            |(held, entry): (&Held, &Entry)| HeldLease { run: held.run, fence: held.fence, cancel: entry.orders.borrow().cancel };
+        let lease = |(held, entry): (&Held, &Entry)| HeldLease {
+            run: held.run,
+            fence: held.fence,
+            cancel: entry.orders.borrow().cancel,
+        };
         let leases: Vec<HeldLease> = live.map(lease).collect();
         self.held.send_if_modified(|known| {
             let is_changed = *known != leases;
@@ -347,7 +350,9 @@ impl<C: ControlPlane> Keeper<C> {
             Ok((id, ())) => *id,
             Err(error) => error.id(),
         };
-        let Some(held) = self.attempts.iter().find_map(|(held, entry)| (entry.task == id).then_some(*held)) else { return };
+        let Some(held) = self.attempts.iter().find_map(|(held, entry)| (entry.task == id).then_some(*held)) else {
+            return;
+        };
         self.attempts.remove(&held);
         if let Err(error) = joined {
             tracing::error!(run = %held.run, fence = held.fence, %error, "a supervisor failed; the reaper removes what it left");
@@ -391,7 +396,9 @@ impl<C: ControlPlane> Keeper<C> {
             Phase::Working => {}
             Phase::Draining { .. } => {
                 tracing::warn!(attempts = self.attempts.len(), "runs did not end in time; they are killed");
-                self.attempts.values().for_each(|entry| entry.orders.send_modify(|orders| orders.cancel = Some(Cancel::Kill)));
+                self.attempts
+                    .values()
+                    .for_each(|entry| entry.orders.send_modify(|orders| orders.cancel = Some(Cancel::Kill)));
                 self.phase = Phase::Closing { give_up_at: Instant::now() + DRAIN_PATIENCE };
             }
             Phase::Closing { .. } => {

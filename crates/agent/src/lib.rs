@@ -115,8 +115,7 @@ impl<C: ControlPlane> Agent<C> {
         let (events, heard) = mpsc::channel(EVENTS_MAX);
         let wait_max = config.poll_wait.min(ttl / 3);
         let occupancy = Occupancy::default();
-        let shared =
-            Arc::new(Shared { config, agent, boot_id, folder, control, runtimes, occupancy, holder, events });
+        let shared = Arc::new(Shared { config, agent, boot_id, folder, control, runtimes, occupancy, holder, events });
         let survivors = recover::survey(&shared).await;
         Keeper::new(shared, heard).run(survivors, wait_max, shutdown).await;
         Ok(())

@@ -14,11 +14,7 @@ use holm_shim::{
 use tokio::time::{sleep, timeout};
 
 use crate::{
-    attempt::{
-        Origin,
-        converse::Link,
-        orders::Told,
-    },
+    attempt::{Origin, converse::Link, orders::Told},
     clock,
     control::ControlPlane,
     journal::{Claim, Record, ShimRecord, Unreadable},
@@ -51,7 +47,13 @@ enum Verdict {
     TakeUp,
 }
 
-fn judge(record: Option<&Record>, shim: Option<&ShimRecord>, has_exit: bool, boot_id: &str, now: BootMicros) -> Verdict {
+fn judge(
+    record: Option<&Record>,
+    shim: Option<&ShimRecord>,
+    has_exit: bool,
+    boot_id: &str,
+    now: BootMicros,
+) -> Verdict {
     let Some(record) = record else { return Verdict::Remove };
     let is_this_boot = record.boot_id == boot_id;
     match shim {

@@ -8,9 +8,7 @@ use holm_shim::protocol::Tuning;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 
-use crate::{
-    clock, folder::Folder, keeper::Event, occupancy::Occupancy, shim_process::ShimProgram,
-};
+use crate::{clock, folder::Folder, keeper::Event, occupancy::Occupancy, shim_process::ShimProgram};
 
 /// How an agent works.
 #[derive(Debug, Clone)]

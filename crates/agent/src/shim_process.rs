@@ -120,6 +120,12 @@ impl ShimId {
     }
 }
 
+// The deprecation is for types that may close their descriptor or swap it; an `OwnedFd` that is never taken out does not.
+#[allow(deprecated)]
+fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(fd, tokio::io::Interest::READABLE)
+}
+
 fn kill(fd: &OwnedFd) -> io::Result<()> {
     match pidfd_send_signal(fd, Signal::KILL) {
         Err(rustix::io::Errno::SRCH) | Ok(()) => Ok(()),
@@ -131,18 +137,13 @@ impl ShimProcess {
     /// A shim that this agent spawned.
     pub(crate) fn spawned(id: ShimId, child: Child) -> io::Result<Self> {
         let fd = open(id.pid)?.ok_or_else(|| io::Error::other("the shim vanished"))?;
-        Ok(Self { id, pidfd: AsyncFd::register(fd)?, child: Some(child) })
+        Ok(Self { id, pidfd: watch(fd)?, child: Some(child) })
     }
 
     /// A shim that an earlier agent spawned; nothing once it is gone.
     pub(crate) fn find(id: ShimId) -> io::Result<Option<Self>> {
         let Some(fd) = open_exactly(id)? else { return Ok(None) };
-        Ok(Some(Self { id, pidfd: AsyncFd::register(fd)?, child: None }))
-    }
-
-    /// Which process it is.
-    pub(crate) fn id(&self) -> ShimId {
-        self.id
+        Ok(Some(Self { id, pidfd: watch(fd)?, child: None }))
     }
 
     /// Waits until it is gone. May be dropped and called again.
@@ -177,13 +178,13 @@ mod tests {
     #[tokio::test]
     async fn the_end_of_a_process_is_seen() {
         let child = sleeper();
-        let process = ShimProcess::spawned(ShimId::of_child(&child).unwrap(), child).unwrap();
-        let again = ShimProcess::find(process.id()).unwrap().unwrap();
+        let id = ShimId::of_child(&child).unwrap();
+        let process = ShimProcess::spawned(id, child).unwrap();
+        let again = ShimProcess::find(id).unwrap().unwrap();
         assert!(tokio::time::timeout(Duration::from_millis(20), process.gone()).await.is_err());
         again.kill().unwrap();
         process.gone().await.unwrap();
         again.gone().await.unwrap();
-        let id = process.id();
         drop(process);
         assert!(ShimProcess::find(id).unwrap().is_none(), "it was waited for");
     }

@@ -12,6 +12,7 @@ use super::{
     orders::{Lost, Orders, Told, Wants},
     report::{Reporter, Unreported},
     seen::Seen,
+    settle::Settler,
 };
 use crate::{control::ControlPlane, shim_process::ShimProcess};
 
@@ -130,17 +131,13 @@ pub(crate) struct Conversation<'a> {
 }
 
 impl Conversation<'_> {
-    /// Goes on until the end was reported, or nothing more may be. `settle` is called once the shim is gone: it finds out
-    /// how the sandbox ended, and makes sure that it did.
-    pub(crate) async fn run<C: ControlPlane>(
-        mut self,
-        reporter: Reporter<'_, C>,
-        settle: impl AsyncFn(&watch::Sender<Seen>),
-    ) -> Over {
+    /// Goes on until the end was reported, or nothing more may be. Once the shim is gone, `settler` finds out how the sandbox
+    /// ended, and makes sure that it did.
+    pub(crate) async fn run<C: ControlPlane>(mut self, reporter: Reporter<'_, C>, settler: Settler<'_, C>) -> Over {
         let mut report = std::pin::pin!(reporter.run());
         let mut silent_since = Instant::now();
         if self.shim.process.is_none() {
-            settle(&self.seen).await;
+            settler.settle(&self.seen).await;
         }
         loop {
             let orders = *self.orders.borrow_and_update();
@@ -164,7 +161,7 @@ impl Conversation<'_> {
                 () = gone(&self.shim.process) => {
                     self.shim.process = None;
                     self.shim.link = None;
-                    settle(&self.seen).await;
+                    settler.settle(&self.seen).await;
                 }
                 () = tokio::time::sleep_until(silence_ends), if is_silent => {
                     tracing::error!(dir = %self.dir.display(), "a shim does not answer; it is killed");

@@ -97,9 +97,7 @@ pub(crate) async fn make<C: ControlPlane>(
     .await
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, NotMade> + Send + 'static,
-) -> Result<T, NotMade> {
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, NotMade> + Send + 'static) -> Result<T, NotMade> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(launch_failed(format!("the preparation failed: {error}"))),

@@ -10,11 +10,12 @@ mod make;
 pub(crate) mod orders;
 mod report;
 mod seen;
+mod settle;
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use holm_domain::run::SandboxInfo;
-use holm_shim::{client::read_exit, protocol::Status};
+use holm_shim::protocol::Status;
 use tokio::sync::watch;
 
 use self::{
@@ -23,11 +24,12 @@ use self::{
     orders::{Orders, Wants},
     report::Reporter,
     seen::{End, Seen},
+    settle::Settler,
 };
 use crate::{
     capacity::Permit,
     control::{ControlError, ControlPlane},
-    journal::{Claim, Record},
+    journal::Claim,
     keeper::Event,
     occupancy::Stay,
     reaper,
@@ -184,7 +186,7 @@ async fn converse<C: ControlPlane>(
         seen,
         answer_within: shared.config.answer_within,
     };
-    let over = conversation.run(reporter, async |seen| settle(shared, stay, &dir, seen).await).await;
+    let over = conversation.run(reporter, Settler { shared, stay, dir: &dir }).await;
     match over {
         Over::Reported => Way::Reported,
         Over::Left => Way::Left,
@@ -193,41 +195,4 @@ async fn converse<C: ControlPlane>(
             Way::Abandoned
         }
     }
-}
-
-/// Finds out how a sandbox ended whose shim is gone. One whose shim left no word may still live: it is removed first.
-async fn settle<C: ControlPlane>(
-    shared: &Arc<Shared<C>>,
-    stay: &Arc<Stay>,
-    dir: &Path,
-    seen: &watch::Sender<Seen>,
-) {
-    let fence = stay.attempt().fence;
-    let task = tokio::task::spawn_blocking({
-        let (shared, stay, dir) = (shared.clone(), stay.clone(), dir.to_owned());
-        move || match read_exit(&dir) {
-            Ok(Some(status)) if status.fence == fence => Some(status),
-            other => {
-                if let Err(error) = other {
-                    tracing::error!(run = %stay.attempt().run, %error, "the final status");
-                }
-                if let Ok(Some(record)) = Record::read(&dir, stay.attempt()) {
-                    reaper::destroy(&shared.runtimes, &record.resources);
-                }
-                None
-            }
-        }
-    });
-    let status = task.await.unwrap_or_else(|error| {
-        tracing::error!(%error, "removing a sandbox whose shim is gone");
-        None
-    });
-    seen.send_modify(|seen| {
-        match status {
-            Some(status) => seen.take(fence, &status),
-            None => seen.lose(),
-        }
-        // A final status that speaks of no end is no word at all.
-        seen.lose();
-    });
 }

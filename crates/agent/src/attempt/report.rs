@@ -82,7 +82,7 @@ impl<C: ControlPlane> Reporter<'_, C> {
     async fn start(&self) -> Result<(), ControlError> {
         let body = StartRun { fence: self.attempt.fence, sandbox: self.sandbox.clone() };
         let Shared { control, config, .. } = self.shared;
-        persist("start", config.patience, async || control.start(self.attempt.run, body.clone()).await).await
+        persist("start", config.patience, || control.start(self.attempt.run, body.clone())).await
     }
 
     /// Sends output and events until the sandbox has ended and nothing is left; returns the end and what was lost.
@@ -135,7 +135,7 @@ impl<C: ControlPlane> Reporter<'_, C> {
         let fenced = Fenced { agent: self.shared.agent, fence };
         let Shared { control, config, .. } = self.shared;
         while let Some((first_seq, _, batches)) = logs.read().await? {
-            let append = async || control.append_logs(run, fenced, batches.clone()).await;
+            let append = || control.append_logs(run, fenced, batches.clone());
             let answer = persist("append_logs", config.patience, append).await;
             logs.answered(first_seq, answer.map(|appended| appended.next_seq))?;
             self.wants.send_modify(|wants| wants.acked = wants.acked.max(logs.next_seq()));
@@ -157,7 +157,7 @@ impl<C: ControlPlane> Reporter<'_, C> {
             };
             let count = events.len() as u64;
             let body = AppendEvents { agent: self.shared.agent, fence, first_seq: told + 1, events };
-            let append = async || control.append_events(run, body.clone()).await;
+            let append = || control.append_events(run, body.clone());
             match persist("append_events", config.patience, append).await {
                 Ok(()) => told += count,
                 Err(ControlError::Refused(problem)) => return Ok(self.pass_over_events(&problem)),
@@ -178,8 +178,9 @@ impl<C: ControlPlane> Reporter<'_, C> {
         let fenced = Fenced { agent: self.shared.agent, fence };
         let path = self.dir.join(CHANGES_FILE_NAME);
         let Shared { control, config, .. } = self.shared;
-        let put = async || {
-            let file = open_plain(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
+        let (path, control) = (&path, control);
+        let put = || async move {
+            let file = open_plain(path).and_then(|file| Ok((file.metadata()?.len(), file)));
             match file {
                 Ok((found, file)) if found == length => control.put_changes(run, fenced, file, length).await,
                 Ok((found, _)) => Err(ControlError::Refused(format!("{found} bytes where {length} were told"))),
@@ -214,6 +215,6 @@ pub(crate) async fn finish<C: ControlPlane>(
         result: end.result,
         next_log_seq: next_log_seq.max(end.next_seq.unwrap_or(0)),
     };
-    let finish = async || shared.control.finish(attempt.run, body.clone()).await;
+    let finish = || shared.control.finish(attempt.run, body.clone());
     persist("finish", shared.config.patience, finish).await
 }

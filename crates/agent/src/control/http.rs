@@ -76,7 +76,8 @@ impl ControlPlane for HttpControl {
         length: u64,
     ) -> Result<(), ControlError> {
         let file = tokio::fs::File::from_std(file);
-        let stream = tokio_util::io::ReaderStream::with_capacity(tokio::io::AsyncReadExt::take(file, length), 256 * 1024);
+        let stream =
+            tokio_util::io::ReaderStream::with_capacity(tokio::io::AsyncReadExt::take(file, length), 256 * 1024);
         Ok(self.client.agent_put_changes(run, &fenced, stream, length).await?)
     }
 
@@ -100,7 +101,8 @@ mod tests {
         assert_eq!(problem(ErrorCode::StaleFence, None), ControlError::StaleFence);
         assert_eq!(problem(ErrorCode::LogGap, Some("17")), ControlError::LogGap { next_seq: Some(17) });
         assert_eq!(problem(ErrorCode::LogGap, None), ControlError::LogGap { next_seq: None });
-        for transient in [ErrorCode::Unavailable, ErrorCode::Internal, ErrorCode::TooMany, ErrorCode::DeadlineExceeded] {
+        for transient in [ErrorCode::Unavailable, ErrorCode::Internal, ErrorCode::TooMany, ErrorCode::DeadlineExceeded]
+        {
             assert!(matches!(problem(transient, None), ControlError::Unavailable(_)), "{transient}");
         }
         for lasting in [ErrorCode::Forbidden, ErrorCode::NotFound, ErrorCode::TooLarge, ErrorCode::InvalidField] {

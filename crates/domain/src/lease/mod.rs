@@ -5,6 +5,8 @@
 
 pub mod grant;
 pub mod holder;
+#[cfg(test)]
+mod properties;
 
 use serde::{Deserialize, Serialize};
 

@@ -1,0 +1,325 @@
+//! A control plane in memory for tests: the real state machine of `domain`, and faults on order.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use holm_api::agent::{
+    AppendEvents, Appended, ClaimedRun, Directive, DirectiveKind, Fenced, FinishRun, Poll, Polled, Register,
+    Registered, Renew, Renewed, RenewedLease, StartRun,
+};
+use holm_domain::{
+    AgentId, OrgId, ProjectId, RunId, TokenId, UnixMicros,
+    lease::grant::{self, FinishRefused},
+    limits::LeaseConfig,
+    log::parse_all,
+    run::{Admission, Cancel, EventKind, Run, RunSpec, RunState, admit},
+};
+use uuid::Uuid;
+
+use super::{ControlError, ControlPlane};
+use crate::clock;
+
+/// An operation at which a fault may be ordered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Op {
+    Renew,
+    Start,
+    Logs,
+    Events,
+    Changes,
+    Finish,
+}
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// It is not carried out, so many times.
+    NotDone(u32),
+    /// It is carried out and the answer is lost, so many times.
+    AnswerLost(u32),
+    /// It never answers; whether it is carried out before.
+    Hang { is_done: bool },
+    /// It is refused for good.
+    Refused,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct World {
+    pub(crate) runs: BTreeMap<RunId, Run>,
+    pub(crate) output: BTreeMap<RunId, Vec<(u64, Vec<u8>)>>,
+    pub(crate) events: BTreeMap<RunId, BTreeMap<(u64, u64), EventKind>>,
+    pub(crate) changes: BTreeMap<RunId, Vec<u8>>,
+    pub(crate) finishes: u32,
+    pub(crate) faults: BTreeMap<Op, Fault>,
+    pub(crate) hung: Vec<Op>,
+    pub(crate) agents: Vec<AgentId>,
+    next: u128,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Scripted {
+    world: Arc<Mutex<World>>,
+    pub(crate) config: LeaseConfig,
+}
+
+fn now() -> UnixMicros {
+    UnixMicros(clock::boot_now().0 as i64)
+}
+
+impl Scripted {
+    pub(crate) fn new(ttl: Duration) -> Self {
+        let config = LeaseConfig { ttl, margin: Duration::from_millis(200), ..LeaseConfig::default() };
+        Self { world: Arc::default(), config }
+    }
+
+    pub(crate) fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap()
+    }
+
+    pub(crate) fn submit(&self, spec: RunSpec) -> RunId {
+        let mut world = self.world();
+        world.next += 1;
+        let id = RunId::from_uuid(Uuid::from_u128(world.next));
+        let admission = Admission {
+            id,
+            org: OrgId::from_uuid(Uuid::nil()),
+            project: ProjectId::from_uuid(Uuid::nil()),
+            created_by: TokenId::from_uuid(Uuid::nil()),
+        };
+        world.runs.insert(id, admit(admission, spec, now(), &self.config).run);
+        id
+    }
+
+    pub(crate) fn cancel(&self, id: RunId, how: Cancel) {
+        let mut world = self.world();
+        let decision = world.runs[&id].request_cancel(how, now()).unwrap();
+        world.runs.insert(id, decision.run);
+    }
+
+    /// Takes the lease away as if it had expired.
+    pub(crate) fn expire(&self, id: RunId) {
+        let mut world = self.world();
+        let late = now().plus(Duration::from_secs(10_000));
+        let decision = grant::expire(&world.runs[&id], late, &self.config).unwrap();
+        world.runs.insert(id, Run { queue_deadline_at: late, ..decision.run });
+    }
+
+    pub(crate) fn fault(&self, op: Op, fault: Fault) {
+        self.world().faults.insert(op, fault);
+    }
+
+    pub(crate) fn run(&self, id: RunId) -> Run {
+        self.world().runs[&id].clone()
+    }
+
+    /// The output as the command wrote it; panics if an entry is missing or there twice.
+    pub(crate) fn text(&self, id: RunId) -> String {
+        let world = self.world();
+        let entries = world.output.get(&id).cloned().unwrap_or_default();
+        for (index, (seq, _)) in entries.iter().enumerate() {
+            assert_eq!(*seq, index as u64 + 1);
+        }
+        String::from_utf8(entries.into_iter().flat_map(|(_, data)| data).collect()).unwrap()
+    }
+
+    async fn faulty<T>(
+        &self,
+        op: Op,
+        act: impl FnOnce(&mut World) -> Result<T, ControlError> + Send,
+    ) -> Result<T, ControlError> {
+        let gone = || Err(ControlError::Unavailable("a fault was ordered".to_owned()));
+        let fault = self.world().faults.get(&op).copied();
+        match fault {
+            None => act(&mut self.world()),
+            Some(Fault::Refused) => Err(ControlError::Refused("a fault was ordered".to_owned())),
+            Some(Fault::NotDone(times)) => {
+                self.count_down(op, times.checked_sub(1).map(Fault::NotDone));
+                if times == 0 { act(&mut self.world()) } else { gone() }
+            }
+            Some(Fault::AnswerLost(times)) => {
+                self.count_down(op, times.checked_sub(1).map(Fault::AnswerLost));
+                let answer = act(&mut self.world());
+                if times == 0 { answer } else { gone() }
+            }
+            Some(Fault::Hang { is_done }) => {
+                if is_done {
+                    act(&mut self.world())?;
+                }
+                self.world().hung.push(op);
+                std::future::pending().await
+            }
+        }
+    }
+
+    fn count_down(&self, op: Op, left: Option<Fault>) {
+        let mut world = self.world();
+        match left {
+            Some(fault) => world.faults.insert(op, fault),
+            None => world.faults.remove(&op),
+        };
+    }
+
+    fn poll_once(&self, body: &Poll) -> Polled {
+        let mut world = self.world();
+        let mut polled = Polled::default();
+        let mut free = body.free;
+        let queued: Vec<RunId> =
+            world.runs.values().filter(|run| run.state == RunState::Queued).map(|run| run.id).collect();
+        for id in queued {
+            let demand = holm_domain::schedule::demand(&world.runs[&id].spec);
+            let is_full = polled.claimed.len() as u32 >= body.claims_max;
+            if is_full || demand.runs > free.runs || demand.memory_bytes > free.memory_bytes {
+                continue;
+            }
+            free = free.less(&demand);
+            let Some(decision) = grant::claim(&world.runs[&id], body.agent, now(), &self.config) else { continue };
+            let run = decision.run;
+            let next_log_seq = world.output.get(&id).map_or(1, |entries| entries.len() as u64 + 1);
+            polled.claimed.push(ClaimedRun {
+                run: id,
+                org: run.org,
+                project: run.project,
+                fence: run.fence,
+                ttl_ms: self.config.ttl.as_millis() as u64,
+                runtime: run.spec.runtime.clone().unwrap_or_else(|| "test".to_owned()),
+                spec: run.spec.clone(),
+                next_log_seq,
+            });
+            world.runs.insert(id, run);
+        }
+        for lease in &body.held {
+            let run = &world.runs[&lease.run];
+            let what = match (grant::held(run, body.agent, lease.fence), run.cancel) {
+                (Err(_), _) => DirectiveKind::Stale,
+                (Ok(_), Some(Cancel::Kill)) if lease.cancel < run.cancel => DirectiveKind::Kill,
+                (Ok(_), Some(Cancel::Terminate)) if lease.cancel < run.cancel => DirectiveKind::Terminate,
+                _ => continue,
+            };
+            polled.directives.push(Directive { run: lease.run, fence: lease.fence, what });
+        }
+        polled
+    }
+}
+
+fn held(world: &World, run: RunId, agent: AgentId, fence: u64) -> Result<(), ControlError> {
+    grant::held(&world.runs[&run], agent, fence).map(drop).map_err(|_| ControlError::StaleFence)
+}
+
+impl ControlPlane for Scripted {
+    async fn register(&self, body: Register) -> Result<Registered, ControlError> {
+        self.world().agents.push(body.agent);
+        Ok(Registered {
+            lease_ttl_ms: self.config.ttl.as_millis() as u64,
+            renew_every_ms: self.config.renew_every().as_millis() as u64,
+        })
+    }
+
+    async fn poll(&self, body: Poll) -> Result<Polled, ControlError> {
+        let until = tokio::time::Instant::now() + Duration::from_millis(body.wait_ms);
+        loop {
+            let polled = self.poll_once(&body);
+            if polled != Polled::default() || tokio::time::Instant::now() >= until {
+                return Ok(polled);
+            }
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+    }
+
+    async fn renew(&self, body: Renew) -> Result<Renewed, ControlError> {
+        let config = self.config;
+        self.faulty(Op::Renew, |world| {
+            let mut leases = Vec::new();
+            for lease in body.leases {
+                let run = world.runs[&lease.run].clone();
+                let renewed = grant::renew(&run, body.agent, lease.fence, now(), &config).ok();
+                let ttl_ms = renewed.as_ref().map(|_| config.ttl.as_millis() as u64);
+                leases.push(RenewedLease { run: lease.run, fence: lease.fence, ttl_ms, cancel: run.cancel });
+                world.runs.extend(renewed.map(|decision| (lease.run, decision.run)));
+            }
+            Ok(Renewed { leases })
+        })
+        .await
+    }
+
+    async fn start(&self, run: RunId, body: StartRun) -> Result<(), ControlError> {
+        self.faulty(Op::Start, |world| {
+            let agent = body.sandbox.agent;
+            let decision = grant::start(&world.runs[&run], agent, body.fence, body.sandbox, now())
+                .map_err(|_| ControlError::StaleFence)?;
+            world.runs.extend(decision.map(|decision| (run, decision.run)));
+            Ok(())
+        })
+        .await
+    }
+
+    async fn append_logs(&self, run: RunId, fenced: Fenced, batches: Bytes) -> Result<Appended, ControlError> {
+        self.faulty(Op::Logs, |world| {
+            held(world, run, fenced.agent, fenced.fence)?;
+            let stored = world.output.entry(run).or_default();
+            for batch in parse_all(&batches).map_err(|error| ControlError::Refused(error.to_string()))? {
+                let next = stored.len() as u64 + 1;
+                if batch.first_seq() > next {
+                    return Err(ControlError::LogGap { next_seq: Some(next) });
+                }
+                let new = batch.entries().filter(|entry| entry.seq >= next);
+                stored.extend(new.map(|entry| (entry.seq, entry.data.to_vec())));
+            }
+            Ok(Appended { next_seq: stored.len() as u64 + 1 })
+        })
+        .await
+    }
+
+    async fn append_events(&self, run: RunId, body: AppendEvents) -> Result<(), ControlError> {
+        self.faulty(Op::Events, |world| {
+            held(world, run, body.agent, body.fence)?;
+            let stored = world.events.entry(run).or_default();
+            for (seq, event) in (body.first_seq..).zip(body.events) {
+                stored.entry((body.fence, seq)).or_insert(event);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn put_changes(
+        &self,
+        run: RunId,
+        fenced: Fenced,
+        file: std::fs::File,
+        length: u64,
+    ) -> Result<(), ControlError> {
+        self.faulty(Op::Changes, |world| {
+            held(world, run, fenced.agent, fenced.fence)?;
+            let mut bytes = Vec::new();
+            std::io::Read::read_to_end(&mut std::io::Read::take(file, length), &mut bytes).unwrap();
+            world.changes.insert(run, bytes);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn finish(&self, run: RunId, body: FinishRun) -> Result<(), ControlError> {
+        self.faulty(Op::Finish, |world| {
+            let stored = world.output.get(&run).map_or(1, |entries| entries.len() as u64 + 1);
+            if body.next_log_seq > stored {
+                return Err(ControlError::LogGap { next_seq: Some(stored) });
+            }
+            let decided = grant::finish(&world.runs[&run], body.agent, body.fence, body.outcome, body.result, now());
+            match decided {
+                Ok(Some(decision)) => {
+                    world.finishes += 1;
+                    world.runs.insert(run, decision.run);
+                    Ok(())
+                }
+                Ok(None) => Ok(()),
+                Err(FinishRefused::Stale(_)) => Err(ControlError::StaleFence),
+                Err(error) => Err(ControlError::Refused(error.to_string())),
+            }
+        })
+        .await
+    }
+}

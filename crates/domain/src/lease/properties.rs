@@ -1,0 +1,326 @@
+//! Properties of the lease protocol over random sequences of operations, and of both halves together over a network that
+//! delays, loses and doubles what is sent (SPEC L1 to L4).
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::{
+    grant::{self, claim, expire, finish, renew, start},
+    holder::{Action, Held, Holder, HolderConfig, Input, StopReason},
+};
+use crate::{
+    AgentId, BootMicros, OrgId, ProjectId, RunId, TokenId, UnixMicros,
+    limits::LeaseConfig,
+    run::{Admission, Cancel, Decision, EventKind, ExitStatus, Outcome, OutcomeKind, Run, RunSpec, RunState, SandboxInfo, admit},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn config() -> LeaseConfig {
+    LeaseConfig { ttl: 30 * SECOND, margin: 5 * SECOND, attempts_max: 3, ..LeaseConfig::default() }
+}
+
+fn agent(number: u8) -> AgentId {
+    AgentId::from_uuid(Uuid::from_u128(u128::from(number)))
+}
+
+fn queued(now: UnixMicros) -> Run {
+    let admission = Admission {
+        id: RunId::from_uuid(Uuid::nil()),
+        org: OrgId::from_uuid(Uuid::nil()),
+        project: ProjectId::from_uuid(Uuid::nil()),
+        created_by: TokenId::from_uuid(Uuid::nil()),
+    };
+    admit(admission, RunSpec::new(["true"]), now, &config()).run
+}
+
+fn sandbox(by: AgentId) -> SandboxInfo {
+    SandboxInfo { agent: by, runtime: "process".to_owned(), image_digest: None, unenforced: Vec::new() }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Op {
+    Claim(u8),
+    Renew(u8, u64),
+    Start(u8, u64),
+    Finish(u8, u64, u8),
+    Expire,
+    GiveUp,
+    Cancel(Cancel),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    // Fences are given as how far they are behind the newest, so that live ones are hit often.
+    prop_oneof![
+        3 => (0..3u8).prop_map(Op::Claim),
+        3 => (0..3u8, 0..3u64).prop_map(|(by, behind)| Op::Renew(by, behind)),
+        2 => (0..3u8, 0..3u64).prop_map(|(by, behind)| Op::Start(by, behind)),
+        1 => (0..3u8, 0..3u64, 0..2u8).prop_map(|(by, behind, code)| Op::Finish(by, behind, code)),
+        3 => Just(Op::Expire),
+        1 => Just(Op::GiveUp),
+        1 => prop_oneof![Just(Cancel::Terminate), Just(Cancel::Kill)].prop_map(Op::Cancel),
+    ]
+}
+
+/// What an operation decided, and whether it may have decided anything at all: not under a fence that is not live.
+fn apply(run: &Run, op: Op, now: UnixMicros) -> (Option<Decision>, bool) {
+    let config = config();
+    let fence = |behind: u64| run.fence.saturating_sub(behind);
+    let is_live = |by: u8, behind: u64| run.lease.is_some_and(|lease| lease.agent == agent(by) && lease.fence == fence(behind));
+    match op {
+        Op::Claim(by) => (claim(run, agent(by), now, &config), run.state == RunState::Queued),
+        Op::Renew(by, behind) => (renew(run, agent(by), fence(behind), now, &config).ok(), is_live(by, behind)),
+        Op::Start(by, behind) => {
+            let started = start(run, agent(by), fence(behind), sandbox(agent(by)), now);
+            (started.ok().flatten(), is_live(by, behind) && run.state == RunState::Claimed)
+        }
+        Op::Finish(by, behind, code) => {
+            let outcome = Outcome::exited(ExitStatus::Code(code));
+            let finished = finish(run, agent(by), fence(behind), outcome, None, now);
+            (finished.ok().flatten(), is_live(by, behind))
+        }
+        Op::Expire => {
+            let is_due = run.lease.is_some_and(|lease| now >= lease.expires_at.plus(config.margin));
+            (expire(run, now, &config), is_due)
+        }
+        Op::GiveUp => (run.give_up(now), run.lease.is_none() && now >= run.queue_deadline_at),
+        Op::Cancel(how) => (run.request_cancel(how, now), run.cancel < Some(how)),
+    }
+}
+
+fn check_step(before: &Run, decision: &Decision, op: Op) -> Result<(), TestCaseError> {
+    let after = &decision.run;
+    prop_assert_eq!(after.version, before.version + 1);
+    let claimed = u64::from(matches!(op, Op::Claim(_)));
+    prop_assert_eq!(after.fence, before.fence + claimed, "a claim raises the fence by one, and nothing else touches it");
+    prop_assert_eq!(after.attempt, before.attempt + claimed as u32);
+    prop_assert!(before.state != RunState::Ended, "what has ended never changes");
+    prop_assert_eq!(after.lease.is_some(), after.state.is_leased());
+    prop_assert_eq!(after.outcome.is_some(), after.state == RunState::Ended);
+    prop_assert_eq!(after.deadline(&config()).is_none(), after.state == RunState::Ended, "nothing waits for ever");
+    if let (Some(old), Some(new)) = (before.lease, after.lease) {
+        prop_assert!(new.expires_at >= old.expires_at, "a renewal never shortens a lease");
+        prop_assert_eq!((new.agent, new.fence), (old.agent, old.fence), "a lease never passes from one to another");
+    }
+    if matches!(op, Op::Expire) {
+        let requeued = decision.events.contains(&EventKind::Requeued);
+        let kind = after.outcome.as_ref().map(|outcome| outcome.kind);
+        let expected = match (before.cancel, before.attempt >= config().attempts_max) {
+            (Some(_), _) => (false, Some(OutcomeKind::Cancelled)),
+            (None, true) => (false, Some(OutcomeKind::Lost)),
+            (None, false) => (true, None),
+        };
+        prop_assert_eq!((requeued, kind), expected);
+    }
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn grants_hold_whatever_comes_in_whatever_order(ops in prop::collection::vec((op(), 0..20_000_000i64), 1..80)) {
+        let mut now = UnixMicros(1);
+        let mut run = queued(now);
+        let mut claims = 0;
+        for (op, passed) in ops {
+            now = UnixMicros(now.0 + passed);
+            let (decision, is_allowed) = apply(&run, op, now);
+            prop_assert!(decision.is_none() || is_allowed, "{:?} changed {:?}", op, run);
+            let Some(decision) = decision else { continue };
+            check_step(&run, &decision, op)?;
+            claims += u32::from(matches!(op, Op::Claim(_)));
+            run = decision.run;
+        }
+        prop_assert!(claims <= config().attempts_max, "no run is claimed more often than is allowed");
+    }
+
+    #[test]
+    fn every_run_ends_if_only_its_deadlines_are_kept(agents in prop::collection::vec(0..3u8, 0..5)) {
+        let mut run = queued(UnixMicros(1));
+        let mut agents = agents.into_iter();
+        for _ in 0..20 {
+            let Some(deadline) = run.deadline(&config()) else { return Ok(()) };
+            let by = if run.state == RunState::Queued { agents.next() } else { None };
+            let decision = match by {
+                Some(by) => claim(&run, agent(by), UnixMicros(deadline.0 - 1), &config()),
+                None => expire(&run, deadline, &config()).or_else(|| run.give_up(deadline)),
+            };
+            prop_assert!(decision.is_some(), "the deadline of {:?} has no owner", run);
+            run = decision.map_or(run, |decision| decision.run);
+        }
+        prop_assert!(false, "it goes on for ever: {:?}", run);
+    }
+
+    #[test]
+    fn an_end_that_is_repeated_changes_nothing(code: u8, other: u8) {
+        let run = claim(&queued(UnixMicros(1)), agent(0), UnixMicros(2), &config()).map(|decision| decision.run);
+        let run = run.ok_or_else(|| TestCaseError::fail("a queued run is granted"))?;
+        let end = |run: &Run, code| finish(run, agent(0), 1, Outcome::exited(ExitStatus::Code(code)), None, UnixMicros(3));
+        let ended = end(&run, code).ok().flatten().map(|decision| decision.run);
+        let ended = ended.ok_or_else(|| TestCaseError::fail("the first end is taken"))?;
+        prop_assert_eq!(end(&ended, code), Ok(None));
+        if other != code {
+            prop_assert!(end(&ended, other).is_err(), "another end comes too late");
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Fed {
+    Claimed { run: u8, fence: u64, ttl_ms: u64, age_ms: u64 },
+    Found { run: u8, fence: u64, left_ms: i64 },
+    Renewed { run: u8, fence: u64, ttl_ms: u64, age_ms: u64 },
+    Refused { run: u8, fence: u64 },
+    Cancel { run: u8, fence: u64, how: Cancel },
+    Released { run: u8, fence: u64 },
+    Tick,
+}
+
+fn fed() -> impl Strategy<Value = Fed> {
+    let lease = || (0..3u8, 1..4u64);
+    prop_oneof![
+        3 => (lease(), 0..40_000u64, 0..40_000u64)
+            .prop_map(|((run, fence), ttl_ms, age_ms)| Fed::Claimed { run, fence, ttl_ms, age_ms }),
+        1 => (lease(), -10_000..40_000i64).prop_map(|((run, fence), left_ms)| Fed::Found { run, fence, left_ms }),
+        3 => (lease(), 0..40_000u64, 0..40_000u64)
+            .prop_map(|((run, fence), ttl_ms, age_ms)| Fed::Renewed { run, fence, ttl_ms, age_ms }),
+        1 => lease().prop_map(|(run, fence)| Fed::Refused { run, fence }),
+        1 => (lease(), prop_oneof![Just(Cancel::Terminate), Just(Cancel::Kill)])
+            .prop_map(|((run, fence), how)| Fed::Cancel { run, fence, how }),
+        1 => lease().prop_map(|(run, fence)| Fed::Released { run, fence }),
+        3 => Just(Fed::Tick),
+    ]
+}
+
+fn held(run: u8, fence: u64) -> Held {
+    Held { run: RunId::from_uuid(Uuid::from_u128(u128::from(run))), fence }
+}
+
+fn input(fed: Fed, now: BootMicros) -> Input {
+    let before = |age_ms: u64| BootMicros(now.0.saturating_sub(age_ms * 1_000));
+    let ms = Duration::from_millis;
+    match fed {
+        Fed::Claimed { run, fence, ttl_ms, age_ms } => {
+            Input::Claimed { held: held(run, fence), ttl: ms(ttl_ms), asked_at: before(age_ms) }
+        }
+        Fed::Found { run, fence, left_ms } => {
+            Input::Found { held: held(run, fence), deadline: BootMicros(now.0.saturating_add_signed(left_ms * 1_000)) }
+        }
+        Fed::Renewed { run, fence, ttl_ms, age_ms } => {
+            Input::Renewed { held: held(run, fence), ttl: ms(ttl_ms), asked_at: before(age_ms) }
+        }
+        Fed::Refused { run, fence } => Input::Refused { held: held(run, fence) },
+        Fed::Cancel { run, fence, how } => Input::CancelRequested { held: held(run, fence), how },
+        Fed::Released { run, fence } => Input::Released { held: held(run, fence) },
+        Fed::Tick => Input::Tick,
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_holder_never_goes_past_a_deadline_or_beyond_a_refusal(fed in prop::collection::vec((fed(), 0..15_000u64), 1..80)) {
+        let mut holder = Holder::new(HolderConfig::default());
+        let mut now = BootMicros(100_000_000);
+        let mut stopped: Vec<Held> = Vec::new();
+        let mut granted: std::collections::BTreeMap<Held, BootMicros> = Default::default();
+        for (fed, passed_ms) in fed {
+            now = BootMicros(now.0 + passed_ms * 1_000);
+            let input = input(fed, now);
+            // The most that any answer so far has granted.
+            if let Input::Claimed { held, ttl, asked_at } | Input::Renewed { held, ttl, asked_at } = &input {
+                let until = granted.entry(*held).or_default();
+                *until = (*until).max(asked_at.plus(*ttl));
+            }
+            if let Input::Found { held, deadline } = &input {
+                stopped.retain(|known| known != held);
+                granted.insert(*held, (*deadline).max(granted.get(held).copied().unwrap_or_default()));
+            }
+            if let Input::Released { held } = &input {
+                stopped.retain(|known| known != held);
+            }
+            for action in holder.step(input, now) {
+                match action {
+                    Action::Start { held, deadline } => {
+                        prop_assert!(now < deadline && holder.may_start(held, now));
+                        prop_assert!(deadline <= granted[&held]);
+                        stopped.retain(|known| *known != held);
+                    }
+                    Action::Extend { held, deadline } => {
+                        prop_assert!(deadline <= granted[&held] && !stopped.contains(&held));
+                    }
+                    Action::Renew { held } => prop_assert!(held.iter().all(|held| !stopped.contains(held))),
+                    Action::Stop { reason: StopReason::Cancelled(_), .. } => {}
+                    Action::Stop { held, .. } => stopped.push(held),
+                }
+            }
+            for held in &stopped {
+                prop_assert!(!holder.may_start(*held, now));
+            }
+            if matches!(fed, Fed::Tick) {
+                prop_assert!(holder.next_tick().is_none_or(|at| at > now), "a tick is never due at once again");
+            }
+        }
+    }
+
+    /// Both halves over a network that delays, loses and doubles, with clocks that tell different times at the same rate:
+    /// at no instant may the old holder's sandbox live once the server could have granted the run anew.
+    #[test]
+    fn the_sandbox_is_dead_before_the_run_is_granted_anew(
+        skew in 0..1_000_000_000i64,
+        claim_trip in (0..20_000_000i64, 0..20_000_000i64),
+        renewals in prop::collection::vec((0..25_000_000i64, 0..25_000_000i64, 0..25_000_000i64, any::<bool>(), any::<bool>()), 0..12),
+    ) {
+        let server = |at: i64| UnixMicros(at + skew);
+        let host = |at: i64| BootMicros(at as u64);
+        let config = config();
+        let (there, back) = claim_trip;
+        let mut at = 1_000_000i64;
+        let asked_at = host(at);
+        let granted = claim(&queued(server(at)), agent(0), server(at + there), &config);
+        let mut run = granted.map(|decision| decision.run).ok_or_else(|| TestCaseError::fail("granted"))?;
+        at += there + back;
+        let lease = Held { run: run.id, fence: run.fence };
+        let mut holder = Holder::new(HolderConfig::default());
+        let mut deadline = None;
+        let mut late = Vec::new();
+        let actions = holder.step(Input::Claimed { held: lease, ttl: config.ttl, asked_at }, host(at));
+        deadline = newest(deadline, &actions);
+        for (pause, there, back, is_lost, is_doubled) in renewals {
+            at += pause;
+            let asked_at = host(at);
+            let Ok(decision) = renew(&run, agent(0), run.fence, server(at + there), &config) else { break };
+            if grant::expire(&run, server(at + there), &config).is_some() {
+                break;
+            }
+            run = decision.run;
+            at += there + back;
+            let answer = Input::Renewed { held: lease, ttl: config.ttl, asked_at };
+            if is_doubled {
+                late.push(answer.clone());
+            }
+            if !is_lost {
+                deadline = newest(deadline, &holder.step(answer, host(at)));
+            }
+            deadline = newest(deadline, &holder.step(Input::Tick, host(at)));
+        }
+        for answer in late {
+            deadline = newest(deadline, &holder.step(answer, host(at)));
+        }
+        let regrant_at = run.deadline(&config).ok_or_else(|| TestCaseError::fail("a leased run has a deadline"))?;
+        if let Some(deadline) = deadline {
+            let margin = config.margin.as_micros() as i64;
+            prop_assert!(deadline.0 as i64 + skew + margin <= regrant_at.0, "less than the margin lies between");
+        }
+        let too_early = UnixMicros(regrant_at.0 - 1);
+        prop_assert!(expire(&run, too_early, &config).is_none() && claim(&run, agent(1), too_early, &config).is_none());
+    }
+}
+
+fn newest(known: Option<BootMicros>, actions: &[Action]) -> Option<BootMicros> {
+    let told = actions.iter().filter_map(|action| match action {
+        Action::Start { deadline, .. } | Action::Extend { deadline, .. } => Some(*deadline),
+        _ => None,
+    });
+    told.chain(known).max()
+}
