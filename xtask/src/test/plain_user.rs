@@ -62,6 +62,8 @@ impl Place {
         let copy = self.dir.path().join(name);
         fs::copy(program, &copy).with_context(|| format!("cannot copy {}", program.display()))?;
         fs::set_permissions(&copy, fs::Permissions::from_mode(0o755))?;
+        // Its owner may give it further names, which saves a copy for each test.
+        chown(&copy, Some(PLAIN_ID), Some(PLAIN_ID))?;
         Ok(copy)
     }
 

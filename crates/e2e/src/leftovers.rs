@@ -1,0 +1,77 @@
+//! What a world has left on the host: processes, control groups, mounts, folders of runs.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crate::host;
+
+/// By what a world's traces are known.
+#[derive(Debug, Clone, Default)]
+pub struct Marks {
+    /// The world's folder: its own copy of the binary and its state folders lie in it.
+    pub dir: PathBuf,
+    /// The runs that it executed.
+    pub runs: Vec<String>,
+}
+
+/// How deep control groups are looked for: Holm makes its own right below a group of its own.
+const CGROUP_DEPTH_MAX: usize = 8;
+
+impl Marks {
+    /// The processes of this world that are there.
+    pub fn processes(&self) -> Vec<u32> {
+        let own = std::process::id();
+        let mut found: Vec<u32> = host::processes();
+        found.retain(|pid| *pid != own && host::is_alive(*pid) && self.is_mine(*pid));
+        found
+    }
+
+    fn is_mine(&self, pid: u32) -> bool {
+        // The copy of the binary is the world's own, so whoever executes it belongs to the world. The guest and what runs
+        // inside execute other files: they are known by their control group.
+        let executes = host::executable(pid).is_some_and(|path| path.starts_with(&self.dir));
+        let groups = host::control_groups(pid);
+        executes || self.runs.iter().any(|run| groups.contains(run.as_str()))
+    }
+
+    /// Everything that is left, a line each.
+    pub fn find(&self) -> Vec<String> {
+        let mut found: Vec<String> = Vec::new();
+        for pid in self.processes() {
+            found.push(format!("process {pid}: {}", host::command_line(pid)));
+        }
+        let mut groups = Vec::new();
+        self.find_groups(Path::new("/sys/fs/cgroup"), 0, &mut groups);
+        found.extend(groups.into_iter().map(|path| format!("control group {}", path.display())));
+        let dir = self.dir.to_string_lossy().into_owned();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        found.extend(mounts.lines().filter(|line| line.contains(&dir)).map(|line| format!("mount {line}")));
+        found.extend(self.run_folders().into_iter().map(|path| format!("folder {}", path.display())));
+        found
+    }
+
+    fn find_groups(&self, dir: &Path, depth: usize, found: &mut Vec<PathBuf>) {
+        if depth > CGROUP_DEPTH_MAX {
+            return;
+        }
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if self.runs.iter().any(|run| name.contains(run.as_str())) {
+                found.push(entry.path());
+            }
+            self.find_groups(&entry.path(), depth + 1, found);
+        }
+    }
+
+    /// The folders of attempts of every agent of this world.
+    pub fn run_folders(&self) -> Vec<PathBuf> {
+        let homes = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|entry| entry.path());
+        let attempts = homes.flat_map(|home| fs::read_dir(home.join("agent/runs")).into_iter().flatten().flatten());
+        attempts.map(|entry| entry.path()).collect()
+    }
+}

@@ -1,0 +1,423 @@
+//! One installation of Holm, with its own copy of the binary, its own folders and its own store.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::{
+    DEADLINE, POLL, Ran, Running, eventually, host,
+    http::Http,
+    leftovers::Marks,
+    ran::{run, send},
+    store::Store,
+};
+
+/// An installation. Dropping it ends all of it and fails the test if something is left on the host.
+pub struct World {
+    dir: tempfile::TempDir,
+    store: Store,
+    bin: PathBuf,
+    processes: Vec<(Role, Running)>,
+    runs: Vec<String>,
+}
+
+/// A long-running process of a world.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Role {
+    Up,
+    Server,
+    Agent(String),
+}
+
+/// The times of leases that tests wait for: short, and far enough apart for a slow machine.
+const SHORT_LEASES: &str = "lease_ttl = \"2s\"\nlease_margin = \"1s\"\n";
+
+impl World {
+    /// Folders and a binary; nothing runs yet.
+    #[track_caller]
+    pub fn new() -> Self {
+        Self::with_config("", "")
+    }
+
+    /// The same with lines for the tables `[server]` and `[agent]` of the configuration.
+    #[track_caller]
+    pub fn with_config(server: &str, agent: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("holm-e2e-").tempdir().expect("a temporary folder");
+        // Shims run under ids of their own and must reach what is theirs below.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
+        fs::create_dir(dir.path().join("user")).expect("a folder");
+        let bin = dir.path().join("holm");
+        bring(&built_binary(), &bin);
+        let store = Store::from_environment();
+        let database = store.url().map(|url| format!("database = \"{url}\"\n")).unwrap_or_default();
+        let config = format!("[server]\n{database}{server}\n[agent]\n{agent}\n");
+        fs::write(dir.path().join("config.toml"), config).expect("a configuration");
+        fs::set_permissions(dir.path().join("config.toml"), fs::Permissions::from_mode(0o600)).expect("a mode");
+        Self { dir, store, bin, processes: Vec::new(), runs: Vec::new() }
+    }
+
+    /// A world in which `holm up` runs and answers.
+    #[track_caller]
+    pub fn up() -> Self {
+        let mut world = Self::new();
+        world.start_up();
+        world
+    }
+
+    /// A world in which a server runs that gives short leases; agents are started by name.
+    #[track_caller]
+    pub fn with_short_leases() -> Self {
+        let mut world = Self::with_config(SHORT_LEASES, "");
+        let socket = world.dir.path().join("server.sock");
+        let listen = format!("unix:{}", socket.display());
+        let mut command = world.command_in(&world.home());
+        world.start(Role::Server, command.args(["server", "--listen", &listen]));
+        world.wait_until_ready();
+        world
+    }
+
+    /// The folder of the world, readable to everybody, gone in the end.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The state folder of `holm up` or of the server.
+    pub fn home(&self) -> PathBuf {
+        self.dir.path().join("home")
+    }
+
+    /// Makes a folder in the world for a test's own files.
+    #[track_caller]
+    pub fn folder(&self, name: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        fs::create_dir_all(&path).expect("a folder");
+        path
+    }
+
+    /// The binary with the world's environment.
+    pub fn command(&self) -> Command {
+        self.command_in(&self.home())
+    }
+
+    fn command_in(&self, home: &Path) -> Command {
+        let mut command = Command::new(&self.bin);
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("HOME", self.dir.path().join("user")).env("TMPDIR", std::env::temp_dir());
+        command.env("HOLM_HOME", home).env("HOLM_CONFIG", self.dir.path().join("config.toml"));
+        command.env("HOLM_LOG", "info").current_dir(self.dir.path().join("user"));
+        if self.processes.iter().any(|(role, _)| *role == Role::Server) {
+            command.env("HOLM_SERVER", format!("unix:{}", self.socket().display()));
+            command.env("HOLM_TOKEN_FILE", self.home().join("token"));
+        }
+        command
+    }
+
+    /// `holm ARGUMENTS…` to its end.
+    #[track_caller]
+    pub fn holm<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Ran {
+        run(self.command().args(arguments))
+    }
+
+    /// `holm run ARGUMENTS…` to its end.
+    #[track_caller]
+    pub fn run<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Ran {
+        run(self.command().arg("run").args(arguments))
+    }
+
+    /// `holm run -- sh -c SCRIPT` to its end.
+    #[track_caller]
+    pub fn sh(&self, script: &str) -> Ran {
+        self.run(["--", "sh", "-c", script])
+    }
+
+    /// `holm run --detach ARGUMENTS…`: the id of the run.
+    #[track_caller]
+    pub fn detach<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> String {
+        let id = run(self.command().args(["run", "--detach"]).args(arguments)).succeeds().word();
+        assert!(id.starts_with("run_") && id.len() == 30, "{id:?} is not the id of a run");
+        id
+    }
+
+    /// `holm run ARGUMENTS…` while it runs.
+    #[track_caller]
+    pub fn running<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Running {
+        Running::start(self.command().arg("run").args(arguments))
+    }
+
+    fn socket(&self) -> PathBuf {
+        if self.processes.iter().any(|(role, _)| *role == Role::Server) {
+            self.dir.path().join("server.sock")
+        } else {
+            self.home().join("up.sock")
+        }
+    }
+
+    /// The API, as the holder of the first token.
+    pub fn http(&self) -> Http {
+        let token = fs::read_to_string(self.home().join("token")).ok().map(|text| text.trim().to_owned());
+        Http { socket: self.socket(), token }
+    }
+
+    /// Starts `holm up` and waits until it answers.
+    #[track_caller]
+    pub fn start_up(&mut self) {
+        let mut command = self.command();
+        self.start(Role::Up, command.arg("up"));
+        self.wait_until_ready();
+    }
+
+    /// Starts an agent with a state folder of its own and waits until the server knows it.
+    #[track_caller]
+    pub fn start_agent(&mut self, name: &str) {
+        let home = self.dir.path().join(format!("agent-{name}"));
+        let mut command = self.command_in(&home);
+        command.env("HOLM_TOKEN_FILE", self.home().join("agent-token"));
+        self.start(Role::Agent(name.to_owned()), command.args(["agent", "--name", name]));
+        let http = self.http();
+        eventually(&format!("agent {name} registered"), || {
+            let hosts = http.get("/v1/hosts").is(200).json();
+            let known = hosts["hosts"].as_array().into_iter().flatten().any(|host| host["name"] == name);
+            known.then_some(())
+        });
+    }
+
+    /// The process of an agent.
+    #[track_caller]
+    pub fn agent_pid(&self, name: &str) -> u32 {
+        self.pid_of(&Role::Agent(name.to_owned()))
+    }
+
+    /// The process of `holm up`.
+    #[track_caller]
+    pub fn up_pid(&self) -> u32 {
+        self.pid_of(&Role::Up)
+    }
+
+    #[track_caller]
+    fn pid_of(&self, wanted: &Role) -> u32 {
+        let found = self.processes.iter().find(|(role, _)| role == wanted);
+        found.map(|(_, running)| running.pid()).unwrap_or_else(|| panic!("{wanted:?} does not run"))
+    }
+
+    /// Kills an agent with SIGKILL and waits until it is gone.
+    #[track_caller]
+    pub fn kill_agent(&mut self, name: &str) {
+        self.end(&Role::Agent(name.to_owned()), Signal::KILL).exits(137);
+    }
+
+    /// Kills `holm up` with SIGKILL and waits until it is gone.
+    #[track_caller]
+    pub fn kill_up(&mut self) {
+        self.end(&Role::Up, Signal::KILL).exits(137);
+    }
+
+    /// Asks `holm up` to end and waits until it has.
+    #[track_caller]
+    pub fn stop_up(&mut self) -> Ran {
+        self.end(&Role::Up, Signal::TERM)
+    }
+
+    #[track_caller]
+    fn end(&mut self, wanted: &Role, signal: Signal) -> Ran {
+        let index = self.processes.iter().position(|(role, _)| role == wanted);
+        let index = index.unwrap_or_else(|| panic!("{wanted:?} does not run"));
+        let (_, running) = self.processes.remove(index);
+        running.signal(signal);
+        running.wait()
+    }
+
+    #[track_caller]
+    fn start(&mut self, role: Role, command: &mut Command) {
+        self.processes.push((role, Running::start(command)));
+    }
+
+    #[track_caller]
+    fn wait_until_ready(&mut self) {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let http = self.http();
+            let ready = http.token.is_some()
+                && http.try_send("GET", "/readyz", &[], b"").is_ok_and(|answer| answer.status == 200);
+            if ready {
+                return;
+            }
+            for (role, running) in &mut self.processes {
+                assert!(running.is_alive(), "{role:?} ended: {}", running.stderr());
+            }
+            assert!(Instant::now() < deadline, "no answer on {}", http.socket.display());
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// A run as the API shows it.
+    #[track_caller]
+    pub fn show(&self, run: &str) -> Value {
+        self.http().get(&format!("/v1/runs/{run}")).is(200).json()
+    }
+
+    /// Waits until the run is in that state.
+    #[track_caller]
+    pub fn until_state(&self, run: &str, state: &str) -> Value {
+        eventually(&format!("{run} is {state}"), || {
+            let view = self.show(run);
+            assert!(state == "ended" || view["state"] != "ended", "{run} ended before it was {state}: {view}");
+            (view["state"] == state).then_some(view)
+        })
+    }
+
+    /// Waits for the end of the run.
+    #[track_caller]
+    pub fn until_ended(&self, run: &str) -> Value {
+        self.until_state(run, "ended")
+    }
+
+    /// The events of a run, oldest first.
+    #[track_caller]
+    pub fn events(&self, run: &str) -> Vec<Value> {
+        let page = self.http().get(&format!("/v1/runs/{run}/events?limit=10000")).is(200).json();
+        page["events"].as_array().expect("a list of events").clone()
+    }
+
+    /// The events of a run of one kind.
+    #[track_caller]
+    pub fn events_of(&self, run: &str, kind: &str) -> Vec<Value> {
+        self.events(run).into_iter().filter(|event| event["kind"] == kind).collect()
+    }
+
+    /// The output of a run, as the command line prints it.
+    #[track_caller]
+    pub fn logs(&self, run: &str) -> Ran {
+        self.holm(["logs", run]).succeeds()
+    }
+
+    /// The newest run.
+    #[track_caller]
+    pub fn newest(&self) -> String {
+        let page = self.http().get("/v1/runs?limit=1").is(200).json();
+        page["runs"][0]["id"].as_str().expect("there is a run").to_owned()
+    }
+
+    /// By what the traces of this world are known.
+    pub fn marks(&self) -> Marks {
+        Marks { dir: self.dir.path().to_path_buf(), runs: self.runs.clone() }
+    }
+
+    /// The ids of all runs, from page to page.
+    #[track_caller]
+    pub fn all_runs(&self) -> Vec<Value> {
+        let mut runs = Vec::new();
+        let mut cursor = String::new();
+        loop {
+            let page = self.http().get(&format!("/v1/runs?limit=200{cursor}")).is(200).json();
+            runs.extend(page["runs"].as_array().expect("a list of runs").iter().cloned());
+            match page["next_cursor"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => return runs,
+            }
+        }
+    }
+
+    /// Ends what still runs, then every process, then looks for what is left.
+    #[track_caller]
+    fn conclude(&mut self) {
+        if !self.processes.is_empty() {
+            let runs = self.all_runs();
+            let id = |run: &Value| run["id"].as_str().unwrap_or_default().to_owned();
+            self.runs.extend(runs.iter().map(id));
+            for run in runs.iter().filter(|run| run["state"] != "ended").map(id) {
+                let answer = self.http().post(&format!("/v1/runs/{run}/cancel"), &json!({ "kill": true }));
+                assert!(answer.status < 300, "cancel {run}: {}", String::from_utf8_lossy(&answer.body));
+                self.until_ended(&run);
+            }
+        }
+        // Runs that have ended are still being cleaned up; what that leaves is what counts.
+        let marks = self.marks();
+        let own: Vec<u32> = self.processes.iter().map(|(_, running)| running.pid()).collect();
+        let mut left = Vec::new();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < deadline {
+            left = marks.find();
+            left.retain(|line| !own.iter().any(|pid| line.starts_with(&format!("process {pid}:"))));
+            if left.is_empty() {
+                break;
+            }
+            std::thread::sleep(POLL);
+        }
+        while let Some((role, running)) = self.processes.pop() {
+            running.signal(Signal::CONT);
+            running.signal(Signal::TERM);
+            let ran = running.wait();
+            assert_eq!(ran.code, 0, "{role:?} did not end as it should: {ran}");
+        }
+        assert!(left.is_empty(), "left on the host:\n{}", left.join("\n"));
+        let left = marks.find();
+        assert!(left.is_empty(), "left on the host after the end:\n{}", left.join("\n"));
+    }
+
+    /// After a failure: ends everything of this world by its id, without a word.
+    fn sweep(&mut self) {
+        for (role, running) in &self.processes {
+            let said = running.stderr();
+            let tail: Vec<&str> = said.lines().rev().take(40).collect();
+            let tail: Vec<&str> = tail.into_iter().rev().collect();
+            std::io::Write::write_all(&mut std::io::stderr(), format!("{role:?}:\n{}\n", tail.join("\n")).as_bytes())
+                .unwrap_or_default();
+        }
+        self.processes.clear();
+        for pid in self.marks().processes() {
+            let children: Vec<u32> =
+                host::processes().into_iter().filter(|child| host::parent(*child) == Some(pid)).collect();
+            send(pid, Signal::KILL);
+            children.into_iter().for_each(|child| send(child, Signal::KILL));
+        }
+    }
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.sweep();
+            return;
+        }
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.conclude()));
+        if let Err(panic) = result {
+            self.sweep();
+            std::panic::resume_unwind(panic);
+        }
+        drop(std::mem::replace(&mut self.store, Store::Sqlite));
+    }
+}
+
+/// The binary under test: `HOLM_BIN`, or what cargo built beside these tests.
+#[track_caller]
+fn built_binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("HOLM_BIN") {
+        return PathBuf::from(path);
+    }
+    let own = std::env::current_exe().expect("a program knows its own file");
+    let path = own.ancestors().nth(2).expect("tests lie in target/PROFILE/deps").join("holm");
+    assert!(path.is_file(), "{} is not there: `cargo build --package holm` makes it", path.display());
+    path
+}
+
+/// A second name where the file system and the rights allow it, a copy otherwise.
+#[track_caller]
+fn bring(from: &Path, to: &Path) {
+    if fs::hard_link(from, to).is_err() {
+        fs::copy(from, to).unwrap_or_else(|error| panic!("cannot copy {}: {error}", from.display()));
+    }
+}

@@ -1,0 +1,74 @@
+//! Ctrl-C and `holm cancel`.
+
+use holm_e2e::{World, eventually, host, unique};
+use rustix::process::Signal;
+
+#[test]
+fn one_ctrl_c_asks_the_command_to_end() {
+    let world = World::up();
+    let mut running =
+        world.running(["--", "sh", "-c", "trap 'echo asked; exit 3' TERM; echo ready; while :; do sleep 0.1; done"]);
+    running.says("ready");
+    running.signal(Signal::INT);
+    running.says("asked");
+    let ran = running.wait();
+    let view = world.show(&world.newest());
+    assert_eq!(view["outcome"]["kind"], "cancelled", "{view}");
+    assert_eq!(view["cancel"], "terminate", "{view}");
+    assert_ne!(ran.code, 0, "a cancelled run is no success: {ran}");
+    assert_eq!(ran.text(), "ready\nasked\n");
+}
+
+#[test]
+fn the_second_ctrl_c_kills_what_does_not_listen() {
+    let world = World::up();
+    let word = unique("86398");
+    let script = format!("trap '' TERM INT; echo ready; exec -a {word} sleep 86398");
+    let mut running = world.running(["--", "bash", "-c", &script]);
+    running.says("ready");
+    running.signal(Signal::INT);
+    let id = world.newest();
+    eventually("the end was asked for", || (world.show(&id)["cancel"] == "terminate").then_some(()));
+    assert_eq!(world.show(&id)["state"], "running", "it ignores what it is asked");
+    running.signal(Signal::INT);
+    let ran = running.wait();
+    assert_ne!(ran.code, 0, "{ran}");
+    let view = world.show(&id);
+    assert_eq!((&view["cancel"], &view["outcome"]["kind"]), (&"kill".into(), &"cancelled".into()), "{view}");
+    eventually("it is dead", || host::find(&word).is_empty().then_some(()));
+}
+
+#[test]
+fn cancel_ends_a_detached_run() {
+    let world = World::up();
+    let id = world.detach(["--", "sleep", "600"]);
+    world.until_state(&id, "running");
+    world.holm(["cancel", &id]).succeeds();
+    let view = world.until_ended(&id);
+    assert_eq!(view["outcome"]["kind"], "cancelled", "{view}");
+    // Asking again, also when it is over, is harmless.
+    world.holm(["cancel", &id]).succeeds();
+    assert_eq!(world.show(&id), view);
+}
+
+#[test]
+fn a_run_in_the_queue_is_cancelled_at_once() {
+    let world = World::with_short_leases();
+    let id = world.detach(["--", "true"]);
+    assert_eq!(world.show(&id)["state"], "queued", "there is no agent");
+    world.holm(["cancel", &id]).succeeds();
+    let view = world.show(&id);
+    assert_eq!((&view["state"], &view["outcome"]["kind"]), (&"ended".into(), &"cancelled".into()), "{view}");
+    assert_eq!(view["attempt"], 0, "{view}");
+}
+
+#[test]
+fn a_client_that_goes_away_leaves_the_run_alone() {
+    let world = World::up();
+    let mut running = world.running(["--", "sh", "-c", "echo ready; sleep 1; echo done"]);
+    running.says("ready");
+    running.signal(Signal::KILL);
+    let id = world.newest();
+    assert_eq!(world.until_ended(&id)["outcome"]["kind"], "succeeded");
+    assert_eq!(world.logs(&id).text(), "ready\ndone\n");
+}

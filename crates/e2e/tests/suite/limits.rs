@@ -1,0 +1,84 @@
+//! Memory, processes, disk: enforced, or said not to be.
+
+use holm_e2e::{World, host};
+use serde_json::Value;
+
+/// What the run says could not be enforced.
+fn unenforced(view: &Value) -> String {
+    view["sandbox"]["unenforced"].to_string()
+}
+
+#[test]
+fn memory_is_limited_or_said_not_to_be() {
+    let world = World::up();
+    let script = "x = bytearray(400 * 1024 * 1024)\nprint(len(x))";
+    let ran = world.run(["--memory", "64m", "--", "/usr/bin/python3", "-c", script]);
+    let view = world.show(&world.newest());
+    if unenforced(&view).contains("memory") {
+        assert!(!host::is_root(), "root can enforce it: {view}");
+        ran.succeeds();
+        return;
+    }
+    assert!(ran.code == 137 || ran.code == 1, "killed, or told that there is no more: {ran}");
+    assert!(!ran.text().contains("419430400"), "{ran}");
+    world.run(["--memory", "1g", "--", "/usr/bin/python3", "-c", script]).succeeds();
+}
+
+#[test]
+fn processes_are_limited_or_said_not_to_be() {
+    let world = World::up();
+    let script = "import os, time\nn = 0\ntry:\n    while n < 200:\n        if os.fork() == 0:\n            time.sleep(60)\n            \
+                  os._exit(0)\n        n += 1\nexcept OSError as error:\n    print('refused', error.errno)\nprint('made', n)";
+    let ran = world.run(["--pids", "40", "--", "/usr/bin/python3", "-c", script]).succeeds();
+    let view = world.show(&world.newest());
+    let made: u32 = ran.text().lines().find_map(|line| line.strip_prefix("made ")?.parse().ok()).expect("a number");
+    if unenforced(&view).contains("pids") {
+        assert!(!host::is_root(), "root can enforce it: {view}");
+    } else {
+        assert!(ran.text().contains("refused 11") && made < 40, "{ran}");
+    }
+}
+
+#[test]
+fn the_writable_layer_is_limited() {
+    let world = World::up();
+    let script = "dd if=/dev/zero of=/tmp/big bs=1M count=64 2>&1; ls -l /tmp/big";
+    let ran = world.run(["--disk", "16m", "--", "sh", "-c", script]);
+    let view = world.show(&world.newest());
+    if unenforced(&view).contains("disk") {
+        assert!(!host::is_root(), "root can enforce it: {view}");
+    } else {
+        assert!(ran.text().contains("No space left on device"), "{ran}");
+    }
+    world.run(["--disk", "128m", "--", "sh", "-c", script]).succeeds();
+}
+
+#[test]
+fn required_limits_are_enforced_or_the_run_is_refused() {
+    let world = World::up();
+    let ran = world.run(["--require-limits", "--memory", "64m", "--", "echo", "ran"]);
+    let hosts = world.http().get("/v1/hosts").is(200).json();
+    let lacking = hosts["hosts"][0]["runtimes"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .any(|runtime| runtime["unenforced"].as_array().is_some_and(|list| !list.is_empty()));
+    if lacking {
+        assert!(!host::is_root(), "root can enforce every limit: {hosts}");
+        ran.exits(125).complains_of(&["memory"]);
+    } else {
+        assert_eq!(ran.succeeds().text(), "ran\n");
+        assert_eq!(world.show(&world.newest())["sandbox"]["unenforced"], serde_json::json!([]));
+    }
+}
+
+#[test]
+fn resource_limits_inside_cannot_be_raised_above_the_hosts() {
+    let world = World::up();
+    let script = "import resource\nprint(resource.getrlimit(resource.RLIMIT_NOFILE)[1], resource.getrlimit(resource.RLIMIT_CORE)[1])";
+    let ran = world.run(["--", "/usr/bin/python3", "-c", script]).succeeds();
+    let numbers: Vec<i64> = ran.text().split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let host = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    assert!(numbers[0] > 0 && numbers[0].unsigned_abs() <= host, "{numbers:?}, host {host}");
+    assert_eq!(numbers[1], 0, "no core dumps");
+}

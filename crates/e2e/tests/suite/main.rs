@@ -1,0 +1,16 @@
+//! The end-to-end suite: what a user sees, through the real binary. One file a theme.
+//!
+//! `cargo xtask test` runs it on SQLite, on PostgreSQL and as a plain user. What differs by privileges asks
+//! [`holm_e2e::host::is_root`] and then asserts one thing or the other, so nothing is skipped.
+
+mod api;
+mod basics;
+mod errors;
+mod escape;
+mod files;
+mod interruption;
+mod isolation;
+mod lease;
+mod limits;
+mod output;
+mod up;

@@ -1,0 +1,59 @@
+//! `holm up`, the server that `holm run` starts by itself, and `holm down`.
+
+use holm_e2e::{World, eventually};
+
+/// The first command of the README on a machine on which nothing was set up.
+#[test]
+fn the_first_command_needs_nothing() {
+    let world = World::new();
+    let ran = world.run(["--", "echo", "hello"]).succeeds();
+    assert_eq!(ran.text(), "hello\n");
+    let servers = world.marks().processes();
+    assert!(!servers.is_empty(), "the server goes on for the next command");
+    assert_eq!(world.run(["--", "echo", "again"]).succeeds().text(), "again\n");
+    assert_eq!(world.marks().processes(), servers, "the second command used the same server");
+    world.holm(["down"]).succeeds();
+    eventually("the server has ended", || world.marks().processes().is_empty().then_some(()));
+}
+
+#[test]
+fn many_first_commands_at_once_share_one_server() {
+    let world = World::new();
+    let running: Vec<_> = (0..6).map(|n| world.running(["--", "echo", &n.to_string()])).collect();
+    for (number, running) in running.into_iter().enumerate() {
+        assert_eq!(running.wait().succeeds().text(), format!("{number}\n"));
+    }
+    world.holm(["down"]).succeeds();
+    eventually("the server has ended", || world.marks().processes().is_empty().then_some(()));
+}
+
+#[test]
+fn up_survives_a_restart_with_its_runs() {
+    let mut world = World::up();
+    world.run(["--", "echo", "kept"]).succeeds();
+    let id = world.newest();
+    world.stop_up().exits(0);
+    world.start_up();
+    assert_eq!(world.logs(&id).text(), "kept\n");
+    assert_eq!(world.run(["--", "echo", "new"]).succeeds().text(), "new\n");
+}
+
+#[test]
+fn up_says_where_it_is_and_keeps_its_token_to_itself() {
+    use std::os::unix::fs::PermissionsExt;
+    let world = World::up();
+    let token = std::fs::metadata(world.home().join("token")).expect("a token");
+    assert_eq!(token.permissions().mode() & 0o777, 0o600);
+    let hosts = world.holm(["hosts", "--json"]).succeeds();
+    assert!(hosts.text().contains("process"), "the runtime is shown: {hosts}");
+    world.holm(["config", "check"]).succeeds();
+    world.holm(["doctor"]).succeeds();
+}
+
+#[test]
+fn down_without_a_server_says_so() {
+    let world = World::new();
+    let ran = world.holm(["down"]);
+    assert!(!(ran.text().is_empty() && ran.stderr.is_empty()), "{ran}");
+    assert!(world.marks().processes().is_empty());
+}
