@@ -192,7 +192,8 @@ impl Memory {
     pub(crate) fn event_page(&self, org: OrgId, run: RunId, after: u64, limit: usize) -> Vec<Event> {
         let state = self.lock();
         let events = state.row(org, run).map_or(&[][..], |row| &row.events);
-        let later = events.iter().filter(|stored| stored.event.seq > after);
+        // Event n stands at place n - 1.
+        let later = events.iter().skip(usize::try_from(after).unwrap_or(usize::MAX));
         later.take(limit).map(|stored| stored.event.clone()).collect()
     }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use sqlx::{Executor, Statement};
+use sqlx::{Executor, Row, Statement};
 
 use super::{Db, Query, migrate};
 use crate::{events, hosts, leases, logs, orgs, postgres::TestDatabase, projects, runs, tokens};
@@ -60,6 +60,35 @@ async fn every_query_is_prepared_on_postgres() {
     let database = TestDatabase::create().await;
     prepare_all(&Db::open_postgres(&database.url).await.expect("opens")).await;
     database.remove().await;
+}
+
+/// The steps by which SQLite would execute a query.
+async fn plan(db: &Db, query: Query) -> Vec<String> {
+    let Db::Sqlite { writer, .. } = db else { panic!("SQLite alone") };
+    let explain = sqlx::AssertSqlSafe(format!("explain query plan {}", query.sql));
+    let rows = sqlx::query(explain).fetch_all(writer).await;
+    rows.expect("a plan").iter().map(|row| row.get::<String, _>("detail")).collect()
+}
+
+#[tokio::test]
+async fn no_query_reads_a_whole_table_and_no_page_is_sorted() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("holm.db");
+    let db = Db::open_sqlite(path.to_str().expect("a path")).await.expect("opens");
+    // What stands in brackets or is a derived table (c, w) is as short as its limit says.
+    let derived = ["SCAN c", "SCAN w", "SCAN CONSTANT ROW", "SCAN (subquery"];
+    let pages = ["RUN_LIST", "RUN_LIST_LIVE", "RUN_LIST_OF_PROJECT", "RUN_LIST_LABELLED", "RUN_QUEUE", "RUNS_DUE"];
+    for query in all().into_iter().filter(|query| query.of != "schema step") {
+        let steps = plan(&db, query).await;
+        for step in &steps {
+            let whole = step.starts_with("SCAN") && !derived.iter().any(|allowed| step.starts_with(allowed));
+            assert!(!whole, "{}: {steps:#?}", query.name);
+        }
+        let sorted = steps.iter().any(|step| step.contains("TEMP B-TREE"));
+        assert!(!(sorted && pages.contains(&query.name)), "{}: {steps:#?}", query.name);
+    }
+    let due = plan(&db, all().into_iter().find(|query| query.name == "RUNS_DUE").expect("there")).await;
+    assert!(due[0].contains("runs_due"), "{due:?}");
 }
 
 /// The module that defines queries and is forgotten above would be found by nobody: so the sources are counted.

@@ -92,8 +92,8 @@ async fn numbers_have_no_gap_and_no_double_under_contention(fixture: Fixture) {
     let run = tenant.claimed().await;
     let id = run.id;
     let mut tasks = Vec::new();
-    for n in 0..2usize {
-        tasks.push(tokio::spawn(renew(stores[n].clone(), run.clone(), 10)));
+    for store in &stores {
+        tasks.push(tokio::spawn(renew(store.clone(), run.clone(), 10)));
     }
     // Each group of events is brought by three tasks at once, as an agent that repeats itself does.
     for n in 0..6usize {
