@@ -78,9 +78,11 @@ pub(crate) fn outcome_of(error: &Error) -> Outcome {
         Error::Image(_) => Reason::ImageFailed,
         Error::HostPath { .. } => Reason::HostPathRefused,
         Error::LimitsNotEnforceable(_) => Reason::LimitsNotEnforceable,
-        Error::Exhausted(_) | Error::Unsupported { .. } | Error::System { .. } | Error::Malformed(_) => {
-            Reason::LaunchFailed
-        }
+        Error::Exhausted(_)
+        | Error::Unsupported { .. }
+        | Error::System { .. }
+        | Error::Launch(_)
+        | Error::Malformed(_) => Reason::LaunchFailed,
     };
     Outcome::failed(reason, error.to_string())
 }
