@@ -4,14 +4,12 @@
 //! what they said (when it was executed as `holm-guest`), and the shim under its own user id (`shim`).
 
 use std::{
-    collections::BTreeMap,
     fs,
-    io::{BufRead, BufReader, Write},
-    os::fd::{FromRawFd, OwnedFd},
-    os::unix::net::UnixStream,
+    io::{BufRead, BufReader, Read, Write},
+    os::fd::{AsFd, FromRawFd, OwnedFd},
+    os::unix::{net::UnixStream, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
-    time::{Duration, Instant},
 };
 
 use holm_domain::{
@@ -19,10 +17,16 @@ use holm_domain::{
     run::{Mount, RootSource, RunSpec, WorkDir},
 };
 use holm_runtime::{
-    AttemptId, Descriptor, Request, Resources, Runtime, Sandbox,
+    AttemptId, Descriptor, Error, Request, Resources, Runtime, Sandbox,
+    conformance::{self, Subject},
+    passing,
     process::{Config, Lend, ProcessRuntime, launcher_main},
 };
 use libtest_mimic::{Arguments, Failed, Trial};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    time::Timespec,
+};
 use serde::{Deserialize, Serialize};
 
 /// Nobody on any machine that runs tests, hopefully.
@@ -35,6 +39,7 @@ fn main() -> ExitCode {
     }
     match arguments.get(1).map(String::as_str) {
         Some("launch") => return launcher_main(),
+        Some("shim") => return shim(),
         _ => {}
     }
     libtest_mimic::run(&Arguments::from_args(), trials()).exit_code()
@@ -56,17 +61,33 @@ fn guest() -> ExitCode {
     let mut answers = lane.try_clone().unwrap();
     for line in BufReader::new(lane).lines() {
         let argv: Vec<String> = serde_json::from_str(&line.unwrap()).unwrap();
-        let said = match Command::new(&argv[0]).args(&argv[1..]).output() {
+        let said = match execute(&argv) {
             Err(error) => Said { code: None, out: String::new(), err: error.to_string() },
-            Ok(output) => Said {
-                code: output.status.code(),
-                out: String::from_utf8_lossy(&output.stdout).into_owned(),
-                err: String::from_utf8_lossy(&output.stderr).into_owned(),
-            },
+            Ok(said) => said,
         };
         writeln!(answers, "{}", serde_json::to_string(&said).unwrap()).unwrap();
     }
     ExitCode::SUCCESS
+}
+
+/// A command, or one of `@read`, `@write`, `@list` where no programs are.
+fn execute(argv: &[String]) -> std::io::Result<Said> {
+    let out = match argv[0].as_str() {
+        "@read" => fs::read_to_string(&argv[1])?,
+        "@write" => fs::write(&argv[1], &argv[2]).map(|()| String::new())?,
+        "@list" => {
+            let names = fs::read_dir(&argv[1])?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+            let mut names = names.collect::<std::io::Result<Vec<String>>>()?;
+            names.sort();
+            names.join(" ")
+        }
+        program => {
+            let output = Command::new(program).args(&argv[1..]).output()?;
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            return Ok(Said { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) });
+        }
+    };
+    Ok(Said { code: Some(0), out, err: String::new() })
 }
 
 fn uuid() -> uuid::Uuid {
@@ -108,9 +129,7 @@ impl World {
         let program = fs::File::open("/proc/self/exe").unwrap();
         let at = prepared.descriptors.iter().position(|d| d.name == "guest.binary").unwrap();
         prepared.descriptors[at] = Descriptor { name: "guest.binary".into(), fd: program.into() };
-        let begun = Instant::now();
         let sandbox = self.runtime.launch(prepared.launch, prepared.descriptors).unwrap();
-        eprintln!("launch took {:?}", begun.elapsed());
         let lane = UnixStream::from(sandbox.lane_in.try_clone().unwrap());
         Live { world: self, resources, sandbox, lane: BufReader::new(lane) }
     }
@@ -147,23 +166,342 @@ impl Drop for Live<'_> {
     }
 }
 
+/// Every test, with whether it needs root.
+const TESTS: &[(&str, fn(), bool)] = &[
+    ("conforms", conforms, false),
+    ("the_host_root_shows_what_it_should", the_host_root_shows_what_it_should, false),
+    ("everything_writable_shares_one_limit", everything_writable_shares_one_limit, false),
+    ("a_work_dir_is_a_copy_on_write", a_work_dir_is_a_copy_on_write, false),
+    ("mounts_are_lent", mounts_are_lent, false),
+    ("a_folder_is_a_root", a_folder_is_a_root, false),
+    ("an_archive_is_a_root", an_archive_is_a_root, false),
+    ("required_limits_are_refused_where_they_cannot_be", required_limits_are_refused_where_they_cannot_be, false),
+    ("limits_are_set_and_hold", limits_are_set_and_hold, true),
+    ("errors_of_the_launcher_arrive", errors_of_the_launcher_arrive, false),
+    ("a_shim_launches_and_its_death_ends_the_sandbox", a_shim_launches_and_its_death_ends_the_sandbox, false),
+];
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// As root, every test twice: as root, and in a copy of this program as a plain user.
 fn trials() -> Vec<Trial> {
-    vec![Trial::test("smoke", || {
-        let world = world();
-        println!("{:#?}", world.runtime.fingerprint());
-        let mut live = world.start(RunSpec::new(["true"]));
-        for argv in [
-            &["id"][..],
-            &["cat", "/proc/self/uid_map"],
-            &["ls", "-la", "/", "/dev", "/etc"],
-            &["cat", "/proc/mounts"],
-            &["ps", "aux"],
-            &["ls", "-l", "/proc/self/fd"],
-            &["sh", "-c", "ulimit -a; cat /proc/self/status"],
-        ] {
-            let said = live.execute(argv);
-            println!("{argv:?}\n{}{}", said.out, said.err);
+    let mut trials = Vec::new();
+    for (name, test, needs_root) in TESTS {
+        let run = move || {
+            test();
+            Ok(())
+        };
+        if is_root() {
+            trials.push(Trial::test(format!("root::{name}"), run));
         }
-        Ok(())
-    })]
+        if !needs_root {
+            let plain = format!("plain::{name}");
+            let again = plain.clone();
+            let as_plain_user = move || if is_root() { again_as_plain_user(&again) } else { run() };
+            trials.push(Trial::test(plain, as_plain_user));
+        }
+    }
+    trials
+}
+
+fn again_as_plain_user(name: &str) -> Result<(), Failed> {
+    let mut again = Command::new("/proc/self/exe");
+    again.args(["--exact", name]).uid(PLAIN_USER).gid(PLAIN_USER).current_dir("/").env("TMPDIR", "/tmp");
+    let output = again.output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    if output.status.success() && text.contains("1 passed") {
+        return Ok(());
+    }
+    Err(format!("{text}{}", String::from_utf8_lossy(&output.stderr)).into())
+}
+
+fn conforms() {
+    let world = world();
+    let attempt = || AttemptId { run: RunId::from_uuid(uuid()), fence: 1 };
+    // The guest's own side of the wire is tested with the guest: here it has to be alive, and to hold its lanes.
+    let hello = |sandbox: &Sandbox| {
+        let mut polled = [
+            PollFd::new(&sandbox.lane_in, PollFlags::RDHUP),
+            PollFd::new(&sandbox.lane_out, PollFlags::RDHUP),
+            PollFd::from_borrowed_fd(sandbox.handle.ended(), PollFlags::IN),
+        ];
+        let ready = poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 20_000_000 })).unwrap();
+        assert_eq!(ready, 0, "the guest has ended, or let go of a lane");
+    };
+    conformance::all(&Subject { runtime: &world.runtime, dir: world.dir.path(), attempt: &attempt, hello: &hello });
+}
+
+fn the_host_root_shows_what_it_should() {
+    let world = world();
+    let mut live = world.start(RunSpec::new(["true"]));
+    for hidden in ["/etc/shadow", "/etc/ssh", "/etc/ssl/private", "/boot", "/work", "/etc/machine-id"] {
+        assert!(live.execute(&["@list", hidden]).code.is_none(), "{hidden} is seen");
+        assert!(live.execute(&["@read", hidden]).code.is_none(), "{hidden} is seen");
+    }
+    for empty in ["/root", "/tmp", "/sys", "/mnt", "/opt"] {
+        assert_eq!(live.out(&["@list", empty]), "", "{empty}");
+    }
+    assert!(live.out(&["cat", "/etc/passwd"]).starts_with("root:x:0:0:"));
+    assert_eq!(live.out(&["cat", "/etc/resolv.conf"]).lines().next(), Some("nameserver 127.0.0.53"));
+    let error = live.execute(&["@write", "/usr/holm-test", "x"]).err;
+    assert!(error.contains("Read-only"), "{error}");
+    let error = live.execute(&["@write", "/etc/services", "x"]).err;
+    assert!(error.contains("Read-only"), "{error}");
+    live.out(&["@write", "/tmp/file", "x"]);
+    live.out(&["sh", "-c", "echo > /dev/null; test -c /dev/urandom; test -c /dev/pts/ptmx; test -e /dev/fd/0"]);
+    // Nothing of the host is mounted but what was asked for, and nothing of it is writable.
+    for line in live.out(&["cat", "/proc/mounts"]).lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let ours = ["tmpfs", "proc", "devpts"].contains(&fields[2]) || fields[1].starts_with("/dev/");
+        let read_only = fields[3].split(',').any(|option| option == "ro");
+        assert!(ours || read_only && (fields[1].starts_with("/usr") || fields[1].starts_with("/etc/")), "{line}");
+    }
+    let ids: Vec<String> = live.out(&["cat", "/proc/self/uid_map"]).split_whitespace().map(str::to_owned).collect();
+    assert_ne!(ids[1], "0", "the guest's root is the host's");
+    assert_eq!(live.out(&["sh", "-c", "ls -d /proc/[0-9]* | wc -l"]).parse::<u32>().unwrap(), 4, "sh, ls, wc, guest");
+    let hostname = live.resources.attempt.run.to_string().replace('_', "-");
+    assert_eq!(live.out(&["uname", "-n"]), hostname);
+    assert_eq!(live.sandbox.setup.hostname, hostname);
+}
+
+fn everything_writable_shares_one_limit() {
+    let world = world();
+    let mut spec = RunSpec::new(["true"]);
+    spec.limits.disk_bytes = 4 * 1024 * 1024;
+    let mut live = world.start(spec);
+    let fill = |file: &str, mebibytes: u32| format!("head -c {mebibytes}M /dev/zero > {file}");
+    assert_eq!(live.execute(&["sh", "-c", &fill("/tmp/a", 2)]).code, Some(0));
+    for file in ["/dev/shm/b", "/var/tmp/c", "/root/d", "/run/e"] {
+        let said = live.execute(&["sh", "-c", &fill(file, 3)]);
+        assert!(said.err.contains("No space left"), "{file}: {said:?}");
+        live.execute(&["rm", file]);
+    }
+}
+
+fn a_work_dir_is_a_copy_on_write() {
+    let world = world();
+    let work = world.dir.path().join("read/project");
+    fs::create_dir(&work).unwrap();
+    fs::write(work.join("source"), "old").unwrap();
+    let mut spec = RunSpec::new(["true"]);
+    spec.work_dir = Some(WorkDir { source: work.to_str().unwrap().into(), keep_changes: true });
+    let mut live = world.start(spec);
+    assert_eq!(live.out(&["cat", "/work/source"]), "old");
+    live.out(&[
+        "sh",
+        "-c",
+        "echo new > /work/source; echo x > /work/added; mkdir /work/folder; mv /work/folder /work/f2",
+    ]);
+    let layers = live.sandbox.setup.work_dir.clone().unwrap();
+    assert_eq!(layers.target, "/work");
+    assert_eq!(live.out(&["cat", &format!("{}/source", layers.upper)]), "new");
+    assert_eq!(live.out(&["@list", &layers.upper]), "added f2 source");
+    live.out(&["rm", "/work/source"]);
+    assert_eq!(fs::read_to_string(work.join("source")).unwrap(), "old");
+    assert_eq!(fs::read_dir(&work).unwrap().count(), 1);
+}
+
+fn mount(source: &Path, target: &str, read_only: bool) -> Mount {
+    Mount { source: source.to_str().unwrap().into(), target: target.into(), read_only }
+}
+
+fn mounts_are_lent() {
+    let world = world();
+    let (read, write) = (world.dir.path().join("read"), world.dir.path().join("write"));
+    fs::write(read.join("file"), "content").unwrap();
+    let mut spec = RunSpec::new(["true"]);
+    spec.mounts = vec![
+        mount(&read, "/deep/er/read", true),
+        mount(&write, "/write", false),
+        mount(&read.join("file"), "/f", true),
+    ];
+    let mut live = world.start(spec.clone());
+    assert_eq!(live.out(&["cat", "/deep/er/read/file", "/f"]), "contentcontent");
+    assert!(live.execute(&["@write", "/deep/er/read/new", "x"]).err.contains("Read-only"));
+    assert!(live.execute(&["@write", "/f", "x"]).err.contains("Read-only"));
+    let inner_root = if is_root() { "1:1" } else { "0:0" };
+    assert_eq!(live.out(&["stat", "-c", "%u:%g", "/write"]), inner_root);
+    // Only the workload's ids stand for owners on the disk; as a plain user there is one.
+    let as_workload: &[&str] = if is_root() { &["setpriv", "--reuid=1", "--regid=1", "--clear-groups"] } else { &[] };
+    live.out(&[as_workload, &["sh", "-c", "printf 'from inside' > /write/new"]].concat());
+    let owner = |path: &Path| std::os::unix::fs::MetadataExt::uid(&fs::metadata(path).unwrap());
+    assert_eq!(owner(&write.join("new")), owner(&write));
+    assert_eq!(fs::read_to_string(write.join("new")).unwrap(), "from inside");
+    assert!(live.sandbox.setup.read_only.contains(&"/deep/er/read".to_owned()));
+    drop(live);
+    for (source, read_only, problem) in [
+        (Path::new("/etc"), true, "this agent lends"),
+        (read.as_path(), false, "for reading only"),
+        (&read.join("nothing"), true, "does not exist"),
+    ] {
+        let request = world.request(RunSpec { mounts: vec![mount(source, "/m", read_only)], ..spec.clone() });
+        let resources = world.runtime.plan(&request, &[]).unwrap();
+        let error = world.runtime.prepare(&request, &resources).unwrap_err();
+        assert!(matches!(&error, Error::HostPath { problem: found, .. } if found.contains(problem)), "{error}");
+        assert!(world.runtime.destroy(&resources).iter().all(|step| step.error.is_none()));
+    }
+}
+
+/// A folder with this program and the libraries that it needs, at the places where it looks for them.
+fn image_at(root: &Path) {
+    fs::create_dir_all(root.join("usr/bin")).unwrap();
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let libraries = maps.lines().filter_map(|line| line.split_whitespace().nth(5)).filter(|path| path.contains(".so"));
+    for library in libraries {
+        let target = root.join(library.trim_start_matches('/'));
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::copy(library, target).unwrap();
+    }
+    for link in ["lib", "lib64", "bin"] {
+        match fs::read_link(Path::new("/").join(link)) {
+            Ok(target) => std::os::unix::fs::symlink(target, root.join(link)).unwrap(),
+            Err(_) => continue,
+        }
+    }
+    fs::create_dir_all(root.join("usr/lib64")).unwrap();
+    let loader = fs::canonicalize("/lib64/ld-linux-x86-64.so.2").unwrap();
+    fs::copy(loader, root.join("usr/lib64/ld-linux-x86-64.so.2")).unwrap();
+    fs::write(root.join("marker"), "image").unwrap();
+    std::os::unix::fs::symlink("/", root.join("up")).unwrap();
+}
+
+fn look_at_an_image(live: &mut Live<'_>) {
+    assert_eq!(live.out(&["@read", "/marker"]), "image");
+    live.out(&["@write", "/marker", "changed"]);
+    live.out(&["@write", "/tmp/file", "x"]);
+    assert_eq!(live.out(&["@read", "/marker"]), "changed");
+    assert!(live.out(&["@list", "/dev"]).contains("null"));
+    assert!(live.execute(&["@list", "/etc/ssl"]).code.is_none());
+}
+
+fn a_folder_is_a_root() {
+    let world = world();
+    let root = world.dir.path().join("read/image");
+    image_at(&root);
+    let mut spec = RunSpec::new(["true"]);
+    spec.root = RootSource::Dir { path: root.to_str().unwrap().into() };
+    // A target through a link of the image stays inside.
+    spec.mounts = vec![mount(&world.dir.path().join("read"), "/up/lent", true)];
+    let mut live = world.start(spec);
+    look_at_an_image(&mut live);
+    assert_eq!(live.out(&["@list", "/lent"]), "image");
+    assert_eq!(fs::read_to_string(root.join("marker")).unwrap(), "image");
+    assert!(!Path::new("/lent").exists());
+}
+
+fn an_archive_is_a_root() {
+    let world = world();
+    let root = world.dir.path().join("image");
+    image_at(&root);
+    let path = world.dir.path().join("read/image.tar");
+    let mut builder = tar::Builder::new(fs::File::create(&path).unwrap());
+    builder.follow_symlinks(false);
+    builder.append_dir_all(".", &root).unwrap();
+    builder.into_inner().unwrap().flush().unwrap();
+    let mut spec = RunSpec::new(["true"]);
+    spec.root = RootSource::Tar { path: path.to_str().unwrap().into() };
+    for _ in 0..2 {
+        look_at_an_image(&mut world.start(spec.clone()));
+    }
+    let request = world.request(spec);
+    let resources = world.runtime.plan(&request, &[]).unwrap();
+    let prepared = world.runtime.prepare(&request, &resources).unwrap();
+    assert!(prepared.image_digest.unwrap().starts_with("sha256:"));
+    assert!(world.runtime.destroy(&resources).iter().all(|step| step.error.is_none()));
+}
+
+fn required_limits_are_refused_where_they_cannot_be() {
+    let world = world();
+    let mut spec = RunSpec::new(["true"]);
+    spec.require_limits = true;
+    let planned = world.runtime.plan(&world.request(spec), &[]);
+    let info = world.runtime.fingerprint();
+    match planned {
+        Ok(_) => assert!(info.unenforced.is_empty(), "{:?}", info.unenforced),
+        Err(Error::LimitsNotEnforceable(reasons)) => assert_eq!(reasons, info.unenforced),
+        Err(error) => panic!("{error}"),
+    }
+    if !is_root() {
+        assert!(info.unenforced.iter().any(|reason| reason.starts_with("ids.unique")));
+    }
+}
+
+fn limits_are_set_and_hold() {
+    let world = world();
+    let mut spec = RunSpec::new(["true"]);
+    spec.limits.pids = 20;
+    spec.limits.memory_bytes = 64 * 1024 * 1024;
+    spec.limits.disk_bytes = 1024 * 1024 * 1024;
+    let mut live = world.start(spec.clone());
+    assert_eq!(live.world.runtime.fingerprint().unenforced, Vec::<String>::new());
+    let said = live.execute(&["sh", "-c", "for n in $(seq 60); do sleep 60 >/dev/null 2>&1 & done; wait"]);
+    assert!(said.err.contains("fork"), "{said:?}");
+    drop(live);
+    let mut live = world.start(spec);
+    assert!(!live.sandbox.handle.out_of_memory());
+    let said = live.execute(&["sh", "-c", "head -c 200M /dev/zero | tail"]);
+    assert!(live.sandbox.handle.out_of_memory(), "{said:?}");
+}
+
+fn errors_of_the_launcher_arrive() {
+    let world = world();
+    let mut spec = RunSpec::new(["true"]);
+    spec.mounts = vec![mount(&world.dir.path().join("read"), "/usr/holm/not-there", true)];
+    let request = world.request(spec);
+    let resources = world.runtime.plan(&request, &[]).unwrap();
+    let prepared = world.runtime.prepare(&request, &resources).unwrap();
+    let error = world.runtime.launch(prepared.launch, prepared.descriptors).err().unwrap().to_string();
+    assert!(error.contains("/usr/holm/not-there") && error.contains("Read-only"), "{error}");
+    assert!(world.runtime.destroy(&resources).iter().all(|step| step.error.is_none()));
+    assert_eq!(world.runtime.inventory().unwrap(), []);
+}
+
+fn a_shim_launches_and_its_death_ends_the_sandbox() {
+    let world = world();
+    let request = world.request(RunSpec::new(["true"]));
+    let resources = world.runtime.plan(&request, &[]).unwrap();
+    let prepared = world.runtime.prepare(&request, &resources).unwrap();
+    let (ours, shims) = UnixStream::pair().unwrap();
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["shim", &prepared.label]).stdin(OwnedFd::from(shims)).current_dir("/");
+    if let Some((uid, gid)) = prepared.shim_ids {
+        command.uid(uid).gid(gid);
+    }
+    let mut shim = command.spawn().unwrap();
+    drop(command);
+    passing::send(&ours, &prepared.launch, &prepared.descriptors).unwrap();
+    drop(prepared);
+    // The shim passes on the guest's pidfd.
+    let (problem, descriptors): (Option<String>, _) = passing::receive(&ours).unwrap();
+    assert_eq!(problem, None);
+    let found = world.runtime.inventory().unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!((found[0].attempt, found[0].uid_slot), (resources.attempt, resources.uid_slot));
+    shim.kill().unwrap();
+    shim.wait().unwrap();
+    let guest = PollFd::new(&descriptors[0].fd, PollFlags::IN);
+    let patience = Timespec { tv_sec: 20, tv_nsec: 0 };
+    assert_eq!(poll(&mut [guest], Some(&patience)), Ok(1), "the guest outlives its shim");
+    assert!(world.runtime.destroy(&resources).iter().all(|step| step.error.is_none()));
+    assert_eq!(world.runtime.inventory().unwrap(), []);
+}
+
+/// The shim of these tests: launches, tells of it, and waits to be killed.
+fn shim() -> ExitCode {
+    let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
+    let (launch, descriptors): (serde_json::Value, _) = passing::receive(&socket).unwrap();
+    let label = "shim".parse().unwrap();
+    let runtime = ProcessRuntime::new(Config::new(label, PathBuf::from("/nonexistent")));
+    match runtime.launch(launch, descriptors) {
+        Err(error) => passing::send(&socket, &Some(error.to_string()), &[]).unwrap(),
+        Ok(sandbox) => {
+            let fd = sandbox.handle.ended().try_clone_to_owned().unwrap();
+            passing::send(&socket, &None::<String>, &[Descriptor { name: "guest".into(), fd }]).unwrap();
+            let _ = (&socket).read(&mut [0]);
+            drop(sandbox);
+        }
+    }
+    ExitCode::SUCCESS
 }
