@@ -247,7 +247,7 @@ mod tests {
         let resources = runtime.plan(&request, &[0]).unwrap();
         assert_eq!(resources.uid_slot, Some(1));
         assert!(runtime.prepare(&request, &resources).unwrap_err().to_string().contains("no luck"));
-        assert_eq!(runtime.inventory().unwrap(), [resources.clone()], "a failed preparation leaves something behind");
+        assert_eq!(runtime.inventory().unwrap().len(), 1, "a failed preparation leaves something behind");
         runtime.fail_next(Step::Destroy, "busy");
         assert!(runtime.destroy(&resources)[0].error.as_ref().unwrap().contains("busy"));
         assert_eq!(runtime.destroy(&resources)[0].error, None);

@@ -2,6 +2,7 @@
 //!
 //! This program plays every part: the agent (itself), the launcher (`launch`), a guest that executes commands and tells
 //! what they said (when it was executed as `holm-guest`), and the shim under its own user id (`shim`).
+#![allow(clippy::unwrap_used)] // Nothing here is a #[test] that clippy would know as one.
 
 use std::{
     fs,
@@ -257,6 +258,10 @@ fn the_host_root_shows_what_it_should() {
         let ours = ["tmpfs", "proc", "devpts"].contains(&fields[2]) || fields[1].starts_with("/dev/");
         let read_only = fields[3].split(',').any(|option| option == "ro");
         assert!(ours || read_only && (fields[1].starts_with("/usr") || fields[1].starts_with("/etc/")), "{line}");
+    }
+    assert_eq!(live.sandbox.setup.read_only.first().map(String::as_str), Some("/usr"));
+    for mounted in live.sandbox.setup.read_only.clone() {
+        live.out(&["mountpoint", &mounted]);
     }
     let ids: Vec<String> = live.out(&["cat", "/proc/self/uid_map"]).split_whitespace().map(str::to_owned).collect();
     assert_ne!(ids[1], "0", "the guest's root is the host's");

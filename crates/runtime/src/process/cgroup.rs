@@ -303,3 +303,136 @@ fn own_group(mounted: &Mounted, own: &str, controller: Option<Controller>) -> Op
     let below = Path::new(path).strip_prefix(&mounted.root).ok()?;
     Some(if below.as_os_str().is_empty() { mounted.point.clone() } else { mounted.point.join(below) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holm_domain::limits::MilliCpus;
+
+    /// A host made of files and writable folders.
+    struct Told {
+        writable: &'static [&'static str],
+        files: &'static [(&'static str, &'static str)],
+    }
+
+    impl Host for Told {
+        fn writable(&self, folder: &Path) -> bool {
+            self.writable.iter().any(|known| Path::new(known) == folder)
+        }
+
+        fn read(&self, file: &Path) -> Option<String> {
+            self.files.iter().find(|(known, _)| Path::new(known) == file).map(|(_, content)| (*content).to_owned())
+        }
+    }
+
+    const V1: &str = "\
+33 32 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct
+34 32 0:30 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
+35 32 0:31 / /sys/fs/cgroup/pids rw,relatime - cgroup cgroup rw,pids
+36 32 0:32 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+1 0 8:1 / / rw - ext4 /dev/vda rw
+";
+    const V1_OWN: &str = "4:memory:/outer/own\n3:pids:/\n2:cpu,cpuacct:/\n0::/\n";
+    const V2: &str = "30 25 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
+    const ALL: &str = "cpuset cpu io memory pids";
+
+    fn bases(layout: &Layout) -> Vec<(&str, bool, &[Controller])> {
+        let one = |h: &'_ Hierarchy| (h.base.to_str().unwrap().to_owned(), h.unified);
+        assert!(layout.hierarchies.iter().map(one).all(|(base, _)| base.starts_with("/sys/fs/cgroup")));
+        layout.hierarchies.iter().map(|h| (h.base.to_str().unwrap(), h.unified, h.controllers.as_slice())).collect()
+    }
+
+    #[test]
+    fn a_mixture_limits_through_version_1() {
+        let writable = &[
+            "/sys/fs/cgroup/memory/outer/own",
+            "/sys/fs/cgroup/pids",
+            "/sys/fs/cgroup/cpu,cpuacct",
+            "/sys/fs/cgroup/unified",
+        ];
+        let layout = Layout::detect(V1, V1_OWN, &Told { writable, files: &[] });
+        let wanted: Vec<(&str, bool, &[Controller])> = vec![
+            ("/sys/fs/cgroup/memory/outer/own", false, &[Controller::Memory]),
+            ("/sys/fs/cgroup/pids", false, &[Controller::Pids]),
+            ("/sys/fs/cgroup/cpu,cpuacct", false, &[Controller::Cpu]),
+        ];
+        assert_eq!(bases(&layout), wanted);
+        assert_eq!(layout.missing, BTreeMap::new());
+        assert_eq!(layout.plan("x")[1], Path::new("/sys/fs/cgroup/pids/x"));
+    }
+
+    #[test]
+    fn what_may_not_be_written_is_missing_with_the_reason() {
+        let layout = Layout::detect(V1, V1_OWN, &Told { writable: &["/sys/fs/cgroup/pids"], files: &[] });
+        assert_eq!(layout.hierarchies.len(), 1);
+        let reason = &layout.missing[&Controller::Memory];
+        assert!(reason.contains("/memory/outer/own is not writable"), "{reason}");
+        let nothing = Layout::detect("", "", &Told { writable: &[], files: &[] });
+        assert_eq!(nothing.missing.len(), 3);
+    }
+
+    #[test]
+    fn version_2_needs_a_group_without_processes() {
+        let own = "0::/user.slice/app.slice/shell.scope\n";
+        let files: &[(&str, &str)] = &[
+            ("/sys/fs/cgroup/user.slice/app.slice/shell.scope/cgroup.procs", "7\n"),
+            ("/sys/fs/cgroup/user.slice/app.slice/shell.scope/cgroup.type", "domain\n"),
+            ("/sys/fs/cgroup/user.slice/app.slice/shell.scope/cgroup.controllers", "memory pids"),
+            ("/sys/fs/cgroup/user.slice/app.slice/cgroup.procs", ""),
+            ("/sys/fs/cgroup/user.slice/app.slice/cgroup.type", "domain\n"),
+            ("/sys/fs/cgroup/user.slice/app.slice/cgroup.controllers", "memory pids"),
+        ];
+        let delegated = &["/sys/fs/cgroup/user.slice/app.slice", "/sys/fs/cgroup/user.slice/app.slice/shell.scope"];
+        let layout = Layout::detect(V2, own, &Told { writable: delegated, files });
+        let wanted: Vec<(&str, bool, &[Controller])> =
+            vec![("/sys/fs/cgroup/user.slice/app.slice", true, &[Controller::Memory, Controller::Pids])];
+        assert_eq!(bases(&layout), wanted);
+        assert!(layout.missing.contains_key(&Controller::Cpu) && layout.missing.len() == 1);
+    }
+
+    #[test]
+    fn the_root_of_version_2_may_have_processes() {
+        let files = &[("/sys/fs/cgroup/cgroup.procs", "1\n"), ("/sys/fs/cgroup/cgroup.controllers", ALL)];
+        let layout = Layout::detect(V2, "0::/\n", &Told { writable: &["/sys/fs/cgroup"], files });
+        assert_eq!(bases(&layout), [("/sys/fs/cgroup", true, Controller::ALL.as_slice())]);
+        assert_eq!(layout.missing, BTreeMap::new());
+    }
+
+    #[test]
+    fn groups_of_another_namespace_are_not_climbed_to() {
+        let layout = Layout::detect(V2, "0::/../sibling\n", &Told { writable: &[], files: &[] });
+        assert_eq!(layout.hierarchies, []);
+    }
+
+    /// The files that version 2 would have, in a plain folder.
+    fn version_2(dir: &Path, group: &Path) -> Layout {
+        fs::create_dir(group).unwrap();
+        fs::write(dir.join("cgroup.subtree_control"), "cpu memory").unwrap();
+        for file in
+            ["cgroup.procs", "cgroup.kill", "memory.events", "memory.max", "memory.swap.max", "pids.max", "cpu.max"]
+        {
+            fs::write(group.join(file), "").unwrap();
+        }
+        let hierarchy = Hierarchy { base: dir.to_owned(), unified: true, controllers: Controller::ALL.to_vec() };
+        Layout { hierarchies: vec![hierarchy], missing: BTreeMap::new() }
+    }
+
+    #[test]
+    fn limits_of_version_2_are_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let group = dir.path().join("group");
+        let layout = version_2(dir.path(), &group);
+        let limits =
+            Limits { cpus_milli: MilliCpus(1_500), memory_bytes: 1 << 30, pids: 4_194_304, ..Limits::default() };
+        let descriptors = layout.create("group", &limits).unwrap();
+        let names: Vec<&str> = descriptors.iter().map(|descriptor| descriptor.name.as_str()).collect();
+        assert_eq!(names, ["cgroup.join.0", "cgroup.kill", "memory.events"]);
+        let content = |file: &str| fs::read_to_string(group.join(file)).unwrap();
+        assert_eq!(content("cpu.max"), "150000 100000");
+        assert_eq!(content("memory.max"), ((1u64 << 30) + GUEST_MEMORY_BYTES).to_string());
+        assert_eq!((content("memory.swap.max"), content("pids.max")), ("0".to_owned(), "4194304".to_owned()));
+        // Only what is missing is enabled, and a plain file keeps what is not written over.
+        let enabled = fs::read_to_string(dir.path().join("cgroup.subtree_control")).unwrap();
+        assert_eq!(enabled, "+pidsemory");
+    }
+}

@@ -167,7 +167,7 @@ impl Runtime for ProcessRuntime {
         // Last, so that a request that cannot be met leaves none behind even for a moment.
         making.descriptors.extend(host.groups.create(&label, &spec.limits)?);
         let set_id = spec.allow_sudo && slot.is_some();
-        let setup = setup(request, &binds, slot.is_some());
+        let setup = setup(request, &root, &binds, slot.is_some());
         let env = env(spec);
         let mapped = slot.is_some();
         let disk_bytes = spec.limits.disk_bytes;
@@ -281,7 +281,7 @@ impl Making {
     }
 }
 
-fn setup(request: &Request, binds: &[Bind], mapped: bool) -> Setup {
+fn setup(request: &Request, root: &Root, binds: &[Bind], mapped: bool) -> Setup {
     let spec = &request.spec;
     let work_dir = spec
         .work_dir
@@ -291,12 +291,14 @@ fn setup(request: &Request, binds: &[Bind], mapped: bool) -> Setup {
         true => IdRange { outer_first: 1, count: ids::WORKLOAD_IDS },
         false => IdRange { outer_first: 0, count: 1 },
     };
-    let host = matches!(spec.root, RootSource::Host).then_some(host_root::TOP).unwrap_or_default();
-    let read_only = host
-        .iter()
-        .map(|name| format!("/{name}"))
-        .chain(binds.iter().filter(|bind| bind.read_only).map(|bind| bind.target.clone()))
-        .collect();
+    // Links are no mount points.
+    let top: &[Entry] = if let Root::Host { top, .. } = root { top } else { &[] };
+    let folders = top.iter().filter_map(|entry| match entry {
+        Entry::Dir { path, .. } => Some(format!("/{path}")),
+        _ => None,
+    });
+    let lent = binds.iter().filter(|bind| bind.read_only).map(|bind| bind.target.clone());
+    let read_only = folders.chain(lent).collect();
     // A name of a machine has no `_` (RFC 1123 §2.1).
     let hostname = request.attempt.run.to_string().replace('_', "-");
     Setup { hostname, ids, allow_sudo: spec.allow_sudo, work_dir, read_only }
