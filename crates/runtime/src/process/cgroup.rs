@@ -407,7 +407,7 @@ mod tests {
     /// The files that version 2 would have, in a plain folder.
     fn version_2(dir: &Path, group: &Path) -> Layout {
         fs::create_dir(group).unwrap();
-        fs::write(dir.join("cgroup.subtree_control"), "cpu memory").unwrap();
+        fs::write(dir.join("cgroup.subtree_control"), "memory pids").unwrap();
         for file in
             ["cgroup.procs", "cgroup.kill", "memory.events", "memory.max", "memory.swap.max", "pids.max", "cpu.max"]
         {
@@ -433,6 +433,6 @@ mod tests {
         assert_eq!((content("memory.swap.max"), content("pids.max")), ("0".to_owned(), "4194304".to_owned()));
         // Only what is missing is enabled, and a plain file keeps what is not written over.
         let enabled = fs::read_to_string(dir.path().join("cgroup.subtree_control")).unwrap();
-        assert_eq!(enabled, "+pidsemory");
+        assert_eq!(enabled, "+cpury pids");
     }
 }
