@@ -1,0 +1,106 @@
+//! The system calls that the workload may make.
+//!
+//! The lists follow the default profile of container engines. Two filters are stacked; the kernel obeys the stricter one:
+//! *allow* lets the listed calls pass and answers ENOSYS to all others, as a kernel would that does not know them, so that
+//! programs fall back; *refuse* answers EPERM to calls that exist to cross borders, so that a person sees what happened.
+//! Calls made through another instruction set (`int 0x80`) kill the process; x32 numbers are on neither list.
+//!
+//! `clone3` is answered ENOSYS because its flags lie in memory, where no filter can see them; libraries fall back to
+//! `clone`, of which the flags that make namespaces are refused.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+};
+
+mod table;
+
+/// Compiled once, before anything is started: a child can only load it.
+pub struct Filters {
+    /// To be loaded in this order: of two errors the last loaded filter's is given.
+    pub programs: [BpfProgram; 2],
+}
+
+/// The flags of clone(2) that make namespaces. (The one for time is part of the exit signal there; unshare(2) is refused.)
+const NAMESPACE_FLAGS: [libc::c_int; 7] = [
+    libc::CLONE_NEWNS,
+    libc::CLONE_NEWCGROUP,
+    libc::CLONE_NEWUTS,
+    libc::CLONE_NEWIPC,
+    libc::CLONE_NEWUSER,
+    libc::CLONE_NEWPID,
+    libc::CLONE_NEWNET,
+];
+/// personality(2): Linux, 32-bit Linux, a query, and the same without address randomisation, as container engines allow.
+const PERSONALITIES: [u64; 5] = [0x0, 0x0008, 0x2_0000, 0x2_0008, 0xffff_ffff];
+/// The address families that a socket may have. AF_VSOCK, AF_PACKET, AF_ALG and the others are ways to the kernel or the host.
+const FAMILIES: [libc::c_int; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
+
+/// Compiles both filters.
+pub fn compile() -> Result<Filters, seccompiler::BackendError> {
+    let mut allow: BTreeMap<i64, Vec<SeccompRule>> = table::ALLOWED.iter().map(|&call| (call, Vec::new())).collect();
+    allow.insert(libc::SYS_clone, vec![rule(vec![masked(0, namespace_mask(), 0)?])?]);
+    allow.insert(libc::SYS_personality, each(PERSONALITIES.iter().map(|&value| equal(0, value)))?);
+    for call in [libc::SYS_socket, libc::SYS_socketpair, libc::SYS_ioctl] {
+        allow.insert(call, Vec::new());
+    }
+
+    let mut refuse: BTreeMap<i64, Vec<SeccompRule>> = table::REFUSED.iter().map(|&call| (call, Vec::new())).collect();
+    refuse.insert(libc::SYS_clone, each(NAMESPACE_FLAGS.iter().map(|&flag| masked(0, flag as u64, flag as u64)))?);
+    refuse.insert(
+        libc::SYS_personality,
+        vec![rule(
+            PERSONALITIES.iter().map(|&value| condition(0, SeccompCmpOp::Ne, value)).collect::<Result<_, _>>()?,
+        )?],
+    );
+
+    refuse.insert(libc::SYS_socket, refused_sockets()?);
+    refuse.insert(libc::SYS_socketpair, vec![rule(vec![condition(0, SeccompCmpOp::Ne, libc::AF_UNIX as u64)?])?]);
+    refuse.insert(libc::SYS_ioctl, each([libc::TIOCSTI, libc::TIOCLINUX].iter().map(|&request| equal(1, request)))?);
+
+    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
+    let no_such_call = SeccompAction::Errno(libc::ENOSYS as u32);
+    let refused = SeccompAction::Errno(libc::EPERM as u32);
+    Ok(Filters {
+        programs: [
+            SeccompFilter::new(allow, no_such_call, SeccompAction::Allow, arch)?.try_into()?,
+            SeccompFilter::new(refuse, SeccompAction::Allow, refused, arch)?.try_into()?,
+        ],
+    })
+}
+
+fn namespace_mask() -> u64 {
+    NAMESPACE_FLAGS.iter().fold(0, |mask, &flag| mask | flag as u64)
+}
+
+/// Sockets that are refused: families beyond the list, and netlink for anything but what getifaddrs(3) asks.
+fn refused_sockets() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+    let foreign =
+        FAMILIES.iter().map(|&family| condition(0, SeccompCmpOp::Ne, family as u64)).collect::<Result<_, _>>()?;
+    let netlink = vec![equal(0, libc::AF_NETLINK as u64)?, condition(2, SeccompCmpOp::Ne, libc::NETLINK_ROUTE as u64)?];
+    Ok(vec![rule(foreign)?, rule(netlink)?])
+}
+
+fn each(
+    conditions: impl Iterator<Item = Result<SeccompCondition, seccompiler::BackendError>>,
+) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+    conditions.map(|condition| rule(vec![condition?])).collect()
+}
+
+fn rule(conditions: Vec<SeccompCondition>) -> Result<SeccompRule, seccompiler::BackendError> {
+    SeccompRule::new(conditions)
+}
+
+// The kernel looks at the lower half of these arguments only, so the filter does the same.
+fn condition(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompCondition, seccompiler::BackendError> {
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
+}
+
+fn equal(argument: u8, value: u64) -> Result<SeccompCondition, seccompiler::BackendError> {
+    condition(argument, SeccompCmpOp::Eq, value)
+}
+
+fn masked(argument: u8, mask: u64, value: u64) -> Result<SeccompCondition, seccompiler::BackendError> {
+    condition(argument, SeccompCmpOp::MaskedEq(mask), value)
+}

@@ -1,0 +1,179 @@
+//! Attempts seen on `lo`: connections that were refused, and UDP to other places than the loopback addresses.
+//!
+//! A refused TCP connection shows as a reset that answers a SYN: acknowledging, with sequence 0, from the address that was
+//! tried. Looking for that instead of for the SYN leaves out connections that a server inside has taken. The kernel's
+//! filters let nothing else through, so watching costs nothing while programs inside talk to each other.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::{AsFd, BorrowedFd},
+};
+
+use rustix::net::{AddressFamily, Protocol, SocketAddrAny, SocketFlags, SocketType, socket_with};
+
+use super::{Destination, Source};
+use crate::{network, sys};
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const RST_ACK: u8 = 0x14;
+const LOOPBACK_NET: u8 = 127;
+const IPV6_HEADER: usize = 40;
+/// How much of a packet is looked at: the largest IPv4 header and a TCP header.
+const SNAP: u32 = 128;
+const DROP: u32 = 0;
+
+/// One source for each version of IP.
+pub(super) fn sources() -> io::Result<[Source; 2]> {
+    Ok([
+        source(libc::ETH_P_IP as u16, &ipv4_filter(), |_, packet, _| parse_ipv4(packet))?,
+        source(libc::ETH_P_IPV6 as u16, &ipv6_filter(), |_, packet, _| parse_ipv6(packet))?,
+    ])
+}
+
+fn source(
+    protocol: u16,
+    filter: &[libc::sock_filter],
+    look: fn(BorrowedFd<'_>, &[u8], Option<&SocketAddrAny>) -> Option<Destination>,
+) -> io::Result<Source> {
+    // Protocol 0 receives nothing until it is bound: no packet slips in before the filter is there.
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let none: Option<Protocol> = None;
+    let socket = socket_with(AddressFamily::PACKET, SocketType::DGRAM, flags, none)?;
+    sys::attach_filter(socket.as_fd(), filter)?;
+    sys::bind_packet(socket.as_fd(), network::loopback_index()?, protocol)?;
+    Ok(Source { socket: crate::sys::watched(socket)?, look })
+}
+
+fn ipv4_filter() -> Vec<libc::sock_filter> {
+    vec![
+        load_byte(9),
+        jump_if_equal(TCP.into(), 1, 0),
+        jump_if_equal(UDP.into(), 8, 11),
+        // TCP: not 127/8, then X = length of the IP header, a reset that acknowledges with sequence 0.
+        load_byte(12),
+        jump_if_equal(LOOPBACK_NET.into(), 9, 0),
+        instruction(libc::BPF_LDX | libc::BPF_B | libc::BPF_MSH, 0, 0, 0),
+        instruction(libc::BPF_LD | libc::BPF_B | libc::BPF_IND, 0, 0, 13),
+        instruction(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, RST_ACK.into()),
+        jump_if_equal(RST_ACK.into(), 0, 5),
+        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_IND, 0, 0, 4),
+        jump_if_equal(0, 2, 3),
+        // UDP: not to 127/8.
+        load_byte(16),
+        jump_if_equal(LOOPBACK_NET.into(), 1, 0),
+        accept(SNAP),
+        accept(DROP),
+    ]
+}
+
+fn ipv6_filter() -> Vec<libc::sock_filter> {
+    vec![
+        load_byte(6),
+        jump_if_equal(TCP.into(), 0, 3),
+        load_byte(53),
+        instruction(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, RST_ACK.into()),
+        jump_if_equal(RST_ACK.into(), 1, 2),
+        jump_if_equal(UDP.into(), 0, 1),
+        accept(SNAP),
+        accept(DROP),
+    ]
+}
+
+fn instruction(code: u32, jump_true: u8, jump_false: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code: code as u16, jt: jump_true, jf: jump_false, k }
+}
+
+fn load_byte(at: u32) -> libc::sock_filter {
+    instruction(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, at)
+}
+
+fn jump_if_equal(value: u32, jump_true: u8, jump_false: u8) -> libc::sock_filter {
+    instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, jump_true, jump_false, value)
+}
+
+fn accept(bytes: u32) -> libc::sock_filter {
+    instruction(libc::BPF_RET | libc::BPF_K, 0, 0, bytes)
+}
+
+fn parse_ipv4(packet: &[u8]) -> Option<Destination> {
+    let header = usize::from(packet.first()? & 0xf) * 4;
+    // A fragment that is not the first has no ports.
+    if u16_at(packet, 6)? & 0x1fff != 0 {
+        return None;
+    }
+    let address = |at: usize| Some(IpAddr::V4(Ipv4Addr::from(u32_at(packet, at)?)));
+    transport(*packet.get(9)?, address(12)?, address(16)?, packet.get(header..)?)
+}
+
+fn parse_ipv6(packet: &[u8]) -> Option<Destination> {
+    let address = |at: usize| Some(IpAddr::V6(Ipv6Addr::from(*packet.get(at..)?.first_chunk::<16>()?)));
+    transport(*packet.get(6)?, address(8)?, address(24)?, packet.get(IPV6_HEADER..)?)
+}
+
+fn transport(protocol: u8, source: IpAddr, destination: IpAddr, segment: &[u8]) -> Option<Destination> {
+    let (address, port, protocol) = match protocol {
+        // The answer to a SYN comes from where the SYN went to.
+        TCP if *segment.get(13)? & RST_ACK == RST_ACK && u32_at(segment, 4)? == 0 => {
+            (source, u16_at(segment, 0)?, "tcp")
+        }
+        UDP => (destination, u16_at(segment, 2)?, "udp"),
+        _ => return None,
+    };
+    let elsewhere = !address.is_loopback() && !address.is_multicast();
+    elsewhere.then(|| Destination { host: address.to_string(), port, protocol })
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..)?.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..)?.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ipv4(protocol: u8, source: [u8; 4], destination: [u8; 4], segment: &[u8]) -> Vec<u8> {
+        let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, protocol, 0, 0];
+        packet.extend(source);
+        packet.extend(destination);
+        packet.extend(segment);
+        packet
+    }
+
+    fn tcp(port: u16, sequence: u32, flags: u8) -> Vec<u8> {
+        let mut segment = port.to_be_bytes().to_vec();
+        segment.extend([1, 2]);
+        segment.extend(sequence.to_be_bytes());
+        segment.extend([0, 0, 0, 0, 0x50, flags, 0, 0, 0, 0, 0, 0]);
+        segment
+    }
+
+    #[test]
+    fn tells_refused_connections_from_others() {
+        let refused = ipv4(TCP, [1, 2, 3, 4], [1, 2, 3, 4], &tcp(443, 0, 0x14));
+        let expected = Destination { host: "1.2.3.4".into(), port: 443, protocol: "tcp" };
+        assert_eq!(parse_ipv4(&refused), Some(expected));
+        for other in [
+            ipv4(TCP, [127, 0, 0, 1], [127, 0, 0, 1], &tcp(443, 0, 0x14)),
+            ipv4(TCP, [1, 2, 3, 4], [1, 2, 3, 4], &tcp(443, 9, 0x14)),
+            ipv4(TCP, [1, 2, 3, 4], [1, 2, 3, 4], &tcp(443, 0, 0x02)),
+            ipv4(1, [1, 2, 3, 4], [1, 2, 3, 4], &tcp(443, 0, 0x14)),
+        ] {
+            assert_eq!(parse_ipv4(&other), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn no_length_is_too_short() {
+        let packet = ipv4(TCP, [1, 2, 3, 4], [1, 2, 3, 4], &tcp(443, 0, 0x14));
+        for length in 0..packet.len() - 6 {
+            assert_eq!(parse_ipv4(&packet[..length]), None, "{length} bytes");
+            assert_eq!(parse_ipv6(&packet[..length]), None, "{length} bytes");
+        }
+    }
+}

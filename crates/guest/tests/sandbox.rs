@@ -1,0 +1,239 @@
+//! The guest in real namespaces, driven over the wire as a shim would. Needs root, as the test machine has it.
+
+mod support;
+
+use std::time::Duration;
+
+use holm_wire::{
+    guest_api::{Exit, SpawnFailure, SpawnFailureKind},
+    http2,
+};
+use http::{Method, StatusCode};
+use support::{Sandbox, spawn_of};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+async fn limited<T>(test: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, test).await.expect("the test took too long")
+}
+
+#[tokio::test]
+async fn runs_a_command_as_a_user_and_says_how_it_ended() {
+    limited(async {
+        let (_sandbox, epoch) = Sandbox::ready().await;
+        // A first command that stays: the end of the first ends them all.
+        epoch.spawn(&spawn_of("root", &["sleep", "1000"])).await.unwrap();
+        let (exit, told) = epoch.run(&spawn_of("ann", &["sh", "-c", "id; pwd; hostname; echo err >&2; exit 7"])).await;
+        assert_eq!(exit, Exit::Code(7));
+        assert_eq!(told.text(), "uid=1000(ann) gid=1000(ann) groups=1000(ann),77(extra)\n/home/ann\nisle\n");
+        assert_eq!(told.errors(), "err\n");
+        let (exit, told) = epoch.run(&spawn_of("0", &["sh", "-c", "id -u; kill -SEGV $$"])).await;
+        assert_eq!((exit, told.text().as_str()), (Exit::Signal(11), "0\n"));
+        let (_, told) = epoch.run(&spawn_of("ann", &["printf", "\\377\\0x"])).await;
+        assert_eq!(told.stdout, b"\xff\0x");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn says_why_a_command_cannot_be_started() {
+    limited(async {
+        let (_sandbox, epoch) = Sandbox::ready().await;
+        let mut bad_dir = spawn_of("root", &["true"]);
+        bad_dir.cwd = Some("/nowhere".into());
+        let mut no_entry = spawn_of("4711:4711", &["true"]);
+        no_entry.cwd = Some("/run/holm/../../proc/1/root".into());
+        for (spawn, kind) in [
+            (spawn_of("root", &["nothing-of-this-name"]), SpawnFailureKind::NotFound),
+            (spawn_of("root", &["/usr/nothing"]), SpawnFailureKind::NotFound),
+            (spawn_of("root", &["/etc/passwd"]), SpawnFailureKind::NotExecutable),
+            (spawn_of("root", &["/usr"]), SpawnFailureKind::NotExecutable),
+            (spawn_of("nobody-here", &["true"]), SpawnFailureKind::UnknownUser),
+            (bad_dir, SpawnFailureKind::BadWorkDir),
+            (no_entry, SpawnFailureKind::BadWorkDir),
+        ] {
+            let Err(http2::Error::Status { status, body }) = epoch.spawn(&spawn).await else {
+                panic!("{spawn:?} was started");
+            };
+            assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+            let failure: SpawnFailure = serde_json::from_slice(&body).unwrap();
+            assert_eq!(failure.kind, kind, "{spawn:?}: {}", failure.message);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_end_of_the_main_command_is_the_end_of_all() {
+    limited(async {
+        let (_sandbox, epoch) = Sandbox::ready().await;
+        let script = "setsid sleep 1000 & (setsid sh -c 'trap \"\" TERM HUP; while :; do sleep 1; done' &) ; echo done; exit 3";
+        let (exit, told) = epoch.run(&spawn_of("ann", &["sh", "-c", script])).await;
+        assert_eq!((exit, told.text().as_str()), (Exit::Code(3), "done\n"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn loses_no_output_under_back_pressure() {
+    limited(async {
+        let (_sandbox, epoch) = Sandbox::ready().await;
+        let script = "head -c 3000000 /dev/zero | tr '\\0' a; head -c 100000 /dev/zero | tr '\\0' b >&2";
+        let (exit, told) = epoch.run(&spawn_of("ann", &["sh", "-c", script])).await;
+        assert_eq!(exit, Exit::Code(0));
+        assert_eq!((told.stdout.len(), told.stderr.len()), (3_000_000, 100_000));
+        assert!(told.stdout.iter().all(|&byte| byte == b'a') && told.stderr.iter().all(|&byte| byte == b'b'));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_process_waits_while_nobody_acknowledges() {
+    limited(async {
+        let (_sandbox, epoch) = Sandbox::ready().await;
+        let id = epoch.spawn(&spawn_of("ann", &["sh", "-c", "head -c 3000000 /dev/zero; echo end >&2"])).await.unwrap();
+        let ring = holm_wire::guest_api::RING_BYTES as u64;
+        loop {
+            let status: holm_wire::guest_api::ProcessStatus =
+                epoch.client.json(Method::GET, &format!("/processes/{id}"), None::<&()>).await.unwrap();
+            assert!(status.output_bytes <= ring && status.exit.is_none(), "{status:?}");
+            if status.output_bytes == ring {
+                break;
+            }
+        }
+        let told = epoch.read(id, 0, u64::MAX).await;
+        assert_eq!((told.stdout.len(), told.errors().as_str()), (3_000_000, "end\n"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn feeds_standard_input_and_sends_signals() {
+    limited(async {
+        let (_sandbox, epoch) = Sandbox::ready().await;
+        let mut cat = spawn_of("ann", &["sh", "-c", "trap 'exit 5' TERM; cat; echo waiting; while :; do sleep 0.05; done"]);
+        cat.stdin = true;
+        let id = epoch.spawn(&cat).await.unwrap();
+        let (mut body, answered) = epoch.client.upload(&format!("/processes/{id}/stdin")).await.unwrap();
+        body.send(vec![b'x'; 200_000].into()).await.unwrap();
+        body.finish().unwrap();
+        let reading = epoch.read(id, 0, 200_008);
+        let (told, answered) = tokio::join!(reading, answered);
+        answered.unwrap();
+        assert_eq!(told.stdout.len(), 200_008);
+        epoch.signal(id, libc::SIGTERM, true).await;
+        assert_eq!(epoch.wait(id).await, Exit::Code(5));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn output_goes_on_in_the_next_epoch_at_its_offset() {
+    limited(async {
+        let (mut sandbox, first) = Sandbox::ready().await;
+        let script = "echo one; while [ ! -e /tmp/go ]; do sleep 0.02; done; echo two; sleep 1000";
+        let id = first.spawn(&spawn_of("root", &["sh", "-c", script])).await.unwrap();
+        assert_eq!(first.read(id, 0, 4).await.text(), "one\n");
+        // A reader that is under way when the wire falls silent.
+        let mut hanging = first.client.download(&format!("/processes/{id}/output?from=4")).await.unwrap();
+        first.post("/quiesce").await;
+        assert!(hanging.next().await.is_err(), "the stream is broken off, not ended");
+        first.shut().await;
+        // What an older epoch left in the channel is dropped.
+        use std::io::Write;
+        sandbox.lanes[0].set_nonblocking(false).unwrap();
+        sandbox.lanes[0].write_all(&[0xf5; 500]).unwrap();
+        let second = sandbox.epoch(1).await;
+        let go = second.spawn(&spawn_of("root", &["touch", "/tmp/go"])).await.unwrap();
+        assert_eq!(second.wait(go).await, Exit::Code(0));
+        assert_eq!(second.read(id, 4, 8).await.text(), "two\n");
+        second.post("/goodbye").await;
+        assert_eq!(sandbox.wait(), Some(0), "the guest ends after goodbye");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn tells_of_refused_connections_and_names() {
+    limited(async {
+        let (_sandbox, mut epoch) = Sandbox::ready().await;
+        let script = r#"
+import socket, sys
+for family, address in [(socket.AF_INET, ("93.184.216.34", 443)), (socket.AF_INET6, ("2001:db8::1", 80))]:
+    try: socket.socket(family).connect(address); sys.exit("connected")
+    except ConnectionRefusedError: pass
+server = socket.socket(); server.bind(("127.0.0.1", 80)); server.listen()
+socket.create_connection(("127.0.0.1", 80)).close()
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("192.0.2.1", 123))
+try: socket.getaddrinfo("registry.example", 443); sys.exit("resolved")
+except socket.gaierror: pass
+"#;
+        let (exit, told) = epoch.run(&spawn_of("ann", &["python3", "-c", script])).await;
+        assert_eq!(exit, Exit::Code(0), "{}", told.errors());
+        let mut seen = Vec::new();
+        while let Ok(refused) = epoch.refused.try_recv() {
+            seen.push(format!("{} {} {}", refused.protocol, refused.host, refused.port));
+        }
+        seen.sort();
+        seen.dedup();
+        let expected =
+            ["dns registry.example 0", "tcp 2001:db8::1 80", "tcp 93.184.216.34 443", "udp 192.0.2.1 123"];
+        assert_eq!(seen, expected, "all are told before the output ends");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn hands_out_the_result_and_the_changes() {
+    limited(async {
+        let (_sandbox, epoch) = Sandbox::ready().await;
+        let (status, _) = epoch.client.bytes(Method::GET, "/result", None::<&()>).await.unwrap();
+        assert_eq!(status, StatusCode::NO_CONTENT);
+        let long = "n".repeat(150);
+        let script = format!(
+            "echo '{{\"ok\":1}}' > /run/holm/result.json; cd /work; rm gone; rm -r replaced; mkdir replaced; \
+             echo new > replaced/new; ln -s /etc/shadow link; echo x > {long}; chmod 4755 {long}; mkfifo fifo; \
+             head -c 200000 /dev/zero > big"
+        );
+        let (exit, told) = epoch.run(&spawn_of("root", &["sh", "-c", &script])).await;
+        assert_eq!(exit, Exit::Code(0), "{}", told.errors());
+        let (_, result) = epoch.client.bytes(Method::GET, "/result", None::<&()>).await.unwrap();
+        assert_eq!(result, "{\"ok\":1}\n");
+        let mut body = epoch.client.download("/changes").await.unwrap();
+        let mut archive = Vec::new();
+        while let Some(piece) = body.next().await.unwrap() {
+            archive.extend_from_slice(&piece);
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("changes.tar");
+        std::fs::write(&file, archive).unwrap();
+        let listing = std::process::Command::new("tar").arg("-tvf").arg(&file).output().unwrap();
+        assert!(listing.status.success(), "{}", String::from_utf8_lossy(&listing.stderr));
+        let listing = String::from_utf8(listing.stdout).unwrap();
+        let line = |end: &str| listing.lines().find(|line| line.ends_with(end)).unwrap_or_else(|| panic!("{end}: {listing}"));
+        assert!(line(&long).starts_with("-rwxr-xr-x"), "{listing}");
+        assert!(line(" link -> /etc/shadow").starts_with('l'));
+        line(" .wh.gone");
+        line(" replaced/.wh..wh..opq");
+        line(" replaced/new");
+        assert!(line(" big").contains(" 0/0 ") && line(" big").contains(" 200000 "), "{listing}");
+        assert!(!listing.contains("fifo"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_result_that_is_no_file_is_refused() {
+    limited(async {
+        for make in ["ln -s /etc/passwd", "mkfifo", "mkdir", "head -c 70000 /dev/zero | tee"] {
+            let (_sandbox, epoch) = Sandbox::ready().await;
+            let script = format!("{make} /run/holm/result.json > /dev/null");
+            let (exit, told) = epoch.run(&spawn_of("ann", &["sh", "-c", &script])).await;
+            assert_eq!(exit, Exit::Code(0), "{}", told.errors());
+            let answer = epoch.client.bytes(Method::GET, "/result", None::<&()>).await;
+            let Err(http2::Error::Status { status, .. }) = answer else { panic!("{make}: {answer:?}") };
+            assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{make}");
+        }
+    })
+    .await;
+}
