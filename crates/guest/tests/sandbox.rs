@@ -67,7 +67,8 @@ async fn says_why_a_command_cannot_be_started() {
 async fn the_end_of_the_main_command_is_the_end_of_all() {
     limited(async {
         let (_sandbox, epoch) = Sandbox::ready().await;
-        let script = "setsid sleep 1000 & (setsid sh -c 'trap \"\" TERM HUP; while :; do sleep 1; done' &) ; echo done; exit 3";
+        let script =
+            "setsid sleep 1000 & (setsid sh -c 'trap \"\" TERM HUP; while :; do sleep 1; done' &) ; echo done; exit 3";
         let (exit, told) = epoch.run(&spawn_of("ann", &["sh", "-c", script])).await;
         assert_eq!((exit, told.text().as_str()), (Exit::Code(3), "done\n"));
     })
@@ -111,7 +112,8 @@ async fn a_process_waits_while_nobody_acknowledges() {
 async fn feeds_standard_input_and_sends_signals() {
     limited(async {
         let (_sandbox, epoch) = Sandbox::ready().await;
-        let mut cat = spawn_of("ann", &["sh", "-c", "trap 'exit 5' TERM; cat; echo waiting; while :; do sleep 0.05; done"]);
+        let mut cat =
+            spawn_of("ann", &["sh", "-c", "trap 'exit 5' TERM; cat; echo waiting; while :; do sleep 0.05; done"]);
         cat.stdin = true;
         let id = epoch.spawn(&cat).await.unwrap();
         let (mut body, answered) = epoch.client.upload(&format!("/processes/{id}/stdin")).await.unwrap();
@@ -176,8 +178,7 @@ except socket.gaierror: pass
         }
         seen.sort();
         seen.dedup();
-        let expected =
-            ["dns registry.example 0", "tcp 2001:db8::1 80", "tcp 93.184.216.34 443", "udp 192.0.2.1 123"];
+        let expected = ["dns registry.example 0", "tcp 2001:db8::1 80", "tcp 93.184.216.34 443", "udp 192.0.2.1 123"];
         assert_eq!(seen, expected, "all are told before the output ends");
     })
     .await;
@@ -210,7 +211,8 @@ async fn hands_out_the_result_and_the_changes() {
         let listing = std::process::Command::new("tar").arg("-tvf").arg(&file).output().unwrap();
         assert!(listing.status.success(), "{}", String::from_utf8_lossy(&listing.stderr));
         let listing = String::from_utf8(listing.stdout).unwrap();
-        let line = |end: &str| listing.lines().find(|line| line.ends_with(end)).unwrap_or_else(|| panic!("{end}: {listing}"));
+        let line =
+            |end: &str| listing.lines().find(|line| line.ends_with(end)).unwrap_or_else(|| panic!("{end}: {listing}"));
         assert!(line(&long).starts_with("-rwxr-xr-x"), "{listing}");
         assert!(line(" link -> /etc/shadow").starts_with('l'));
         line(" .wh.gone");
@@ -233,6 +235,91 @@ async fn a_result_that_is_no_file_is_refused() {
             let answer = epoch.client.bytes(Method::GET, "/result", None::<&()>).await;
             let Err(http2::Error::Status { status, .. }) = answer else { panic!("{make}: {answer:?}") };
             assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{make}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nothing_gets_out_as_root_or_as_a_user() {
+    limited(async {
+        let (_sandbox, epoch) = Sandbox::ready().await;
+        epoch.spawn(&spawn_of("root", &["sleep", "1000"])).await.unwrap();
+        for user in ["root", "ann"] {
+            let (exit, told) = epoch.run(&spawn_of(user, &["python3", "-c", include_str!("escape.py")])).await;
+            assert_eq!((exit, told.text().trim()), (Exit::Code(0), "sealed"), "{user}: {}", told.errors());
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn another_instruction_set_is_killed() {
+    limited(async {
+        let (_sandbox, epoch) = Sandbox::ready().await;
+        // mov eax, 20; int 0x80; ret: getpid as a 32-bit program would call it.
+        let script = "import ctypes, mmap; m = mmap.mmap(-1, 4096, prot=7); m.write(b'\\xb8\\x14\\0\\0\\0\\xcd\\x80\\xc3'); \
+                      ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))(); print('lived')";
+        let (exit, told) = epoch.run(&spawn_of("ann", &["python3", "-c", script])).await;
+        assert_eq!((exit, told.text().as_str()), (Exit::Signal(libc::SIGSYS as u8), ""), "{}", told.errors());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn sudo_gains_privileges_only_where_the_image_asks_for_it() {
+    limited(async {
+        for (allow_sudo, expected) in [(false, "1000\n"), (true, "0\n")] {
+            let (_sandbox, epoch) = Sandbox::ready_with(allow_sudo).await;
+            epoch.spawn(&spawn_of("root", &["sleep", "1000"])).await.unwrap();
+            // A setuid program of the sandbox's own root. /tmp of this sandbox is nosuid, a fresh tmpfs as /ro is not.
+            let make = "cp /usr/bin/python3 /work/suid && chmod 4755 /work/suid";
+            let (exit, told) = epoch.run(&spawn_of("root", &["sh", "-c", make])).await;
+            assert_eq!(exit, Exit::Code(0), "{}", told.errors());
+            let show = "import os; print(os.geteuid())";
+            let (exit, told) = epoch.run(&spawn_of("ann", &["/work/suid", "-c", show])).await;
+            assert_eq!((exit, told.text().as_str()), (Exit::Code(0), expected), "{}", told.errors());
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn no_id_of_a_sandbox_is_one_of_the_host() {
+    limited(async {
+        let (sandbox, epoch) = Sandbox::ready().await;
+        for (user, uid) in [("root", sandbox.base_uid + 65_536), ("ann", sandbox.base_uid + 65_536 + 1000)] {
+            epoch.spawn(&spawn_of(user, &["sleep", "1000"])).await.unwrap();
+            let status = format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}\n");
+            let found = std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+                std::fs::read_to_string(entry.path().join("status")).is_ok_and(|text| text.contains(&status))
+            });
+            assert!(found, "{user} is {uid} on the host");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn setup_is_done_once_and_before_all_else() {
+    limited(async {
+        let sandbox = Sandbox::start();
+        let epoch = sandbox.epoch(0).await;
+        let status_of = |answer: Result<(StatusCode, bytes::Bytes), http2::Error>| match answer {
+            Err(http2::Error::Status { status, .. }) => status,
+            other => panic!("{other:?}"),
+        };
+        let early = epoch.client.bytes(Method::POST, "/processes", Some(&spawn_of("root", &["true"]))).await;
+        assert_eq!(status_of(early), StatusCode::CONFLICT);
+        let nonsense = epoch.client.bytes(Method::POST, "/setup", Some(&"nonsense")).await;
+        assert_eq!(status_of(nonsense), StatusCode::BAD_REQUEST);
+        let huge = epoch.client.bytes(Method::POST, "/setup", Some(&"x".repeat(2_000_000))).await;
+        assert_eq!(status_of(huge), StatusCode::PAYLOAD_TOO_LARGE);
+        let nowhere = epoch.client.bytes(Method::GET, "/nothing", None::<&()>).await;
+        assert_eq!(status_of(nowhere), StatusCode::NOT_FOUND);
+        for path in ["/processes/9", "/processes/x", "/processes/9/output?from=0"] {
+            let missing = epoch.client.bytes(Method::GET, path, None::<&()>).await;
+            assert_eq!(status_of(missing), StatusCode::NOT_FOUND, "{path}");
         }
     })
     .await;

@@ -9,7 +9,6 @@ use std::{
         fd::{AsRawFd, OwnedFd, RawFd},
         unix::{net::UnixStream as StdStream, process::CommandExt},
     },
-    path::Path,
     process::{Child, Command, Stdio},
     sync::{
         Once,
@@ -58,7 +57,8 @@ fn check(result: libc::c_int) -> std::io::Result<()> {
 
 /// The outer user namespace: 0 is one id, 1 to 65536 another range, as the runtime maps them.
 fn user_namespace(base: u32) -> OwnedFd {
-    let mut helper = Command::new("unshare").args(["-U", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut helper =
+        Command::new("unshare").args(["-U", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     // An echoed byte says that unshare has become cat.
     helper.stdin.as_mut().unwrap().write_all(b"x").unwrap();
     helper.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
@@ -83,7 +83,23 @@ fn make_root() -> std::io::Result<()> {
     let root = "/tmp";
     mount("none", "/", "", libc::MS_REC | libc::MS_PRIVATE, "")?;
     mount("root", root, "tmpfs", libc::MS_NOSUID, "mode=0755")?;
-    for dir in ["usr", "proc", "dev", "tmp", "etc", "run", "work", "layers", "layers/upper", "layers/work", "layers/lower", "ro", "home", "home/ann", "old"] {
+    for dir in [
+        "usr",
+        "proc",
+        "dev",
+        "tmp",
+        "etc",
+        "run",
+        "work",
+        "layers",
+        "layers/upper",
+        "layers/work",
+        "layers/lower",
+        "ro",
+        "home",
+        "home/ann",
+        "old",
+    ] {
         fs::create_dir(format!("{root}/{dir}"))?;
     }
     for link in ["bin", "lib", "lib64", "sbin"] {
@@ -107,7 +123,8 @@ fn make_root() -> std::io::Result<()> {
     for path in ["gone", "replaced", "replaced/old"] {
         std::os::unix::fs::chown(format!("{root}/layers/lower/{path}"), Some(1), Some(1))?;
     }
-    let layers = format!("userxattr,lowerdir={root}/layers/lower,upperdir={root}/layers/upper,workdir={root}/layers/work");
+    let layers =
+        format!("userxattr,lowerdir={root}/layers/lower,upperdir={root}/layers/upper,workdir={root}/layers/work");
     mount("overlay", &format!("{root}/work"), "overlay", 0, &layers)?;
     mount("none", &format!("{root}/ro"), "tmpfs", 0, "")?;
     mount("proc", &format!("{root}/proc"), "proc", 0, "")?;
@@ -148,7 +165,8 @@ impl Sandbox {
         // std's own pipes must not sit on the lanes' numbers.
         HOLD.call_once(|| while fs::File::open("/dev/null").unwrap().into_raw_fd_leaked() < 16 {});
         // Above the ids of agents on this machine.
-        let base_uid = 0x6000_0000 + (std::process::id() % 4096) * 0x4_0000 + NEXT.fetch_add(1, Ordering::Relaxed) % 2 * 0x2_0000;
+        let base_uid =
+            0x6000_0000 + (std::process::id() % 4096) * 0x4_0000 + NEXT.fetch_add(1, Ordering::Relaxed) % 2 * 0x2_0000;
         let namespace = user_namespace(base_uid);
         let (in_host, in_guest) = StdStream::pair().unwrap();
         let (out_host, out_guest) = StdStream::pair().unwrap();
@@ -305,11 +323,8 @@ impl Epoch {
         self.client.empty(Method::POST, path, None::<&()>).await.unwrap();
     }
 
+    /// Ends this side of the epoch.
     pub async fn shut(mut self) {
         self.tasks.shutdown().await;
     }
-}
-
-pub fn exists(path: &str) -> bool {
-    Path::new(path).exists()
 }

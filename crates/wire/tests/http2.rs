@@ -1,0 +1,125 @@
+//! Client and server of a lane against each other.
+
+use bytes::Bytes;
+use holm_wire::{
+    guest_api::JSON_BYTES_MAX,
+    http2::{self, Client, Error, Exchange, Incoming, Settings},
+};
+use http::{Method, StatusCode};
+use tokio::io::{AsyncWriteExt, duplex};
+
+const BULK_BYTES: usize = 8 * 1024 * 1024;
+
+async fn answer(exchange: Exchange) -> Result<(), Error> {
+    let Exchange { head, body, answer } = exchange;
+    match (head.method.as_str(), head.uri.path()) {
+        ("POST", "/echo") => match http2::read_json::<serde_json::Value>(body).await {
+            Ok(value) => answer.json(StatusCode::OK, &value).await,
+            Err(Error::TooLarge(_)) => answer.failure(StatusCode::PAYLOAD_TOO_LARGE, "too large").await,
+            Err(error) => answer.failure(StatusCode::BAD_REQUEST, error.to_string()).await,
+        },
+        ("GET", "/bulk") => {
+            let mut out = answer.stream(StatusCode::OK)?;
+            for _ in 0..BULK_BYTES / 65_536 {
+                out.send(Bytes::from_static(&[7; 65_536])).await?;
+            }
+            out.finish()
+        }
+        ("GET", "/broken") => {
+            let mut out = answer.stream(StatusCode::OK)?;
+            out.send(Bytes::from_static(b"half")).await
+        }
+        ("POST", "/sink") => {
+            let mut incoming = Incoming::new(body);
+            while incoming.next().await?.is_some() {}
+            answer.empty(StatusCode::NO_CONTENT)
+        }
+        ("GET", "/huge") => answer.bytes(StatusCode::OK, vec![b' '; JSON_BYTES_MAX + 1].into()).await,
+        ("CONNECT", _) if head.uri.authority().is_some_and(|to| to.as_str() == "inside:80") => {
+            let mut tunnel = answer.tunnel(body)?;
+            while let Some(piece) = tunnel.incoming.next().await? {
+                tunnel.outgoing.send(piece).await?;
+            }
+            tunnel.outgoing.finish()
+        }
+        _ => answer.failure(StatusCode::FORBIDDEN, "no").await,
+    }
+}
+
+async fn pair() -> Client {
+    let (near, far) = duplex(64 * 1024);
+    tokio::spawn(async move {
+        let mut server = http2::accept(far, &Settings::GUEST).await.unwrap();
+        while let Ok(Some(exchange)) = server.next().await {
+            tokio::spawn(answer(exchange));
+        }
+    });
+    let (client, driver) = http2::connect(near, &Settings::HOST).await.unwrap();
+    tokio::spawn(driver);
+    client
+}
+
+async fn drain(mut incoming: Incoming) -> Result<usize, Error> {
+    let mut count = 0;
+    while let Some(piece) = incoming.next().await? {
+        count += piece.len();
+    }
+    Ok(count)
+}
+
+#[tokio::test]
+async fn json_goes_there_and_back_within_its_limits() {
+    let client = pair().await;
+    let value = serde_json::json!({"a": [1, 2, 3]});
+    assert_eq!(client.json::<serde_json::Value>(Method::POST, "/echo", Some(&value)).await.unwrap(), value);
+    let large = "x".repeat(JSON_BYTES_MAX);
+    let refused = client.empty(Method::POST, "/echo", Some(&large)).await;
+    assert!(matches!(refused, Err(Error::Status { status: StatusCode::PAYLOAD_TOO_LARGE, .. })), "{refused:?}");
+    let huge = client.bytes(Method::GET, "/huge", None::<&()>).await;
+    assert!(matches!(huge, Err(Error::TooLarge(JSON_BYTES_MAX))), "{huge:?}");
+}
+
+#[tokio::test]
+async fn a_stalled_stream_stops_no_other() {
+    let client = pair().await;
+    let mut stalled = Vec::new();
+    for _ in 0..20 {
+        stalled.push(client.download("/bulk").await.unwrap());
+    }
+    assert_eq!(drain(client.download("/bulk").await.unwrap()).await.unwrap(), BULK_BYTES);
+    for stream in stalled {
+        assert_eq!(drain(stream).await.unwrap(), BULK_BYTES);
+    }
+}
+
+#[tokio::test]
+async fn large_bodies_go_up_and_broken_ones_are_no_whole_ones() {
+    let client = pair().await;
+    let (mut body, done) = client.upload("/sink").await.unwrap();
+    for _ in 0..BULK_BYTES / 65_536 {
+        body.send(Bytes::from_static(&[7; 65_536])).await.unwrap();
+    }
+    body.finish().unwrap();
+    done.await.unwrap();
+    let broken = drain(client.download("/broken").await.unwrap()).await;
+    assert!(matches!(broken, Err(Error::Protocol(_))), "{broken:?}");
+}
+
+#[tokio::test]
+async fn tunnels_carry_bytes_and_are_refused_by_name() {
+    let client = pair().await;
+    let mut tunnel = client.tunnel("inside:80").await.unwrap();
+    tunnel.outgoing.send(Bytes::from_static(b"ping")).await.unwrap();
+    assert_eq!(tunnel.incoming.next().await.unwrap().unwrap(), "ping");
+    tunnel.outgoing.finish().unwrap();
+    assert!(tunnel.incoming.next().await.unwrap().is_none());
+    let refused = client.tunnel("elsewhere:80").await.err();
+    assert!(matches!(refused, Some(Error::Status { status: StatusCode::FORBIDDEN, .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_peer_that_talks_nonsense_is_an_error() {
+    let (near, mut far) = duplex(64 * 1024);
+    far.write_all(&[0xff; 1000]).await.unwrap();
+    assert!(http2::accept(near, &Settings::HOST).await.is_err());
+}
