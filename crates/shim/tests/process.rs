@@ -1,0 +1,292 @@
+//! A shim as a process of its own, with the real `process` runtime and the real guest.
+//!
+//! This program plays the agent (itself), the launcher (`launch`) and the shim (`shim`).
+
+use std::{
+    os::{
+        fd::OwnedFd,
+        unix::{fs::MetadataExt as _, net::UnixStream, process::CommandExt as _},
+    },
+    path::Path,
+    process::{Child, Command, ExitCode, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use holm_domain::{
+    RunId,
+    run::{Cancel, OutcomeKind, Reason, RunSpec},
+};
+use holm_runtime::{
+    AttemptId, Prepared, Request, Resources, Runtime as _, SharedRuntime, passing,
+    process::{Config, ProcessRuntime, launcher_main},
+};
+use holm_shim::{
+    client::{self, Statuses},
+    clock,
+    protocol::{Command as Order, Launch, Phase, Status, Tuning},
+    spool::reader::Reader,
+};
+use libtest_mimic::{Arguments, Trial};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    match arguments.get(1).map(String::as_str) {
+        Some("launch") => launcher_main(),
+        Some("shim") => holm_shim::shim_main(|name| {
+            let config = Config::new("shim".parse().ok()?, "/nonexistent".into());
+            let runtime: SharedRuntime = Arc::new(ProcessRuntime::new(config));
+            (name == runtime.name()).then_some(runtime)
+        }),
+        _ => libtest_mimic::run(&Arguments::from_args(), trials()).exit_code(),
+    }
+}
+
+fn trials() -> Vec<Trial> {
+    let trial = |name: &str, test: fn()| {
+        Trial::test(name, move || {
+            test();
+            Ok(())
+        })
+    };
+    vec![
+        trial("output_and_code_come_back", output_and_code_come_back),
+        trial("a_missing_command_is_said_to_be_missing", a_missing_command_is_said_to_be_missing),
+        trial("an_abandoned_sandbox_dies_at_its_deadline", an_abandoned_sandbox_dies_at_its_deadline),
+        trial("the_time_limit_kills_everything", the_time_limit_kills_everything),
+        trial("cancelling_asks_first", cancelling_asks_first),
+        trial("a_terminated_shim_takes_its_sandbox_along", a_terminated_shim_takes_its_sandbox_along),
+        trial("a_killed_shim_takes_its_sandbox_along", a_killed_shim_takes_its_sandbox_along),
+    ]
+}
+
+fn uuid() -> uuid::Uuid {
+    std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap().trim().parse().unwrap()
+}
+
+/// A shim that was started by this program as its agent.
+struct Started {
+    home: tempfile::TempDir,
+    runtime: ProcessRuntime,
+    resources: Resources,
+    shim: Child,
+    label: String,
+}
+
+fn config(home: &Path) -> Config {
+    let label = uuid().simple().to_string().parse().unwrap();
+    let slots = std::env::temp_dir().join("holm-test-slots");
+    Config { slots, ..Config::new(label, home.join("images")) }
+}
+
+fn start(spec: RunSpec, deadline: Duration) -> Started {
+    let home = tempfile::tempdir().unwrap();
+    // The shim's user id has to get through.
+    std::fs::set_permissions(home.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711)).unwrap();
+    let dir = home.path().join("run");
+    std::fs::create_dir(&dir).unwrap();
+    let runtime = ProcessRuntime::new(config(home.path()));
+    let attempt = AttemptId { run: RunId::from_uuid(uuid()), fence: 1 };
+    let request = Request { attempt, spec: spec.clone(), dir: dir.clone() };
+    let resources = runtime.plan(&request, &[]).unwrap();
+    let prepared = runtime.prepare(&request, &resources).unwrap();
+    let Prepared { launch, descriptors, label, shim_ids, .. } = prepared;
+    let (socket, theirs) = UnixStream::pair().unwrap();
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("shim").arg(&label).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
+    if let Some((uid, gid)) = shim_ids {
+        std::os::unix::fs::chown(&dir, Some(uid), Some(gid)).unwrap();
+        command.uid(uid).gid(gid);
+    }
+    let shim = command.spawn().unwrap();
+    let launch = Launch {
+        attempt,
+        spec,
+        dir,
+        first_log_seq: 1,
+        deadline_us: clock::boot().plus(deadline),
+        runtime: "process".into(),
+        launch,
+        tuning: Tuning { terminate_grace_ms: 500, ..Tuning::default() },
+    };
+    passing::send(&socket, &launch, &descriptors).unwrap();
+    Started { home, runtime, resources, shim, label }
+}
+
+fn patient() -> Duration {
+    Duration::from_secs(60)
+}
+
+impl Started {
+    fn dir(&self) -> std::path::PathBuf {
+        self.home.path().join("run")
+    }
+
+    /// Plays the agent: sends `orders` once the command runs, waits for the end, and sends the shim away.
+    fn attend(&mut self, orders: &[Order]) -> Status {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let last = runtime.block_on(async {
+            let (mut commands, mut statuses) = self.connect().await;
+            next(&mut statuses, Phase::Running).await;
+            for order in orders {
+                commands.send(order).await.unwrap();
+            }
+            let last = next(&mut statuses, Phase::Ended).await;
+            commands.send(&Order::Quit {}).await.unwrap();
+            last
+        });
+        assert!(self.shim.wait().unwrap().success());
+        assert_eq!(client::read_exit(&self.dir()).unwrap().as_ref(), Some(&last));
+        last
+    }
+
+    async fn connect(&self) -> (client::Commands, Statuses) {
+        let begun = Instant::now();
+        loop {
+            match client::connect(&self.dir()).await {
+                Ok(connected) => return connected,
+                Err(error) => assert!(begun.elapsed() < patient(), "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Waits for the final status of a shim that nobody talks to.
+    fn left(&self) -> Status {
+        wait_until("the final status", || client::read_exit(&self.dir()).unwrap().is_some());
+        client::read_exit(&self.dir()).unwrap().unwrap()
+    }
+
+    fn output(&self, next_seq: u64) -> String {
+        let mut reader = Reader::new(&self.dir(), 1);
+        let mut output = Vec::new();
+        while reader.next_seq() < next_seq {
+            let chunk = reader.read(1 << 20).unwrap();
+            assert!(!chunk.bytes.is_empty());
+            for batch in holm_domain::log::parse_all(&chunk.bytes).unwrap() {
+                batch.entries().for_each(|entry| output.extend_from_slice(entry.data));
+            }
+        }
+        String::from_utf8(output).unwrap()
+    }
+
+    /// How many processes bear the label of this attempt: shim, launcher, guest.
+    fn labelled(&self) -> usize {
+        let has_label = |pid: &std::fs::DirEntry| {
+            let command = std::fs::read(pid.path().join("cmdline")).unwrap_or_default();
+            command.split(|&byte| byte == 0).any(|argument| argument == self.label.as_bytes())
+        };
+        std::fs::read_dir("/proc").unwrap().flatten().filter(has_label).count()
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _ = self.shim.kill();
+        let _ = self.shim.wait();
+        for step in self.runtime.destroy(&self.resources) {
+            assert!(step.error.is_none() || std::thread::panicking(), "{step:?}");
+        }
+    }
+}
+
+async fn next(statuses: &mut Statuses, phase: Phase) -> Status {
+    let waiting = async {
+        loop {
+            let status = statuses.next().await.unwrap().expect("the shim is there");
+            if status.phase >= phase {
+                return status;
+            }
+        }
+    };
+    tokio::time::timeout(patient(), waiting).await.expect("in time")
+}
+
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < patient(), "waited for {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn sh(script: &str) -> RunSpec {
+    RunSpec::new(["sh", "-c", script])
+}
+
+fn output_and_code_come_back() {
+    let mut started = start(sh("echo out; echo err >&2; echo $HOLM_RUN_ID; exit 3"), patient());
+    let status = started.attend(&[]);
+    let outcome = status.outcome.unwrap();
+    assert_eq!(outcome.exit_code(), 3, "{outcome:?}");
+    let output = started.output(status.next_seq);
+    let mut lines: Vec<&str> = output.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["err", "out", &started.resources.attempt.run.to_string()]);
+    assert_eq!(started.labelled(), 0);
+    // What the shim wrote is its own, and only the agent's user and root may come near it.
+    let mode = std::fs::metadata(started.dir().join("exit.json")).unwrap().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+fn a_missing_command_is_said_to_be_missing() {
+    let started = start(RunSpec::new(["no-such-program"]), patient());
+    let outcome = started.left().outcome.unwrap();
+    assert_eq!((outcome.exit_code(), outcome.reason), (127, Some(Reason::CommandNotFound)), "{outcome:?}");
+}
+
+fn an_abandoned_sandbox_dies_at_its_deadline() {
+    let begun = Instant::now();
+    let started = start(sh("echo begun; exec sleep 1000"), Duration::from_secs(2));
+    let status = started.left();
+    assert_eq!(status.outcome.as_ref().unwrap().reason, Some(Reason::LeaseExpired));
+    assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(started.output(status.next_seq), "begun\n");
+    assert_eq!(started.labelled(), 1, "only the shim is left, for its agent");
+}
+
+fn the_time_limit_kills_everything() {
+    let mut spec = sh("sleep 1000 & sleep 1000 & wait");
+    spec.limits.timeout_ms = 300;
+    let mut started = start(spec, patient());
+    let outcome = started.attend(&[]).outcome.unwrap();
+    assert_eq!((outcome.kind, outcome.exit_code()), (OutcomeKind::TimedOut, 124));
+    assert_eq!(started.labelled(), 0);
+}
+
+fn cancelling_asks_first() {
+    let mut polite = start(sh("trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.01; done"), patient());
+    wait_until("the command", || Reader::new(&polite.dir(), 1).read(1).is_ok_and(|chunk| chunk.next_seq > 1));
+    let status = polite.attend(&[Order::Cancel(Cancel::Terminate)]);
+    assert_eq!(status.outcome.unwrap().kind, OutcomeKind::Cancelled);
+    assert_eq!(polite.output(status.next_seq), "up\nbye\n");
+    let mut stubborn = start(sh("trap '' TERM; echo up; while :; do sleep 0.01; done"), patient());
+    let status = stubborn.attend(&[Order::Cancel(Cancel::Terminate)]);
+    assert_eq!(status.outcome.unwrap().kind, OutcomeKind::Cancelled);
+}
+
+fn a_terminated_shim_takes_its_sandbox_along() {
+    let mut started = start(sh("exec sleep 1000"), patient());
+    wait_until("the guest", || started.labelled() >= 2);
+    let pid = rustix::process::Pid::from_child(&started.shim);
+    wait_until("the shim's readiness", || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (_commands, mut statuses) = started.connect().await;
+            next(&mut statuses, Phase::Running).await.phase == Phase::Running
+        })
+    });
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(started.shim.wait().unwrap().success());
+    assert_eq!(started.left().outcome.unwrap().reason, Some(Reason::GuestLost));
+    assert_eq!(started.labelled(), 0);
+}
+
+fn a_killed_shim_takes_its_sandbox_along() {
+    let mut started = start(sh("exec sleep 1000"), patient());
+    wait_until("the guest", || started.labelled() >= 2);
+    started.shim.kill().unwrap();
+    started.shim.wait().unwrap();
+    wait_until("the end of the sandbox", || started.labelled() == 0);
+    assert!(client::read_exit(&started.dir()).unwrap().is_none());
+}
