@@ -27,8 +27,8 @@ pub struct Wakers {
 pub enum SealFrom {
     /// As much as fills a blob: more is to come.
     Full,
-    /// Whatever there is: the run has ended.
-    Any,
+    /// As much as is worth a blob: the run has ended, nothing more will come.
+    Ended,
 }
 
 impl Wakers {

@@ -72,6 +72,6 @@ fn announce(app: &App, run: &Run, events: &[EventKind]) {
         app.wakers.ring_org(run.org);
     }
     if run.state == RunState::Ended {
-        app.wakers.want_sealed(run.org, run.id, SealFrom::Any);
+        app.wakers.want_sealed(run.org, run.id, SealFrom::Ended);
     }
 }

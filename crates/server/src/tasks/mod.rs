@@ -1,6 +1,6 @@
 //! What the server does without being asked: end what is overdue, seal what has grown.
 //!
-//! A task takes no input: it looks at the store, changes what is not as it should be, and comes to rest. It runs at
+//! A task takes no input: it looks at what there is, changes what is not as it should be, and comes to rest. It runs at
 //! intervals, and earlier when somebody knows of work. So it does not matter whether it was called once too often, whether
 //! a call was lost, or whether another server runs the same task at the same time.
 

@@ -1,0 +1,256 @@
+//! Server, store on disk and the real client together: what one of them promises is what the others expect.
+
+use std::{path::Path, time::Duration};
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, future::join_all, stream};
+use holm_api::{
+    agent::{AppendEvents, ClaimedRun, Fenced, FinishRun, HeldLease, Poll, Register, Renew, StartRun},
+    client::{Client, Endpoint},
+    runs::{After, CancelRun, CreateRun, ListRuns},
+};
+use holm_domain::{
+    AgentId, ErrorCode, UnixMicros,
+    host::{Capacity, RuntimeInfo},
+    log::{BatchBuilder, Stream},
+    run::{EventKind, ExitStatus, Outcome, RunSpec, RunState, SandboxInfo},
+};
+use holm_server::{Bootstrap, Clock, Config, Listener, ServeError, Server, Wanted, bootstrap};
+use holm_store::{Blobs, Store};
+use tokio::{net::UnixListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+const FREE: Capacity = Capacity { runs: 64, cpus_milli: 4_000, memory_bytes: 1 << 40 };
+
+struct Running {
+    endpoint: Endpoint,
+    shutdown: CancellationToken,
+    served: JoinHandle<Result<usize, ServeError>>,
+}
+
+impl Running {
+    /// A server on the socket `name` over the store in `folder`.
+    async fn begin(folder: &Path, name: &str, config: Config) -> (Self, Store) {
+        let store = open(folder).await;
+        let path = folder.join(name);
+        let listener = Listener::Unix(UnixListener::bind(&path).unwrap());
+        let shutdown = CancellationToken::new();
+        let server = Server::new(config, store.clone()).unwrap();
+        let served = tokio::spawn(server.serve(vec![listener], shutdown.clone()));
+        (Self { endpoint: Endpoint::Unix(path), shutdown, served }, store)
+    }
+
+    async fn end(self) {
+        self.shutdown.cancel();
+        tokio::time::timeout(DEADLINE, self.served).await.expect("the server ends in time").unwrap().unwrap();
+    }
+}
+
+async fn open(folder: &Path) -> Store {
+    let blobs = Blobs::local(&folder.join("blobs")).unwrap();
+    Store::open(&format!("sqlite:{}", folder.join("holm.db").display()), blobs).await.unwrap()
+}
+
+async fn secrets(store: &Store) -> Bootstrap {
+    bootstrap(store, &Clock::System, Wanted { admin: true, agent: true }).await.unwrap()
+}
+
+fn agent(number: u8) -> AgentId {
+    format!("agt_0000000000000000000000000{number}").parse().unwrap()
+}
+
+async fn register(client: &Client, id: AgentId) {
+    let runtime =
+        RuntimeInfo { name: "process".into(), capabilities: vec!["root.host".into()], unenforced: Vec::new() };
+    let body = Register {
+        agent: id,
+        name: format!("host {id}"),
+        version: "0.1.0".into(),
+        capacity: FREE,
+        runtimes: vec![runtime],
+        labels: [].into(),
+    };
+    client.agent_register(&body, DEADLINE).await.unwrap();
+}
+
+fn poll(id: AgentId, claims_max: u32) -> Poll {
+    Poll { agent: id, wait_ms: 0, claims_max, free: FREE, held: Vec::new() }
+}
+
+fn submission() -> CreateRun {
+    CreateRun { project: None, spec: RunSpec::new(["true"]) }
+}
+
+fn batch(first: u64, lines: &[&[u8]]) -> Bytes {
+    let mut builder = BatchBuilder::new(first);
+    for line in lines {
+        assert!(builder.push(UnixMicros(1), Stream::Stdout, false, line));
+    }
+    let mut bytes = Vec::new();
+    builder.finish(|made| std::io::Write::write_all(&mut bytes, made)).unwrap();
+    bytes.into()
+}
+
+/// What the agent does with a run that it claimed.
+async fn execute(client: &Client, id: AgentId, claimed: &ClaimedRun) {
+    let (run, fence) = (claimed.run, claimed.fence);
+    let by = Fenced { agent: id, fence };
+    let sandbox = SandboxInfo { agent: id, runtime: "process".into(), image_digest: None, unenforced: Vec::new() };
+    client.agent_start(run, &StartRun { fence, sandbox }, DEADLINE).await.unwrap();
+    let held = HeldLease { run, fence, cancel: None };
+    let renewed = client.agent_renew(&Renew { agent: id, leases: vec![held] }, DEADLINE).await.unwrap();
+    assert_eq!(renewed.leases[0].ttl_ms, Some(30_000));
+    let next = client.agent_append_logs(run, &by, batch(1, &[b"one\n", b"\xff\n"])).await.unwrap().next_seq;
+    assert_eq!(next, 3);
+    let refused = EventKind::EgressRefused { host: "example.org".into(), port: 443, protocol: "tcp".into(), count: 1 };
+    let events = AppendEvents { agent: id, fence, first_seq: 1, events: vec![refused] };
+    client.agent_append_events(run, &events, DEADLINE).await.unwrap();
+    let pieces = stream::iter([Ok(Bytes::from_static(b"half ")), Ok(Bytes::from_static(b"and half"))]);
+    client.agent_put_changes(run, &by, pieces, 13).await.unwrap();
+    let outcome = Outcome::exited(ExitStatus::Code(3));
+    let finish = FinishRun { agent: id, fence, outcome, result: None, next_log_seq: 3 };
+    client.agent_finish(run, &finish, DEADLINE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_goes_its_whole_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, store) = Running::begin(folder.path(), "a.sock", Config::default()).await;
+    let made = secrets(&store).await;
+    let user = Client::new(server.endpoint.clone(), made.admin.unwrap()).unwrap();
+    let host = Client::new(server.endpoint.clone(), made.agent.unwrap()).unwrap();
+    user.ready(DEADLINE).await.unwrap();
+    register(&host, agent(1)).await;
+
+    let run = user.run_create(&submission(), Some("key")).await.unwrap();
+    assert_eq!(user.run_create(&submission(), Some("key")).await.unwrap().id, run.id);
+    let mut log = user.run_logs_follow(run.id, 0);
+    let mut events = user.run_events_follow(run.id, 0);
+    let polled = host.agent_poll(&poll(agent(1), 1), DEADLINE).await.unwrap();
+    let (followed, told, ()) = tokio::join!(
+        async {
+            let mut bytes = Vec::new();
+            while let Some(entry) = log.next().await.unwrap() {
+                bytes.extend(entry.bytes().unwrap());
+            }
+            bytes
+        },
+        async {
+            let mut seqs = Vec::new();
+            while let Some(event) = events.next().await.unwrap() {
+                seqs.push(event.seq);
+            }
+            seqs
+        },
+        execute(&host, agent(1), &polled.claimed[0]),
+    );
+    assert_eq!(followed, b"one\n\xff\n");
+    assert_eq!(told, [1, 2, 3, 4, 5], "queued, claimed, started, refused, ended");
+
+    let shown = user.run_get(run.id).await.unwrap();
+    assert_eq!((shown.state, shown.outcome.unwrap().exit), (RunState::Ended, Some(ExitStatus::Code(3))));
+    let page = user.run_logs(run.id, &After::default()).await.unwrap();
+    assert!(page.complete && page.entries.len() == 2);
+    let pieces: Vec<Bytes> = user.run_changes(run.id).await.unwrap().try_collect().await.unwrap();
+    assert_eq!(pieces.concat(), b"half and half");
+    user.run_delete(run.id).await.unwrap();
+    assert_eq!(user.run_get(run.id).await.unwrap_err().code(), Some(ErrorCode::NotFound));
+    assert!(user.run_list(&ListRuns::default()).await.unwrap().runs.is_empty());
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_servers_never_grant_one_run_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, store) = Running::begin(folder.path(), "a.sock", Config::default()).await;
+    let (two, _) = Running::begin(folder.path(), "b.sock", Config::default()).await;
+    let made = secrets(&store).await;
+    let secret = made.agent.unwrap();
+    let user = Client::new(one.endpoint.clone(), made.admin.unwrap()).unwrap();
+    let hosts = [&one, &two].map(|server| Client::new(server.endpoint.clone(), secret.clone()).unwrap());
+    for (number, host) in (1..).zip(&hosts) {
+        register(host, agent(number)).await;
+    }
+    let mut queued = Vec::new();
+    for _ in 0..30 {
+        queued.push(user.run_create(&submission(), None).await.unwrap().id);
+    }
+    let mut claimed = Vec::new();
+    while claimed.len() < queued.len() {
+        let polls = (0..6u8).map(|n| (&hosts[usize::from(n % 2)], agent(1 + n % 2)));
+        let polls = polls.map(|(host, id)| async move { host.agent_poll(&poll(id, 2), DEADLINE).await.unwrap() });
+        let granted: Vec<_> = join_all(polls).await.into_iter().flat_map(|polled| polled.claimed).collect();
+        assert!(!granted.is_empty(), "somebody always wins");
+        assert!(granted.iter().all(|grant| grant.fence == 1));
+        claimed.extend(granted.into_iter().map(|grant| grant.run));
+    }
+    claimed.sort();
+    queued.sort();
+    assert_eq!(claimed, queued, "each run once");
+    one.end().await;
+    two.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_carries_on_over_a_restart_of_its_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, store) = Running::begin(folder.path(), "a.sock", Config::default()).await;
+    let made = secrets(&store).await;
+    let user = Client::new(server.endpoint.clone(), made.admin.unwrap()).unwrap();
+    let host = Client::new(server.endpoint.clone(), made.agent.unwrap()).unwrap();
+    register(&host, agent(1)).await;
+    let run = user.run_create(&submission(), None).await.unwrap().id;
+    let claimed = host.agent_poll(&poll(agent(1), 1), DEADLINE).await.unwrap().claimed.remove(0);
+    let by = Fenced { agent: agent(1), fence: claimed.fence };
+    host.agent_append_logs(run, &by, batch(1, &[b"before\n"])).await.unwrap();
+    let mut log = user.run_logs_follow(run, 0);
+    assert_eq!(log.next().await.unwrap().unwrap().seq, 1);
+
+    server.end().await;
+    drop(store);
+    std::fs::remove_file(folder.path().join("a.sock")).unwrap();
+    let (server, _store) = Running::begin(folder.path(), "a.sock", Config::default()).await;
+    host.agent_append_logs(run, &by, batch(2, &[b"after\n"])).await.unwrap();
+    assert_eq!(log.next().await.unwrap().unwrap().seq, 2);
+    user.run_cancel(run, &CancelRun { kill: true }).await.unwrap();
+    let outcome = Outcome::cancelled("killed");
+    let finish = FinishRun { agent: agent(1), fence: claimed.fence, outcome, result: None, next_log_seq: 3 };
+    host.agent_finish(run, &finish, DEADLINE).await.unwrap();
+    assert!(log.next().await.unwrap().is_none());
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_log_is_sealed_and_reads_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, store) = Running::begin(folder.path(), "a.sock", Config::default()).await;
+    let made = secrets(&store).await;
+    let user = Client::new(server.endpoint.clone(), made.admin.unwrap()).unwrap();
+    let host = Client::new(server.endpoint.clone(), made.agent.unwrap()).unwrap();
+    register(&host, agent(1)).await;
+    let run = user.run_create(&submission(), None).await.unwrap().id;
+    let claimed = host.agent_poll(&poll(agent(1), 1), DEADLINE).await.unwrap().claimed.remove(0);
+    let by = Fenced { agent: agent(1), fence: claimed.fence };
+    let line = [&[b'x'; 32 * 1024][..], b"\n"].concat();
+    for n in 0..20 {
+        host.agent_append_logs(run, &by, batch(1 + 2 * n, &[&line, &line])).await.unwrap();
+    }
+    let outcome = Outcome::exited(ExitStatus::Code(0));
+    let finish = FinishRun { agent: agent(1), fence: claimed.fence, outcome, result: None, next_log_seq: 41 };
+    host.agent_finish(run, &finish, DEADLINE).await.unwrap();
+    let sealed = async {
+        while store.blobs().list_of_run(made.org, run).next().await.is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, sealed).await.expect("the log of a run that has ended is sealed");
+    let mut log = user.run_logs_follow(run, 0);
+    let mut seqs = Vec::new();
+    while let Some(entry) = log.next().await.unwrap() {
+        assert_eq!(entry.bytes().unwrap(), line);
+        seqs.push(entry.seq);
+    }
+    assert_eq!(seqs, (1..=40).collect::<Vec<_>>());
+    server.end().await;
+}
