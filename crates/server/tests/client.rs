@@ -1,5 +1,8 @@
 //! Server, store on disk and the real client together: what one of them promises is what the others expect.
 
+// The configuration of clippy knows tests by `cfg(test)`, which their helpers here are not under.
+#![allow(clippy::unwrap_used)]
+
 use std::{path::Path, time::Duration};
 
 use bytes::Bytes;
