@@ -20,9 +20,7 @@ pub struct Capacity {
 impl Capacity {
     /// Whether `wanted` fits into this.
     pub fn fits(&self, wanted: &Capacity) -> bool {
-        wanted.runs <= self.runs
-            && wanted.cpus_milli <= self.cpus_milli
-            && wanted.memory_bytes <= self.memory_bytes
+        wanted.runs <= self.runs && wanted.cpus_milli <= self.cpus_milli && wanted.memory_bytes <= self.memory_bytes
     }
 
     /// This less `taken`; nothing is ever less than zero.

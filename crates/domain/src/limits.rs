@@ -115,9 +115,8 @@ impl LeaseConfig {
 
     /// Refuses times that would let two sandboxes of one run overlap, or a run wait for ever.
     pub fn validate(&self) -> Result<(), InvalidField> {
-        let problem = |field: &str, value: Duration, problem: &str| {
-            Err(InvalidField::new(field, format!("{value:?}"), problem))
-        };
+        let problem =
+            |field: &str, value: Duration, problem: &str| Err(InvalidField::new(field, format!("{value:?}"), problem));
         if self.ttl < Duration::from_millis(500) || self.ttl > Duration::from_secs(3600) {
             return problem("lease.ttl", self.ttl, "give 500 ms to one hour");
         }

@@ -8,11 +8,7 @@ use crate::{
 
 /// What a run takes from a host's capacity.
 pub fn demand(spec: &RunSpec) -> Capacity {
-    Capacity {
-        runs: 1,
-        cpus_milli: u64::from(spec.limits.cpus_milli.0),
-        memory_bytes: spec.limits.memory_bytes,
-    }
+    Capacity { runs: 1, cpus_milli: u64::from(spec.limits.cpus_milli.0), memory_bytes: spec.limits.memory_bytes }
 }
 
 /// The capability that a root source needs of a runtime.

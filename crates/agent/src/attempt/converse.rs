@@ -19,6 +19,9 @@ use crate::{control::ControlPlane, shim_process::ShimProcess};
 /// How often a shim that does not listen yet is tried again.
 const CONNECT_EVERY: Duration = Duration::from_millis(2);
 
+/// How long it may take to read what a shim had said before it died; it lies in this host's memory.
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(1);
+
 /// How the conversation ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Over {
@@ -160,7 +163,7 @@ impl Conversation<'_> {
                 link = connected(self.dir), if is_silent => self.shim.link = Some(link),
                 () = gone(&self.shim.process) => {
                     self.shim.process = None;
-                    self.shim.link = None;
+                    self.hear_last().await;
                     settler.settle(&self.seen).await;
                 }
                 () = tokio::time::sleep_until(silence_ends), if is_silent => {
@@ -169,6 +172,22 @@ impl Conversation<'_> {
                     silent_since = Instant::now();
                 }
             }
+        }
+    }
+
+    /// Takes in what the shim had said before it died, up to the end of the connection.
+    async fn hear_last(&mut self) {
+        let mut link = self.shim.link.take();
+        if link.is_none() {
+            return;
+        }
+        let all = async {
+            while let Some(status) = next_status(&mut link).await {
+                self.take(&status);
+            }
+        };
+        if tokio::time::timeout(LAST_WORDS_WITHIN, all).await.is_err() {
+            tracing::warn!(dir = %self.dir.display(), "the connection to a shim outlives it");
         }
     }
 

@@ -13,7 +13,10 @@ use super::{
 use crate::{
     AgentId, BootMicros, OrgId, ProjectId, RunId, TokenId, UnixMicros,
     limits::LeaseConfig,
-    run::{Admission, Cancel, Decision, EventKind, ExitStatus, Outcome, OutcomeKind, Run, RunSpec, RunState, SandboxInfo, admit},
+    run::{
+        Admission, Cancel, Decision, EventKind, ExitStatus, Outcome, OutcomeKind, Run, RunSpec, RunState, SandboxInfo,
+        admit,
+    },
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -68,7 +71,8 @@ fn op() -> impl Strategy<Value = Op> {
 fn apply(run: &Run, op: Op, now: UnixMicros) -> (Option<Decision>, bool) {
     let config = config();
     let fence = |behind: u64| run.fence.saturating_sub(behind);
-    let is_live = |by: u8, behind: u64| run.lease.is_some_and(|lease| lease.agent == agent(by) && lease.fence == fence(behind));
+    let is_live =
+        |by: u8, behind: u64| run.lease.is_some_and(|lease| lease.agent == agent(by) && lease.fence == fence(behind));
     match op {
         Op::Claim(by) => (claim(run, agent(by), now, &config), run.state == RunState::Queued),
         Op::Renew(by, behind) => (renew(run, agent(by), fence(behind), now, &config).ok(), is_live(by, behind)),
@@ -94,7 +98,11 @@ fn check_step(before: &Run, decision: &Decision, op: Op) -> Result<(), TestCaseE
     let after = &decision.run;
     prop_assert_eq!(after.version, before.version + 1);
     let claimed = u64::from(matches!(op, Op::Claim(_)));
-    prop_assert_eq!(after.fence, before.fence + claimed, "a claim raises the fence by one, and nothing else touches it");
+    prop_assert_eq!(
+        after.fence,
+        before.fence + claimed,
+        "a claim raises the fence by one, and nothing else touches it"
+    );
     prop_assert_eq!(after.attempt, before.attempt + claimed as u32);
     prop_assert!(before.state != RunState::Ended, "what has ended never changes");
     prop_assert_eq!(after.lease.is_some(), after.state.is_leased());

@@ -19,11 +19,7 @@ pub use event::{Event, EventKind};
 pub use outcome::{ExitStatus, Outcome, OutcomeKind, Reason};
 pub use spec::{Mount, RootSource, RunSpec, WorkDir};
 
-use crate::{
-    AgentId, OrgId, ProjectId, RunId, TokenId, UnixMicros,
-    lease::Lease,
-    limits::LeaseConfig,
-};
+use crate::{AgentId, OrgId, ProjectId, RunId, TokenId, UnixMicros, lease::Lease, limits::LeaseConfig};
 
 /// Where a run is on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
