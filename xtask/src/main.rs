@@ -3,13 +3,16 @@
 //! Each command is one file. They drive cargo and the `holm` binary from the outside and import nothing of the crates, so
 //! what they show is what a user gets. What they leave out: anything that belongs into a test.
 
+mod bench;
 mod dev;
 mod exec;
+mod installation;
 mod openapi;
 mod places;
 mod postgres;
 mod say;
 mod setup;
+mod soak;
 mod test;
 mod tidy;
 
@@ -33,6 +36,11 @@ enum Command {
     Test(test::Arguments),
     /// Write the description of the API from the code, or compare it.
     Openapi(openapi::Arguments),
+    /// Measure.
+    #[command(subcommand)]
+    Bench(bench::Bench),
+    /// Many runs while the agent is killed again and again.
+    Soak(soak::Arguments),
     /// Run a server and an agent with a temporary state folder.
     Dev,
     /// Check what the compiler does not: imports between crates, sizes, names, pages.
@@ -45,6 +53,8 @@ fn main() -> ExitCode {
         Command::Setup(arguments) => setup::setup(&arguments),
         Command::Test(arguments) => test::test(&arguments),
         Command::Openapi(arguments) => openapi::openapi(&arguments),
+        Command::Bench(what) => bench::bench(&what),
+        Command::Soak(arguments) => soak::soak(&arguments),
         Command::Dev => dev::dev(),
         Command::Tidy => tidy::tidy(),
     });

@@ -95,7 +95,7 @@ fn an_unknown_user_and_a_bad_directory_are_named() {
     let world = World::up();
     world.run(["--user", "nobody-of-that-name", "--", "true"]).exits(125).complains_of(&["nobody-of-that-name"]);
     assert_eq!(world.show(&world.newest())["outcome"]["reason"], "unknown_user");
-    world.run(["--cwd", "/no/such/place", "--", "true"]).exits(125).complains_of(&["/no/such/place"]);
+    world.run(["--workdir", "/no/such/place", "--", "true"]).exits(125).complains_of(&["/no/such/place"]);
     assert_eq!(world.show(&world.newest())["outcome"]["reason"], "bad_work_dir");
 }
 

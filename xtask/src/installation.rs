@@ -1,0 +1,188 @@
+//! A private installation of Holm for measurements and long tests: its own state folder, driven by the command line alone.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::{exec, places, say};
+
+const READY_DEADLINE: Duration = Duration::from_secs(60);
+const STOP_GRACE: Duration = Duration::from_secs(30);
+
+/// How the binary is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// For measurements.
+    Release,
+    /// For everything else: what the tests build anyway.
+    Dev,
+}
+
+/// Builds the binary and returns where it is.
+pub fn build(profile: Profile) -> Result<PathBuf> {
+    let mut cargo = Command::new("cargo");
+    cargo.args(["build", "--locked", "--package", "holm"]).current_dir(places::root()?);
+    let folder = match profile {
+        Profile::Release => {
+            cargo.arg("--release");
+            "release"
+        }
+        Profile::Dev => "debug",
+    };
+    exec::run(&mut cargo)?;
+    Ok(places::target()?.join(folder).join("holm"))
+}
+
+/// A state folder and the processes on it; ended when dropped.
+pub struct Installation {
+    dir: tempfile::TempDir,
+    bin: PathBuf,
+    server: Option<Child>,
+    agent: Option<Child>,
+}
+
+impl Installation {
+    /// A folder that shims can reach into, and nothing that runs yet.
+    pub fn new(built: &Path) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("holm-xtask-").tempdir()?;
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
+        let bin = dir.path().join("holm");
+        // A copy of its own, so that its processes can be told from those of another installation.
+        fs::copy(built, &bin).with_context(|| format!("cannot copy {}", built.display()))?;
+        Ok(Self { dir, bin, server: None, agent: None })
+    }
+
+    /// `holm up` that answers.
+    pub fn up(built: &Path) -> Result<Self> {
+        let mut this = Self::new(built)?;
+        this.server = Some(this.spawn(&["up"], "up.log")?);
+        this.wait_until_ready()?;
+        Ok(this)
+    }
+
+    /// A server and an agent as two processes, so that the agent can be killed by itself.
+    pub fn server_and_agent(built: &Path) -> Result<Self> {
+        let mut this = Self::new(built)?;
+        let listen = this.server_url();
+        this.server = Some(this.spawn(&["server", "--listen", &listen], "server.log")?);
+        this.wait_until_ready()?;
+        this.start_agent()?;
+        Ok(this)
+    }
+
+    /// The folder of the installation.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn server_url(&self) -> String {
+        format!("unix:{}", self.dir.path().join("server.sock").display())
+    }
+
+    fn home(&self) -> PathBuf {
+        self.dir.path().join("home")
+    }
+
+    /// Starts the agent.
+    pub fn start_agent(&mut self) -> Result<()> {
+        let mut command = self.command();
+        command.env("HOLM_HOME", self.dir.path().join("agent")).env("HOLM_SERVER", self.server_url());
+        command.env("HOLM_TOKEN_FILE", self.home().join("agent-token"));
+        command.env_remove("HOLM_TOKEN");
+        self.agent = Some(self.logged(command.arg("agent"), "agent.log")?);
+        Ok(())
+    }
+
+    /// Kills the agent with SIGKILL.
+    pub fn kill_agent(&mut self) -> Result<()> {
+        let mut agent = self.agent.take().context("no agent runs")?;
+        agent.kill()?;
+        agent.wait()?;
+        Ok(())
+    }
+
+    fn spawn(&self, arguments: &[&str], log: &str) -> Result<Child> {
+        self.logged(self.command().args(arguments), log)
+    }
+
+    fn logged(&self, command: &mut Command, log: &str) -> Result<Child> {
+        let file = fs::OpenOptions::new().append(true).create(true).open(self.dir.path().join(log))?;
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        command.spawn().with_context(|| format!("cannot start `{}`", exec::line(command)))
+    }
+
+    /// The binary with the environment of this installation.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.bin);
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("HOLM_") {
+                command.env_remove(name);
+            }
+        }
+        command.env("HOLM_HOME", self.home()).env("HOLM_CONFIG", self.dir.path().join("config.toml"));
+        if self.dir.path().join("server.sock").exists() {
+            command.env("HOLM_SERVER", self.server_url()).env("HOLM_TOKEN_FILE", self.home().join("token"));
+        }
+        command
+    }
+
+    /// What a command of the binary prints with `--json`.
+    pub fn json(&self, arguments: &[&str]) -> Result<Value> {
+        let text = exec::read(self.command().args(arguments).arg("--json"))?;
+        serde_json::from_str(&text).with_context(|| format!("`holm {}` printed no JSON", arguments.join(" ")))
+    }
+
+    fn wait_until_ready(&mut self) -> Result<()> {
+        let deadline = Instant::now() + READY_DEADLINE;
+        while Instant::now() < deadline {
+            exec::check_interrupt()?;
+            // Not `holm run`: it would start a server of its own where there is none yet.
+            let answers = self.home().join("token").exists()
+                && exec::output(self.command().arg("hosts")).is_ok_and(|output| output.status.success());
+            if answers {
+                return Ok(());
+            }
+            if let Some(status) = self.server.as_mut().and_then(|server| server.try_wait().transpose()).transpose()? {
+                bail!("the server ended: {status}\n{}", self.log_tail());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        bail!("the server did not answer within {READY_DEADLINE:?}\n{}", self.log_tail())
+    }
+
+    fn log_tail(&self) -> String {
+        let logs =
+            ["up.log", "server.log"].map(|name| fs::read_to_string(self.dir.path().join(name)).unwrap_or_default());
+        let text = logs.concat();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+
+    /// Asks both processes to end and waits for them.
+    pub fn stop(&mut self) -> Result<()> {
+        for child in [self.agent.take(), self.server.take()].iter_mut().flatten() {
+            let status = exec::end(child, Signal::TERM, STOP_GRACE)?;
+            if !status.success() {
+                bail!("a process of the installation ended with {status}");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Installation {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            say::error(&format!("{error:#}"));
+        }
+    }
+}
