@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Resource;
 use serde_json::Value;
 
 use crate::{exec, places, say};
@@ -145,15 +146,22 @@ fn runc(dir: &Path) -> Result<Peer> {
     Ok(Peer { name: "runc", command: Box::new(command) })
 }
 
-/// Settings with which podman works where neither systemd nor a container engine is set up.
-const CONTAINERS_CONF: &str = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\"]\n\
-                               [engine]\nruntime = \"runc\"\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n";
+/// Settings with which podman works where neither systemd nor a container engine is set up: it asks for more than this
+/// process may give on unless it is told less.
+fn containers_conf() -> String {
+    let at_most = |most, resource| rustix::process::getrlimit(resource).maximum.unwrap_or(most).min(most);
+    let (files, processes) = (at_most(1_024, Resource::Nofile), at_most(32_768, Resource::Nproc));
+    format!(
+        "[containers]\ndefault_ulimits = [\"nofile={files}:{files}\", \"nproc={processes}:{processes}\"]\n\
+         [engine]\nruntime = \"runc\"\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n"
+    )
+}
 
 fn podman(dir: &Path) -> Result<Peer> {
     let program = installed("podman")?;
     ensure!(places::is_root(), "it is compared as root only");
     let config = dir.join("containers.conf");
-    fs::write(&config, CONTAINERS_CONF)?;
+    fs::write(&config, containers_conf())?;
     let (storage, state) = (dir.join("podman-storage"), dir.join("podman-state"));
     let base = move || {
         let mut command = Command::new(&program);

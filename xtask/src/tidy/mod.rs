@@ -52,10 +52,8 @@ pub fn tidy() -> Result<()> {
     for file in &files {
         findings.extend(text::check(file));
         findings.extend(names::check_path(&file.path));
-        if file.path.ends_with(".rs") {
-            findings.extend(source::check(file));
-        }
     }
+    findings.extend(source::check_all(&files));
     findings.extend(imports::check(&files)?);
     findings.extend(pages::check(&files));
     report(&findings)

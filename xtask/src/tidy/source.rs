@@ -15,8 +15,36 @@ const FUNCTION_LINES_MAX: usize = 70;
 /// The only crates that may contain `unsafe`.
 const UNSAFE_ALLOWED: [&str; 2] = ["crates/runtime/", "crates/guest/"];
 
+/// Checks all Rust files.
+pub fn check_all(files: &[File]) -> Vec<Finding> {
+    let tests: Vec<String> = files.iter().flat_map(test_modules).collect();
+    let of_tests = |path: &str| tests.iter().any(|module| is_of_module(path, module));
+    let rust = files.iter().filter(|file| file.path.ends_with(".rs"));
+    rust.flat_map(|file| check(file, of_tests(&file.path))).collect()
+}
+
+/// The paths, without their ending, of modules that a file declares for tests only: `#[cfg(test)] mod name;`.
+fn test_modules(file: &File) -> Vec<String> {
+    let Some(stem) = file.path.strip_suffix(".rs") else { return Vec::new() };
+    let Ok(syntax) = syn::parse_file(&file.text) else { return Vec::new() };
+    // Modules lie beside lib.rs, main.rs and mod.rs, and below any other file.
+    let dir = match stem.rsplit_once('/') {
+        Some((dir, "lib" | "main" | "mod")) => dir,
+        _ => stem,
+    };
+    let modules = syntax.items.iter().filter_map(|item| match item {
+        syn::Item::Mod(item) if item.content.is_none() && item.attrs.iter().any(is_test_attribute) => Some(&item.ident),
+        _ => None,
+    });
+    modules.map(|name| format!("{dir}/{name}")).collect()
+}
+
+fn is_of_module(path: &str, module: &str) -> bool {
+    path.strip_prefix(module).is_some_and(|rest| rest == ".rs" || rest.starts_with('/'))
+}
+
 /// Checks one Rust file.
-pub fn check(file: &File) -> Vec<Finding> {
+fn check(file: &File, of_tests: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
     if !file.text.starts_with("//!") {
         findings
@@ -30,7 +58,7 @@ pub fn check(file: &File) -> Vec<Finding> {
     }
     match syn::parse_file(&file.text) {
         Ok(syntax) => {
-            let mut visitor = Visitor::new(file);
+            let mut visitor = Visitor::new(file, of_tests);
             visitor.visit_file(&syntax);
             findings.extend(visitor.findings);
         }
@@ -52,12 +80,12 @@ struct Visitor<'a> {
 }
 
 impl<'a> Visitor<'a> {
-    fn new(file: &'a File) -> Self {
+    fn new(file: &'a File, of_tests: bool) -> Self {
         Self {
             path: &file.path,
             lines: file.text.lines().collect(),
             unsafe_allowed: UNSAFE_ALLOWED.iter().any(|folder| file.path.starts_with(folder)),
-            tests: usize::from(is_test_file(&file.path)),
+            tests: usize::from(of_tests || is_test_file(&file.path)),
             findings: Vec::new(),
         }
     }
@@ -164,7 +192,7 @@ mod tests {
 
     fn found(path: &str, text: &str) -> Vec<String> {
         let file = File { path: path.into(), text: text.into() };
-        check(&file).into_iter().map(|finding| format!("{}: {}", finding.place, finding.problem)).collect()
+        check(&file, false).into_iter().map(|finding| format!("{}: {}", finding.place, finding.problem)).collect()
     }
 
     fn only(path: &str, text: &str, wanted: &str) {
@@ -208,6 +236,20 @@ mod tests {
         only("crates/a/src/a.rs", "//! A.\n#[cfg(not(test))]\nfn a() { b.unwrap(); }\n", "outside tests");
         assert!(found("crates/a/tests/a.rs", "//! A.\nfn a() { b.unwrap(); }\n").is_empty());
         assert!(found("crates/a/src/a.rs", "//! A.\n#[tokio::test]\nasync fn a() { b.unwrap(); }\n").is_empty());
+    }
+
+    #[test]
+    fn modules_for_tests_are_known_by_their_declaration() {
+        let file = |path: &str, text: &str| File { path: path.into(), text: format!("//! A.\n{text}\n") };
+        let declared = file("crates/a/src/lib.rs", "#[cfg(test)]\nmod testing;\nmod real;");
+        let nested = file("crates/a/src/b.rs", "#[cfg(test)]\nmod testing;");
+        let panics = "fn a() { b.unwrap(); }";
+        let of_tests = ["crates/a/src/testing.rs", "crates/a/src/testing/world.rs", "crates/a/src/b/testing.rs"];
+        let others = ["crates/a/src/real.rs", "crates/a/src/testing_not.rs", "crates/a/src/c/testing.rs"];
+        let mut files = vec![declared, nested];
+        files.extend(of_tests.iter().chain(&others).map(|path| file(path, panics)));
+        let found: Vec<String> = check_all(&files).into_iter().map(|finding| finding.place).collect();
+        assert_eq!(found, others.map(|path| format!("{path}:2")));
     }
 
     #[test]
