@@ -1,0 +1,92 @@
+//! What lies outside: sockets of the host and of Holm, control groups.
+
+use std::os::{
+    linux::net::SocketAddrExt,
+    unix::net::{SocketAddr, UnixListener},
+};
+
+use holm_e2e::{
+    World, host,
+    probe::{self, Attempts},
+    unique,
+};
+
+use super::users;
+
+#[test]
+fn sockets_of_the_host_are_not_reached() {
+    let world = World::up();
+    let name = unique("holm-canary");
+    let address = SocketAddr::from_abstract_name(&name).expect("an address");
+    let _listener = UnixListener::bind_addr(&address).expect("a listener");
+    let tcp = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a listener");
+    let port = tcp.local_addr().expect("an address").port();
+    let home = world.home();
+    let body = format!(
+        r#"
+def connect(address):
+    s = socket.socket(socket.AF_UNIX)
+    s.settimeout(30)
+    s.connect(address)
+def tcp(host, port):
+    s = socket.socket()
+    s.settimeout(30)
+    s.connect((host, port))
+attempt("abstract", lambda: connect("\0{name}"))
+attempt("server", lambda: connect("{home}/up.sock"))
+attempt("loopback", lambda: tcp("127.0.0.1", {port}))
+attempt("dbus", lambda: connect("/run/dbus/system_bus_socket"))
+attempt("docker", lambda: connect("/var/run/docker.sock"))
+found = [os.path.join(d, f) for top in ["/run", "/tmp", "/var", "/dev"] for d, _, fs in os.walk(top) for f in fs]
+sockets = [p for p in found if os.path.lexists(p) and stat.S_ISSOCK(os.lstat(p).st_mode)]
+print("sockets:", sockets)
+print("listening:", open("/proc/net/unix").read().splitlines()[1:])
+attempt("packet", lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 3))
+attempt("vsock", lambda: socket.socket(40, socket.SOCK_STREAM).connect((2, 1024)))
+"#,
+        home = home.display(),
+    );
+    for user in users() {
+        let ran = world.run(["--user", user, "--", "/usr/bin/python3", "-c", &probe::program(&body)]).succeeds();
+        assert!(ran.text().contains("sockets: []") && ran.text().contains("listening: []"), "{ran}");
+        let mut attempts = Attempts::of(ran);
+        attempts.refused("abstract", &["ECONNREFUSED", "EPERM", "EACCES"]);
+        attempts.refused("server", &["ENOENT", "EACCES"]);
+        attempts.refused("loopback", &["ECONNREFUSED"]);
+        attempts.refused("dbus", &["ENOENT", "EACCES"]);
+        attempts.refused("docker", &["ENOENT", "EACCES"]);
+        attempts.refused("packet", &["EPERM", "EACCES", "EAFNOSUPPORT"]);
+        attempts.refused("vsock", &["EPERM", "EACCES", "EAFNOSUPPORT", "ENODEV", "ENETUNREACH"]);
+        attempts.no_more();
+    }
+}
+
+#[test]
+fn control_groups_are_out_of_reach() {
+    let world = World::up();
+    let body = r#"
+attempt("list", lambda: os.listdir("/sys/fs/cgroup") or checked(-1))
+for line in open("/proc/self/cgroup"):
+    path = line.rstrip("\n").split(":", 2)[2]
+    print("group", path, flush=True)
+    # Seen from a namespace of its own a process stands at the root: nothing above shows.
+    if path.startswith("/..") or "holm" in path or "run_" in path:
+        print("leaks", path, flush=True)
+for name in ["memory/memory.limit_in_bytes", "pids/pids.max", "cgroup.procs", "unified/cgroup.procs", "release_agent"]:
+    attempt("write-" + name, lambda: open("/sys/fs/cgroup/" + name, "w"))
+"#;
+    for user in users() {
+        let ran = world.run(["--user", user, "--", "/usr/bin/python3", "-c", &probe::program(body)]).succeeds();
+        if host::is_root() {
+            assert!(!ran.text().contains("leaks"), "{ran}");
+        }
+        let mut attempts = Attempts::of(ran);
+        attempts.refused("list", &["ENOENT", "EACCES", "EPERM", "0"]);
+        for name in
+            ["memory/memory.limit_in_bytes", "pids/pids.max", "cgroup.procs", "unified/cgroup.procs", "release_agent"]
+        {
+            attempts.refused(&format!("write-{name}"), &["ENOENT", "EACCES", "EPERM", "EROFS"]);
+        }
+        attempts.no_more();
+    }
+}
