@@ -6,7 +6,7 @@ use holm_domain::UnixMicros;
 use holm_store::Store;
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Config, gate::Gate, wakers::Wakers};
+use crate::{activity::Activity, config::Config, gate::Gate, wakers::Wakers};
 
 /// What every handler, operation and task of one server shares.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub struct App {
     pub streams: Arc<Gate>,
     /// Waiting polls of each org.
     pub polls: Arc<Gate>,
+    /// Whether anybody uses the server.
+    pub activity: Arc<Activity>,
     /// Cancelled when the server is to end: waits and streams end at once.
     pub shutdown: CancellationToken,
 }
@@ -34,6 +36,7 @@ impl App {
             config,
             store,
             wakers: Wakers::default(),
+            activity: Arc::default(),
             shutdown: CancellationToken::new(),
         }
     }

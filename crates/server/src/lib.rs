@@ -14,6 +14,7 @@
 //!
 //! Left out: what the words of the API mean (`holm-api`), how a run is executed (`holm-agent`), TLS (a proxy in front).
 
+mod activity;
 mod app;
 pub mod auth;
 pub mod clock;
@@ -35,6 +36,7 @@ use holm_domain::error::InvalidField;
 use holm_store::Store;
 
 pub use crate::{
+    activity::Activity,
     auth::bootstrap::{Bootstrap, DEFAULT_ORG, Wanted, bootstrap},
     clock::Clock,
     config::{Config, ServeLimits},
@@ -54,6 +56,11 @@ impl Server {
     pub fn new(config: Config, store: Store) -> Result<Self, InvalidField> {
         config.lease.validate()?;
         Ok(Self { app: Arc::new(App::new(config, store)) })
+    }
+
+    /// Whether anybody uses it.
+    pub fn activity(&self) -> Arc<Activity> {
+        Arc::clone(&self.app.activity)
     }
 
     /// All routes, to be called in process. The tasks run only in [`Server::serve`].

@@ -21,6 +21,7 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
+    activity,
     app::App,
     config::{POLL_WAIT_MS_MAX, ServeLimits},
 };
@@ -31,7 +32,8 @@ type Routes = OpenApiRouter<Arc<App>>;
 /// All routes of a server.
 pub fn router(app: Arc<App>) -> Router {
     let (router, _) = routes(&app.config.limits).split_for_parts();
-    router.layer(middleware::from_fn(frame::frame)).with_state(app)
+    let count = middleware::from_fn_with_state(Arc::clone(&app.activity), activity::count);
+    router.layer(middleware::from_fn(frame::frame)).layer(count).with_state(app)
 }
 
 /// The description of the API.
