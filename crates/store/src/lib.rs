@@ -52,6 +52,11 @@ queries! {
     PING = "select step from schema_steps limit 1";
 }
 
+/// Whether the PostgreSQL server behind `url` answers. Nothing is changed, and no schema is needed.
+pub async fn reach(url: &str) -> Result<()> {
+    Db::reach_postgres(url).await?.row(PING, args![]).await.map(drop)
+}
+
 /// The store. Clones share one state.
 #[derive(Debug, Clone)]
 pub struct Store {

@@ -95,8 +95,15 @@ impl Db {
         Ok(db)
     }
 
-    /// Connects to a database of PostgreSQL.
+    /// Connects to a database of PostgreSQL and brings its schema up to date.
     pub(crate) async fn open_postgres(url: &str) -> Result<Self> {
+        let db = Self::reach_postgres(url).await?;
+        migrate::up(&db).await?;
+        Ok(db)
+    }
+
+    /// Connects to a database of PostgreSQL as it is.
+    pub(crate) async fn reach_postgres(url: &str) -> Result<Self> {
         // The URL may bear a password: it is not repeated in the error.
         let options = PgConnectOptions::from_str(url)
             .map_err(|_| Error::invalid("the URL of the store", "give `postgres://USER:PASSWORD@HOST/DATABASE`"))?
@@ -109,9 +116,7 @@ impl Db {
             ]);
         let pool = PoolOptions::new().max_connections(POSTGRES_CONNECTIONS).acquire_timeout(WAIT_MAX);
         let pool = pool.connect_with(options).await.map_err(|error| Error::unavailable("open the database", error))?;
-        let db = Self::Postgres(pool);
-        migrate::up(&db).await?;
-        Ok(db)
+        Ok(Self::Postgres(pool))
     }
 
     /// Begins a transaction that may write.
