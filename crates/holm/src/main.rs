@@ -1,1 +1,193 @@
-fn main(){}
+//! The `holm` binary: control plane, agent, shim and command line.
+//!
+//! `holm shim` and `holm launch` are started by Holm itself, for every sandbox, and are decided before anything else
+//! happens: the launcher must still have one thread only, and neither has a use for what a command line needs.
+
+mod cli;
+mod commands;
+mod config;
+mod home;
+mod local;
+mod output;
+mod serve;
+mod session;
+mod units;
+mod writeback;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{Parser as _, error::ErrorKind};
+use holm_domain::run::outcome::EXIT_HOLM;
+
+use cli::{Cli, Command};
+use commands::Usage;
+use config::{Config, Environment};
+use output::{EXIT_PIPE, Output};
+use session::Session;
+
+/// The exit code of a command line that is not understood, as most programs have it.
+const EXIT_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    match std::env::args_os().nth(1) {
+        Some(name) if name == "shim" => return holm_shim::shim_main(serve::runtime_of_shim),
+        Some(name) if name == "launch" => return holm_runtime::process::launcher_main(),
+        _ => {}
+    }
+    let args: Vec<OsString> = std::env::args_os().collect();
+    if let Err(error) = detach_if_asked(&args) {
+        Output::new(false, false).error(format!("cannot leave the terminal: {error}"));
+        return ExitCode::FAILURE;
+    }
+    let cli = match Cli::try_parse_from(&args) {
+        Ok(cli) => cli,
+        Err(error) => return ExitCode::from(not_understood(&error, is_run(&args))),
+    };
+    ExitCode::from(execute(cli))
+}
+
+/// A server in the background has a session of its own, so that it survives the terminal, and keeps nothing open that its
+/// starter happened to have open: a pipe, for example, whose reader waits for its end. To be done before anything is
+/// opened.
+fn detach_if_asked(args: &[OsString]) -> std::io::Result<()> {
+    let is_up = args.get(1).is_some_and(|name| name == "up");
+    if is_up && args.iter().any(|arg| arg == "--detached") {
+        holm_runtime::inherited::close_all()?;
+        rustix::process::setsid()?;
+    }
+    Ok(())
+}
+
+fn execute(cli: Cli) -> u8 {
+    let quiet = matches!(&cli.command, Command::Run(args) if args.quiet);
+    let output = Output::new(cli.global.json, quiet);
+    let is_run = matches!(cli.command, Command::Run(_));
+    let done = match Config::load(&cli.global, &Environment::of_process()) {
+        Ok(config) => dispatch(Session { config, output }, cli.command),
+        Err(error) => Err(error),
+    };
+    done.unwrap_or_else(|error| failed(output, &error, is_run))
+}
+
+fn dispatch(session: Session, command: Command) -> anyhow::Result<u8> {
+    match command {
+        Command::Up(args) => serve::up::run(session, *args),
+        Command::Server(args) => serve::server::run(session, *args),
+        Command::Agent(args) => serve::agent::run(session, *args),
+        command => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let done = runtime.block_on(commands::execute(&session, &command));
+            // A thread that still writes to a pipe that nobody reads must not hold the end up.
+            runtime.shutdown_background();
+            done
+        }
+    }
+}
+
+/// Shows an error once, where it ends, and chooses the exit code.
+fn failed(output: Output, error: &anyhow::Error, is_run: bool) -> u8 {
+    let broken_pipe = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    };
+    if error.chain().any(broken_pipe) {
+        return EXIT_PIPE;
+    }
+    output.error(format!("{error:#}"));
+    match (is_run, error.downcast_ref::<Usage>()) {
+        (true, _) => exit_holm(),
+        (false, Some(_)) => EXIT_USAGE,
+        (false, None) => 1,
+    }
+}
+
+fn exit_holm() -> u8 {
+    u8::try_from(EXIT_HOLM).unwrap_or(u8::MAX)
+}
+
+/// Shows what clap says: help and version are what was asked for, everything else is an error.
+fn not_understood(error: &clap::Error, is_run: bool) -> u8 {
+    let printed = error.print();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion if printed.is_err() => EXIT_PIPE,
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => 0,
+        _ if is_run => exit_holm(),
+        _ => EXIT_USAGE,
+    }
+}
+
+/// Whether the command is `run`, in a command line that could not be understood as a whole.
+fn is_run(args: &[OsString]) -> bool {
+    let takes_value = ["--server", "--context", "--token-file", "--config", "--home"];
+    let mut args = args.iter().skip(1);
+    while let Some(arg) = args.next() {
+        if takes_value.iter().any(|flag| arg == flag) {
+            args.next();
+        } else if !arg.as_encoded_bytes().starts_with(b"-") {
+            return arg == "run";
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    fn run_of(line: &str) -> commands::run::RunArgs {
+        match parse(line).unwrap().command {
+            Command::Run(args) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_after_the_command_are_the_commands_own() {
+        let args = run_of("holm run -d -e A=1 ls -d --json --help");
+        assert!(args.detach);
+        assert_eq!(args.command, ["ls", "-d", "--json", "--help"]);
+        assert_eq!(run_of("holm run -- -x -- y").command, ["-x", "--", "y"]);
+        assert!(!parse("holm run ls --json").unwrap().global.json);
+        assert!(parse("holm --json run ls").unwrap().global.json);
+        assert!(parse("holm run --json ls").unwrap().global.json);
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused() {
+        assert!(parse("holm run --write-back true").is_err());
+        assert!(parse("holm run -d --dir . --write-back true").is_err());
+        assert!(parse("holm --server http://a --context b ps").is_err());
+        assert!(parse("holm run").is_err());
+    }
+
+    #[test]
+    fn usage_errors_of_run_are_told_from_others() {
+        let is_run = |line: &str| is_run(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        assert!(is_run("holm run --nonsense"));
+        assert!(is_run("holm --server run --json run --nonsense"));
+        assert!(!is_run("holm --server run ps"));
+        assert!(!is_run("holm ps run"));
+    }
+
+    #[test]
+    fn errors_choose_the_exit_code() {
+        let output = Output::new(false, false);
+        let usage = || anyhow::Error::from(Usage::new("--x", "y", "give z"));
+        assert_eq!(failed(output, &usage(), false), 2);
+        assert_eq!(failed(output, &usage(), true), 125);
+        assert_eq!(failed(output, &anyhow::anyhow!("x"), true), 125);
+        assert_eq!(failed(output, &anyhow::anyhow!("x"), false), 1);
+        let pipe = anyhow::Error::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe)).context("x");
+        assert_eq!(failed(output, &pipe, true), 141);
+    }
+}

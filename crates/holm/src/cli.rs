@@ -1,0 +1,178 @@
+//! The command line: names, flags, help texts. What is done with them is in [`crate::commands`].
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use holm_domain::{RunId, TokenId};
+
+use crate::commands;
+
+/// Runs work that you do not trust in sealed sandboxes, on hosts that you own.
+#[derive(Debug, Parser)]
+#[command(name = "holm", version, propagate_version = true, disable_help_subcommand = true, max_term_width = 100)]
+#[command(after_help = "\
+Examples:
+  holm run echo hello                  run a command on an island and see its output
+  holm run --dir . --write-back make   build this directory, and copy the changes back
+  holm run -d -m 512m --timeout 10m ./job.sh
+  holm ps -a                           runs of today and before
+  holm logs -f RUN                     follow the output of a run
+
+Without a server in flags, environment or configuration, holm starts one of its own in the
+background and ends it after ten idle minutes (`holm down` ends it now).")]
+pub struct Cli {
+    /// What applies to every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What applies to every command.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// The server: `https://HOST[:PORT]`, `http://…` or `unix:/PATH` [env: HOLM_SERVER]
+    #[arg(long, global = true, value_name = "URL", conflicts_with = "context")]
+    pub server: Option<String>,
+    /// The context of the configuration to use [env: HOLM_CONTEXT]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub context: Option<String>,
+    /// The file with the token [env: HOLM_TOKEN_FILE, or HOLM_TOKEN with the token itself]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// The configuration file [env: HOLM_CONFIG] [default: ~/.config/holm/config.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where a server of this machine keeps its data [env: HOLM_HOME]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub home: Option<PathBuf>,
+    /// Results as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a command in a sandbox of its own
+    Run(Box<commands::run::RunArgs>),
+    /// List runs
+    #[command(visible_alias = "ls")]
+    Ps(commands::ps::PsArgs),
+    /// Show one run, or several
+    #[command(visible_alias = "inspect")]
+    Show {
+        /// The runs
+        #[arg(required = true, value_name = "RUN")]
+        runs: Vec<RunId>,
+    },
+    /// Show the output of a run
+    Logs(commands::logs::LogsArgs),
+    /// Show what happened to a run
+    Events {
+        /// The run
+        #[arg(value_name = "RUN")]
+        run: RunId,
+        /// Go on until the run has ended
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Ask runs to end
+    #[command(visible_alias = "stop")]
+    Cancel {
+        /// The runs
+        #[arg(required = true, value_name = "RUN")]
+        runs: Vec<RunId>,
+        /// Kill at once instead of asking first (SIGTERM, and ten seconds later SIGKILL)
+        #[arg(short, long)]
+        kill: bool,
+    },
+    /// Forget runs that have ended, with their output
+    Rm {
+        /// The runs
+        #[arg(required = true, value_name = "RUN")]
+        runs: Vec<RunId>,
+    },
+    /// List the hosts and what they can do
+    Hosts,
+    /// Make, list and revoke API tokens
+    #[command(subcommand)]
+    Token(Token),
+    /// Keep a server and a token for it as a context
+    Login(commands::login::LoginArgs),
+    /// List, choose and remove contexts
+    #[command(subcommand)]
+    Context(Context),
+    /// Look at the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Say what this host can do, and what to do about the rest
+    Doctor,
+    /// Start server and agent in one process, with everything in one directory
+    Up(Box<crate::serve::up::UpArgs>),
+    /// End the server that `holm up` or `holm run` started here
+    Down(commands::down::DownArgs),
+    /// Start a server only
+    Server(Box<crate::serve::server::ServerArgs>),
+    /// Start an agent only
+    Agent(Box<crate::serve::agent::AgentArgs>),
+    /// Print the completion script of a shell
+    #[command(after_help = "\
+Examples:
+  holm completion bash > /etc/bash_completion.d/holm
+  holm completion zsh  > ~/.zfunc/_holm
+  holm completion fish > ~/.config/fish/completions/holm.fish")]
+    Completion {
+        /// The shell
+        #[arg(value_parser = ["bash", "zsh", "fish"])]
+        shell: String,
+    },
+    /// Print the OpenAPI document
+    #[command(hide = true)]
+    Openapi,
+}
+
+/// What to do with tokens.
+#[derive(Debug, Subcommand)]
+pub enum Token {
+    /// Make a token and print its secret, this once
+    Create(commands::token::create::CreateArgs),
+    /// List tokens
+    Ls,
+    /// Take tokens out of use
+    Revoke {
+        /// The tokens
+        #[arg(required = true, value_name = "TOKEN")]
+        tokens: Vec<TokenId>,
+    },
+}
+
+/// What to do with contexts.
+#[derive(Debug, Subcommand)]
+pub enum Context {
+    /// List contexts
+    Ls,
+    /// Choose the context that is used from now on; `local` is the server of this machine
+    Use {
+        /// Its name
+        name: String,
+    },
+    /// Remove a context
+    Rm {
+        /// Its name
+        name: String,
+    },
+}
+
+/// What to do with the configuration.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Find contradictions and services that cannot be reached
+    Check {
+        /// Look at files and settings only, and reach for no service
+        #[arg(long)]
+        offline: bool,
+    },
+}

@@ -1,0 +1,3 @@
+//! `holm config …`
+
+pub mod check;

@@ -1,0 +1,5 @@
+//! `holm context …`
+
+pub mod choose;
+pub mod ls;
+pub mod rm;

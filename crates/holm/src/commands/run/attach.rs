@@ -1,0 +1,246 @@
+//! Follows a run to its end: bytes to the standard streams, signals to the run.
+//!
+//! What always holds: the bytes of each stream are exactly those of the command; a slow reader of the output holds neither
+//! signals nor cancellation up, and costs a bounded amount of memory; when output cannot be written any more the run is
+//! asked to end, as a command in a pipeline would be by SIGPIPE.
+
+use std::{io, time::Duration};
+
+use anyhow::Context as _;
+use holm_api::{
+    client::{Client, ClientError},
+    logs::LogEntry,
+    runs::{CancelRun, RunView},
+};
+use holm_domain::{
+    RunId,
+    log::Stream,
+    run::{Cancel, OutcomeKind, RunState},
+};
+use serde::Serialize;
+use tokio::{
+    sync::mpsc,
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
+
+use super::signals::Interrupts;
+use crate::{
+    output::{EXIT_PIPE, RawStreams},
+    session::Session,
+};
+
+/// How many pieces of output wait for a slow reader; each has at most 64 KiB.
+const PIECES_MAX: usize = 32;
+/// How many pieces are put together before they are written.
+const JOIN_BYTES_MAX: usize = 64 * 1024;
+/// How long after the end of its output a run may take until it says how it ended.
+const OUTCOME_DEADLINE: Duration = Duration::from_secs(120);
+
+/// How following ended.
+pub enum End {
+    /// The run ended.
+    Run(Box<RunView>),
+    /// This process is to end with this code, whatever becomes of the run.
+    Code(u8),
+}
+
+/// A line of `--json`.
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Told<'a> {
+    Created(&'a RunView),
+    Log(&'a LogEntry),
+    Ended(&'a RunView),
+}
+
+type Piece = (Stream, Vec<u8>);
+
+/// Follows `run` until it has ended.
+pub async fn follow(
+    session: &Session,
+    client: &Client,
+    run: RunView,
+    signals: &mut Interrupts,
+) -> anyhow::Result<End> {
+    let id = run.id;
+    let json = session.output.json;
+    if json && let Some(end) = closed_pipe(session.output.value_line(&Told::Created(&run)), client, id).await? {
+        return Ok(end);
+    }
+    let (sender, mut writer) = spawn_writer()?;
+    let mut canceller = Canceller::default();
+    canceller.ask(session, client, id, signals.count());
+    let mut follower = client.run_logs_follow(id, 0);
+    let mut pending: Option<Piece> = None;
+    loop {
+        tokio::select! {
+            biased;
+            count = signals.next() => {
+                if count >= 3 {
+                    session.output.error(format!("left run {id}, which may go on; `holm show {id}` tells"));
+                    return Ok(End::Code(130));
+                }
+                canceller.ask(session, client, id, count);
+            }
+            written = &mut writer => {
+                // The writer ends before its sender is dropped only because it cannot write.
+                return gone(written.context("the writer of the output")?, client, id).await;
+            }
+            permit = sender.reserve(), if pending.is_some() => {
+                // Without a permit the writer has ended, which the branch above tells.
+                if let (Ok(permit), Some(piece)) = (permit, pending.take()) {
+                    permit.send(piece);
+                }
+            }
+            entry = follower.next(), if pending.is_none() => match entry? {
+                Some(entry) => pending = Some(piece_of(&entry, json)?),
+                None => break,
+            }
+        }
+    }
+    drop(sender);
+    tokio::select! {
+        written = &mut writer => {
+            if let Err(error) = written.context("the writer of the output")? {
+                return gone(Err(error), client, id).await;
+            }
+        }
+        () = signals.third() => return Ok(End::Code(130)),
+    }
+    let run = tokio::select! {
+        run = ended(client, id) => run?,
+        () = signals.third() => return Ok(End::Code(130)),
+    };
+    report(session, &run);
+    if json && let Some(end) = closed_pipe(session.output.value_line(&Told::Ended(&run)), client, id).await? {
+        return Ok(end);
+    }
+    Ok(End::Run(Box::new(run)))
+}
+
+fn piece_of(entry: &LogEntry, json: bool) -> anyhow::Result<Piece> {
+    if json {
+        let mut line = serde_json::to_vec(&Told::Log(entry))?;
+        line.push(b'\n');
+        return Ok((Stream::Stdout, line));
+    }
+    let bytes = entry.bytes().with_context(|| format!("log entry {} bears no data that can be read", entry.seq))?;
+    Ok((entry.stream, bytes))
+}
+
+/// A thread that writes, because writing to a pipe may take as long as its reader wants.
+fn spawn_writer() -> anyhow::Result<(mpsc::Sender<Piece>, JoinHandle<io::Result<()>>)> {
+    let mut streams = RawStreams::open()?;
+    let (sender, mut receiver) = mpsc::channel::<Piece>(PIECES_MAX);
+    let writer = tokio::task::spawn_blocking(move || {
+        while let Some((mut stream, mut bytes)) = receiver.blocking_recv() {
+            while bytes.len() < JOIN_BYTES_MAX {
+                let Ok((next, more)) = receiver.try_recv() else { break };
+                if next != stream {
+                    streams.write(stream, &bytes)?;
+                    (stream, bytes) = (next, more);
+                } else {
+                    bytes.extend_from_slice(&more);
+                }
+            }
+            streams.write(stream, &bytes)?;
+        }
+        Ok(())
+    });
+    Ok((sender, writer))
+}
+
+/// Asks for the end of the run in the background, once for each degree of urgency.
+#[derive(Default)]
+struct Canceller {
+    asked: u32,
+}
+
+impl Canceller {
+    fn ask(&mut self, session: &Session, client: &Client, id: RunId, count: u32) {
+        if count <= self.asked {
+            return;
+        }
+        self.asked = count;
+        let kill = count >= 2;
+        let doing = if kill { "killing" } else { "cancelling" };
+        let more = if kill { "once more leaves it" } else { "Ctrl-C again kills it" };
+        session.output.note(format!("{doing} run {id}; {more}"));
+        let (client, output) = (client.clone(), session.output);
+        tokio::spawn(async move {
+            if let Err(error) = cancel(&client, id, kill).await {
+                output.error(format!("cannot cancel run {id}: {error}"));
+            }
+        });
+    }
+}
+
+/// Cancelling twice is the same as once, so it is tried again while the server cannot be reached.
+async fn cancel(client: &Client, id: RunId, kill: bool) -> Result<(), ClientError> {
+    let mut wait = Duration::from_millis(100);
+    for _ in 0..5 {
+        match client.run_cancel(id, &CancelRun { kill }).await {
+            Err(error) if error.is_transient() => sleep(wait).await,
+            other => return other.map(drop),
+        }
+        wait *= 2;
+    }
+    client.run_cancel(id, &CancelRun { kill }).await.map(drop)
+}
+
+/// Nobody reads the output any more: the run has no purpose left.
+async fn gone(written: io::Result<()>, client: &Client, id: RunId) -> anyhow::Result<End> {
+    let Err(error) = written else { anyhow::bail!("the writer of the output ended too early") };
+    let _best_effort = timeout(Duration::from_secs(10), cancel(client, id, false)).await;
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        return Ok(End::Code(EXIT_PIPE));
+    }
+    Err(error).context(format!("cannot write the output; run {id} was cancelled"))
+}
+
+async fn closed_pipe(written: io::Result<()>, client: &Client, id: RunId) -> anyhow::Result<Option<End>> {
+    match written {
+        Ok(()) => Ok(None),
+        failed => gone(failed, client, id).await.map(Some),
+    }
+}
+
+/// The run once it has ended. Its output has ended before, so this takes a moment only.
+async fn ended(client: &Client, id: RunId) -> anyhow::Result<RunView> {
+    let deadline = Instant::now() + OUTCOME_DEADLINE;
+    let mut wait = Duration::from_millis(5);
+    loop {
+        match client.run_get(id).await {
+            Ok(run) if run.state == RunState::Ended => return Ok(run),
+            Err(error) if !error.is_transient() => return Err(error.into()),
+            Err(error) if Instant::now() >= deadline => return Err(error.into()),
+            Ok(_) if Instant::now() >= deadline => {
+                anyhow::bail!("run {id} has not ended {OUTCOME_DEADLINE:?} after its output did")
+            }
+            _ => sleep(wait).await,
+        }
+        wait = (wait * 2).min(Duration::from_secs(1));
+    }
+}
+
+/// Says what the exit code alone does not: that Holm, and not the command, made the end.
+fn report(session: &Session, run: &RunView) {
+    let output = session.output;
+    let Some(outcome) = &run.outcome else { return };
+    for reason in run.sandbox.iter().flat_map(|sandbox| &sandbox.unenforced) {
+        output.note(format!("not enforced on this host: {}", crate::output::escaped(reason)));
+    }
+    let by_command = outcome.reason == Some(holm_domain::run::Reason::CommandFailed);
+    let cancelled = outcome.kind == OutcomeKind::Cancelled;
+    if outcome.kind == OutcomeKind::Succeeded || by_command {
+        return;
+    }
+    let message = outcome.message.as_deref().unwrap_or("the run failed, and nobody said why");
+    let text = crate::output::escaped(message);
+    match run.cancel {
+        Some(Cancel::Kill) if cancelled => output.error(format!("killed: {text}")),
+        _ if cancelled => output.error(format!("cancelled: {text}")),
+        _ => output.error(text),
+    }
+}

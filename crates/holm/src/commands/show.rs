@@ -1,0 +1,106 @@
+//! `holm show`: everything that is known of a run.
+
+use holm_api::runs::RunView;
+use holm_domain::{
+    RunId,
+    run::{ExitStatus, RootSource},
+};
+
+use super::{instant, ps, status};
+use crate::{
+    output::{Cell, escaped},
+    session::Session,
+    units::{show_bytes, show_cpus, show_duration},
+};
+
+/// Shows each run; with `--json` an array, as `docker inspect` does.
+pub async fn execute(session: &Session, runs: &[RunId]) -> anyhow::Result<u8> {
+    let client = session.client().await?;
+    let output = session.output;
+    let mut views = Vec::new();
+    let mut failed = false;
+    for id in runs {
+        match client.run_get(*id).await {
+            Ok(run) => views.push(run),
+            Err(error) => {
+                failed = true;
+                output.error(format!("{id}: {error}"));
+            }
+        }
+    }
+    if output.json {
+        output.value(&views)?;
+        return Ok(u8::from(failed));
+    }
+    for (index, run) in views.iter().enumerate() {
+        if index > 0 {
+            output.line("")?;
+        }
+        output.pairs(&pairs(run))?;
+    }
+    Ok(u8::from(failed))
+}
+
+fn pairs(run: &RunView) -> Vec<(&'static str, Cell)> {
+    let (tone, word) = status(run);
+    let mut pairs: Vec<(&'static str, Cell)> = vec![("run", run.id.to_string().into()), ("status", Cell(tone, word))];
+    let mut add = |name, text: Option<String>| pairs.extend(text.map(|text| (name, Cell::from(text))));
+    add("command", Some(ps::command(&run.spec.argv)));
+    if let Some(outcome) = &run.outcome {
+        add("message", outcome.message.as_deref().map(escaped));
+        add("exit", outcome.exit.map(exit));
+    }
+    add("image", Some(image(&run.spec.root)));
+    add("work dir", run.spec.work_dir.as_ref().map(|dir| escaped(&dir.source)));
+    for mount in &run.spec.mounts {
+        let mode = if mount.read_only { " (read-only)" } else { "" };
+        add("mount", Some(format!("{} at {}{mode}", escaped(&mount.source), escaped(&mount.target))));
+    }
+    let limits = &run.spec.limits;
+    add(
+        "limits",
+        Some(format!(
+            "{} cpus, {} memory, {} pids, {} disk, {}",
+            show_cpus(u64::from(limits.cpus_milli.0)),
+            show_bytes(limits.memory_bytes),
+            limits.pids,
+            show_bytes(limits.disk_bytes),
+            show_duration(limits.timeout()),
+        )),
+    );
+    for (key, value) in &run.spec.labels {
+        add("label", Some(escaped(&format!("{key}={value}"))));
+    }
+    add("queued", Some(instant(run.queued_at)));
+    add("claimed", run.claimed_at.map(instant));
+    add("started", run.started_at.map(instant));
+    add("ended", run.ended_at.map(instant));
+    add("took", run.started_at.zip(run.ended_at).map(|(start, end)| show_duration(end.since(start))));
+    add("attempt", Some(format!("{} (fence {})", run.attempt, run.fence)));
+    add("agent", run.agent.or(run.sandbox.as_ref().map(|sandbox| sandbox.agent)).map(|id| id.to_string()));
+    if let Some(sandbox) = &run.sandbox {
+        add("runtime", Some(escaped(&sandbox.runtime)));
+        add("digest", sandbox.image_digest.as_deref().map(escaped));
+        for reason in &sandbox.unenforced {
+            add("not enforced", Some(escaped(reason)));
+        }
+    }
+    add("result", run.result.as_ref().map(|result| escaped(&result.to_string())));
+    add("project", Some(run.project.to_string()));
+    pairs
+}
+
+fn exit(exit: ExitStatus) -> String {
+    match exit {
+        ExitStatus::Code(code) => format!("code {code}"),
+        ExitStatus::Signal(signal) => format!("signal {signal}"),
+    }
+}
+
+fn image(root: &RootSource) -> String {
+    match root {
+        RootSource::Host => "host".to_owned(),
+        RootSource::Dir { path } => escaped(&format!("dir:{path}")),
+        RootSource::Tar { path } => escaped(&format!("tar:{path}")),
+    }
+}

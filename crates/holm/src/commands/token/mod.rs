@@ -1,0 +1,5 @@
+//! `holm token …`
+
+pub mod create;
+pub mod ls;
+pub mod revoke;

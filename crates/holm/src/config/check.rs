@@ -1,0 +1,268 @@
+//! Finds contradictions in the settings, and services that cannot be reached.
+//!
+//! What always holds: each finding names where it is, what is there and the way out; no finding bears a secret.
+
+use std::{net::SocketAddr, path::Path, time::Duration};
+
+use holm_api::client::{Client, Endpoint};
+use holm_domain::limits::LeaseConfig;
+use secrecy::ExposeSecret as _;
+use serde::Serialize;
+
+use super::{Config, Environment, LOCAL, Target, file};
+use crate::{
+    home::{Home, Served},
+    local, units,
+};
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// It does not work.
+    Error,
+    /// It works, and is probably not what was meant.
+    Warning,
+}
+
+/// One finding.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// How bad it is.
+    pub severity: Severity,
+    /// The file and key, the variable or the flag.
+    pub at: String,
+    /// What is there and why it is wrong.
+    pub problem: String,
+    /// What to do.
+    pub way_out: String,
+}
+
+fn error(at: impl ToString, problem: impl Into<String>, way_out: impl Into<String>) -> Finding {
+    Finding { severity: Severity::Error, at: at.to_string(), problem: problem.into(), way_out: way_out.into() }
+}
+
+fn warning(at: impl ToString, problem: impl Into<String>, way_out: impl Into<String>) -> Finding {
+    Finding { severity: Severity::Warning, ..error(at, problem, way_out) }
+}
+
+/// What can be found without reaching for anything.
+pub fn contradictions(config: &Config, env: &Environment) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for name in env.unknown() {
+        let known = super::VARIABLES.join(", ");
+        findings.push(warning(name, "no variable of this name is read", format!("unset it, or use one of {known}")));
+    }
+    for (one, other, wins) in [
+        ("HOLM_SERVER", "HOLM_CONTEXT", "HOLM_SERVER counts"),
+        ("HOLM_TOKEN", "HOLM_TOKEN_FILE", "HOLM_TOKEN counts"),
+    ] {
+        if env.get(one).is_some() && env.get(other).is_some() {
+            findings.push(warning(one, format!("{other} is set as well; {wins}"), format!("unset one of {one} and {other}")));
+        }
+    }
+    let has_token = env.get("HOLM_TOKEN").or(env.get("HOLM_TOKEN_FILE")).is_some();
+    match config.target() {
+        Ok(Target::Local) if has_token => findings.push(warning(
+            "HOLM_TOKEN",
+            "a token is set and no server is named, so it is not used",
+            "set HOLM_SERVER as well, or unset it",
+        )),
+        Ok(_) => {}
+        Err(problem) => findings.push(error("server", format!("{problem:#}"), "see the message")),
+    }
+    contexts(config, &mut findings);
+    server_table(config, &mut findings);
+    findings
+}
+
+fn contexts(config: &Config, findings: &mut Vec<Finding>) {
+    let at = |key: &str| format!("{}: {key}", config.path.display());
+    let mut has_secret = config.file.server.database.is_some();
+    if let Some(context) = &config.file.context
+        && context != LOCAL
+        && !config.file.contexts.contains_key(context)
+    {
+        let names: Vec<&str> = config.file.contexts.keys().map(String::as_str).chain([LOCAL]).collect();
+        let way_out = format!("give one of {}", names.join(", "));
+        findings.push(error(at("context"), format!("there is no context `{context}`"), way_out));
+    }
+    for (name, entry) in &config.file.contexts {
+        let key = |key: &str| at(&format!("contexts.{name}.{key}"));
+        if name == LOCAL {
+            let problem = "this name stands for the server of this machine, so the context is never used";
+            findings.push(error(key("server"), problem, "give it another name"));
+        }
+        if let Err(problem) = Endpoint::parse(&entry.server) {
+            findings.push(error(key("server"), problem.to_string(), "give the URL of a server"));
+        }
+        if let Some(host) = entry.server.strip_prefix("http://")
+            && !is_loopback(host)
+        {
+            let problem = format!("the token goes to `{}` without encryption", entry.server);
+            findings.push(warning(key("server"), problem, "use https, or a network that nobody else reads"));
+        }
+        match config.token_of(name, entry) {
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                findings.push(error(key("token"), "there is no token", format!("`holm login --as {name} {}`", entry.server)));
+            }
+            Err(problem) => findings.push(error(key("token"), format!("{problem:#}"), "give a token that works")),
+        }
+        has_secret |= entry.token.is_some();
+    }
+    if has_secret && file::is_readable_by_others(&config.path) {
+        let problem = "it has a secret in it, and others than its owner may read it";
+        findings.push(error(config.path.display(), problem, format!("chmod 600 {}", config.path.display())));
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let host = host.split('/').next().unwrap_or(host);
+    host.starts_with("localhost") || host.starts_with("127.") || host.starts_with("[::1]")
+}
+
+fn server_table(config: &Config, findings: &mut Vec<Finding>) {
+    let at = |key: &str| format!("{}: server.{key}", config.path.display());
+    let table = &config.file.server;
+    if let Some(listen) = &table.listen
+        && !listen.starts_with("unix:/")
+        && listen.parse::<SocketAddr>().is_err()
+    {
+        findings.push(error(at("listen"), format!("`{listen}` is no address"), "give ADDRESS:PORT or unix:/PATH"));
+    }
+    if let Some(database) = &table.database {
+        let url = database.expose_secret();
+        if !["sqlite:", "postgres://", "postgresql://"].iter().any(|prefix| url.starts_with(prefix)) {
+            findings.push(error(at("database"), "this is no database", "give sqlite:PATH or postgres://…"));
+        }
+    }
+    let mut lease = LeaseConfig::default();
+    for (key, text, target) in [
+        ("lease_ttl", &table.lease_ttl, &mut lease.ttl),
+        ("lease_margin", &table.lease_margin, &mut lease.margin),
+    ] {
+        match text.as_deref().map(|text| (text, units::duration(text))) {
+            Some((_, Ok(duration))) => *target = duration,
+            Some((text, Err(way_out))) => findings.push(error(at(key), format!("`{text}` is no duration"), way_out)),
+            None => {}
+        }
+    }
+    lease.attempts_max = table.attempts_max.unwrap_or(lease.attempts_max);
+    if let Err(invalid) = lease.validate() {
+        let key = invalid.field.replace('.', "_").replace("lease_attempts", "attempts");
+        findings.push(error(at(&key), format!("`{}` is not accepted", invalid.value), invalid.problem));
+    }
+}
+
+/// Reaches for the server that is meant and for the database that is named.
+pub async fn unreachable(config: &Config) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    match config.target() {
+        Ok(Target::Named { endpoint, token }) => {
+            let at = config.context.as_ref().map_or_else(|| endpoint.to_string(), |context| {
+                format!("{}: contexts.{}.server", config.path.display(), context.value)
+            });
+            let answer = match Client::new(endpoint, token.value) {
+                Ok(client) => client.whoami().await.map(drop),
+                Err(problem) => Err(problem),
+            };
+            if let Err(problem) = answer {
+                let way_out = if problem.code().is_some() { "`holm login` with a token that works" } else { "start the server, or name another" };
+                findings.push(error(at, problem.to_string(), way_out));
+            }
+        }
+        Ok(Target::Local) => findings.extend(local_server(&config.home.value).await),
+        // It was told among the contradictions.
+        Err(_) => {}
+    }
+    if let Some(database) = config.file.server.database.as_ref().filter(|url| url.expose_secret().starts_with("postgres")) {
+        findings.extend(database_answers(config, database.expose_secret()).await);
+    }
+    findings
+}
+
+async fn local_server(home: &Path) -> Option<Finding> {
+    let home = Home(home.to_owned());
+    match home.served_by() {
+        Ok(Served::Nobody) => None,
+        Ok(Served::By(pid)) => match local::connect(&home).await {
+            Ok(Some(_)) => None,
+            other => {
+                let why = other.err().map(|error| format!(": {error:#}")).unwrap_or_default();
+                let who = pid.map(|pid| format!(" (process {pid})")).unwrap_or_default();
+                let problem = format!("a server{who} has the lock and does not answer{why}");
+                Some(error(home.socket().display(), problem, format!("see {}, or `holm down`", home.log().display())))
+            }
+        },
+        Err(problem) => Some(error(home.0.display(), problem.to_string(), "give a folder that is yours with --home")),
+    }
+}
+
+async fn database_answers(config: &Config, url: &str) -> Option<Finding> {
+    let at = format!("{}: server.database", config.path.display());
+    let way_out = "start PostgreSQL, or correct the URL";
+    match tokio::time::timeout(Duration::from_secs(10), crate::serve::database_ping(url)).await {
+        Ok(Ok(())) => None,
+        // What a database says may quote the URL, and the URL has a password in it.
+        Ok(Err(problem)) => Some(error(at, problem.to_string().replace(url, "the database"), way_out)),
+        Err(_) => Some(error(at, "the database did not answer within 10 s", way_out)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::Global;
+
+    fn findings(text: &str, env: &Environment) -> Vec<Finding> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        std::fs::write(&path, text).unwrap();
+        let global = Global { config: Some(path), home: Some(dir.path().join("home")), ..Global::default() };
+        contradictions(&Config::load(&global, env).unwrap(), env)
+    }
+
+    #[test]
+    fn nothing_is_found_where_nothing_is_wrong() {
+        assert_eq!(findings("", &Environment::default()), []);
+        assert_eq!(findings("[server]\nlisten = \"127.0.0.1:0\"\nlease_ttl = \"2s\"\n", &Environment::default()), []);
+    }
+
+    #[test]
+    fn each_contradiction_is_named_with_its_way_out() {
+        let text = r#"
+context = "gone"
+[contexts.plain]
+server = "http://far.example"
+token = "holm_secret"
+[contexts.local]
+server = "nonsense"
+[server]
+listen = "here"
+database = "mysql://u:hunter2@h/db"
+lease_ttl = "1ms"
+attempts_max = 0
+"#;
+        let env = Environment::from([("HOLM_SEVRER", "x"), ("HOLM_TOKEN", "a"), ("HOLM_TOKEN_FILE", "b")]);
+        let found = findings(text, &env);
+        for (at, problem) in [
+            ("HOLM_SEVRER", "no variable"),
+            ("HOLM_TOKEN", "HOLM_TOKEN_FILE is set as well"),
+            ("context", "there is no context `gone`"),
+            ("contexts.plain.server", "without encryption"),
+            ("contexts.plain.token", "this is not a token"),
+            ("contexts.local.server", "this name stands for"),
+            ("contexts.local.server", "`nonsense` is not a server"),
+            ("server.listen", "`here` is no address"),
+            ("server.database", "this is no database"),
+            ("server.lease_ttl", "`1ms` is not accepted"),
+            ("config.toml", "others than its owner may read it"),
+        ] {
+            let hit = found.iter().any(|f| f.at.ends_with(at) && f.problem.contains(problem) && !f.way_out.is_empty());
+            assert!(hit, "{at}: {problem}\n{found:#?}");
+        }
+        let shown = format!("{found:?}");
+        assert!(!shown.contains("hunter2") && !shown.contains("holm_secret"), "{shown}");
+    }
+}

@@ -1,0 +1,158 @@
+//! Precedence, and what is refused.
+
+use std::{fs, os::unix::fs::PermissionsExt as _};
+
+use super::*;
+use file::{Change, change};
+
+const TOKEN_A: &str = "holm_aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+const TOKEN_B: &str = "holm_bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+
+struct World {
+    dir: tempfile::TempDir,
+}
+
+impl World {
+    fn new(text: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("config.toml"), text).unwrap();
+        fs::write(dir.path().join("token-b"), format!("{TOKEN_B}\n")).unwrap();
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn global(&self) -> Global {
+        Global { config: Some(self.path("config.toml")), home: Some(self.path("home")), ..Global::default() }
+    }
+}
+
+const FILE: &str = r#"
+# where I work
+context = "work"
+[contexts.work]
+server = "https://work.example"
+token = "holm_aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+project = "alpha"
+[contexts.lab]
+server = "http://lab.example:7878/"
+token_file = "token-b"
+"#;
+
+fn named(config: &Config) -> (String, String, Source) {
+    match config.target().unwrap() {
+        Target::Named { endpoint, token } => {
+            (endpoint.to_string(), token.value.expose_secret().to_owned(), token.source)
+        }
+        Target::Local => panic!("a server was named"),
+    }
+}
+
+fn refusal(config: &Config) -> String {
+    format!("{:#}", config.target().unwrap_err())
+}
+
+#[test]
+fn the_file_says_where_nobody_else_does() {
+    let world = World::new(FILE);
+    let config = Config::load(&world.global(), &Environment::default()).unwrap();
+    let (server, token, source) = named(&config);
+    assert_eq!((server.as_str(), token.as_str()), ("https://work.example", TOKEN_A));
+    assert_eq!(source, Source::File(world.path("config.toml"), "contexts.work.token".into()));
+    assert_eq!(config.project.unwrap().value, "alpha");
+}
+
+#[test]
+fn the_environment_wins_over_the_file() {
+    let world = World::new(FILE);
+    let env = Environment::from([("HOLM_CONTEXT", "lab"), ("HOLM_PROJECT", "beta")]);
+    let config = Config::load(&world.global(), &env).unwrap();
+    assert_eq!(named(&config).0, "http://lab.example:7878");
+    assert_eq!(named(&config).1, TOKEN_B);
+    assert_eq!(config.project.unwrap().value, "beta");
+    let env = Environment::from([("HOLM_SERVER", "http://else.example"), ("HOLM_TOKEN", TOKEN_B)]);
+    let config = Config::load(&world.global(), &env).unwrap();
+    assert_eq!(named(&config).0, "http://else.example");
+    assert!(config.project.is_none(), "the project of a context belongs to its server");
+}
+
+#[test]
+fn flags_win_over_the_environment() {
+    let world = World::new(FILE);
+    let env = Environment::from([("HOLM_SERVER", "http://else.example"), ("HOLM_TOKEN", TOKEN_B)]);
+    let global = Global { context: Some("work".into()), ..world.global() };
+    let config = Config::load(&global, &env).unwrap();
+    let (server, token, _) = named(&config);
+    assert_eq!((server.as_str(), token.as_str()), ("https://work.example", TOKEN_A));
+    let global = Global { server: Some("http://third.example".into()), ..world.global() };
+    assert_eq!(named(&Config::load(&global, &env).unwrap()).0, "http://third.example");
+    let global = Global { token_file: Some(world.path("token-b")), ..world.global() };
+    let config = Config::load(&global, &Environment::from([("HOLM_TOKEN", TOKEN_A)])).unwrap();
+    assert_eq!(named(&config).1, TOKEN_B);
+}
+
+#[test]
+fn a_token_goes_only_to_the_server_it_was_given_for() {
+    let world = World::new(FILE);
+    let global = Global { server: Some("https://evil.example".into()), ..world.global() };
+    let config = Config::load(&global, &Environment::default()).unwrap();
+    assert!(refusal(&config).contains("no token for https://evil.example"), "{}", refusal(&config));
+    let global = Global { server: Some("http://lab.example:7878".into()), ..world.global() };
+    assert_eq!(named(&Config::load(&global, &Environment::default()).unwrap()).1, TOKEN_B);
+}
+
+#[test]
+fn nothing_named_means_this_machine() {
+    let world = World::new("");
+    let config = Config::load(&world.global(), &Environment::default()).unwrap();
+    assert!(matches!(config.target().unwrap(), Target::Local));
+    assert_eq!(config.home.value, world.path("home"));
+    let world = World::new(FILE);
+    let config = Config::load(&world.global(), &Environment::from([("HOLM_CONTEXT", "local")])).unwrap();
+    assert!(matches!(config.target().unwrap(), Target::Local));
+}
+
+#[test]
+fn refusals_name_where_and_what() {
+    let world = World::new("contexts.x = { server = \"ftp://x\", token = \"changeme\" }\n");
+    let global = Global { context: Some("y".into()), ..world.global() };
+    let text = refusal(&Config::load(&global, &Environment::default()).unwrap());
+    assert!(text.contains("--context") && text.contains("`y`") && text.contains("x, local"), "{text}");
+    let global = Global { context: Some("x".into()), ..world.global() };
+    let text = refusal(&Config::load(&global, &Environment::default()).unwrap());
+    assert!(text.contains("contexts.x.server") && text.contains("ftp://x"), "{text}");
+    let env = Environment::from([("HOLM_SERVER", "http://h"), ("HOLM_TOKEN", "changeme")]);
+    let text = refusal(&Config::load(&world.global(), &env).unwrap());
+    assert!(text.contains("HOLM_TOKEN") && !text.contains("changeme"), "{text}");
+    let world = World::new("contextt = \"a\"\n");
+    let text = format!("{:#}", Config::load(&world.global(), &Environment::default()).unwrap_err());
+    assert!(text.contains("config.toml") && text.contains("contextt") && text.contains("line 1"), "{text}");
+}
+
+#[test]
+fn variables_that_are_typing_errors_are_seen() {
+    let env = Environment::from([("HOLM_SEVRER", "x"), ("HOLM_SERVER", "x"), ("HOME", "/")]);
+    assert_eq!(env.unknown().collect::<Vec<_>>(), ["HOLM_SEVRER"]);
+}
+
+#[test]
+fn changes_keep_comments_and_close_the_file_to_others() {
+    let world = World::new(FILE);
+    let path = world.path("config.toml");
+    change(&path, &Change::Put { name: "new", server: "http://n.example", token: TOKEN_A }).unwrap();
+    change(&path, &Change::Put { name: "lab", server: "http://lab2.example", token: TOKEN_A }).unwrap();
+    change(&path, &Change::Remove("work")).unwrap();
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.contains("# where I work") && !text.contains("work.example") && !text.contains("token-b"), "{text}");
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let config = Config::load(&world.global(), &Environment::default()).unwrap();
+    assert_eq!(named(&config).0, "http://lab2.example");
+    change(&path, &Change::Remove("lab")).unwrap();
+    let config = Config::load(&world.global(), &Environment::default()).unwrap();
+    assert!(matches!(config.target().unwrap(), Target::Local));
+    let fresh = world.path("deep/config.toml");
+    change(&fresh, &Change::Put { name: "a", server: "http://a.example", token: TOKEN_A }).unwrap();
+    assert!(ConfigFile::load(&fresh).unwrap().contexts.contains_key("a"));
+}

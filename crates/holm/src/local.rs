@@ -1,0 +1,140 @@
+//! The server of this machine: found, or started in the background.
+//!
+//! What always holds: at most one server has a home, because it holds the lock of it; whoever starts one waits until it
+//! answers, or says why it does not with the end of its log. Several that start at once end up with the same server: the
+//! processes that come second end by themselves ([`EXIT_LOCKED`]), and who started them goes on waiting.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read as _, Seek as _, SeekFrom},
+    os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use holm_api::client::{Client, Endpoint};
+
+use crate::{
+    config::{Source, read_token},
+    home::Home,
+};
+
+/// The exit code of `holm up` when another one has the home (EX_TEMPFAIL of sysexits.h).
+pub const EXIT_LOCKED: u8 = 75;
+/// How long a server may take until it answers.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a server that was started without need leaves its place to the one that has the lock.
+const SETTLE: Duration = Duration::from_millis(300);
+const POLL_EVERY: Duration = Duration::from_millis(5);
+/// When the log is longer it is put aside before the next start.
+const LOG_BYTES_MAX: u64 = 4 * 1024 * 1024;
+const LOG_TAIL_BYTES: u64 = 4 * 1024;
+
+/// A client of the server of this machine, which is started if it does not run.
+pub async fn connect_or_start(home: &Home) -> anyhow::Result<Client> {
+    if let Some(client) = connect(home).await? {
+        return Ok(client);
+    }
+    start(home).await
+}
+
+/// A client of the server of this machine, if it runs.
+pub async fn connect(home: &Home) -> anyhow::Result<Option<Client>> {
+    let path = home.socket();
+    if !path.exists() {
+        return Ok(None);
+    }
+    let token = match read_token(&home.token(), &Source::Default) {
+        Ok(token) => token,
+        Err(_) if !home.token().exists() => return Ok(None),
+        Err(error) => return Err(error.context(format!("the token of the server under {}", home.0.display()))),
+    };
+    let client = Client::new(Endpoint::Unix(path), token.value)?;
+    match client.ready(Duration::from_secs(10)).await {
+        Ok(()) => Ok(Some(client)),
+        // A socket without a listener is what a server leaves that was killed.
+        Err(holm_api::client::ClientError::Transport { .. }) => Ok(None),
+        Err(error) if error.is_transient() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn start(home: &Home) -> anyhow::Result<Client> {
+    home.create().with_context(|| format!("cannot make {}", home.0.display()))?;
+    let begun = Instant::now();
+    let mut child = spawn(home)?;
+    let mut settle_until = None;
+    loop {
+        if let Some(client) = connect(home).await? {
+            return Ok(client);
+        }
+        if begun.elapsed() > START_DEADLINE {
+            // It may be about to answer; whoever comes next finds it.
+            bail!("the server did not answer within {:?}; {}", begun.elapsed(), tail(home));
+        }
+        match (settle_until, child.try_wait()?) {
+            (None, Some(status)) if lost_the_race(status) => settle_until = Some(Instant::now() + SETTLE),
+            (None, Some(status)) => bail!("the server could not start ({status}); {}", tail(home)),
+            (Some(until), _) if Instant::now() > until => {
+                // The one that had the lock may have been about to end.
+                child = spawn(home)?;
+                settle_until = None;
+            }
+            _ => {}
+        }
+        tokio::time::sleep(POLL_EVERY).await;
+    }
+}
+
+fn lost_the_race(status: ExitStatus) -> bool {
+    status.code() == Some(i32::from(EXIT_LOCKED))
+}
+
+fn spawn(home: &Home) -> anyhow::Result<Child> {
+    let log = open_log(home).with_context(|| format!("cannot write {}", home.log().display()))?;
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0("holm")
+        .args(["up", "--private", "--detached", "--idle-exit", "10m", "--home"])
+        .arg(&home.0)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    // The server is this machine's own: what names another one is not for it.
+    for name in ["HOLM_SERVER", "HOLM_TOKEN", "HOLM_TOKEN_FILE", "HOLM_CONTEXT"] {
+        command.env_remove(name);
+    }
+    command.spawn().context("cannot start `holm up` in the background")
+}
+
+fn open_log(home: &Home) -> io::Result<File> {
+    let path = home.log();
+    if std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() > LOG_BYTES_MAX) {
+        std::fs::rename(&path, path.with_extension("log.1"))?;
+    }
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+}
+
+/// The last lines of the log, for a message.
+fn tail(home: &Home) -> String {
+    let path = home.log();
+    let read = || -> io::Result<String> {
+        let mut file = File::open(&path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES)))?;
+        let mut bytes = Vec::new();
+        file.take(LOG_TAIL_BYTES).read_to_end(&mut bytes)?;
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let lines: Vec<&str> = text.lines().collect();
+        let last: Vec<String> =
+            lines.iter().skip(lines.len().saturating_sub(10)).map(|line| crate::output::escaped(line)).collect();
+        Ok(last.join("\n"))
+    };
+    match read() {
+        Ok(text) if text.is_empty() => format!("{} is empty", path.display()),
+        Ok(text) => format!("{} ends with:\n{text}", path.display()),
+        Err(error) => format!("{} cannot be read: {error}", path.display()),
+    }
+}

@@ -1,0 +1,258 @@
+//! Everything that is printed. No other module writes to the standard streams.
+//!
+//! What always holds: results go to standard output, messages of Holm's own to standard error as `holm: …`; a closed pipe
+//! ends the program as SIGPIPE would, without a word; text that comes from elsewhere is shown with its control characters
+//! escaped, unless it is the output of a command that the user asked for.
+
+use std::{
+    fmt::Write as _,
+    fs::File,
+    io::{self, IsTerminal, Write},
+    os::fd::AsFd,
+};
+
+use holm_domain::log::Stream;
+use serde::Serialize;
+
+/// The exit code of a program that SIGPIPE ended, as shells tell it.
+pub const EXIT_PIPE: u8 = 141;
+
+/// How results are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Output {
+    /// Results as JSON instead of text for people.
+    pub json: bool,
+    /// Messages that are not errors are left out.
+    pub quiet: bool,
+    color_out: bool,
+    color_err: bool,
+}
+
+/// What a piece of text means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tone {
+    /// As it should be.
+    Good,
+    /// Not as it should be.
+    Bad,
+    /// Worth a look.
+    Warn,
+    /// Less important.
+    Dim,
+    /// A heading.
+    Strong,
+    /// Nothing special.
+    Plain,
+}
+
+impl Tone {
+    fn code(self) -> &'static str {
+        match self {
+            Tone::Good => "32",
+            Tone::Bad => "31",
+            Tone::Warn => "33",
+            Tone::Dim => "2",
+            Tone::Strong => "1",
+            Tone::Plain => "0",
+        }
+    }
+}
+
+/// A cell of a table.
+#[derive(Debug, Clone)]
+pub struct Cell(pub Tone, pub String);
+
+impl<T: Into<String>> From<T> for Cell {
+    fn from(text: T) -> Self {
+        Cell(Tone::Plain, text.into())
+    }
+}
+
+impl Output {
+    /// Colours where a terminal shows them, unless `NO_COLOR` is set (no-color.org).
+    pub fn new(json: bool, quiet: bool) -> Self {
+        let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+            && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+        let (color_out, color_err) = (wanted && io::stdout().is_terminal(), wanted && io::stderr().is_terminal());
+        Self { json, quiet, color_out, color_err }
+    }
+
+    /// A line of the result.
+    pub fn line(&self, text: impl AsRef<str>) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        out.write_all(text.as_ref().as_bytes())?;
+        out.write_all(b"\n")?;
+        out.flush()
+    }
+
+    /// The result as one JSON value.
+    pub fn value(&self, value: &impl Serialize) -> io::Result<()> {
+        self.line(serde_json::to_string_pretty(value).map_err(io::Error::other)?)
+    }
+
+    /// One JSON value on a line of its own, for results that come bit by bit.
+    pub fn value_line(&self, value: &impl Serialize) -> io::Result<()> {
+        self.line(serde_json::to_string(value).map_err(io::Error::other)?)
+    }
+
+    /// Text as it is, without a line feed of its own.
+    pub fn verbatim(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        out.write_all(bytes)?;
+        out.flush()
+    }
+
+    /// Columns with a heading, wide enough for what is in them.
+    pub fn table<const N: usize>(&self, heading: [&str; N], rows: &[[Cell; N]]) -> io::Result<()> {
+        let mut widths = heading.map(|text| text.chars().count());
+        for row in rows {
+            for (width, Cell(_, text)) in widths.iter_mut().zip(row) {
+                *width = (*width).max(text.chars().count());
+            }
+        }
+        self.row(&heading.map(|text| Cell(Tone::Strong, text.to_owned())), &widths)?;
+        rows.iter().try_for_each(|row| self.row(row, &widths))
+    }
+
+    /// Names and values, one pair a line.
+    pub fn pairs(&self, pairs: &[(&str, Cell)]) -> io::Result<()> {
+        let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        for (name, Cell(tone, text)) in pairs {
+            let name = format!("{name:width$}");
+            self.line(format!("{}  {}", self.paint(Tone::Dim, &name), self.paint(*tone, text)))?;
+        }
+        Ok(())
+    }
+
+    fn row(&self, row: &[Cell], widths: &[usize]) -> io::Result<()> {
+        let mut line = String::new();
+        for (index, (Cell(tone, text), width)) in row.iter().zip(widths).enumerate() {
+            line.push_str(&self.paint(*tone, text));
+            if index + 1 < row.len() {
+                line.push_str(&" ".repeat(width - text.chars().count() + 2));
+            }
+        }
+        self.line(line.trim_end())
+    }
+
+    fn paint(&self, tone: Tone, text: &str) -> String {
+        if !self.color_out || tone == Tone::Plain {
+            return text.to_owned();
+        }
+        format!("\x1b[{}m{text}\x1b[0m", tone.code())
+    }
+
+    /// A message of Holm's own that is no error.
+    pub fn note(&self, text: impl AsRef<str>) {
+        if !self.quiet {
+            self.stderr(Tone::Dim, text.as_ref());
+        }
+    }
+
+    /// An error of Holm's own.
+    pub fn error(&self, text: impl AsRef<str>) {
+        self.stderr(Tone::Bad, text.as_ref());
+    }
+
+    fn stderr(&self, tone: Tone, text: &str) {
+        let prefix = if self.color_err { format!("\x1b[{}mholm:\x1b[0m", tone.code()) } else { "holm:".to_owned() };
+        let mut lines = String::new();
+        for line in text.lines() {
+            // Writing to a String cannot fail.
+            let _infallible = writeln!(lines, "{prefix} {line}");
+        }
+        // Where even standard error is gone nobody is left to be told.
+        let _nobody_listens = io::stderr().lock().write_all(lines.as_bytes());
+    }
+
+    /// Text for standard error as it is, without a prefix: a help text, a prompt.
+    pub fn stderr_verbatim(&self, text: &str) {
+        let _nobody_listens = io::stderr().lock().write_all(text.as_bytes());
+    }
+}
+
+/// The standard streams without buffers between, for the exact bytes of a command.
+pub struct RawStreams {
+    stdout: File,
+    stderr: File,
+}
+
+impl RawStreams {
+    /// Duplicates the descriptors, so that what is written is written at once.
+    pub fn open() -> io::Result<Self> {
+        let stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        let stderr = File::from(io::stderr().as_fd().try_clone_to_owned()?);
+        Ok(Self { stdout, stderr })
+    }
+
+    /// Writes all of it; waits where the other side is slow.
+    pub fn write(&mut self, stream: Stream, mut bytes: &[u8]) -> io::Result<()> {
+        let file = match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        };
+        while !bytes.is_empty() {
+            match file.write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => bytes = &bytes[written..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Somebody else made the shared description non-blocking; a terminal is often in that state.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_writable(file)?,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn wait_writable(file: &File) -> io::Result<()> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+    poll(&mut [PollFd::new(file, PollFlags::OUT)], Some(&second))?;
+    Ok(())
+}
+
+/// Text from elsewhere with its control characters escaped, so that it cannot steer the terminal.
+pub fn escaped(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_shown_and_not_obeyed() {
+        assert_eq!(escaped("a\x1b[2Jb\n\u{9b}é"), "a\\u{1b}[2Jb\\n\\u{9b}é");
+    }
+
+    #[test]
+    fn raw_bytes_pass_a_full_non_blocking_pipe() {
+        use std::io::Read as _;
+        let (mut reader, writer) = io::pipe().unwrap();
+        rustix::io::ioctl_fionbio(&writer, true).unwrap();
+        let stdout = File::from(std::os::fd::OwnedFd::from(writer));
+        let stderr = stdout.try_clone().unwrap();
+        let bytes: Vec<u8> = (0..1_000_000u32).map(|n| n as u8).collect();
+        let sent = bytes.clone();
+        let thread = std::thread::spawn(move || RawStreams { stdout, stderr }.write(Stream::Stdout, &sent));
+        let mut got = Vec::new();
+        reader.read_to_end(&mut got).unwrap();
+        thread.join().unwrap().unwrap();
+        assert!(got == bytes);
+    }
+
+    #[test]
+    fn a_closed_pipe_is_told_as_such() {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let stdout = File::from(std::os::fd::OwnedFd::from(writer));
+        let stderr = stdout.try_clone().unwrap();
+        let error = RawStreams { stdout, stderr }.write(Stream::Stderr, b"x").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+}

@@ -1,0 +1,168 @@
+//! `holm agent`: the agent of one host, for a server elsewhere.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use holm_agent::{Agent, Config, Shutdown, control::http::HttpControl};
+use holm_api::client::Client;
+use holm_domain::host::Capacity;
+use holm_runtime::{process::Lend, registry::Registry};
+
+use super::{
+    block_on, keep_label, logging, process_runtime,
+    signals::{Asked, Signals},
+};
+use crate::{
+    commands::Usage,
+    config::{Target, file::AgentTable},
+    home::Home,
+    session::Session,
+    units,
+};
+
+/// How long runs may take to end when the agent is to end them: ten seconds from SIGTERM to SIGKILL, and the flushing.
+const DRAIN_WITHIN: Duration = Duration::from_secs(20);
+/// How many runs at once where nobody says.
+const RUNS_MAX: u32 = 64;
+
+/// What an agent is told, on the command line or in the table `[agent]`.
+#[derive(Debug, Clone, Args)]
+pub struct HostArgs {
+    /// A name for people [default: the host's own]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// How many runs at once [default: 64]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=2048))]
+    pub runs_max: Option<u32>,
+    /// Memory for all runs [default: what the host has]
+    #[arg(long = "host-memory", value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// A folder of this host that runs may bring in or mount; without `:rw` for reading only; may be repeated
+    #[arg(long, value_name = "PATH[:rw]")]
+    pub lend: Vec<String>,
+    /// A label of the host
+    #[arg(long = "host-label", value_name = "KEY=VALUE")]
+    pub labels: Vec<String>,
+}
+
+/// The flags of `holm agent`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  holm token create host-7 --role agent > agent-token        at the server
+  holm agent --server https://holm.example --token-file agent-token --lend /srv/src
+
+SIGTERM leaves runs to the next agent, which takes them up if it comes before their leases end.
+SIGINT (Ctrl-C) ends them first.")]
+pub struct AgentArgs {
+    /// What the agent is told.
+    #[command(flatten)]
+    pub host: HostArgs,
+    /// Logging.
+    #[command(flatten)]
+    pub log: logging::LogArgs,
+}
+
+impl HostArgs {
+    /// What runs may see of this host.
+    pub fn lends(&self) -> Result<Vec<Lend>, Usage> {
+        let lend = |text: &String| {
+            let (prefix, write) = match text.rsplit_once(':') {
+                Some((prefix, "rw")) => (prefix, true),
+                Some((prefix, "ro")) => (prefix, false),
+                _ => (text.as_str(), false),
+            };
+            if !prefix.starts_with('/') {
+                return Err(Usage::new("--lend", text, "give an absolute path, with `:rw` for writing"));
+            }
+            Ok(Lend { prefix: PathBuf::from(prefix), write })
+        };
+        self.lend.iter().map(lend).collect()
+    }
+
+    fn labels(&self) -> Result<BTreeMap<String, String>, Usage> {
+        let label = |text: &String| match text.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+            _ => Err(Usage::new("--host-label", text, "give KEY=VALUE")),
+        };
+        self.labels.iter().map(label).collect()
+    }
+
+    fn capacity(&self, table: &AgentTable) -> anyhow::Result<Capacity> {
+        let cpus = std::thread::available_parallelism().context("how many processors there are")?.get();
+        let memory_bytes = match &self.memory {
+            Some(text) => units::bytes(text).map_err(|problem| Usage::new("--host-memory", text, problem))?,
+            None => memory_of_host()?,
+        };
+        let runs = self.runs_max.or(table.runs_max).unwrap_or(RUNS_MAX);
+        Ok(Capacity { runs, cpus_milli: cpus as u64 * 1000, memory_bytes })
+    }
+}
+
+fn memory_of_host() -> anyhow::Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).and_then(|number| number.trim().parse::<u64>().ok());
+    kib.and_then(|kib| kib.checked_mul(1024)).context("/proc/meminfo does not say MemTotal; give --host-memory")
+}
+
+/// An agent under `home` that speaks to `client`.
+pub fn agent(
+    home: &Home,
+    client: Client,
+    args: &HostArgs,
+    table: &AgentTable,
+    lend: Vec<Lend>,
+) -> anyhow::Result<Agent<HttpControl>> {
+    keep_label(home)?;
+    let name = match args.name.as_ref().or(table.name.as_ref()) {
+        Some(name) => name.clone(),
+        None => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+    };
+    let mut config = Config::new(home.agent(), name, args.capacity(table)?);
+    config.labels = args.labels()?;
+    let mut runtimes = Registry::new();
+    runtimes.add(process_runtime(home, lend)?)?;
+    Ok(Agent::new(config, HttpControl::new(client), runtimes))
+}
+
+/// How an agent goes away that was asked to.
+pub fn shutdown_of(asked: Asked) -> Shutdown {
+    match asked {
+        Asked::Leave => Shutdown::Leave,
+        Asked::Drain => Shutdown::Drain { within: DRAIN_WITHIN },
+    }
+}
+
+/// Works until it is asked to end.
+pub fn run(session: Session, args: AgentArgs) -> anyhow::Result<u8> {
+    logging::start(&args.log)?;
+    block_on(work(session, args.host))
+}
+
+async fn work(session: Session, args: HostArgs) -> anyhow::Result<u8> {
+    let mut signals = Signals::listen()?;
+    let Target::Named { endpoint, token } = session.config.target()? else {
+        bail!("an agent needs a server: give --server URL and --token-file FILE, or start `holm up` for both in one");
+    };
+    let home = session.home();
+    home.create().with_context(|| format!("cannot make {}", home.0.display()))?;
+    let client = Client::new(endpoint, token.value)?;
+    let agent = agent(&home, client, &args, &session.config.file.agent, args.lends()?)?;
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let asked = async {
+        let asked = signals.next().await;
+        tracing::info!(?asked, "the agent is to end");
+        // The agent may have ended by itself meanwhile; then the other branch says so.
+        let _ended = tell.send(shutdown_of(asked));
+        signals.next().await;
+    };
+    let shutdown = async { told.await.unwrap_or(Shutdown::Leave) };
+    tokio::select! {
+        ended = agent.run(shutdown) => ended?,
+        () = asked => bail!("asked to end twice; shims look after what still runs"),
+    }
+    tracing::info!("the agent has ended");
+    Ok(0)
+}

@@ -1,0 +1,43 @@
+//! The log of servers and agents: standard error, filtered by `HOLM_LOG`.
+
+use std::io::IsTerminal as _;
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+/// What is logged where nobody says.
+const DEFAULT_FILTER: &str = "info";
+
+/// The form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The flags about logging.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Logging")]
+pub struct LogArgs {
+    /// What is logged: a level (error, warn, info, debug, trace), or `TARGET=LEVEL,…`
+    #[arg(long, env = "HOLM_LOG", value_name = "FILTER", default_value = DEFAULT_FILTER)]
+    pub log: String,
+    /// The form of log lines
+    #[arg(long, env = "HOLM_LOG_FORMAT", value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// Starts logging for this process. Called once, by the servers only: a command says what it has to say by itself.
+pub fn start(args: &LogArgs) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&args.log).with_context(|| format!("--log: `{}` is no filter", args.log))?;
+    let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi);
+    let started = match args.log_format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    started.map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))
+}

@@ -1,0 +1,111 @@
+//! The long-running processes: server, agent, and both in one.
+
+pub mod agent;
+mod idle;
+pub mod logging;
+pub mod server;
+mod signals;
+mod socket;
+pub mod up;
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::Context as _;
+use holm_api::client::SecretString;
+use holm_runtime::{
+    SharedRuntime,
+    process::{Config as ProcessConfig, Label, Lend, ProcessRuntime},
+};
+use holm_store::{Blobs, Store};
+use secrecy::ExposeSecret as _;
+
+use crate::{
+    home::{Home, create_dir},
+    session::Session,
+};
+
+/// Prints the OpenAPI document.
+pub fn openapi(session: &Session) -> anyhow::Result<u8> {
+    session.output.value(&holm_server::openapi())?;
+    Ok(0)
+}
+
+/// Executes `main` with threads for every processor.
+fn block_on(main: impl Future<Output = anyhow::Result<u8>>) -> anyhow::Result<u8> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(main)
+}
+
+/// Opens the store: the one that was named, or SQLite under the home.
+async fn open_store(home: &Home, database: Option<&SecretString>) -> anyhow::Result<Store> {
+    let dir = home.server();
+    let blobs = dir.join("blobs");
+    create_dir(&blobs).with_context(|| format!("cannot make {}", blobs.display()))?;
+    let url = match database {
+        Some(url) => url.clone(),
+        None => {
+            let path = dir.join("holm.db");
+            let path = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
+            format!("sqlite:{path}").into()
+        }
+    };
+    let blobs = Blobs::local(&blobs).context("cannot open the folder of large objects")?;
+    Store::open(url.expose_secret(), blobs).await.context("cannot open the database")
+}
+
+/// Whether the database that `url` names answers. What it holds is not looked at, and nothing is changed.
+pub async fn database_ping(url: &str) -> anyhow::Result<()> {
+    Ok(holm_store::reach(url).await?)
+}
+
+/// The `process` runtime of the agent under `home`.
+pub fn process_runtime(home: &Home, lend: Vec<Lend>) -> anyhow::Result<SharedRuntime> {
+    let mut config = ProcessConfig::new(label(home)?, home.agent().join("images"));
+    config.lend = lend;
+    Ok(Arc::new(ProcessRuntime::new(config)))
+}
+
+/// The runtimes as a shim knows them: it was handed what it needs, and neither label nor folders matter to it.
+pub fn runtime_of_shim(name: &str) -> Option<SharedRuntime> {
+    let label: Label = "shim".parse().ok()?;
+    let process = ProcessRuntime::new(ProcessConfig::new(label, PathBuf::from("/nonexistent")));
+    let runtime: SharedRuntime = Arc::new(process);
+    (runtime.name() == name).then_some(runtime)
+}
+
+/// What belongs to the agent under this home bears this label. It is drawn once: whoever comes after a crash must find
+/// what was left. A home that was never used has none yet, and looking at it leaves no trace.
+fn label(home: &Home) -> anyhow::Result<Label> {
+    let path = home.agent().join("label");
+    match fs::read_to_string(&path) {
+        Ok(text) => return text.trim().parse().with_context(|| path.display().to_string()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+    Ok(format!("{:016x}", rand::random::<u64>()).parse()?)
+}
+
+/// Draws the label if there is none. The lock of the home, or of the agent's folder, keeps others from doing the same.
+fn keep_label(home: &Home) -> anyhow::Result<()> {
+    let path = home.agent().join("label");
+    if path.exists() {
+        return Ok(());
+    }
+    create_dir(&home.agent()).with_context(|| format!("cannot make {}", home.agent().display()))?;
+    let label = format!("{:016x}\n", rand::random::<u64>());
+    write_whole(&path, label.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Writes a file that only its owner may read, whole or not at all.
+fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension(format!("{:016x}", rand::random::<u64>()));
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)
+}

@@ -1,0 +1,204 @@
+//! `holm server`: the control plane alone.
+
+use anyhow::Context as _;
+use clap::Args;
+use holm_api::client::SecretString;
+use holm_domain::{access::Role, limits::LeaseConfig};
+use holm_server::{Clock, Config, Listener, Server, Wanted, bootstrap};
+use holm_store::Store;
+use secrecy::ExposeSecret as _;
+use tokio_util::sync::CancellationToken;
+
+use super::{block_on, logging, open_store, signals::Signals, socket::Listen, write_whole};
+use crate::{
+    commands::Usage,
+    config::{file::ServerTable, read_token},
+    home::Home,
+    session::Session,
+    units,
+};
+
+/// Where a server listens that was not told.
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:4656";
+
+/// What a server is told, on the command line or in the table `[server]`.
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    /// Where to listen: ADDRESS:PORT (port 0 is any) or unix:/PATH; may be repeated [default: 127.0.0.1:4656]
+    #[arg(long, value_name = "WHERE")]
+    pub listen: Vec<String>,
+    /// The database: sqlite:PATH or postgres://USER:PASSWORD@HOST/NAME [default: SQLite under the home]
+    #[arg(long, env = "HOLM_DATABASE", hide_env_values = true, value_name = "URL")]
+    pub database: Option<SecretString>,
+    /// How long a lease lasts [default: 30s]
+    #[arg(long, value_name = "DURATION")]
+    pub lease_ttl: Option<String>,
+    /// What is waited beyond the expiry of a lease before a run is granted anew [default: 5s]
+    #[arg(long, value_name = "DURATION")]
+    pub lease_margin: Option<String>,
+    /// How many times a run may be claimed before it is lost [default: 3]
+    #[arg(long, value_name = "N")]
+    pub attempts_max: Option<u32>,
+}
+
+/// The flags of `holm server`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  holm server
+  holm server --listen 0.0.0.0:4656 --database postgres://holm@db/holm
+
+The server speaks plain HTTP; put a proxy with TLS in front of it where others share the network.
+The first start on an empty database writes a token with the role admin to HOLM_HOME/token.")]
+pub struct ServerArgs {
+    /// What the server is told.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+    /// Logging.
+    #[command(flatten)]
+    pub log: logging::LogArgs,
+}
+
+impl ServeArgs {
+    /// Where to listen: flags, or the file, or the default.
+    pub fn listens(&self, table: &ServerTable) -> Result<Vec<Listen>, Usage> {
+        if !self.listen.is_empty() {
+            return self.listen.iter().map(|text| Listen::parse("--listen", text)).collect();
+        }
+        let text = table.listen.as_deref().unwrap_or(DEFAULT_LISTEN);
+        Ok(vec![Listen::parse("server.listen", text)?])
+    }
+
+    /// The database that was named, if one was.
+    pub fn database<'a>(&'a self, table: &'a ServerTable) -> Option<&'a SecretString> {
+        self.database.as_ref().or(table.database.as_ref())
+    }
+
+    /// How the server works; times that cannot be are refused by the flag.
+    pub fn config(&self, table: &ServerTable) -> Result<Config, Usage> {
+        let mut lease = LeaseConfig::default();
+        let ttl = self.lease_ttl.as_ref().or(table.lease_ttl.as_ref());
+        let margin = self.lease_margin.as_ref().or(table.lease_margin.as_ref());
+        let attempts = self.attempts_max.or(table.attempts_max);
+        for (flag, text, target) in
+            [("--lease-ttl", ttl, &mut lease.ttl), ("--lease-margin", margin, &mut lease.margin)]
+        {
+            if let Some(text) = text {
+                *target = units::duration(text).map_err(|problem| Usage::new(flag, text, problem))?;
+            }
+        }
+        lease.attempts_max = attempts.unwrap_or(lease.attempts_max);
+        lease.validate().map_err(|invalid| {
+            let flag = match invalid.field.as_str() {
+                "lease.ttl" => "--lease-ttl",
+                "lease.margin" => "--lease-margin",
+                "lease.attempts_max" => "--attempts-max",
+                other => other,
+            };
+            Usage::new(flag, &invalid.value, &invalid.problem)
+        })?;
+        Ok(Config { lease, ..Config::default() })
+    }
+}
+
+/// Serves until it is asked to end.
+pub fn run(session: Session, args: ServerArgs) -> anyhow::Result<u8> {
+    logging::start(&args.log)?;
+    block_on(serve(session, args.serve))
+}
+
+async fn serve(session: Session, args: ServeArgs) -> anyhow::Result<u8> {
+    let mut signals = Signals::listen()?;
+    let home = session.home();
+    let table = &session.config.file.server;
+    let (config, listens) = (args.config(table)?, args.listens(table)?);
+    home.create().with_context(|| format!("cannot make {}", home.0.display()))?;
+    let store = open_store(&home, args.database(table)).await?;
+    first_token(&home, &store, &config.clock).await?;
+    let (listeners, urls) = bind(&listens).await?;
+    let server = Server::new(config, store)?;
+    let shutdown = CancellationToken::new();
+    announce(&session, &urls, &home)?;
+    let asked = async {
+        let asked = signals.next().await;
+        tracing::info!(?asked, "the server is to end");
+        shutdown.cancel();
+        signals.next().await;
+    };
+    let cut = tokio::select! {
+        served = server.serve(listeners, shutdown.clone()) => served?,
+        () = asked => anyhow::bail!("asked to end twice; connections were cut"),
+    };
+    tracing::info!(cut, "the server has ended");
+    Ok(0)
+}
+
+/// Binds everything, so that nothing is served before all of it is there.
+pub async fn bind(listens: &[Listen]) -> anyhow::Result<(Vec<Listener>, Vec<String>)> {
+    let (mut listeners, mut urls) = (Vec::new(), Vec::new());
+    for listen in listens {
+        let (listener, url) = listen.bind().await?;
+        listeners.push(listener);
+        urls.push(url);
+    }
+    Ok((listeners, urls))
+}
+
+/// Says where the server is and where its token: to whoever started it, on standard output.
+pub fn announce(session: &Session, urls: &[String], home: &Home) -> anyhow::Result<()> {
+    let (output, token) = (session.output, home.token());
+    let token_file = token.exists().then_some(&token);
+    if output.json {
+        output.value_line(&serde_json::json!({
+            "urls": urls,
+            "token_file": token_file,
+            "home": home.0,
+            "pid": std::process::id(),
+        }))?;
+        return Ok(());
+    }
+    for url in urls {
+        output.line(format!("listening on  {url}"))?;
+    }
+    if let Some(path) = token_file {
+        output.line(format!("token in      {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Whoever starts the first server on an empty database gets a token for it; with others about, nobody gets one unasked.
+async fn first_token(home: &Home, store: &Store, clock: &Clock) -> anyhow::Result<()> {
+    let made = bootstrap(store, clock, Wanted::default()).await?;
+    let tokens = store.token_list(made.org).await?;
+    if tokens.iter().any(|token| token.role == Role::Admin && token.is_live(clock.now())) {
+        return Ok(());
+    }
+    let made = bootstrap(store, clock, Wanted { admin: true, agent: false }).await?;
+    keep(&home.token(), made.admin.as_ref())
+}
+
+/// The tokens of a server with its agent beside it; made where they are missing, or were made for another database.
+pub async fn own_tokens(home: &Home, store: &Store, clock: &Clock) -> anyhow::Result<()> {
+    let wanted = Wanted {
+        admin: !works(store, clock, &home.token(), Role::Admin).await?,
+        agent: !works(store, clock, &home.agent_token(), Role::Agent).await?,
+    };
+    let made = bootstrap(store, clock, wanted).await?;
+    keep(&home.token(), made.admin.as_ref())?;
+    keep(&home.agent_token(), made.agent.as_ref())
+}
+
+async fn works(store: &Store, clock: &Clock, path: &std::path::Path, role: Role) -> anyhow::Result<bool> {
+    if !path.exists() {
+        return Ok(false);
+    }
+    let Ok(token) = read_token(path, &crate::config::Source::Default) else { return Ok(false) };
+    let found = store.token_by_hash(&holm_server::auth::hash(token.value.expose_secret())).await?;
+    Ok(found.is_some_and(|token| token.role == role && token.is_live(clock.now())))
+}
+
+fn keep(path: &std::path::Path, secret: Option<&SecretString>) -> anyhow::Result<()> {
+    let Some(secret) = secret else { return Ok(()) };
+    write_whole(path, format!("{}\n", secret.expose_secret()).as_bytes())
+        .with_context(|| format!("cannot write {}", path.display()))
+}

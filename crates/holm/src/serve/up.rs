@@ -1,0 +1,139 @@
+//! `holm up`: server and agent in one process, with everything under one folder.
+//!
+//! The agent speaks to the server through the socket, as an agent elsewhere would. The order of the end: first the agent,
+//! which still has to report, then the server, which drains its streams.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::Context as _;
+use clap::Args;
+use holm_agent::Shutdown;
+use holm_api::client::{Client, Endpoint};
+use holm_runtime::process::Lend;
+use holm_server::Server;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    agent::{self, HostArgs},
+    block_on, idle, logging, open_store,
+    server::{ServeArgs, announce, bind, own_tokens},
+    signals::{Asked, Signals},
+    socket::Listen,
+};
+use crate::{
+    config::{Source, read_token},
+    home::{Home, HomeLock},
+    local::EXIT_LOCKED,
+    session::Session,
+    units,
+};
+
+/// The flags of `holm up`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  holm up                                     on 127.0.0.1:4656, data in HOLM_HOME
+  holm up --lend /srv/src                     runs may bring in what is below /srv/src
+  HOLM_HOME=/tmp/h holm up --listen 127.0.0.1:0 --json
+
+Commands of the same user on this machine find the server by themselves, through its socket.
+SIGTERM leaves runs to the next `holm up`; SIGINT (Ctrl-C) ends them first.")]
+pub struct UpArgs {
+    /// Listen on the socket under the home only, and lend all of this host to runs: they are the user's own
+    #[arg(long, conflicts_with_all = ["listen", "lend"])]
+    pub private: bool,
+    /// End after this time without requests and runs
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    pub idle_exit: Option<Duration>,
+    /// Started in the background by another `holm`
+    #[arg(long, hide = true)]
+    pub detached: bool,
+    /// What the server is told.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+    /// What the agent is told.
+    #[command(flatten)]
+    pub host: HostArgs,
+    /// Logging.
+    #[command(flatten)]
+    pub log: logging::LogArgs,
+}
+
+/// Serves and works until it is asked to end.
+pub fn run(session: Session, args: UpArgs) -> anyhow::Result<u8> {
+    logging::start(&args.log)?;
+    let home = session.home();
+    home.create().with_context(|| format!("cannot make {}", home.0.display()))?;
+    let lock = match home.lock().with_context(|| format!("cannot lock {}", home.0.display()))? {
+        Ok(lock) => lock,
+        Err(pid) => {
+            let who = pid.map(|pid| format!(" (process {pid})")).unwrap_or_default();
+            session.output.error(format!(
+                "another `holm up`{who} serves {}; `holm down` ends it, --home DIR gives this one a place of its own",
+                home.0.display()
+            ));
+            return Ok(EXIT_LOCKED);
+        }
+    };
+    block_on(up(session, args, home, lock))
+}
+
+async fn up(session: Session, args: UpArgs, home: Home, _lock: HomeLock) -> anyhow::Result<u8> {
+    let mut signals = Signals::listen()?;
+    let table = &session.config.file.server;
+    let config = args.serve.config(table)?;
+    let lends = if args.private { vec![Lend { prefix: PathBuf::from("/"), write: true }] } else { args.host.lends()? };
+    let mut listens = vec![Listen::Unix(home.socket())];
+    if !args.private {
+        listens.extend(args.serve.listens(table)?);
+    }
+    let store = open_store(&home, args.serve.database(table)).await?;
+    own_tokens(&home, &store, &config.clock).await?;
+    let server = Server::new(config, store)?;
+    let activity = server.activity();
+    let (listeners, urls) = bind(&listens).await?;
+    let client = |path: PathBuf| -> anyhow::Result<Client> {
+        let token = read_token(&path, &Source::Default)?.value;
+        Ok(Client::new(Endpoint::Unix(home.socket()), token)?)
+    };
+    let (user, own) = (client(home.token())?, client(home.agent_token())?);
+    let agent = agent::agent(&home, own, &args.host, &session.config.file.agent, lends)?;
+    let stop_server = CancellationToken::new();
+    let mut serving = tokio::spawn(server.serve(listeners, stop_server.clone()));
+    announce(&session, &urls, &home)?;
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let shutdown = async { told.await.unwrap_or(Shutdown::Leave) };
+    let idle = async {
+        match args.idle_exit {
+            Some(limit) => idle::idle_for(limit, &user, &activity).await,
+            None => std::future::pending().await,
+        }
+    };
+    let asked = async {
+        let asked = tokio::select! {
+            asked = signals.next() => asked,
+            () = idle => Asked::Drain,
+        };
+        tracing::info!(?asked, "server and agent are to end");
+        // The agent may have ended by itself meanwhile; then another branch says so.
+        let _ended = tell.send(agent::shutdown_of(asked));
+        signals.next().await;
+    };
+    tokio::select! {
+        ended = agent.run(shutdown) => ended.context("the agent")?,
+        served = &mut serving => {
+            served.context("the server")?.context("the server")?;
+            anyhow::bail!("the server ended before it was asked to");
+        }
+        () = asked => anyhow::bail!("asked to end twice; shims look after what still runs"),
+    }
+    stop_server.cancel();
+    let cut = tokio::select! {
+        served = serving => served.context("the server")?.context("the server")?,
+        _ = signals.next() => anyhow::bail!("asked to end twice; connections were cut"),
+    };
+    // Who comes now is to start another server, not to wait for this one.
+    std::fs::remove_file(home.socket()).with_context(|| format!("cannot remove {}", home.socket().display()))?;
+    tracing::info!(cut, "server and agent have ended");
+    Ok(0)
+}

@@ -1,0 +1,72 @@
+//! `--write-back`: brings what a run changed in its work dir back to the host.
+//!
+//! The archive comes from a sandbox, so it is hostile. What always holds: it is read as a whole and checked against the
+//! directory before the first byte is written, and one bad entry refuses all of it; every path is opened below the
+//! directory without following a symbolic link (openat2(2), `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS`), also if somebody
+//! swaps a directory for a link meanwhile; what is made belongs to the user who called, with no set-id bits, devices,
+//! links that leave, nor anything in a `.git`.
+//!
+//! Deliberately left out: owners, times, extended attributes. And an undo: if the disk fills up in the middle of writing,
+//! the error says so and names the entry.
+
+mod apply;
+mod plan;
+
+use std::{
+    fs::File,
+    io::{Seek as _, SeekFrom, Write as _},
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use futures_util::StreamExt as _;
+use holm_api::client::Client;
+use holm_domain::RunId;
+
+/// The largest archive that is taken, in bytes; the server takes no larger one from an agent.
+const ARCHIVE_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
+/// How long the archive may say nothing while it is downloaded.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// Downloads the archive of a run's changes into a file that has no name.
+pub async fn download(client: &Client, run: RunId) -> anyhow::Result<File> {
+    let mut file = unnamed_file().context("cannot make a temporary file")?;
+    let mut pieces = std::pin::pin!(client.run_changes(run).await?);
+    let mut length = 0u64;
+    while let Some(piece) = tokio::time::timeout(SILENCE_MAX, pieces.next())
+        .await
+        .with_context(|| format!("the archive of run {run}: nothing came for {SILENCE_MAX:?}"))?
+    {
+        let piece = piece?;
+        length += piece.len() as u64;
+        anyhow::ensure!(length <= ARCHIVE_BYTES_MAX, "the archive has more than {ARCHIVE_BYTES_MAX} bytes");
+        file.write_all(&piece).context("cannot keep the archive")?;
+    }
+    Ok(file)
+}
+
+fn unnamed_file() -> std::io::Result<File> {
+    use rustix::fs::{Mode, OFlags, open};
+    let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+    Ok(File::from(open(std::env::temp_dir(), flags, Mode::RUSR | Mode::WUSR)?))
+}
+
+/// Lists what would change with `tell`, checks all of it, and only then writes it below `dir`.
+pub fn write_back(mut archive: File, dir: &Path, tell: impl Fn(&str)) -> anyhow::Result<()> {
+    let root = plan::open_root(dir)?;
+    archive.seek(SeekFrom::Start(0))?;
+    let changes = plan::read(&archive, &root)?;
+    if changes.is_empty() {
+        tell("--write-back: nothing changed");
+        return Ok(());
+    }
+    for change in &changes {
+        tell(&change.to_string());
+    }
+    archive.seek(SeekFrom::Start(0))?;
+    apply::apply(&archive, &root, &changes)
+}
+
+#[cfg(test)]
+mod tests;
