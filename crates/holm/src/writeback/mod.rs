@@ -67,6 +67,3 @@ pub fn write_back(mut archive: File, dir: &Path, tell: impl Fn(&str)) -> anyhow:
     archive.seek(SeekFrom::Start(0))?;
     apply::apply(&archive, &root, &changes)
 }
-
-#[cfg(test)]
-mod tests;
