@@ -58,6 +58,8 @@ pub(crate) struct Script {
     pub(crate) dies: Option<Death>,
     /// What is told.
     pub(crate) events: Vec<EventKind>,
+    /// The structured result.
+    pub(crate) result: Option<String>,
     /// The archive of changes.
     pub(crate) changes: Option<String>,
     /// The fault of the runtime.
@@ -368,6 +370,7 @@ impl ShimUnderScript {
         }
         self.status.phase = Phase::Ended;
         self.status.outcome = Some(outcome);
+        self.status.result = self.script.result.clone().map(Into::into);
         let path = self.launch.dir.join(EXIT_FILE_NAME);
         let draft = path.with_extension("draft");
         fs::write(&draft, serde_json::to_vec(&self.status).unwrap()).unwrap();
@@ -412,6 +415,11 @@ impl ShimUnderScript {
             Command::Extend { .. } => {}
             Command::Cancel(how) => self.cancel = self.cancel.max(Some(how)),
             Command::Stop {} => self.status.deadline_us = BootMicros(0),
+            Command::Acked { next_seq } if next_seq == self.status.next_seq => {
+                // All of it lies in one file, which the shim may delete now.
+                let file = format!("{SPOOL_DIR_NAME}/{:020}.log", self.launch.first_log_seq);
+                let _is_gone_before = fs::remove_file(self.launch.dir.join(file));
+            }
             Command::Acked { .. } => {}
             Command::Quit {} => self.is_over = true,
         }

@@ -243,6 +243,37 @@ fn output_that_is_refused_for_good_fails_the_run_and_ends_its_command() {
 }
 
 #[test]
+fn an_end_that_is_not_accepted_becomes_a_failure_and_the_run_does_not_hang() {
+    let bench = Bench::new();
+    let id =
+        bench.control.submit(Script { result: Some("refused by this server".into()), ..bench.script(&["x"]) }.spec());
+    let agent = bench.start();
+    let outcome = bench.ended(id).outcome.unwrap();
+    assert_eq!((outcome.kind, outcome.reason), (OutcomeKind::Failed, Some(Reason::GuestLost)));
+    assert!(outcome.message.unwrap().contains("too long"));
+    bench.clean();
+    agent.stop(Shutdown::Leave);
+}
+
+#[test]
+fn a_shim_that_died_while_no_agent_was_there_is_told_though_its_spool_is_gone() {
+    let bench = Bench::new();
+    let id = bench.control.submit(bench.endless().spec());
+    let first = bench.start();
+    until("the output", || bench.control.text(id) == "begun\n");
+    let dir = bench.temp.path().join(format!("agent/runs/{id}.1"));
+    until("the deletion of what was acknowledged", || fs::read_dir(dir.join("spool")).unwrap().next().is_none());
+    first.stop(Shutdown::Leave);
+    crate::journal::ShimRecord::read(&dir).unwrap().unwrap().shim.kill_and_wait(PATIENCE).unwrap();
+    let second = bench.restart();
+    let outcome = bench.ended(id).outcome.unwrap();
+    assert_eq!(outcome.kind, OutcomeKind::Failed);
+    assert_eq!((bench.control.text(id).as_str(), bench.control.world().finishes), ("begun\n", 1));
+    bench.clean();
+    second.stop(Shutdown::Leave);
+}
+
+#[test]
 fn cancelled_while_it_runs() {
     let bench = Bench::new();
     let polite = bench.control.submit(bench.endless().spec());

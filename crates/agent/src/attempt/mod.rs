@@ -137,7 +137,7 @@ async fn tell_not_made<C: ControlPlane>(shared: &Shared<C>, claim: &Claim, not_m
     };
     tracing::info!(run = %attempt.run, fence = attempt.fence, ?outcome, "the sandbox was not made");
     let end = End { outcome, result: None, changes: None, next_seq: None };
-    match report::finish(shared, attempt, end, claim.first_log_seq).await {
+    match report::tell_end(shared, attempt, end, claim.first_log_seq).await {
         Ok(()) => Way::Reported,
         Err(error) => {
             log_unreported(claim, &error);

@@ -8,7 +8,10 @@ use std::path::PathBuf;
 use holm_api::agent::{AppendEvents, Fenced, FinishRun, StartRun};
 use holm_domain::run::{Outcome, Reason, SandboxInfo};
 use holm_runtime::AttemptId;
-use holm_shim::{client::read_events, protocol::CHANGES_FILE_NAME};
+use holm_shim::{
+    client::read_events,
+    protocol::{CHANGES_FILE_NAME, MESSAGE_BYTES_MAX},
+};
 use tokio::sync::watch;
 
 use super::{
@@ -69,14 +72,7 @@ impl<C: ControlPlane> Reporter<'_, C> {
         {
             end = failed(end, format!("the changes could not be stored: {problem}"));
         }
-        match finish(self.shared, self.attempt, end.clone(), logs.next_seq()).await {
-            Err(ControlError::LogGap { .. }) => {
-                // Entries that an earlier agent was told were stored are not: the end must say so.
-                let end = failed(end, "the store lacks output that it had acknowledged".to_owned());
-                Ok(finish(self.shared, self.attempt, end, self.first_log_seq).await?)
-            }
-            result => Ok(result?),
-        }
+        Ok(tell_end(self.shared, self.attempt, end, logs.next_seq()).await?)
     }
 
     async fn start(&self) -> Result<(), ControlError> {
@@ -196,25 +192,51 @@ impl<C: ControlPlane> Reporter<'_, C> {
 }
 
 fn failed(end: End, problem: String) -> End {
-    let exit = end.outcome.exit;
-    // What is missing is not claimed to be there, or the server would refuse the end as well.
-    End { outcome: Outcome { exit, ..Outcome::failed(Reason::SpoolFailed, problem) }, next_seq: None, ..end }
+    failed_as(Reason::SpoolFailed, end, problem)
 }
 
-/// Tells how the run ended.
-pub(crate) async fn finish<C: ControlPlane>(
+fn failed_as(reason: Reason, end: End, problem: String) -> End {
+    let exit = end.outcome.exit;
+    // What is missing is not claimed to be there, or the server would refuse the end as well.
+    End { outcome: Outcome { exit, ..Outcome::failed(reason, problem) }, next_seq: None, ..end }
+}
+
+/// Tells how the run ended. An end that the control plane cannot take as it is becomes one that it can: the run must not
+/// hang, and must not look better than it is.
+pub(crate) async fn tell_end<C: ControlPlane>(
     shared: &Shared<C>,
     attempt: AttemptId,
     end: End,
     next_log_seq: u64,
 ) -> Result<(), ControlError> {
-    let body = FinishRun {
-        agent: shared.agent,
-        fence: attempt.fence,
-        outcome: end.outcome,
-        result: end.result,
-        next_log_seq: next_log_seq.max(end.next_seq.unwrap_or(0)),
+    let next_log_seq = next_log_seq.max(end.next_seq.unwrap_or(0));
+    let (end, next_log_seq) = match finish(shared, attempt, &end, next_log_seq).await {
+        // More is stored than we know of: an earlier agent had sent it, and the shim left no word of it.
+        Err(ControlError::LogGap { next_seq: Some(stored) }) if stored > next_log_seq => (end, stored),
+        Err(ControlError::LogGap { next_seq }) => {
+            let lacking = failed(end, "the store lacks output that it had acknowledged".to_owned());
+            (lacking, next_seq.unwrap_or(next_log_seq))
+        }
+        Err(ControlError::Refused(problem)) => {
+            let end = End { result: None, ..end };
+            (failed_as(Reason::GuestLost, end, format!("the end was not accepted: {problem}")), next_log_seq)
+        }
+        result => return result,
     };
-    let finish = || shared.control.finish(attempt.run, body.clone());
-    persist("finish", shared.config.patience, finish).await
+    finish(shared, attempt, &end, next_log_seq).await
+}
+
+async fn finish<C: ControlPlane>(
+    shared: &Shared<C>,
+    attempt: AttemptId,
+    end: &End,
+    next_log_seq: u64,
+) -> Result<(), ControlError> {
+    let mut outcome = end.outcome.clone();
+    if let Some(message) = &mut outcome.message {
+        message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
+    }
+    let AttemptId { run, fence } = attempt;
+    let body = FinishRun { agent: shared.agent, fence, outcome, result: end.result.clone(), next_log_seq };
+    persist("finish", shared.config.patience, || shared.control.finish(run, body.clone())).await
 }

@@ -1,6 +1,6 @@
 //! What is known of a sandbox from outside, and how failures of our own become outcomes.
 
-use holm_domain::run::{Outcome, Reason};
+use holm_domain::run::{Outcome, OutcomeKind, Reason};
 use holm_runtime::Error;
 use holm_shim::protocol::{Phase, Status};
 
@@ -64,8 +64,15 @@ impl Seen {
     }
 }
 
+fn is_not_its_to_tell(outcome: &Outcome) -> bool {
+    outcome.kind == OutcomeKind::Lost || matches!(outcome.reason, Some(Reason::QueueDeadline | Reason::AgentLost))
+}
+
 fn believable(outcome: Option<Outcome>) -> Outcome {
     match outcome {
+        Some(outcome) if is_not_its_to_tell(&outcome) => {
+            Outcome::failed(Reason::GuestLost, "the shim told of an outcome that is not its to tell")
+        }
         Some(outcome) if outcome.is_consistent() => outcome,
         Some(_) => Outcome::failed(Reason::GuestLost, "the shim told of an outcome that contradicts itself"),
         None => Outcome::failed(Reason::GuestLost, "the shim told of an end without an outcome"),
@@ -131,7 +138,7 @@ pub(crate) mod tests {
     #[test]
     fn no_end_without_a_consistent_outcome_is_a_success() {
         let liar = Outcome { reason: Some(Reason::GuestLost), ..Outcome::exited(ExitStatus::Code(0)) };
-        for outcome in [None, Some(liar)] {
+        for outcome in [None, Some(liar), Some(Outcome::lost(""))] {
             let mut seen = Seen::default();
             seen.take(3, &status(Phase::Ended, outcome));
             assert_eq!(seen.end.unwrap().outcome.reason, Some(Reason::GuestLost));

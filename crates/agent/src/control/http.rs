@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holm_api::{
-    agent::{AppendEvents, Appended, Fenced, FinishRun, Poll, Polled, Register, Registered, Renew, Renewed, StartRun},
+    agent::{
+        AppendEvents, Appended, Fenced, FinishRun, LOG_GAP_FIELD, Poll, Polled, Register, Registered, Renew, Renewed,
+        StartRun,
+    },
     client::{Client, ClientError},
 };
 use holm_domain::{ErrorCode, RunId};
@@ -35,7 +38,8 @@ impl From<ClientError> for ControlError {
         match error {
             ClientError::Problem(problem) if problem.code == ErrorCode::StaleFence => Self::StaleFence,
             ClientError::Problem(problem) if problem.code == ErrorCode::LogGap => {
-                Self::LogGap { next_seq: problem.value.as_deref().and_then(|value| value.parse().ok()) }
+                let told = problem.value.as_deref().filter(|_| problem.field.as_deref() == Some(LOG_GAP_FIELD));
+                Self::LogGap { next_seq: told.and_then(|value| value.parse().ok()) }
             }
             other => Self::Refused(other.to_string()),
         }
@@ -92,7 +96,8 @@ mod tests {
     use holm_api::problem::Problem;
 
     fn problem(code: ErrorCode, value: Option<&str>) -> ControlError {
-        let problem = Problem { value: value.map(str::to_owned), ..Problem::new(code, "so it is") };
+        let field = Some("next_seq".to_owned());
+        let problem = Problem { field, value: value.map(str::to_owned), ..Problem::new(code, "so it is") };
         ControlError::from(ClientError::Problem(Box::new(problem)))
     }
 

@@ -305,8 +305,11 @@ impl ControlPlane for Scripted {
     async fn finish(&self, run: RunId, body: FinishRun) -> Result<(), ControlError> {
         self.faulty(Op::Finish, |world| {
             let stored = world.output.get(&run).map_or(1, |entries| entries.len() as u64 + 1);
-            if body.next_log_seq > stored {
+            if held(world, run, body.agent, body.fence).is_ok() && body.next_log_seq != stored {
                 return Err(ControlError::LogGap { next_seq: Some(stored) });
+            }
+            if body.outcome.message.as_ref().is_some_and(|message| message.len() > 4_096) || body.result.is_some() {
+                return Err(ControlError::Refused("as the server does with what is too long".to_owned()));
             }
             let decided = grant::finish(&world.runs[&run], body.agent, body.fence, body.outcome, body.result, now());
             match decided {
