@@ -198,6 +198,9 @@ pub struct Fenced {
     pub fence: u64,
 }
 
+/// The field that a `log_gap` problem names; its value is the sequence that must follow what is stored.
+pub const LOG_GAP_FIELD: &str = "next_seq";
+
 /// The answer to an append: `POST /agent/v1/runs/{id}/logs?agent=…&fence=…` with log batches as the body
 /// (`application/vnd.holm.log-batch`, one or more batches, at most 8 MiB).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
