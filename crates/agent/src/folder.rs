@@ -59,8 +59,8 @@ impl Folder {
     pub(crate) fn open(path: &Path) -> Result<Self, FolderError> {
         let parent = path.parent().unwrap_or(Path::new("/"));
         at(parent, fs::create_dir_all(parent))?;
-        // Shims run under ids of their own and have to get to their attempt's folder, which nobody else may enter.
-        let mode = if rustix::process::geteuid().is_root() { 0o711 } else { 0o700 };
+        // Shims run under ids of their own; each gets its attempt's folder as a descriptor, so none has to come through here.
+        let mode = 0o700;
         at(path, make_dir(path, mode))?;
         let lock_path = path.join("lock");
         let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
@@ -269,7 +269,9 @@ mod tests {
             hand_over(&dir, Some((54321, 54321))).unwrap();
             let meta = fs::metadata(&dir).unwrap();
             assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (0o1770, 0, 54321));
-            fs::set_permissions(temp.path(), Permissions::from_mode(0o711)).unwrap();
+            for closed in [temp.path().to_owned(), folder.runs()] {
+                fs::set_permissions(closed, Permissions::from_mode(0o711)).unwrap();
+            }
             let script = "echo ours > $0/exit.json && ! mv $0/journal.json $0/x && ! rm -f $0/journal.json && ! mv $0/spool $0/y";
             let status = std::process::Command::new("setpriv")
                 .args(["--reuid", "54321", "--regid", "54321", "--clear-groups", "sh", "-c", script])

@@ -30,7 +30,10 @@ const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     match std::env::args_os().nth(1) {
-        Some(name) if name == "shim" => return holm_shim::shim_main(serve::runtime_of_shim),
+        Some(name) if name == "shim" => {
+            serve::logging::start_for_shim();
+            return holm_shim::shim_main(serve::runtime_of_shim);
+        }
         Some(name) if name == "launch" => return holm_runtime::process::launcher_main(),
         _ => {}
     }

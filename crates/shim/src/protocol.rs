@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 
 /// The socket in the attempt's folder.
 pub const SOCKET_NAME: &str = "shim.sock";
+/// The descriptor of the attempt's folder, beside those of the runtime.
+pub const DIR_DESCRIPTOR: &str = "dir";
 /// The final status in the attempt's folder, written once with everything else already in its place.
 pub const EXIT_FILE_NAME: &str = "exit.json";
 /// The changes of the work dir in the attempt's folder, a tar archive.
@@ -41,7 +43,8 @@ pub struct Launch {
     pub attempt: AttemptId,
     /// What the run is asked to do. It was validated.
     pub spec: RunSpec,
-    /// The attempt's folder; it exists and the shim may write in it.
+    /// The attempt's folder by the agent's name for it. The shim may write in it and enters it by the descriptor
+    /// [`DIR_DESCRIPTOR`], because the folders above are not for its user id.
     pub dir: PathBuf,
     /// The sequence that the first log entry gets.
     pub first_log_seq: u64,

@@ -12,6 +12,7 @@ use std::{
         unix::net::UnixStream,
     },
     panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
@@ -30,7 +31,7 @@ use crate::{
     deadline::{Causes, Terms, Verdict},
     exit,
     guest::Readiness,
-    protocol::Launch,
+    protocol::{DIR_DESCRIPTOR, Launch},
     supervise::{Attempt, has_passed, stillborn},
     watchdog::Watchdog,
 };
@@ -76,12 +77,23 @@ fn receive() -> Result<Received, Error> {
     let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(system("standard input"))?;
     // Who made the socket pair is who started the shim; a user id of its own was given to the shim since.
     let agent = rustix::net::sockopt::socket_peercred(&stdin).map_err(system("credentials of the agent"))?;
-    let (launch, descriptors) = passing::receive(&UnixStream::from(stdin))?;
+    let (mut launch, mut descriptors): (Launch, Vec<Descriptor>) = passing::receive(&UnixStream::from(stdin))?;
+    enter(&mut launch, &mut descriptors).map_err(system("entering the attempt's folder"))?;
     let null: OwnedFd = std::fs::File::open("/dev/null").map_err(system("/dev/null"))?.into();
     rustix::stdio::dup2_stdin(&null).map_err(system("standard input"))?;
     // Signals to the agent's session and process group are not meant for the shim.
     rustix::process::setsid().map_err(system("leaving the agent's session"))?;
     Ok(Received { launch, descriptors, agent_uid: agent.uid.as_raw() })
+}
+
+/// Makes the attempt's folder the current one, by its descriptor: its path leads through folders that are closed to the shim.
+fn enter(launch: &mut Launch, descriptors: &mut Vec<Descriptor>) -> io::Result<()> {
+    let index = descriptors.iter().position(|descriptor| descriptor.name == DIR_DESCRIPTOR);
+    let missing = || io::Error::other("the agent did not hand it over");
+    let dir = descriptors.swap_remove(index.ok_or_else(missing)?);
+    rustix::process::fchdir(&dir.fd)?;
+    launch.dir = PathBuf::from(".");
+    Ok(())
 }
 
 /// Sees an attempt through, and leaves a final status whatever happens.

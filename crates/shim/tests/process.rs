@@ -90,7 +90,9 @@ fn start(spec: RunSpec, deadline: Duration) -> Started {
     let request = Request { attempt, spec: spec.clone(), dir: dir.clone() };
     let resources = runtime.plan(&request, &[]).unwrap();
     let prepared = runtime.prepare(&request, &resources).unwrap();
-    let Prepared { launch, descriptors, label, shim_ids, .. } = prepared;
+    let Prepared { launch, mut descriptors, label, shim_ids, .. } = prepared;
+    let folder = std::fs::File::open(&dir).unwrap();
+    descriptors.push(Descriptor { name: DIR_DESCRIPTOR.to_owned(), fd: folder.into() });
     let (socket, theirs) = UnixStream::pair().unwrap();
     let mut command = Command::new("/proc/self/exe");
     command.arg("shim").arg(&label).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());

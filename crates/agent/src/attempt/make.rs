@@ -3,11 +3,12 @@
 //! What always holds: the journal is on disk before the runtime creates anything (SPEC L6); the lease is looked at again
 //! after the preparation, which may have taken long (SPEC L3); a shim is in the journal before it gets its orders.
 
-use std::{path::Path, sync::Arc};
+use std::{os::fd::OwnedFd, path::Path, sync::Arc};
 
 use holm_domain::run::{Outcome, Reason, SandboxInfo};
-use holm_runtime::{Error, Prepared, Request, SharedRuntime, passing};
-use holm_shim::protocol::Launch;
+use holm_runtime::{Descriptor, Error, Prepared, Request, SharedRuntime, passing};
+use holm_shim::protocol::{DIR_DESCRIPTOR, Launch};
+use rustix::fs::{Mode, OFlags};
 use tokio::sync::watch;
 
 use super::{
@@ -123,7 +124,8 @@ fn prepare<C>(
 
 fn spawn<C>(shared: &Shared<C>, claim: Claim, prepared: Prepared, orders: &Orders) -> Result<Made, NotMade> {
     let dir = shared.folder.attempt(claim.attempt);
-    let Prepared { launch, descriptors, label, shim_ids, image_digest, unenforced } = prepared;
+    let Prepared { launch, mut descriptors, label, shim_ids, image_digest, unenforced } = prepared;
+    descriptors.push(Descriptor { name: DIR_DESCRIPTOR.to_owned(), fd: open_dir(&dir).map_err(launch_failed)? });
     let sandbox = SandboxInfo { agent: shared.agent, runtime: claim.runtime.clone(), image_digest, unenforced };
     let message = Launch {
         attempt: claim.attempt,
@@ -148,6 +150,12 @@ fn spawn<C>(shared: &Shared<C>, claim: Claim, prepared: Prepared, orders: &Order
         return Err(problem);
     }
     Ok(Made { process, sandbox })
+}
+
+/// The shim enters its folder by this: the folders above are not for its user id.
+fn open_dir(dir: &Path) -> std::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    Ok(rustix::fs::open(dir, flags, Mode::empty())?)
 }
 
 fn record_and_brief(

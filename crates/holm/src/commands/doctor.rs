@@ -148,7 +148,8 @@ fn cgroups() -> Probe {
         matching.map(|f| (f[1].to_owned(), f.get(3).copied().unwrap_or("").to_owned())).collect()
     };
     let (v1, v2) = (of_type("cgroup"), of_type("cgroup2"));
-    let unified = v2.first().map(|(path, _)| fs::read_to_string(format!("{path}/cgroup.controllers")).unwrap_or_default());
+    let unified =
+        v2.first().map(|(path, _)| fs::read_to_string(format!("{path}/cgroup.controllers")).unwrap_or_default());
     let has = |controller: &str| {
         unified.as_deref().is_some_and(|list| list.split_whitespace().any(|name| name == controller))
             || v1.iter().any(|(_, options)| options.split(',').any(|option| option == controller))
@@ -179,7 +180,11 @@ fn security_modules() -> Probe {
             format!("not among the active modules ({})", list.trim()),
             "add `landlock` to the kernel's `lsm=`; sandboxes have one layer less without it",
         ),
-        Err(_) => less("Landlock", "securityfs cannot be read, so it is not known", "mount -t securityfs none /sys/kernel/security"),
+        Err(_) => less(
+            "Landlock",
+            "securityfs cannot be read, so it is not known",
+            "mount -t securityfs none /sys/kernel/security",
+        ),
     }
 }
 
@@ -195,7 +200,11 @@ fn vm() -> Probe {
     let kvm = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
     match kvm {
         Ok(_) => good("KVM", "/dev/kvm opens"),
-        Err(error) => less("KVM", format!("/dev/kvm: {error}"), "VMs run in software emulation; with the hardware: modprobe kvm, group kvm"),
+        Err(error) => less(
+            "KVM",
+            format!("/dev/kvm: {error}"),
+            "VMs run in software emulation; with the hardware: modprobe kvm, group kvm",
+        ),
     }
 }
 

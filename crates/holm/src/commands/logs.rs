@@ -31,7 +31,8 @@ pub struct LogsArgs {
 /// Writes the output of the run: its standard output to standard output, its standard error to standard error.
 pub async fn execute(session: &Session, args: &LogsArgs) -> anyhow::Result<u8> {
     let client = session.client().await?;
-    let mut writer = Writer { session, streams: RawStreams::open()?, timestamps: args.timestamps, line_open: [false; 2] };
+    let mut writer =
+        Writer { session, streams: RawStreams::open()?, timestamps: args.timestamps, line_open: [false; 2] };
     if args.follow {
         let mut follower = client.run_logs_follow(args.run, args.after);
         while let Some(entry) = follower.next().await? {

@@ -133,7 +133,14 @@ mod tests {
 
     #[test]
     fn only_live_runs_unless_asked() {
-        let args = PsArgs { all: false, last: 1, quiet: false, label: vec!["a".into(), "b=c".into()], state: vec![], project: None };
+        let args = PsArgs {
+            all: false,
+            last: 1,
+            quiet: false,
+            label: vec!["a".into(), "b=c".into()],
+            state: vec![],
+            project: None,
+        };
         let live = query(&args).unwrap();
         assert_eq!(live.state.as_deref(), Some("queued,claimed,running,paused,resuming"));
         assert_eq!(live.label.as_deref(), Some("a=,b=c"));

@@ -53,12 +53,15 @@ pub fn contradictions(config: &Config, env: &Environment) -> Vec<Finding> {
         let known = super::VARIABLES.join(", ");
         findings.push(warning(name, "no variable of this name is read", format!("unset it, or use one of {known}")));
     }
-    for (one, other, wins) in [
-        ("HOLM_SERVER", "HOLM_CONTEXT", "HOLM_SERVER counts"),
-        ("HOLM_TOKEN", "HOLM_TOKEN_FILE", "HOLM_TOKEN counts"),
-    ] {
+    for (one, other, wins) in
+        [("HOLM_SERVER", "HOLM_CONTEXT", "HOLM_SERVER counts"), ("HOLM_TOKEN", "HOLM_TOKEN_FILE", "HOLM_TOKEN counts")]
+    {
         if env.get(one).is_some() && env.get(other).is_some() {
-            findings.push(warning(one, format!("{other} is set as well; {wins}"), format!("unset one of {one} and {other}")));
+            findings.push(warning(
+                one,
+                format!("{other} is set as well; {wins}"),
+                format!("unset one of {one} and {other}"),
+            ));
         }
     }
     let has_token = env.get("HOLM_TOKEN").or(env.get("HOLM_TOKEN_FILE")).is_some();
@@ -105,7 +108,11 @@ fn contexts(config: &Config, findings: &mut Vec<Finding>) {
         match config.token_of(name, entry) {
             Ok(Some(_)) => {}
             Ok(None) => {
-                findings.push(error(key("token"), "there is no token", format!("`holm login --as {name} {}`", entry.server)));
+                findings.push(error(
+                    key("token"),
+                    "there is no token",
+                    format!("`holm login --as {name} {}`", entry.server),
+                ));
             }
             Err(problem) => findings.push(error(key("token"), format!("{problem:#}"), "give a token that works")),
         }
@@ -138,10 +145,9 @@ fn server_table(config: &Config, findings: &mut Vec<Finding>) {
         }
     }
     let mut lease = LeaseConfig::default();
-    for (key, text, target) in [
-        ("lease_ttl", &table.lease_ttl, &mut lease.ttl),
-        ("lease_margin", &table.lease_margin, &mut lease.margin),
-    ] {
+    for (key, text, target) in
+        [("lease_ttl", &table.lease_ttl, &mut lease.ttl), ("lease_margin", &table.lease_margin, &mut lease.margin)]
+    {
         match text.as_deref().map(|text| (text, units::duration(text))) {
             Some((_, Ok(duration))) => *target = duration,
             Some((text, Err(way_out))) => findings.push(error(at(key), format!("`{text}` is no duration"), way_out)),
@@ -160,15 +166,20 @@ pub async fn unreachable(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     match config.target() {
         Ok(Target::Named { endpoint, token }) => {
-            let at = config.context.as_ref().map_or_else(|| endpoint.to_string(), |context| {
-                format!("{}: contexts.{}.server", config.path.display(), context.value)
-            });
+            let at = config.context.as_ref().map_or_else(
+                || endpoint.to_string(),
+                |context| format!("{}: contexts.{}.server", config.path.display(), context.value),
+            );
             let answer = match Client::new(endpoint, token.value) {
                 Ok(client) => client.whoami().await.map(drop),
                 Err(problem) => Err(problem),
             };
             if let Err(problem) = answer {
-                let way_out = if problem.code().is_some() { "`holm login` with a token that works" } else { "start the server, or name another" };
+                let way_out = if problem.code().is_some() {
+                    "`holm login` with a token that works"
+                } else {
+                    "start the server, or name another"
+                };
                 findings.push(error(at, problem.to_string(), way_out));
             }
         }
@@ -176,7 +187,9 @@ pub async fn unreachable(config: &Config) -> Vec<Finding> {
         // It was told among the contradictions.
         Err(_) => {}
     }
-    if let Some(database) = config.file.server.database.as_ref().filter(|url| url.expose_secret().starts_with("postgres")) {
+    if let Some(database) =
+        config.file.server.database.as_ref().filter(|url| url.expose_secret().starts_with("postgres"))
+    {
         findings.extend(database_answers(config, database.expose_secret()).await);
     }
     findings

@@ -77,7 +77,12 @@ impl Environment {
     /// The environment of this process.
     pub fn of_process() -> Self {
         let keep = |name: &str| name.starts_with("HOLM_") || name.starts_with("XDG_") || name == "HOME";
-        Self(std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v))).filter(|(k, _)| keep(k)).collect())
+        Self(
+            std::env::vars_os()
+                .filter_map(|(k, v)| Some((k.into_string().ok()?, v)))
+                .filter(|(k, _)| keep(k))
+                .collect(),
+        )
     }
 
     /// The value of a variable; one that is empty counts as not set.
@@ -146,9 +151,8 @@ impl Config {
         let path = config_path(global, env)?;
         let file = ConfigFile::load(&path)?;
         let of_file = |key: &str| Source::File(path.clone(), key.to_owned());
-        let flag = |value: &Option<String>, name| {
-            value.clone().map(|value| Setting { value, source: Source::Flag(name) })
-        };
+        let flag =
+            |value: &Option<String>, name| value.clone().map(|value| Setting { value, source: Source::Flag(name) });
         let flag_context = flag(&global.context, "--context");
         let mut server = flag(&global.server, "--server");
         let mut context = flag_context;
@@ -162,10 +166,8 @@ impl Config {
         let token_file = match &global.token_file {
             Some(path) => Some(Setting { value: path.clone(), source: Source::Flag("--token-file") }),
             None => {
-                let from_env = |value: &OsString| Setting {
-                    value: PathBuf::from(value),
-                    source: Source::Env("HOLM_TOKEN_FILE"),
-                };
+                let from_env =
+                    |value: &OsString| Setting { value: PathBuf::from(value), source: Source::Env("HOLM_TOKEN_FILE") };
                 env.get("HOLM_TOKEN_FILE").map(from_env)
             }
         };

@@ -103,7 +103,8 @@ impl HostArgs {
 fn memory_of_host() -> anyhow::Result<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).and_then(|number| number.trim().parse::<u64>().ok());
+    let kib =
+        line.and_then(|line| line.trim().strip_suffix(" kB")).and_then(|number| number.trim().parse::<u64>().ok());
     kib.and_then(|kib| kib.checked_mul(1024)).context("/proc/meminfo does not say MemTotal; give --host-memory")
 }
 

@@ -41,3 +41,12 @@ pub fn start(args: &LogArgs) -> anyhow::Result<()> {
     };
     started.map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))
 }
+
+/// Starts logging for a shim: to the standard error that it inherited from its agent, never failing its sandbox.
+pub fn start_for_shim() {
+    let filter = std::env::var("HOLM_LOG").ok().and_then(|filter| EnvFilter::try_new(filter).ok());
+    let filter = filter.unwrap_or_else(|| EnvFilter::new(DEFAULT_FILTER));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    // Only a second start could fail, and there is none.
+    let _already = builder.try_init();
+}

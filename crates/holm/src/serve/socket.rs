@@ -64,13 +64,11 @@ impl Listen {
 async fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
     let (short, _dir) = short_path(path)?;
     match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.file_type().is_socket() => {
-            match UnixStream::connect(&short).await {
-                Ok(_) => bail!("somebody listens there already"),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
-                Err(error) => return Err(error.into()),
-            }
-        }
+        Ok(metadata) if metadata.file_type().is_socket() => match UnixStream::connect(&short).await {
+            Ok(_) => bail!("somebody listens there already"),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
+            Err(error) => return Err(error.into()),
+        },
         Ok(_) => bail!("there is something that is no socket"),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error.into()),

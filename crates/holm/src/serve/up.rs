@@ -82,7 +82,8 @@ async fn up(session: Session, args: UpArgs, home: Home, _lock: HomeLock) -> anyh
     let mut signals = Signals::listen()?;
     let table = &session.config.file.server;
     let config = args.serve.config(table)?;
-    let lends = if args.private { vec![Lend { prefix: PathBuf::from("/"), write: true }] } else { args.host.lends()? };
+    let lends =
+        if args.private { vec![Lend { prefix: PathBuf::from("/"), write: true }] } else { args.host.lends()? };
     let mut listens = vec![Listen::Unix(home.socket())];
     if !args.private {
         listens.extend(args.serve.listens(table)?);

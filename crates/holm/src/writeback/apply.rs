@@ -35,7 +35,8 @@ pub fn apply(archive: &File, root: &OwnedFd, changes: &[Change]) -> anyhow::Resu
     for change in changes {
         match &change.what {
             What::Symlink(target) => {
-                replace(root, &change.path, |dir, name| Ok(symlinkat(target, dir, name)?)).with_context(|| at(change))?;
+                replace(root, &change.path, |dir, name| Ok(symlinkat(target, dir, name)?))
+                    .with_context(|| at(change))?;
             }
             What::Link(target) => {
                 let (parent, source) = split(target)?;

@@ -51,7 +51,12 @@ impl Writer {
     /// unacknowledged files on, [`Writer::is_full`] asks for a pause.
     pub fn create(run_dir: &Path, first_seq: u64, bytes_max: u64) -> io::Result<Self> {
         let dir = run_dir.join(SPOOL_DIR_NAME);
-        std::fs::DirBuilder::new().mode(0o700).create(&dir)?;
+        match std::fs::DirBuilder::new().mode(0o700).create(&dir) {
+            Ok(()) => {}
+            // The agent made it, in a folder where the shim may not rename what is the agent's.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
+            Err(error) => return Err(error),
+        }
         // Files are deleted whole: with several below the limit, every deletion makes room.
         let files = Files { dir, file_bytes_max: FILE_BYTES_MAX.min(bytes_max / 4), ..Files::default() };
         let builder = BatchBuilder::new(first_seq);

@@ -57,12 +57,7 @@ enum Told<'a> {
 type Piece = (Stream, Vec<u8>);
 
 /// Follows `run` until it has ended.
-pub async fn follow(
-    session: &Session,
-    client: &Client,
-    run: RunView,
-    signals: &mut Interrupts,
-) -> anyhow::Result<End> {
+pub async fn follow(session: &Session, client: &Client, run: RunView, signals: &mut Interrupts) -> anyhow::Result<End> {
     let id = run.id;
     let json = session.output.json;
     if json && let Some(end) = closed_pipe(session.output.value_line(&Told::Created(&run)), client, id).await? {

@@ -113,7 +113,11 @@ pub async fn execute(session: &Session, args: &RunArgs) -> anyhow::Result<u8> {
     };
     let (client, run) = submitted?;
     if args.detach {
-        if session.output.json { session.output.value(&run)? } else { session.output.line(run.id.to_string())? }
+        if session.output.json {
+            session.output.value(&run)?
+        } else {
+            session.output.line(run.id.to_string())?
+        }
         return Ok(0);
     }
     let run = match attach::follow(session, &client, run, &mut signals).await? {
@@ -140,7 +144,8 @@ async fn write_back(
         () = signals.any() => anyhow::bail!("interrupted; nothing was written to {dir}"),
     };
     let output = session.output;
-    writeback::write_back(archive, dir.as_ref(), |line| output.note(line)).with_context(|| format!("--write-back to {dir}"))
+    writeback::write_back(archive, dir.as_ref(), |line| output.note(line))
+        .with_context(|| format!("--write-back to {dir}"))
 }
 
 /// Sends the run. Its idempotency key makes it one run however often it is sent, so what did not arrive is sent again.

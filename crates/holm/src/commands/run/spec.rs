@@ -46,7 +46,8 @@ pub fn flag_of(field: &str) -> Option<&'static str> {
         ("project", "--project"),
     ];
     let field = field.strip_prefix("spec.").unwrap_or(field);
-    let below = |name: &str| field.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+    let below =
+        |name: &str| field.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
     flags.into_iter().find(|(name, _)| below(name)).map(|(_, flag)| flag)
 }
 
@@ -93,7 +94,8 @@ fn limits(args: &RunArgs) -> Result<Limits, Usage> {
         limits.memory_bytes = read("--memory", text, units::bytes)?;
     }
     if let Some(text) = &args.pids {
-        limits.pids = read("--pids", text, |text| text.parse().map_err(|_| "give a whole number such as `256`".into()))?;
+        limits.pids =
+            read("--pids", text, |text| text.parse().map_err(|_| "give a whole number such as `256`".into()))?;
     }
     if let Some(text) = &args.disk {
         limits.disk_bytes = read("--disk", text, units::bytes)?;

@@ -26,11 +26,10 @@ pub struct CreateArgs {
 
 /// Makes the token and prints the secret alone, so that it can be piped into a file.
 pub async fn execute(session: &Session, args: &CreateArgs) -> anyhow::Result<u8> {
-    let role = Role::parse(&args.role).ok_or_else(|| Usage::new("--role", &args.role, "give admin, member or agent"))?;
+    let role =
+        Role::parse(&args.role).ok_or_else(|| Usage::new("--role", &args.role, "give admin, member or agent"))?;
     let expires_in_s = match &args.expires {
-        Some(text) => {
-            Some(units::duration(text).map_err(|problem| Usage::new("--expires", text, problem))?.as_secs())
-        }
+        Some(text) => Some(units::duration(text).map_err(|problem| Usage::new("--expires", text, problem))?.as_secs()),
         None => None,
     };
     let body = CreateToken { name: args.name.clone(), role, expires_in_s };
