@@ -65,7 +65,7 @@ except PermissionError:
 # Processes inside only, none of the guest's or the host's.
 for pid in filter(str.isdigit, os.listdir("/proc")):
     command = open(f"/proc/{pid}/cmdline", "rb").read()
-    if int(pid) > 1 and b"guest" in command:
+    if int(pid) not in (1, os.getpid()) and b"guest" in command:
         through.append(f"sees {pid}: {command}")
 for kind in (stat.S_IFCHR, stat.S_IFBLK):
     refused("mknod", lambda: os.mknod("/tmp/node", kind | 0o600, os.makedev(1, 1)))
@@ -81,12 +81,15 @@ for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_CORE, resource.RLIMIT_NPRO
             pass
 refused("nice", lambda: os.nice(-5))
 for path in ("/proc/sys/kernel/hostname", "/proc/sys/net/ipv4/ip_forward", "/proc/sysrq-trigger", "/ro/file"):
+    # Not every kernel has each of them; the last has to be refused, not missing.
+    if path.startswith("/proc") and not os.path.exists(path):
+        continue
     refused(path, lambda: open(path, "w").write("1"), (errno.EROFS, errno.EACCES, errno.EPERM))
 for path in ("/proc/kcore", "/proc/keys", "/proc/timer_list"):
     try:
         if open(path, "rb").read(1):
             through.append(f"reads {path}")
-    except PermissionError:
+    except (PermissionError, FileNotFoundError):
         pass
 if os.path.exists("/layers") and os.listdir("/layers"):
     through.append("sees the layers of the work dir")

@@ -19,6 +19,10 @@
 //! | reserved, 0 | 1 | lane | 1 |
 //! | epoch | 8 | status | 1 |
 //! | nonce | 32 | epoch | 8 |
+//! | check | 4 | check | 4 |
+//!
+//! The check is FNV-1a over all before it. It is no protection against an enemy: it tells a whole message from the
+//! beginning of one that was broken off, with another behind it.
 
 use std::time::Duration;
 
@@ -27,11 +31,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 /// The version of the wire that this code speaks.
 pub const VERSION: u16 = 1;
 /// The length of either message, in bytes.
-pub const MESSAGE_BYTES: usize = 60;
+pub const MESSAGE_BYTES: usize = 64;
 /// The length of a nonce, in bytes.
 pub const NONCE_BYTES: usize = 32;
 
 const MAGIC_BYTES: usize = 16;
+/// What the check covers.
+const CHECKED: usize = MESSAGE_BYTES - 4;
 // Random, so that neither text nor a compressed stream holds one by accident; none of their bytes repeats the first.
 const HELLO_MAGIC: [u8; MAGIC_BYTES] =
     [0xf5, 0x48, 0x4f, 0x4c, 0x4d, 0x9e, 0x03, 0xd1, 0x77, 0xb2, 0x1c, 0xe8, 0x5a, 0xc6, 0x0d, 0x93];
@@ -223,7 +229,7 @@ where
     let mut filled = 0;
     loop {
         filled += fill(io, &mut message[filled..]).await?;
-        let start = (0..filled).find(|&at| begins(&message[at..filled], pattern)).unwrap_or(filled);
+        let start = (0..filled).find(|&at| may_begin(&message[at..filled], pattern)).unwrap_or(filled);
         if start == 0 {
             return Ok(message);
         }
@@ -242,10 +248,17 @@ async fn fill<Io: AsyncRead + Unpin>(io: &mut Io, buffer: &mut [u8]) -> Result<u
     }
 }
 
-/// Whether `bytes` may be the beginning of a message that begins with `pattern`.
-fn begins(bytes: &[u8], pattern: &[u8]) -> bool {
+/// Whether `bytes` are, or may go on to be, a message that begins with `pattern`.
+fn may_begin(bytes: &[u8], pattern: &[u8]) -> bool {
     let common = bytes.len().min(pattern.len());
-    bytes[..common] == pattern[..common]
+    let whole = bytes.first_chunk::<MESSAGE_BYTES>();
+    bytes[..common] == pattern[..common] && whole.is_none_or(|message| message[CHECKED..] == check(&message[..CHECKED]))
+}
+
+/// FNV-1a with 32 bits.
+fn check(bytes: &[u8]) -> [u8; 4] {
+    let sum = bytes.iter().fold(0x811c_9dc5_u32, |sum, &byte| (sum ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    sum.to_le_bytes()
 }
 
 fn encode_hello(hello: &Hello) -> [u8; MESSAGE_BYTES] {
@@ -254,8 +267,8 @@ fn encode_hello(hello: &Hello) -> [u8; MESSAGE_BYTES] {
     message[16..18].copy_from_slice(&VERSION.to_le_bytes());
     message[18] = hello.lane.code();
     message[20..28].copy_from_slice(&hello.epoch.to_le_bytes());
-    message[28..].copy_from_slice(&hello.nonce);
-    message
+    message[28..CHECKED].copy_from_slice(&hello.nonce);
+    seal(message)
 }
 
 fn encode_answer(nonce: &Nonce, lane: Lane, status: Status, epoch: u64) -> [u8; MESSAGE_BYTES] {
@@ -265,7 +278,13 @@ fn encode_answer(nonce: &Nonce, lane: Lane, status: Status, epoch: u64) -> [u8; 
     message[48..50].copy_from_slice(&VERSION.to_le_bytes());
     message[50] = lane.code();
     message[51] = status.code();
-    message[52..].copy_from_slice(&epoch.to_le_bytes());
+    message[52..CHECKED].copy_from_slice(&epoch.to_le_bytes());
+    seal(message)
+}
+
+fn seal(mut message: [u8; MESSAGE_BYTES]) -> [u8; MESSAGE_BYTES] {
+    let sum = check(&message[..CHECKED]);
+    message[CHECKED..].copy_from_slice(&sum);
     message
 }
 
@@ -280,7 +299,7 @@ struct Received {
 impl Received {
     fn decode(message: &[u8; MESSAGE_BYTES]) -> Self {
         let mut nonce = [0; NONCE_BYTES];
-        nonce.copy_from_slice(&message[28..]);
+        nonce.copy_from_slice(&message[28..CHECKED]);
         Self {
             version: u16::from_le_bytes([message[16], message[17]]),
             lane: message[18],

@@ -82,9 +82,16 @@ impl Client {
                 let data = serde_json::to_vec(body)?;
                 let request = request.header(http::header::CONTENT_TYPE, "application/json").body(())?;
                 let (response, mut outgoing) = self.send(request, false).await?;
-                outgoing.send(data.into()).await?;
-                outgoing.finish()?;
-                response.await?
+                let sent = match outgoing.send(data.into()).await {
+                    Ok(()) => outgoing.finish(),
+                    refused => refused,
+                };
+                // A server that takes no more of the body has usually said why: its answer counts.
+                match (response.await, sent) {
+                    (Ok(response), _) => response,
+                    (Err(_), Err(refused)) => return Err(refused),
+                    (Err(error), Ok(())) => return Err(error.into()),
+                }
             }
         };
         let response = success(response).await?;
