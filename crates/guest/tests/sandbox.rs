@@ -1,4 +1,5 @@
 //! The guest in real namespaces, driven over the wire as a shim would. Needs root, as the test machine has it.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! The handshake against hostile, stale and unequal peers.
+#![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
 

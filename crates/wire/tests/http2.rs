@@ -1,4 +1,5 @@
 //! Client and server of a lane against each other.
+#![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
 use holm_wire::{

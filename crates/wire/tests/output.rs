@@ -1,4 +1,5 @@
 //! The codec of output frames.
+#![allow(clippy::unwrap_used)]
 
 use holm_wire::guest_api::{FRAME_BYTES_MAX, FRAME_HEAD_BYTES, FrameDecoder, FrameError, OutputFrame, OutputStream};
 use proptest::prelude::*;

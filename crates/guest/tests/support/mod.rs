@@ -1,5 +1,5 @@
 //! A place for the guest as a runtime makes it: outer namespaces, a pivoted root, two lanes. Needs root.
-#![allow(unsafe_code, missing_docs)]
+#![allow(unsafe_code, missing_docs, clippy::unwrap_used)]
 
 use std::{
     ffi::CString,
