@@ -18,13 +18,13 @@ use holm_domain::{
     run::{Cancel, OutcomeKind, Reason, RunSpec},
 };
 use holm_runtime::{
-    AttemptId, Prepared, Request, Resources, Runtime as _, SharedRuntime, passing,
+    AttemptId, Descriptor, Prepared, Request, Resources, Runtime as _, SharedRuntime, passing,
     process::{Config, ProcessRuntime, launcher_main},
 };
 use holm_shim::{
     client::{self, Statuses},
     clock,
-    protocol::{Command as Order, Launch, Phase, Status, Tuning},
+    protocol::{Command as Order, DIR_DESCRIPTOR, Launch, Phase, Status, Tuning},
     spool::reader::Reader,
 };
 use libtest_mimic::{Arguments, Trial};
