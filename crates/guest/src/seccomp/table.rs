@@ -3,7 +3,7 @@
 /// What passes whatever its arguments are.
 #[rustfmt::skip]
 pub(super) const ALLOWED: &[i64] = &[
-    libc::SYS_accept, libc::SYS_accept4, libc::SYS_adjtimex, libc::SYS_alarm, libc::SYS_arch_prctl, libc::SYS_bind,
+    libc::SYS_accept, libc::SYS_accept4, libc::SYS_access, libc::SYS_adjtimex, libc::SYS_alarm, libc::SYS_arch_prctl, libc::SYS_bind,
     libc::SYS_brk, libc::SYS_capget, libc::SYS_capset, libc::SYS_chdir, libc::SYS_chmod, libc::SYS_chown,
     libc::SYS_chroot, libc::SYS_clock_getres, libc::SYS_clock_gettime, libc::SYS_clock_nanosleep, libc::SYS_close,
     libc::SYS_close_range, libc::SYS_connect, libc::SYS_copy_file_range, libc::SYS_creat, libc::SYS_dup,
@@ -89,6 +89,19 @@ mod tests {
         let mut all: Vec<i64> = ALLOWED.iter().chain(REFUSED).copied().collect();
         all.sort_unstable();
         all.windows(2).for_each(|pair| assert_ne!(pair[0], pair[1], "system call {} is listed twice", pair[0]));
+    }
+
+    #[test]
+    fn every_classic_call_was_thought_of() {
+        // Calls that need rules on their arguments, and those that kernels or architectures have left behind; 174, 177, 178
+        // and 180 are modules and servers of old, 333 has no name in libc.
+        let ruled = [libc::SYS_ioctl, libc::SYS_socket, libc::SYS_socketpair, libc::SYS_clone, libc::SYS_personality];
+        let absent = [134, 136, 139, 156, 174, 177, 178, 180, 181, 182, 183, 184, 185, 205, 211, 214, 215, 236, 333];
+        let thought_of = |call: &i64| {
+            ALLOWED.contains(call) || REFUSED.contains(call) || ruled.contains(call) || absent.contains(call)
+        };
+        let forgotten: Vec<i64> = (0..=334).filter(|call| !thought_of(call)).collect();
+        assert_eq!(forgotten, Vec::<i64>::new());
     }
 
     #[test]
