@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use holm_api::agent::{
-    ClaimedRun, Directive, DirectiveKind, FinishRun, HeldLease, Poll, Polled, Renew, Renewed, RenewedLease, StartRun,
+    ClaimedRun, Directive, DirectiveKind, FinishRun, HeldLease, LOG_GAP_FIELD, Poll, Polled, Renew, Renewed, RenewedLease, StartRun,
 };
 use holm_domain::{
     AgentId, ErrorCode, OrgId, RunId,
@@ -188,7 +188,7 @@ pub async fn run_finish(app: &App, org: OrgId, id: RunId, body: FinishRun) -> Re
     let stored = app.store.log_head(org, id).await?;
     if grant::held(&run, agent, fence).is_ok() && next_log_seq != stored {
         let detail = format!("the log goes on at {stored}, not at {next_log_seq}; append what is missing, then finish");
-        return Err(Failure::new(ErrorCode::LogGap, detail).at("next_log_seq", next_log_seq));
+        return Err(Failure::new(ErrorCode::LogGap, detail).at(LOG_GAP_FIELD, stored));
     }
     let finish = |run: &Run, now| grant::finish(run, agent, fence, outcome.clone(), result.clone(), now);
     revise(app, org, id, finish).await.map(drop)

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use holm_api::{
-    agent::{Appended, Fenced},
+    agent::{Appended, Fenced, LOG_GAP_FIELD},
     logs::{LogEntry, LogPage},
 };
 use holm_domain::{
@@ -46,7 +46,7 @@ pub async fn log_append(app: &App, org: OrgId, id: RunId, by: Fenced, bytes: Byt
         LogAppended::Duplicate { next } => Ok(Appended { next_seq: next }),
         LogAppended::Gap { next } => {
             let detail = format!("the next entry must be {next}, not {first}; append what is missing first");
-            Err(Failure::new(ErrorCode::LogGap, detail).at("first_seq", first))
+            Err(Failure::new(ErrorCode::LogGap, detail).at(LOG_GAP_FIELD, next))
         }
         LogAppended::StaleFence => Err(StaleFence { given: by.fence, newest: run.fence }.into()),
     }

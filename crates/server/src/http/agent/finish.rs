@@ -41,7 +41,10 @@ pub async fn finish(
 
 #[cfg(test)]
 mod tests {
-    use holm_api::{agent::HeldLease, runs::RunView};
+    use holm_api::{
+        agent::{HeldLease, LOG_GAP_FIELD},
+        runs::RunView,
+    };
     use holm_domain::{
         ErrorCode,
         run::{ExitStatus, Outcome, OutcomeKind, RunState},
@@ -64,7 +67,7 @@ mod tests {
         world.append_log(held, 1, &["a\n"]).await;
         for missing in [1, 3] {
             let gap = world.agent().post(&path, &body(&world, held, missing)).await.problem(ErrorCode::LogGap);
-            assert_eq!(gap.field.as_deref(), Some("next_log_seq"));
+            assert_eq!((gap.field.as_deref(), gap.value.as_deref()), (Some(LOG_GAP_FIELD), Some("2")));
         }
         let done = FinishRun { result: Some(json!({"answer": 42})), ..body(&world, held, 2) };
         for _ in 0..2 {

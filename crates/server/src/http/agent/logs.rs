@@ -46,7 +46,10 @@ pub async fn logs(
 
 #[cfg(test)]
 mod tests {
-    use holm_api::{agent::HeldLease, logs::LogPage};
+    use holm_api::{
+        agent::{HeldLease, LOG_GAP_FIELD},
+        logs::LogPage,
+    };
     use holm_domain::ErrorCode;
     use http::StatusCode;
 
@@ -73,7 +76,7 @@ mod tests {
         let overlapping = [one, two].concat();
         assert_eq!(send(overlapping).await.json::<Appended>(StatusCode::OK).next_seq, 4);
         let gap = send(batch(6, &["f\n"])).await.problem(ErrorCode::LogGap);
-        assert!(gap.detail.contains('4'), "{gap}");
+        assert_eq!((gap.field.as_deref(), gap.value.as_deref()), (Some(LOG_GAP_FIELD), Some("4")), "{gap}");
         let page: LogPage = world.member().get(&format!("/v1/runs/{}/logs", held.run)).await.json(StatusCode::OK);
         let texts: String = page.entries.iter().filter_map(|entry| entry.text.clone()).collect();
         assert_eq!(texts, "a\nb\nc\n");
