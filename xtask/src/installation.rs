@@ -64,7 +64,7 @@ impl Installation {
     /// `holm up` that answers.
     pub fn up(built: &Path) -> Result<Self> {
         let mut this = Self::new(built)?;
-        this.server = Some(this.spawn(&["up"], "up.log")?);
+        this.server = Some(this.spawn(&["up", "--private"], "up.log")?);
         this.wait_until_ready()?;
         Ok(this)
     }
@@ -96,8 +96,14 @@ impl Installation {
     pub fn start_agent(&mut self) -> Result<()> {
         let mut command = self.command();
         command.env("HOLM_HOME", self.dir.path().join("agent")).env("HOLM_SERVER", self.server_url());
-        command.env("HOLM_TOKEN_FILE", self.home().join("agent-token"));
-        command.env_remove("HOLM_TOKEN");
+        let token = self.dir.path().join("agent-token");
+        if !token.exists() {
+            // An agent has a token of its own, with which it can do nothing else.
+            let made = self.json(&["token", "create", "agents", "--role", "agent"])?;
+            fs::write(&token, made["secret"].as_str().context("`holm token create` printed no secret")?)?;
+            fs::set_permissions(&token, fs::Permissions::from_mode(0o600))?;
+        }
+        command.env("HOLM_TOKEN_FILE", token);
         self.agent = Some(self.logged(command.arg("agent"), "agent.log")?);
         Ok(())
     }

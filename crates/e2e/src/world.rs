@@ -170,7 +170,8 @@ impl World {
     #[track_caller]
     pub fn start_up(&mut self) {
         let mut command = self.command();
-        self.start(Role::Up, command.arg("up"));
+        // On its socket only, so that worlds do not meet at a port; what the user may read may be brought in.
+        self.start(Role::Up, command.args(["up", "--private"]));
         self.wait_until_ready();
     }
 
@@ -179,14 +180,37 @@ impl World {
     pub fn start_agent(&mut self, name: &str) {
         let home = self.dir.path().join(format!("agent-{name}"));
         let mut command = self.command_in(&home);
-        command.env("HOLM_TOKEN_FILE", self.home().join("agent-token"));
-        self.start(Role::Agent(name.to_owned()), command.args(["agent", "--name", name]));
+        command.env("HOLM_TOKEN_FILE", self.agent_token());
+        self.start(Role::Agent(name.to_owned()), command.args(["agent", "--name", name, "--lend", "/:rw"]));
         let http = self.http();
         eventually(&format!("agent {name} registered"), || {
+            self.check_alive();
             let hosts = http.get("/v1/hosts").is(200).json();
             let known = hosts["hosts"].as_array().into_iter().flatten().any(|host| host["name"] == name);
             known.then_some(())
         });
+    }
+
+    /// The file with a token for agents, made when it is asked for first.
+    #[track_caller]
+    fn agent_token(&self) -> PathBuf {
+        let path = self.dir.path().join("agent-token");
+        if !path.exists() {
+            let made = self.http().post("/v1/tokens", &json!({ "name": "agents", "role": "agent" }));
+            assert!(made.status < 300, "{}", made.status);
+            let made = made.json();
+            fs::write(&path, made["secret"].as_str().expect("a secret")).expect("a file");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("a mode");
+        }
+        path
+    }
+
+    /// Fails the test if a process that should run has ended.
+    #[track_caller]
+    fn check_alive(&mut self) {
+        for (role, running) in &mut self.processes {
+            assert!(running.is_alive(), "{role:?} ended: {}", running.stderr());
+        }
     }
 
     /// The process of an agent.
@@ -249,9 +273,7 @@ impl World {
             if ready {
                 return;
             }
-            for (role, running) in &mut self.processes {
-                assert!(running.is_alive(), "{role:?} ended: {}", running.stderr());
-            }
+            self.check_alive();
             assert!(Instant::now() < deadline, "no answer on {}", http.socket.display());
             std::thread::sleep(POLL);
         }
