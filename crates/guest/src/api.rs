@@ -154,6 +154,9 @@ async fn status(guest: &Rc<Guest>, id: &str, wait: bool) -> Answered {
     if wait {
         process.until(|process| process.status().exit.is_some()).await;
     }
+    if let Some(why) = process.broken() {
+        return Err(refuse(StatusCode::INTERNAL_SERVER_ERROR, why));
+    }
     reply_json(StatusCode::OK, &process.status())
 }
 

@@ -25,6 +25,7 @@ use rustix::{
 };
 
 use crate::{
+    init::Init,
     mounts,
     seccomp::Filters,
     spawn::{close_everything, drop_privileges_for_good, fork},
@@ -43,7 +44,7 @@ pub struct Inner {
     /// User, mount and cgroup namespace, in the order in which they have to be entered.
     pub namespaces: [OwnedFd; 3],
     /// The inner init.
-    pub init: OwnedFd,
+    pub init: Init,
     /// Which ids there are.
     pub ids: IdRange,
     /// Whether programs may gain privileges.
@@ -63,12 +64,12 @@ pub fn make(setup: &Setup, filters: Rc<Filters>) -> io::Result<Inner> {
     let (report_read, report_write) = pipe_with(PipeFlags::CLOEXEC)?;
     let (go_read, go_write) = pipe_with(PipeFlags::CLOEXEC)?;
     let pid = fork(|| init(setup, &filters, report_write.as_fd(), go_read.as_fd()))?;
-    let init = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::NONBLOCK)?;
+    let init = Init::new(pid)?;
     drop((report_write, go_read));
 
     let made = adopt(pid, setup.ids, report_read, go_write);
     if made.is_err() {
-        rustix::process::pidfd_send_signal(&init, rustix::process::Signal::KILL)?;
+        init.end();
     }
     let (namespaces, root) = made?;
     Ok(Inner { root, namespaces, init, ids: setup.ids, allow_sudo: setup.allow_sudo, filters, null })

@@ -11,6 +11,7 @@
 mod api;
 mod changes;
 mod files;
+mod init;
 mod inner;
 mod lane;
 mod machine;

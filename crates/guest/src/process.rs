@@ -27,9 +27,6 @@ use crate::{
     watch::Refusals,
 };
 
-/// The number of the main command: when it has ended, so has the workload.
-pub const MAIN: u32 = 1;
-
 /// One process and what it wrote.
 pub struct Process {
     pid: Pid,
@@ -39,6 +36,8 @@ pub struct Process {
     open_streams: Cell<u8>,
     /// Whether nothing is left to be told: for the main process, that includes what its end brought about.
     complete: Cell<bool>,
+    /// Why its end does not count, where it was killed because the workload broke down.
+    broken: RefCell<Option<String>>,
     /// Something was written, acknowledged or has ended.
     pub changed: Notify,
     /// Its standard input; taken while it is written to, and for good when it was closed.
@@ -56,6 +55,11 @@ impl Process {
     /// How it stands.
     pub fn status(&self) -> ProcessStatus {
         ProcessStatus { exit: self.exit.get(), output_bytes: self.ring.borrow().end() }
+    }
+
+    /// Why its end does not count, if so.
+    pub fn broken(&self) -> Option<String> {
+        self.broken.borrow().clone()
     }
 
     /// Whether it and its pipes have ended, and nothing more can come.
@@ -114,6 +118,9 @@ impl Table {
         }
         let other =
             |error: io::Error| spawn::failure(SpawnFailureKind::Other, format!("cannot start a process: {error}"));
+        if let Some(fate) = inner.init.fate() {
+            return Err(spawn::failure(SpawnFailureKind::Other, fate));
+        }
         let started = prepared.start(&inner, stdin).map_err(other)?;
         let (tell, told) = oneshot::channel();
         let table = self.clone();
@@ -145,6 +152,7 @@ impl Table {
             exit: Cell::new(None),
             open_streams: Cell::new(2),
             complete: Cell::new(false),
+            broken: RefCell::default(),
             changed: Notify::new(),
             stdin: RefCell::new(started.stdin.map(nonblocking).transpose().map_err(other)?),
         });
@@ -155,7 +163,7 @@ impl Table {
         self.processes.borrow_mut().insert(id, process.clone());
         tokio::task::spawn_local(pump(process.clone(), stdout, OutputStream::Stdout));
         tokio::task::spawn_local(pump(process.clone(), stderr, OutputStream::Stderr));
-        tokio::task::spawn_local(watch(process, pidfd, (id == MAIN).then_some(inner), refusals));
+        tokio::task::spawn_local(watch(process, pidfd, prepared.main, inner, refusals));
         Ok(id)
     }
 
@@ -172,15 +180,17 @@ impl Table {
 }
 
 /// Waits for a process's end. The end of the main process is the end of all: what it left behind is killed.
-async fn watch(process: Rc<Process>, pidfd: AsyncFd<OwnedFd>, main_of: Option<Rc<Inner>>, refusals: Rc<Refusals>) {
+async fn watch(process: Rc<Process>, pidfd: AsyncFd<OwnedFd>, main: bool, inner: Rc<Inner>, refusals: Rc<Refusals>) {
     // A child that cannot be waited for does not exist; nothing but a broken kernel gets here.
     let exit = reap(&pidfd).await.unwrap_or(Exit::Signal(libc::SIGKILL as u8));
+    if exit == Exit::Signal(libc::SIGKILL as u8) {
+        process.broken.replace(inner.init.death());
+    }
     process.exit.set(Some(exit));
     process.stdin.borrow_mut().take();
     process.changed.notify_waiters();
-    if let Some(inner) = main_of {
-        // The init of a pid namespace takes everything in it along. Gone already is as good.
-        let _ = rustix::process::pidfd_send_signal(&inner.init, rustix::process::Signal::KILL);
+    if main {
+        inner.init.end();
         refusals.flush().await;
     }
     process.until(|process| process.open_streams.get() == 0).await;
@@ -227,7 +237,8 @@ async fn reap(pidfd: &AsyncFd<OwnedFd>) -> io::Result<Exit> {
     }
 }
 
-fn exit_of(status: &WaitIdStatus) -> io::Result<Exit> {
+/// How a child ended.
+pub fn exit_of(status: &WaitIdStatus) -> io::Result<Exit> {
     if let Some(code) = status.exit_status() {
         return Ok(Exit::Code(code as u8));
     }

@@ -36,6 +36,8 @@ pub struct Prepared {
     set_groups: bool,
     /// Whether programs may gain privileges.
     allow_sudo: bool,
+    /// Whether the workload ends with it.
+    pub main: bool,
 }
 
 /// A command on its way: forked, not yet known to be executing.
@@ -96,6 +98,7 @@ impl Prepared {
             user,
             set_groups: inner.ids.count > 1,
             allow_sudo: inner.allow_sudo,
+            main: spawn.main,
         })
     }
 

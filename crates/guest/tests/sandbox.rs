@@ -10,7 +10,7 @@ use holm_wire::{
     http2,
 };
 use http::{Method, StatusCode};
-use support::{Sandbox, spawn_of};
+use support::{Sandbox, main_of, spawn_of};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -22,8 +22,6 @@ async fn limited<T>(test: impl Future<Output = T>) -> T {
 async fn runs_a_command_as_a_user_and_says_how_it_ended() {
     limited(async {
         let (_sandbox, epoch) = Sandbox::ready().await;
-        // A first command that stays: the end of the first ends them all.
-        epoch.spawn(&spawn_of("root", &["sleep", "1000"])).await.unwrap();
         let (exit, told) = epoch.run(&spawn_of("ann", &["sh", "-c", "id; pwd; hostname; echo err >&2; exit 7"])).await;
         assert_eq!(exit, Exit::Code(7));
         assert_eq!(told.text(), "uid=1000(ann) gid=1000(ann) groups=1000(ann),77(extra)\n/home/ann\nisle\n");
@@ -70,8 +68,52 @@ async fn the_end_of_the_main_command_is_the_end_of_all() {
         let (_sandbox, epoch) = Sandbox::ready().await;
         let script =
             "setsid sleep 1000 & (setsid sh -c 'trap \"\" TERM HUP; while :; do sleep 1; done' &) ; echo done; exit 3";
-        let (exit, told) = epoch.run(&spawn_of("ann", &["sh", "-c", script])).await;
+        let beside = epoch.spawn(&spawn_of("ann", &["sleep", "1000"])).await.unwrap();
+        let (exit, told) = epoch.run(&main_of("ann", &["sh", "-c", script])).await;
         assert_eq!((exit, told.text().as_str()), (Exit::Code(3), "done\n"));
+        assert_eq!(epoch.wait(beside).await, Exit::Signal(9));
+        let message = refusal(epoch.spawn(&spawn_of("root", &["true"])).await);
+        assert_eq!(message, "the workload has ended with its main command");
+    })
+    .await;
+}
+
+fn refusal<T: std::fmt::Debug>(answer: Result<T, http2::Error>) -> String {
+    let Err(http2::Error::Status { body, .. }) = answer else { panic!("{answer:?}") };
+    // Both bodies of errors have a message.
+    let failure: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    failure["message"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn other_commands_end_alone() {
+    limited(async {
+        let (_sandbox, epoch) = Sandbox::ready().await;
+        for said in ["one\n", "two\n"] {
+            let (exit, told) = epoch.run(&spawn_of("root", &["echo", said.trim()])).await;
+            assert_eq!((exit, told.text().as_str()), (Exit::Code(0), said));
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_workload_that_broke_down_is_not_a_command_that_was_killed() {
+    limited(async {
+        let (sandbox, epoch) = Sandbox::ready().await;
+        let init = sandbox.inner_init();
+        let main = epoch.spawn(&main_of("root", &["sleep", "1000"])).await.unwrap();
+        rustix::process::kill_process(init, rustix::process::Signal::KILL).unwrap();
+        let how = "the workload broke down: its init ";
+        let path = format!("/processes/{main}?wait=1");
+        let answer = refusal(epoch.client.bytes(Method::GET, &path, None::<&()>).await);
+        assert!(answer.starts_with(how), "{answer}");
+        let answer = refusal(epoch.spawn(&spawn_of("root", &["true"])).await);
+        assert!(answer.starts_with(how), "{answer}");
+        // What the workload itself kills was killed.
+        let (_sandbox, epoch) = Sandbox::ready().await;
+        let (exit, _) = epoch.run(&main_of("root", &["sh", "-c", "kill -KILL $$"])).await;
+        assert_eq!(exit, Exit::Signal(9));
     })
     .await;
 }
@@ -171,7 +213,7 @@ socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("192.0.2.1", 123)
 try: socket.getaddrinfo("registry.example", 443); sys.exit("resolved")
 except socket.gaierror: pass
 "#;
-        let (exit, told) = epoch.run(&spawn_of("ann", &["python3", "-c", script])).await;
+        let (exit, told) = epoch.run(&main_of("ann", &["python3", "-c", script])).await;
         assert_eq!(exit, Exit::Code(0), "{}", told.errors());
         let mut seen = Vec::new();
         while let Ok(refused) = epoch.refused.try_recv() {
@@ -245,7 +287,6 @@ async fn a_result_that_is_no_file_is_refused() {
 async fn nothing_gets_out_as_root_or_as_a_user() {
     limited(async {
         let (_sandbox, epoch) = Sandbox::ready().await;
-        epoch.spawn(&spawn_of("root", &["sleep", "1000"])).await.unwrap();
         for user in ["root", "ann"] {
             let (exit, told) = epoch.run(&spawn_of(user, &["python3", "-c", include_str!("escape.py")])).await;
             assert_eq!((exit, told.text().trim()), (Exit::Code(0), "sealed"), "{user}: {}", told.errors());
@@ -272,7 +313,6 @@ async fn sudo_gains_privileges_only_where_the_image_asks_for_it() {
     limited(async {
         for (allow_sudo, expected) in [(false, "1000\n"), (true, "0\n")] {
             let (_sandbox, epoch) = Sandbox::ready_with(allow_sudo).await;
-            epoch.spawn(&spawn_of("root", &["sleep", "1000"])).await.unwrap();
             // A setuid program of the sandbox's own root. /tmp of this sandbox is nosuid, a fresh tmpfs as /ro is not.
             let make = "cp /usr/bin/python3 /work/suid && chmod 4755 /work/suid";
             let (exit, told) = epoch.run(&spawn_of("root", &["sh", "-c", make])).await;

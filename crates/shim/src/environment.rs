@@ -21,7 +21,8 @@ pub fn spawn(run: RunId, spec: &RunSpec, runtime_env: &[(String, String)]) -> Sp
     env.extend(runtime_env.iter().cloned());
     env.extend(spec.env.clone());
     let work_dir = spec.work_dir.as_ref().map(|_| WORK_DIR.to_owned());
-    Spawn { argv: spec.argv.clone(), env, cwd: spec.cwd.clone().or(work_dir), user: user.to_owned(), stdin: false }
+    let cwd = spec.cwd.clone().or(work_dir);
+    Spawn { argv: spec.argv.clone(), env, cwd, user: user.to_owned(), stdin: false, main: true }
 }
 
 fn base(run: RunId, user: &str) -> Vec<(&'static str, String)> {
@@ -67,7 +68,7 @@ mod tests {
         assert_eq!((value("PATH"), value("HOME"), value("X")), (Some("/mine"), Some("/image-home"), Some("1")));
         assert_eq!(value("HOLM_RUN_ID"), Some("run_00000000000000000000000001"));
         assert_eq!((value("HOLM_RESULT"), value("USER")), (Some(RESULT_PATH), Some("root")));
-        assert_eq!((spawn.user.as_str(), spawn.cwd, spawn.stdin), ("root", None, false));
+        assert_eq!((spawn.user.as_str(), spawn.cwd, spawn.stdin, spawn.main), ("root", None, false, true));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! | `POST /processes/{id}/ack?to=N` | | 204; what lies below offset N may be forgotten |
 //! | `POST /processes/{id}/stdin` | bytes, streamed | 204; the end of the body closes the process's standard input |
 //! | `POST /processes/{id}/signal` | [`SendSignal`] | 204 |
-//! | `GET /processes/{id}` | | 200 [`ProcessStatus`]; with `?wait=1` once it has ended |
+//! | `GET /processes/{id}` | | 200 [`ProcessStatus`]; with `?wait=1` once it has ended; 500 if the workload broke down under it |
 //! | `GET /result` | | 200 with the bytes of the structured result, 204 if there is none |
 //! | `GET /changes` | | 200, a tar archive of what changed in the work dir |
 //! | `POST /quiesce` | | 204; nothing more is written to either lane until the next handshake |
@@ -83,6 +83,8 @@ pub struct Spawn {
     pub user: String,
     /// Whether standard input is a pipe that can be written to; /dev/null otherwise.
     pub stdin: bool,
+    /// Whether the workload ends with it: what it leaves behind is killed, and no command can be started afterwards.
+    pub main: bool,
 }
 
 /// A process that was started.

@@ -229,10 +229,30 @@ impl Sandbox {
         (sandbox, epoch)
     }
 
+    /// The inner init, as the host sees it. To be asked for before a command was started.
+    pub fn inner_init(&self) -> rustix::process::Pid {
+        let guest = child_of(self.child.id() as i32);
+        rustix::process::Pid::from_raw(child_of(guest)).unwrap()
+    }
+
     /// The exit code of the guest, once it has ended.
     pub fn wait(&mut self) -> Option<i32> {
         self.child.wait().unwrap().code()
     }
+}
+
+/// The only child of a process.
+fn child_of(parent: i32) -> i32 {
+    let of = |stat: &str| {
+        let (head, rest) = stat.rsplit_once(')')?;
+        let found: i32 = rest.split_whitespace().nth(1)?.parse().ok()?;
+        (found == parent).then(|| head.split(' ').next().unwrap().parse::<i32>().unwrap())
+    };
+    let stats =
+        fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
+    let children: Vec<i32> = stats.filter_map(|stat| of(&stat)).collect();
+    let [child] = children[..] else { panic!("{parent} has the children {children:?}") };
+    child
 }
 
 trait IntoRawFdLeaked {
@@ -252,7 +272,13 @@ pub fn spawn_of(user: &str, argv: &[&str]) -> Spawn {
         cwd: None,
         user: user.to_owned(),
         stdin: false,
+        main: false,
     }
+}
+
+/// A command with which the workload ends.
+pub fn main_of(user: &str, argv: &[&str]) -> Spawn {
+    Spawn { main: true, ..spawn_of(user, argv) }
 }
 
 /// What a command wrote, and how it ended.

@@ -242,6 +242,11 @@ impl Guest {
         self.post("quiescing", "/quiesce", None::<&()>).await
     }
 
+    /// Has the guest kill everything and end. A virtual machine that ends without having answered this broke down.
+    pub async fn goodbye(&self) -> Result<(), Lost> {
+        self.post("saying goodbye", "/goodbye", None::<&()>).await
+    }
+
     /// Has a restored guest renew what a clone must not share.
     pub async fn post_restore(&self, renewed: &PostRestore) -> Result<(), Lost> {
         self.post("renewing a restored guest", "/post-restore", Some(renewed)).await
