@@ -135,7 +135,8 @@ fn prepare(guest: &Rc<Guest>, setup: &Setup) -> io::Result<()> {
         let upper = mounts::open_dir(&layers.upper).map_err(|error| inner::context(error, "work dir"))?;
         guest.upper.replace(Some(Rc::new(upper)));
     }
-    let made = inner::make(setup, Rc::new(filters))?;
+    let machine = guest.machine.get().unwrap_or(Machine::Process);
+    let made = inner::make(machine, setup, Rc::new(filters))?;
     seal::restrict_self().map_err(|error| io::Error::other(error.to_string()))?;
     guest.inner.replace(Some(Rc::new(made)));
     Ok(())

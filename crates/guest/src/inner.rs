@@ -26,13 +26,14 @@ use rustix::{
 
 use crate::{
     init::Init,
+    machine::Machine,
     mounts,
     seccomp::Filters,
     spawn::{close_everything, drop_privileges_for_good, fork},
 };
 
-/// How long the inner init may take for its mounts.
-const INIT_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the inner init may take for its mounts; an emulated machine on a busy host is slow. The host is less patient.
+const INIT_DEADLINE: Duration = Duration::from_secs(60);
 /// The longest message of the inner init.
 const MESSAGE_BYTES_MAX: usize = 512;
 const READY: &[u8] = b"ready";
@@ -56,14 +57,14 @@ pub struct Inner {
 }
 
 /// Makes the namespaces and starts the inner init in them.
-pub fn make(setup: &Setup, filters: Rc<Filters>) -> io::Result<Inner> {
+pub fn make(machine: Machine, setup: &Setup, filters: Rc<Filters>) -> io::Result<Inner> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     mounts::make_result_dir(setup.ids)?;
     // Takes effect for children only: the first of them is PID 1 of the new namespace.
     unshare(UnshareFlags::NEWPID)?;
     let (report_read, report_write) = pipe_with(PipeFlags::CLOEXEC)?;
     let (go_read, go_write) = pipe_with(PipeFlags::CLOEXEC)?;
-    let pid = fork(|| init(setup, &filters, report_write.as_fd(), go_read.as_fd()))?;
+    let pid = fork(|| init(machine, setup, &filters, report_write.as_fd(), go_read.as_fd()))?;
     let init = Init::new(pid)?;
     drop((report_write, go_read));
 
@@ -94,8 +95,8 @@ fn adopt(pid: Pid, ids: IdRange, report: OwnedFd, go: OwnedFd) -> io::Result<([O
 }
 
 /// The inner init: shapes the mounts, makes the namespaces, gives up its privileges, and sleeps for ever.
-fn init(setup: &Setup, filters: &Filters, report: impl AsFd, go: impl AsFd) -> i32 {
-    let shaped = mounts::shape(setup)
+fn init(machine: Machine, setup: &Setup, filters: &Filters, report: impl AsFd, go: impl AsFd) -> i32 {
+    let shaped = mounts::shape(machine, setup)
         .and_then(|()| unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP));
     if let Err(error) = shaped {
         let mut message = error.to_string().into_bytes();

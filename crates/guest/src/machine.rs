@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{self, Read},
+    io::{self, Read, Write},
     os::fd::OwnedFd,
     path::Path,
     time::{Duration, Instant},
@@ -22,10 +22,15 @@ const LANE_OUT_FD: i32 = 4;
 /// The names of the virtio ports in machine mode.
 const PORT_NAMES: [&str; 2] = ["wire.in", "wire.out"];
 const PORTS: &str = "/sys/class/virtio-ports";
-/// How long the ports may take to appear once their driver was loaded.
-const PORTS_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the ports may take to appear once their driver was loaded; emulation on a busy host is slow.
+const PORTS_DEADLINE: Duration = Duration::from_secs(60);
 /// Modules to load, one path a line, in this order.
 const MODULES: &str = "/etc/holm/modules";
+/// What the workload sees as the identity of this boot in a virtual machine, in a folder that it cannot enter.
+pub const BOOT_ID: &str = "/dev/.holm/boot_id";
+const BOOT_ID_DIR: &str = "/dev/.holm";
+/// A new identity at every read.
+const FRESH_ID: &str = "/proc/sys/kernel/random/uuid";
 const ENTROPY_BYTES: std::ops::RangeInclusive<usize> = 32..=512;
 
 /// Where the guest runs.
@@ -49,6 +54,8 @@ impl Machine {
             Machine::Process => Ok([sys::inherited(LANE_IN_FD)?, sys::inherited(LANE_OUT_FD)?]),
             Machine::Virtual => {
                 mount_kernel_files()?;
+                rustix::fs::mkdir(BOOT_ID_DIR, Mode::from_raw_mode(0o700))?;
+                renew_boot_id()?;
                 load_modules()?;
                 find_ports()
             }
@@ -66,6 +73,7 @@ impl Machine {
             )?;
         let device = rustix::fs::open("/dev/urandom", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
         sys::add_entropy(std::os::fd::AsFd::as_fd(&device), &entropy).map_err(|error| context(error, "add entropy"))?;
+        renew_boot_id().map_err(|error| context(error, "renew the boot's identity"))?;
         sys::set_clock(renewal.unix_micros).map_err(|error| context(error, "set the clock"))?;
         Ok(rustix::system::sethostname(renewal.hostname.as_bytes())?)
     }
@@ -120,6 +128,14 @@ fn mount_kernel_files() -> io::Result<()> {
         symlink(target, link)?;
     }
     Ok(())
+}
+
+/// Written in place, for the file is mounted where programs look for it.
+fn renew_boot_id() -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
+    let file = rustix::fs::open(BOOT_ID, flags, Mode::from_raw_mode(0o444))?;
+    // One write of the same length: no reader sees half of it.
+    fs::File::from(file).write_all(fs::read_to_string(FRESH_ID)?.as_bytes())
 }
 
 fn make_dir(path: &str) -> io::Result<()> {

@@ -9,7 +9,12 @@ use rustix::{
     mount::{MountFlags, MountPropagationFlags},
 };
 
-use crate::{files, inner::context, sys};
+use crate::{
+    files,
+    inner::context,
+    machine::{self, Machine},
+    sys,
+};
 
 /// Made read-only, as container engines do.
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
@@ -29,11 +34,13 @@ const MASKED: [&str; 13] = [
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];
+/// Where programs look for the identity of this boot; it is in the kernel's memory, hence the same in every clone.
+const KERNEL_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// The folder of the structured result, beneath the workload's root.
 const RESULT_DIR: [&str; 2] = ["run", "holm"];
 
 /// In a mount namespace of its own, makes the mounts as the workload is to see them.
-pub fn shape(setup: &Setup) -> io::Result<()> {
+pub fn shape(machine: Machine, setup: &Setup) -> io::Result<()> {
     sys::unshare(rustix::thread::UnshareFlags::NEWNS).map_err(|error| context(error, "unshare mounts"))?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).map_err(|error| context(error.into(), "make mounts private"))?;
@@ -42,6 +49,10 @@ pub fn shape(setup: &Setup) -> io::Result<()> {
     for path in READ_ONLY.iter().filter(|path| Path::new(path).exists()) {
         let bound = rustix::mount::mount_bind(*path, *path).map_err(io::Error::from);
         bound.and_then(|()| sys::make_read_only(path)).map_err(|error| context(error, &format!("protect {path}")))?;
+    }
+    if machine == Machine::Virtual {
+        let bound = rustix::mount::mount_bind(machine::BOOT_ID, KERNEL_BOOT_ID);
+        bound.map_err(|error| context(error.into(), &format!("cover {KERNEL_BOOT_ID}")))?;
     }
     for path in MASKED {
         mask(path).map_err(|error| context(error, &format!("mask {path}")))?;
