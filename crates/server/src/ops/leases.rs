@@ -6,7 +6,8 @@
 use std::collections::HashMap;
 
 use holm_api::agent::{
-    ClaimedRun, Directive, DirectiveKind, FinishRun, HeldLease, LOG_GAP_FIELD, Poll, Polled, Renew, Renewed, RenewedLease, StartRun,
+    ClaimedRun, Directive, DirectiveKind, FinishRun, HeldLease, LOG_GAP_FIELD, Poll, Polled, Renew, Renewed,
+    RenewedLease, StartRun,
 };
 use holm_domain::{
     AgentId, ErrorCode, OrgId, RunId,

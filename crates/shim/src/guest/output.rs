@@ -43,6 +43,11 @@ impl Position {
         Self { process, offset: 0, acked: 0 }
     }
 
+    /// The process whose output it is.
+    pub fn process(&self) -> u32 {
+        self.process
+    }
+
     /// How many bytes the sink took.
     pub fn offset(&self) -> u64 {
         self.offset

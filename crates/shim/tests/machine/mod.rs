@@ -16,6 +16,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
+const COMMANDS: [&str; 11] = ["cat", "date", "echo", "head", "hostname", "od", "seq", "sh", "sleep", "touch", "true"];
 /// In this order: each needs those before it.
 const MODULES: [&str; 4] =
     ["virtio/virtio_ring.ko", "virtio/virtio.ko", "virtio/virtio_mmio.ko", "char/virtio_console.ko"];
@@ -43,10 +44,11 @@ struct Cpio {
 }
 
 impl Cpio {
+    /// Owned by root as the workload sees it; the guest has no use for owners.
     fn add(&mut self, name: &str, mode: u32, data: &[u8], device: (u32, u32)) {
         self.entries += 1;
         let fields =
-            [self.entries, mode, 0, 0, 1, 0, data.len() as u32, 0, 0, device.0, device.1, name.len() as u32 + 1, 0];
+            [self.entries, mode, 1, 1, 1, 0, data.len() as u32, 0, 0, device.0, device.1, name.len() as u32 + 1, 0];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {
             write!(self.bytes, "{field:08x}").unwrap();
@@ -62,8 +64,8 @@ impl Cpio {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 
-    fn dir(&mut self, name: &str) {
-        self.add(name, 0o040_755, &[], (0, 0));
+    fn dir(&mut self, name: &str, mode: u32) {
+        self.add(name, 0o040_000 | mode, &[], (0, 0));
     }
 
     fn file(&mut self, name: &str, mode: u32, data: &[u8]) {
@@ -71,12 +73,13 @@ impl Cpio {
     }
 }
 
-/// The guest as /init, the modules that the wire needs, and one static program as `true` and `echo`.
-pub fn initramfs(guest: &[u8], program: &[u8], drivers: &Path) -> Vec<u8> {
+/// The guest as /init, the modules that the wire needs, and a shell with the usual commands in it.
+pub fn initramfs(guest: &[u8], drivers: &Path) -> Vec<u8> {
     let mut cpio = Cpio::default();
-    for dir in ["bin", "dev", "etc", "etc/holm", "lib", "proc", "root", "run", "sys", "tmp"] {
-        cpio.dir(dir);
+    for dir in ["bin", "dev", "etc", "etc/holm", "lib", "proc", "root", "run", "sys"] {
+        cpio.dir(dir, 0o755);
     }
+    cpio.dir("tmp", 0o1777);
     cpio.add("dev/console", 0o020_600, &[], (5, 1));
     cpio.add("dev/null", 0o020_666, &[], (1, 3));
     cpio.file("init", 0o755, guest);
@@ -85,30 +88,39 @@ pub fn initramfs(guest: &[u8], program: &[u8], drivers: &Path) -> Vec<u8> {
     let mut list = String::new();
     for module in MODULES {
         let name = format!("lib/{}", module.rsplit('/').next().unwrap());
-        cpio.file(&name, 0o644, &std::fs::read(drivers.join(module)).unwrap());
+        cpio.file(&name, 0o644, &driver(&drivers.join(module)));
         list += &format!("/{name}\n");
     }
     cpio.file("etc/holm/modules", 0o644, list.as_bytes());
-    for name in ["bin/true", "bin/echo"] {
-        cpio.file(name, 0o755, program);
+    cpio.file("bin/busybox", 0o755, &busybox());
+    for name in COMMANDS {
+        cpio.add(&format!("bin/{name}"), 0o120_777, b"busybox", (0, 0));
     }
     cpio.add("TRAILER!!!", 0, &[], (0, 0));
     cpio.bytes
 }
 
-/// A static program that says its arguments, as echo(1) does, and succeeds.
-pub fn static_program(dir: &Path) -> Vec<u8> {
-    let (source, program) = (dir.join("echo.rs"), dir.join("echo"));
-    let text = r#"fn main() {
-        let said: Vec<String> = std::env::args().skip(1).collect();
-        if !said.is_empty() { println!("{}", said.join(" ")); }
-    }"#;
-    std::fs::write(&source, text).unwrap();
-    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let mut build = Command::new(rustc);
-    build.args(["--edition", "2024", "-C", "target-feature=+crt-static", "-C", "opt-level=1", "-C", "strip=symbols"]);
-    assert!(build.arg("-o").arg(&program).arg(&source).status().unwrap().success());
-    std::fs::read(program).unwrap()
+/// A driver as the kernel loads it; some distributions pack them.
+fn driver(path: &Path) -> Vec<u8> {
+    let packed = path.with_extension("ko.xz");
+    if !packed.exists() {
+        return std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
+    let unpacked = Command::new("xz").arg("-dc").arg(&packed).output().unwrap();
+    assert!(unpacked.status.success(), "{}: {unpacked:?}", packed.display());
+    unpacked.stdout
+}
+
+fn busybox() -> Vec<u8> {
+    let path = std::env::var_os("PATH").unwrap();
+    let found = std::env::split_paths(&path).map(|dir| dir.join("busybox")).find(|program| program.exists());
+    let program = std::fs::read(found.expect("busybox is installed by `cargo xtask setup`")).unwrap();
+    // Program headers (from byte 32 on: where they are; 54: their size; 56: how many), of which 3 names a dynamic loader.
+    let u16_at = |at: usize| usize::from(u16::from_le_bytes([program[at], program[at + 1]]));
+    let headers = u64::from_le_bytes(program[32..40].try_into().unwrap()) as usize;
+    let is_static = (0..u16_at(56)).all(|number| program[headers + number * u16_at(54)] != 3);
+    assert!(is_static, "this busybox is not the static one, which `cargo xtask setup` installs");
+    program
 }
 
 /// What boots.
@@ -117,9 +129,10 @@ pub struct Boot {
     pub initramfs: PathBuf,
 }
 
-/// A running machine.
+/// A running machine; it ends with the thread that started it, whatever happens to that.
 pub struct Machine {
     child: Child,
+    console: PathBuf,
     qmp: Option<Qmp>,
     /// The two lanes, as the host holds them.
     pub lanes: Option<(UnixStream, UnixStream)>,
@@ -140,9 +153,10 @@ impl Machine {
         let listen = |name: &str| UnixListener::bind(dir.join(name)).unwrap();
         let (lane_in, lane_out) = (listen("in"), listen("out"));
         let share = if boot.is_some() { "on" } else { "off" };
-        let mut command = Command::new("qemu-system-x86_64");
+        let mut command = Command::new("setpriv");
         command
-            .args(["-M", "microvm,acpi=on,rtc=on,isa-serial=off,x-option-roms=off,memory-backend=mem"])
+            .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
+            .args(["-M", "microvm,acpi=on,rtc=on,isa-serial=on,x-option-roms=off,memory-backend=mem"])
             .arg("-object")
             .arg(format!("memory-backend-file,id=mem,size=128M,mem-path={},share={share}", memory.display()))
             .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1", "-m", "128"])
@@ -151,7 +165,7 @@ impl Machine {
             None => drop(command.args(["-incoming", "defer"])),
             Some(Boot { kernel, initramfs }) => {
                 command.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs).arg("-append").arg(format!(
-                    "quiet reboot=t panic=-1 tsc_early_khz={} lpj=4000000 tsc=reliable no_timer_check cryptomgr.notests",
+                    "quiet console=ttyS0 reboot=t panic=-1 tsc_early_khz={} lpj=4000000 tsc=reliable no_timer_check cryptomgr.notests",
                     tsc_khz()
                 ));
             }
@@ -161,12 +175,12 @@ impl Machine {
             command.arg("-chardev").arg(format!("socket,id={id},path={}", dir.join(id).display()));
             command.arg("-device").arg(format!("virtserialport,chardev={id},name={port}"));
         }
-        let qmp = dir.join("qmp");
+        let (qmp, console) = (dir.join("qmp"), dir.join("console"));
+        command.arg("-serial").arg(format!("file:{}", console.display()));
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", qmp.display()));
         command.args(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
-        let child =
-            command.stdin(Stdio::null()).spawn().expect("qemu-system-x86_64 is installed by `cargo xtask setup`");
-        let mut machine = Self { child, qmp: None, lanes: None };
+        let child = command.stdin(Stdio::null()).spawn().expect("setpriv is installed by `cargo xtask setup`");
+        let mut machine = Self { child, console, qmp: None, lanes: None };
         machine.lanes = Some((machine.accept(&lane_in), machine.accept(&lane_out)));
         machine.qmp = Some(Qmp::connect(&qmp));
         machine
@@ -182,7 +196,7 @@ impl Machine {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                 Err(error) => panic!("{error}"),
             }
-            assert_eq!(self.child.try_wait().unwrap(), None, "QEMU ended");
+            assert_eq!(self.child.try_wait().unwrap(), None, "qemu-system-x86_64 ended or is not installed");
             assert!(begun.elapsed() < PATIENCE, "QEMU did not connect");
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -205,7 +219,20 @@ impl Machine {
             answer["status"] == "completed"
         });
         qmp.execute("quit", json!({}));
-        assert!(self.child.wait().unwrap().success());
+        self.ended();
+    }
+
+    /// Waits until it has ended by itself, and in order.
+    pub fn ended(mut self) {
+        let begun = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(begun.elapsed() < PATIENCE, "QEMU does not end");
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        assert_eq!(status.code(), Some(0), "QEMU ended with {status}");
     }
 
     /// Loads a state that [`Machine::save`] wrote, and lets the machine go on.
@@ -223,6 +250,9 @@ impl Drop for Machine {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("{}:\n{}", self.console.display(), std::fs::read_to_string(&self.console).unwrap_or_default());
+        }
     }
 }
 
