@@ -11,6 +11,8 @@
 
 mod apply;
 mod plan;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fs::File,

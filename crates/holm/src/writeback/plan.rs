@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     fs::File,
+    io::Seek as _,
     os::fd::{AsFd, OwnedFd},
     path::{Component, Path, PathBuf},
 };
@@ -21,6 +22,8 @@ use crate::output::escaped;
 const ENTRIES_MAX: usize = 1_000_000;
 /// The longest path, in bytes (PATH_MAX of Linux).
 const PATH_BYTES_MAX: usize = 4_096;
+/// The longest piece of an archive that describes an entry, in bytes: such pieces are kept in memory.
+const DESCRIPTION_BYTES_MAX: u64 = 16 * 1024;
 /// The prefix of the name of something that was deleted (OCI image layers, "Whiteouts").
 const WHITEOUT: &str = ".wh.";
 /// The name that says that nothing of the directory below is left.
@@ -112,7 +115,9 @@ pub fn split(path: &Path) -> anyhow::Result<(&Path, &std::ffi::OsStr)> {
 }
 
 /// Reads and checks the whole archive against the directory.
-pub fn read(archive: &File, root: &OwnedFd) -> anyhow::Result<Vec<Change>> {
+pub fn read(mut archive: &File, root: &OwnedFd) -> anyhow::Result<Vec<Change>> {
+    check_lengths(archive)?;
+    archive.rewind().context("the archive cannot be read")?;
     let mut changes: BTreeMap<PathBuf, What> = BTreeMap::new();
     // An opaque directory is in the archive as a directory too.
     let mut emptied = BTreeSet::new();
@@ -123,6 +128,9 @@ pub fn read(archive: &File, root: &OwnedFd) -> anyhow::Result<Vec<Change>> {
             return Err(anyhow!("the archive has more than {ENTRIES_MAX} entries; nothing was written"));
         }
         let path = entry.path().context("the archive cannot be read")?.into_owned();
+        if entry.header().entry_size().ok() != Some(entry.size()) {
+            return Err(refuse(&path, "has two sizes").into());
+        }
         let Some((path, what)) = classify(&entry, &path)? else { continue };
         let twice = match what {
             What::Empty => !emptied.insert(path.clone()),
@@ -133,8 +141,60 @@ pub fn read(archive: &File, root: &OwnedFd) -> anyhow::Result<Vec<Change>> {
         }
     }
     check_parents(&changes)?;
-    let emptied = emptied.into_iter().map(|path| (path, What::Empty));
-    emptied.chain(changes).map(|(path, what)| against_host(root, path, what)).collect()
+    // Parents come before what is below them.
+    let mut replaced = BTreeSet::new();
+    let mut all = Vec::new();
+    for (path, what) in changes {
+        if path.ancestors().any(|parent| replaced.contains(parent)) {
+            all.push(Change { path, what, exists: false });
+            continue;
+        }
+        let (change, there) = against_host(root, path, what)?;
+        if matches!(change.what, What::Dir(_)) && there.is_some_and(|kind| kind != FileType::Directory) {
+            // A directory that hides nothing was one when the run began: somebody put something else there since.
+            if !emptied.contains(&change.path) {
+                return Err(refuse(&change.path, "is no directory on the host any more").into());
+            }
+            replaced.insert(change.path.clone());
+        }
+        all.push(change);
+    }
+    for path in emptied.into_iter().filter(|path| !path.ancestors().any(|parent| replaced.contains(parent))) {
+        let (change, there) = against_host(root, path, What::Empty)?;
+        if there == Some(FileType::Directory) {
+            all.push(change);
+        }
+    }
+    Ok(all)
+}
+
+/// Looks at the lengths alone, as the blocks say them: nothing may be cut off, and nothing take much memory to read.
+fn check_lengths(archive: &File) -> anyhow::Result<()> {
+    let length = archive.metadata().context("the archive cannot be read")?.len();
+    let mut reader = tar::Archive::new(archive);
+    for (number, entry) in reader.entries_with_seek().context("the archive cannot be read")?.raw(true).enumerate() {
+        let entry = entry.context("the archive cannot be read")?;
+        // Each entry may have two pieces that describe it.
+        if number >= 3 * ENTRIES_MAX {
+            return Err(anyhow!("the archive has more than {ENTRIES_MAX} entries; nothing was written"));
+        }
+        let path = entry.path().context("the archive cannot be read")?;
+        if entry.raw_file_position().checked_add(entry.size()).is_none_or(|end| end > length) {
+            return Err(refuse(&path, "is cut off").into());
+        }
+        let kind = entry.header().entry_type();
+        let describes = kind.is_gnu_longname()
+            || kind.is_gnu_longlink()
+            || kind.is_pax_local_extensions()
+            || kind.is_pax_global_extensions();
+        if describes && entry.size() > DESCRIPTION_BYTES_MAX {
+            return Err(refuse(&path, format!("is described by something longer than {DESCRIPTION_BYTES_MAX} bytes")).into());
+        }
+        if kind.is_gnu_sparse() {
+            return Err(refuse(&path, "is of a kind that is not taken (sparse)").into());
+        }
+    }
+    Ok(())
 }
 
 /// What an entry stands for; nothing for the directory itself.
@@ -156,7 +216,7 @@ fn classify<R: std::io::Read>(entry: &tar::Entry<'_, R>, named: &Path) -> anyhow
         return Ok(Some(deleted));
     }
     let what = match kind {
-        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => What::File(mode & 0o777),
+        EntryType::Regular | EntryType::Continuous => What::File(mode & 0o777),
         EntryType::Directory => What::Dir(mode & 0o777),
         EntryType::Symlink => What::Symlink(stays(&path, target()?)?),
         EntryType::Link => What::Link(normal(&target()?)?),
@@ -253,12 +313,12 @@ fn check_parents(changes: &BTreeMap<PathBuf, What>) -> Result<(), Refusal> {
 }
 
 /// Looks at what is there now, through directories only.
-fn against_host(root: &OwnedFd, path: PathBuf, what: What) -> anyhow::Result<Change> {
+fn against_host(root: &OwnedFd, path: PathBuf, what: What) -> anyhow::Result<(Change, Option<FileType>)> {
     let (parent, name) = split(&path)?;
     let dir = match open_dir(root, parent) {
         Ok(dir) => dir,
         // The archive makes the directory; where it does not, making this entry fails by itself.
-        Err(Errno::NOENT) => return Ok(Change { path, what, exists: false }),
+        Err(Errno::NOENT) => return Ok((Change { path, what, exists: false }, None)),
         Err(Errno::LOOP | Errno::NOTDIR | Errno::XDEV) if !matches!(what, What::Delete) => {
             return Err(refuse(&path, "lies below something that is no directory on the host").into());
         }
@@ -276,7 +336,7 @@ fn against_host(root: &OwnedFd, path: PathBuf, what: What) -> anyhow::Result<Cha
     if replaced {
         no_git_below(&dir, name, &path)?;
     }
-    Ok(Change { path, what, exists: there.is_some() })
+    Ok((Change { path, what, exists: there.is_some() }, there))
 }
 
 /// Refuses to delete a directory in which a repository lies.
