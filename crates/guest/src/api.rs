@@ -130,7 +130,7 @@ fn prepare(guest: &Rc<Guest>, setup: &Setup) -> io::Result<()> {
     rustix::system::sethostname(setup.hostname.as_bytes()).map_err(|error| inner::context(error.into(), "hostname"))?;
     network::set_up().map_err(|error| inner::context(error, "network"))?;
     guest.refusals.watch().map_err(|error| inner::context(error, "watch the network"))?;
-    let filters = seccomp::compile().map_err(|error| io::Error::other(error.to_string()))?;
+    let filters = seccomp::compile(setup.writes_to_host).map_err(|error| io::Error::other(error.to_string()))?;
     if let Some(layers) = &setup.work_dir {
         let upper = mounts::open_dir(&layers.upper).map_err(|error| inner::context(error, "work dir"))?;
         guest.upper.replace(Some(Rc::new(upper)));

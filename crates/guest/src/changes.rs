@@ -2,8 +2,9 @@
 //!
 //! The writable layer of the overlay is walked by descriptors, never following a link, and written out piece by piece:
 //! memory is bounded whatever the sizes are. Deletions come as the whiteouts of OCI layers (`.wh.NAME`, `.wh..wh..opq`).
-//! Left out are devices, sockets and FIFOs, setuid, setgid and sticky bits, and extended attributes. Files with several
-//! names are written once for each.
+//! Left out are devices, sockets and FIFOs, sticky bits, and extended attributes. Set-id bits are told: whoever reads the
+//! archive is to refuse them, and not to hand out a program that no longer is what was made. Files with several names are
+//! written once for each.
 
 use std::{
     fs::File,
@@ -162,7 +163,7 @@ fn head<'a>(path: &'a [u8], kind: Kind, stat: &Stat, ids: IdRange) -> Head<'a> {
         path,
         kind,
         link: b"",
-        mode: stat.st_mode & 0o777,
+        mode: stat.st_mode & 0o6777,
         uid: inside(stat.st_uid),
         gid: inside(stat.st_gid),
         size: 0,

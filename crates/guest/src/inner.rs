@@ -50,6 +50,8 @@ pub struct Inner {
     pub ids: IdRange,
     /// Whether programs may gain privileges.
     pub allow_sudo: bool,
+    /// Whether something of the host's is writable inside.
+    pub writes_to_host: bool,
     /// What commands may call.
     pub filters: Rc<Filters>,
     /// /dev/null of the guest.
@@ -73,7 +75,8 @@ pub fn make(machine: Machine, setup: &Setup, filters: Rc<Filters>) -> io::Result
         init.end();
     }
     let (namespaces, root) = made?;
-    Ok(Inner { root, namespaces, init, ids: setup.ids, allow_sudo: setup.allow_sudo, filters, null })
+    let &Setup { ids, allow_sudo, writes_to_host, .. } = setup;
+    Ok(Inner { root, namespaces, init, ids, allow_sudo, writes_to_host, filters, null })
 }
 
 /// The guest's half of the making: waits for the namespaces, maps their ids, and takes hold of them.

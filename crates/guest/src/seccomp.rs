@@ -7,6 +7,9 @@
 //!
 //! `clone3` is answered ENOSYS because its flags lie in memory, where no filter can see them; libraries fall back to
 //! `clone`, of which the flags that make namespaces are refused.
+//!
+//! Where the workload may write to files of the host, set-id bits are refused as well: a set-uid file of the workload's root
+//! would belong to a user of the host, and be there when the sandbox is gone.
 
 use std::collections::BTreeMap;
 
@@ -37,8 +40,23 @@ const PERSONALITIES: [u64; 5] = [0x0, 0x0008, 0x2_0000, 0x2_0008, 0xffff_ffff];
 /// The address families that a socket may have. AF_VSOCK, AF_PACKET, AF_ALG and the others are ways to the kernel or the host.
 const FAMILIES: [libc::c_int; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
+/// The calls that set a mode, and which argument it is. (mkdir(2) takes no set-id bits from its mode.)
+const MODES: [(libc::c_long, u8); 7] = [
+    (libc::SYS_chmod, 1),
+    (libc::SYS_fchmod, 1),
+    (libc::SYS_fchmodat, 2),
+    (libc::SYS_fchmodat2, 2),
+    (libc::SYS_creat, 1),
+    (libc::SYS_mknod, 1),
+    (libc::SYS_mknodat, 2),
+];
+/// The calls that open, with their arguments for flags and mode. The mode counts only if something is made.
+const OPENS: [(libc::c_long, u8, u8); 2] = [(libc::SYS_open, 1, 2), (libc::SYS_openat, 2, 3)];
+const MAKING_FLAGS: [libc::c_int; 2] = [libc::O_CREAT, libc::O_TMPFILE & !libc::O_DIRECTORY];
+const SET_ID_BITS: [libc::mode_t; 2] = [libc::S_ISUID, libc::S_ISGID];
+
 /// Compiles both filters.
-pub fn compile() -> Result<Filters, seccompiler::BackendError> {
+pub fn compile(writes_to_host: bool) -> Result<Filters, seccompiler::BackendError> {
     let mut allow: BTreeMap<i64, Vec<SeccompRule>> = table::ALLOWED.iter().map(|&call| (call, Vec::new())).collect();
     allow.insert(libc::SYS_clone, vec![rule(vec![masked(0, namespace_mask(), 0)?])?]);
     allow.insert(libc::SYS_personality, each(PERSONALITIES.iter().map(|&value| equal(0, value)))?);
@@ -58,6 +76,12 @@ pub fn compile() -> Result<Filters, seccompiler::BackendError> {
     refuse.insert(libc::SYS_socket, refused_sockets()?);
     refuse.insert(libc::SYS_socketpair, vec![rule(vec![condition(0, SeccompCmpOp::Ne, libc::AF_UNIX as u64)?])?]);
     refuse.insert(libc::SYS_ioctl, each([libc::TIOCSTI, libc::TIOCLINUX].iter().map(|&request| equal(1, request)))?);
+
+    if writes_to_host {
+        // Its mode lies in memory, where no filter can see it; libraries fall back to openat.
+        allow.remove(&libc::SYS_openat2);
+        refuse.extend(refused_set_id()?);
+    }
 
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     let no_such_call = SeccompAction::Errno(libc::ENOSYS as u32);
@@ -80,6 +104,25 @@ fn refused_sockets() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
         FAMILIES.iter().map(|&family| condition(0, SeccompCmpOp::Ne, family as u64)).collect::<Result<_, _>>()?;
     let netlink = vec![equal(0, libc::AF_NETLINK as u64)?, condition(2, SeccompCmpOp::Ne, libc::NETLINK_ROUTE as u64)?];
     Ok(vec![rule(foreign)?, rule(netlink)?])
+}
+
+/// Every way to a set-id bit.
+fn refused_set_id() -> Result<Vec<(i64, Vec<SeccompRule>)>, seccompiler::BackendError> {
+    let bit = |argument: u8, bit: libc::mode_t| masked(argument, u64::from(bit), u64::from(bit));
+    let mut calls = Vec::new();
+    for (call, mode) in MODES {
+        calls.push((call, each(SET_ID_BITS.iter().map(|&set| bit(mode, set)))?));
+    }
+    for (call, flags, mode) in OPENS {
+        let mut rules = Vec::new();
+        for making in MAKING_FLAGS {
+            for set in SET_ID_BITS {
+                rules.push(rule(vec![masked(flags, making as u64, making as u64)?, bit(mode, set)?])?);
+            }
+        }
+        calls.push((call, rules));
+    }
+    Ok(calls)
 }
 
 fn each(

@@ -124,6 +124,7 @@ impl Prepared {
             gid: self.user.gid,
             groups: if self.set_groups { Some(&self.user.groups) } else { None },
             no_new_privs: !self.allow_sudo,
+            writes_to_host: inner.writes_to_host,
             cwd: &self.cwd,
             candidates: &self.candidates,
             argv: &argv,

@@ -256,7 +256,7 @@ async fn hands_out_the_result_and_the_changes() {
         let listing = String::from_utf8(listing.stdout).unwrap();
         let line =
             |end: &str| listing.lines().find(|line| line.ends_with(end)).unwrap_or_else(|| panic!("{end}: {listing}"));
-        assert!(line(&long).starts_with("-rwxr-xr-x"), "{listing}");
+        assert!(line(&long).starts_with("-rwsr-xr-x"), "whoever takes it is to see the bit: {listing}");
         assert!(line(" link -> /etc/shadow").starts_with('l'));
         line(" .wh.gone");
         line(" replaced/.wh..wh..opq");
@@ -312,7 +312,7 @@ async fn another_instruction_set_is_killed() {
 async fn sudo_gains_privileges_only_where_the_image_asks_for_it() {
     limited(async {
         for (allow_sudo, expected) in [(false, "1000\n"), (true, "0\n")] {
-            let (_sandbox, epoch) = Sandbox::ready_with(allow_sudo).await;
+            let (_sandbox, epoch) = Sandbox::ready_with(allow_sudo, false).await;
             // A setuid program of the sandbox's own root. /tmp of this sandbox is nosuid, a fresh tmpfs as /ro is not.
             let make = "cp /usr/bin/python3 /work/suid && chmod 4755 /work/suid";
             let (exit, told) = epoch.run(&spawn_of("root", &["sh", "-c", make])).await;
@@ -320,6 +320,53 @@ async fn sudo_gains_privileges_only_where_the_image_asks_for_it() {
             let show = "import os; print(os.geteuid())";
             let (exit, told) = epoch.run(&spawn_of("ann", &["/work/suid", "-c", show])).await;
             assert_eq!((exit, told.text().as_str()), (Exit::Code(0), expected), "{}", told.errors());
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn where_the_host_can_be_written_to_no_file_gets_power() {
+    const ATTEMPTS: &str = r#"
+import ctypes, errno, os
+libc = ctypes.CDLL(None, use_errno=True)
+def call(*args):
+    ctypes.set_errno(0)
+    result = libc.syscall(*[ctypes.c_long(a) if isinstance(a, int) else a for a in args])
+    return errno.errorcode.get(ctypes.get_errno(), "OK") if result < 0 else "OK"
+os.chdir("/work"); os.umask(0); os.close(os.open("f", os.O_CREAT | os.O_WRONLY, 0o755))
+f = os.open("f", os.O_RDWR)
+making, here = os.O_CREAT | os.O_WRONLY, -100
+for bits in (0o4755, 0o2755, 0o6755):
+    how = (ctypes.c_uint64 * 3)(making, bits, 0)
+    tried = [
+        ("chmod", 90, b"f", bits), ("fchmod", 91, f, bits), ("fchmodat", 268, here, b"f", bits),
+        ("fchmodat2", 452, here, b"f", bits, 0), ("open", 2, b"o", making, bits), ("openat", 257, here, b"p", making, bits),
+        ("tmpfile", 257, here, b".", os.O_TMPFILE | os.O_RDWR, bits), ("creat", 85, b"q", bits),
+        ("mknod", 133, b"r", 0o100000 | bits, 0), ("mknodat", 259, here, b"s", 0o100000 | bits, 0),
+        ("openat2", 437, here, b"t", how, 24),
+    ]
+    for name, *args in tried:
+        result = call(*args)
+        if result not in ("EPERM", "ENOSYS"):
+            print(name, oct(bits), result)
+capability = bytes.fromhex("0000000200200000000000000000000000000000")
+try: os.setxattr("f", "security.capability", capability); print("setcap")
+except PermissionError: pass
+for name in os.listdir("."):
+    if os.lstat(name).st_mode & 0o6000: print("set-id:", name)
+# What ordinary programs do goes on.
+os.chmod("f", 0o700); os.mkdir("d", 0o755); os.close(os.open("u", making, 0o644)); open("f").close()
+print("done")
+"#;
+    limited(async {
+        for (allow_sudo, user) in [(false, "root"), (true, "root"), (false, "ann")] {
+            let (_sandbox, epoch) = Sandbox::ready_with(allow_sudo, true).await;
+            epoch.spawn(&spawn_of("root", &["sleep", "1000"])).await.unwrap();
+            let (exit, _) = epoch.run(&spawn_of("root", &["chmod", "777", "/work"])).await;
+            assert_eq!(exit, Exit::Code(0));
+            let (exit, told) = epoch.run(&spawn_of(user, &["python3", "-c", ATTEMPTS])).await;
+            assert_eq!((exit, told.text().as_str()), (Exit::Code(0), "done\n"), "{user}: {}", told.errors());
         }
     })
     .await;

@@ -57,6 +57,9 @@ pub struct Setup {
     pub work_dir: Option<WorkDirLayers>,
     /// What must not be writable to the workload even for its root: mount points of read-only mounts.
     pub read_only: Vec<String>,
+    /// Whether something of the host's is mounted writable. What the workload makes there outlives it, with an owner of the
+    /// host's, so it then can make no set-id files and give files no capabilities.
+    pub writes_to_host: bool,
 }
 
 /// Where the layers of the work dir lie in the guest's mount namespace; hidden from the workload.

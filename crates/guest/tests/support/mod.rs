@@ -212,10 +212,10 @@ impl Sandbox {
 
     /// Ready for commands.
     pub async fn ready() -> (Self, Epoch) {
-        Self::ready_with(false).await
+        Self::ready_with(false, false).await
     }
 
-    pub async fn ready_with(allow_sudo: bool) -> (Self, Epoch) {
+    pub async fn ready_with(allow_sudo: bool, writes_to_host: bool) -> (Self, Epoch) {
         let sandbox = Self::start();
         let epoch = sandbox.epoch(0).await;
         let setup = Setup {
@@ -224,6 +224,7 @@ impl Sandbox {
             allow_sudo,
             work_dir: Some(WorkDirLayers { upper: "/layers/upper".into(), target: "/work".into() }),
             read_only: vec!["/ro".into()],
+            writes_to_host,
         };
         epoch.client.empty(Method::POST, "/setup", Some(&setup)).await.expect("setup");
         (sandbox, epoch)

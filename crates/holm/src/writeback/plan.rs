@@ -188,7 +188,9 @@ fn check_lengths(archive: &File) -> anyhow::Result<()> {
             || kind.is_pax_local_extensions()
             || kind.is_pax_global_extensions();
         if describes && entry.size() > DESCRIPTION_BYTES_MAX {
-            return Err(refuse(&path, format!("is described by something longer than {DESCRIPTION_BYTES_MAX} bytes")).into());
+            return Err(
+                refuse(&path, format!("is described by something longer than {DESCRIPTION_BYTES_MAX} bytes")).into()
+            );
         }
         if kind.is_gnu_sparse() {
             return Err(refuse(&path, "is of a kind that is not taken (sparse)").into());

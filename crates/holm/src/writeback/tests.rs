@@ -149,10 +149,15 @@ fn creates_changes_deletes_and_lists_it() {
     assert_eq!(opaque, ["here"]);
     assert_eq!(fs::read_to_string(work.join("becomes-dir/c")).unwrap(), "c");
     assert_eq!(fs::read_to_string(work.join("becomes-file")).unwrap(), "f");
-    for line in ["changed a", "new     new/", "new     new/b", "new     new/up -> ../a", "deleted old", "emptied opaque/"] {
+    for line in
+        ["changed a", "new     new/", "new     new/b", "new     new/up -> ../a", "deleted old", "emptied opaque/"]
+    {
         assert!(lines.iter().any(|told| told == line), "{line:?} is not in {lines:?}");
     }
-    assert!(!lines.iter().any(|told| told.starts_with("emptied new")), "what was not there cannot be emptied: {lines:?}");
+    assert!(
+        !lines.iter().any(|told| told.starts_with("emptied new")),
+        "what was not there cannot be emptied: {lines:?}"
+    );
     let names: Vec<_> = fs::read_dir(&work).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(names.iter().all(|name| !name.to_string_lossy().starts_with(".holm-")), "{names:?}");
 }

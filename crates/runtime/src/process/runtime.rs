@@ -301,7 +301,8 @@ fn setup(request: &Request, root: &Root, binds: &[Bind], mapped: bool) -> Setup 
     let read_only = folders.chain(lent).collect();
     // A name of a machine has no `_` (RFC 1123 §2.1).
     let hostname = request.attempt.run.to_string().replace('_', "-");
-    Setup { hostname, ids, allow_sudo: spec.allow_sudo, work_dir, read_only }
+    let writes_to_host = binds.iter().any(|bind| !bind.read_only);
+    Setup { hostname, ids, allow_sudo: spec.allow_sudo, work_dir, read_only, writes_to_host }
 }
 
 fn env(spec: &RunSpec) -> Vec<(String, String)> {

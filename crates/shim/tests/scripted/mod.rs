@@ -283,7 +283,7 @@ fn sandbox(script: Script, signals: mpsc::UnboundedSender<Vec<u8>>, kills: Arc<A
     Sandbox {
         lane_in: shim_in.into(),
         lane_out: shim_out.into(),
-        setup: Setup { hostname: "h".into(), ids, allow_sudo: false, work_dir: None, read_only: Vec::new() },
+        setup: Setup { hostname: "h".into(), ids, allow_sudo: false, work_dir: None, read_only: Vec::new(), writes_to_host: false },
         env: Vec::new(),
         handle: Box::new(Handle { guest, ended, life: Mutex::new(life.into()), kills }),
     }
