@@ -52,8 +52,9 @@ pub(crate) async fn persist<T, F: Future<Output = Result<T, ControlError>> + Sen
     let begun = tokio::time::Instant::now();
     loop {
         match operation().await {
-            Err(ControlError::Unavailable(problem)) if begun.elapsed() < patience => {
-                tracing::debug!(what, problem, "the control plane is not available; trying again");
+            // An agent that the control plane has forgotten registers again while it asks for work.
+            Err(error @ (ControlError::Unavailable(_) | ControlError::Unregistered)) if begun.elapsed() < patience => {
+                tracing::debug!(what, %error, "trying again");
                 backoff.wait().await;
             }
             result => return result,

@@ -3,7 +3,12 @@
 //! What always holds: a lease is kept up exactly as long as an attempt needs it; what the machine says is passed on before
 //! the next thing is looked at; nothing here waits for an attempt or for the control plane.
 
-use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    future::Future,
+    sync::Arc,
+    time::Duration,
+};
 
 use holm_api::agent::{ClaimedRun, Directive, DirectiveKind, HeldLease, Renew, Renewed};
 use holm_domain::{
@@ -38,6 +43,8 @@ use crate::{
 const RENEW_MAX: usize = 1_000;
 /// The most renewals that may wait for an answer at once.
 const RENEWALS_MAX: usize = 8;
+/// How many attempts that ended are remembered; a grant is not told once more for long enough that more were needed.
+const OVER_MAX: usize = 4_096;
 /// How long attempts may take to let go when the agent leaves.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
 /// How long after the kill of what did not end in time a draining agent waits for its attempts.
@@ -100,6 +107,8 @@ pub(crate) struct Keeper<C> {
     pool: Pool,
     events: mpsc::Receiver<Event>,
     attempts: BTreeMap<Held, Entry>,
+    /// The attempts that ended last.
+    over: VecDeque<Held>,
     tasks: JoinSet<()>,
     pollers: JoinSet<()>,
     renewals: JoinSet<()>,
@@ -117,6 +126,7 @@ impl<C: ControlPlane> Keeper<C> {
             pool,
             events,
             attempts: BTreeMap::new(),
+            over: VecDeque::new(),
             tasks: JoinSet::new(),
             pollers: JoinSet::new(),
             renewals: JoinSet::new(),
@@ -127,17 +137,12 @@ impl<C: ControlPlane> Keeper<C> {
     }
 
     /// Works until `shutdown` and what it asks for are done.
-    pub(crate) async fn run(
-        mut self,
-        survivors: Vec<Survivor>,
-        wait_max: Duration,
-        shutdown: impl Future<Output = Shutdown>,
-    ) {
+    pub(crate) async fn run(mut self, survivors: Vec<Survivor>, shutdown: impl Future<Output = Shutdown>) {
         let mut shutdown = std::pin::pin!(shutdown);
         for survivor in survivors {
             self.take_up(survivor);
         }
-        self.start_pollers(wait_max);
+        self.start_pollers();
         let mut reap = tokio::time::interval(self.shared.config.reap_every);
         reap.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while matches!(self.phase, Phase::Working) || !self.tasks.is_empty() {
@@ -160,8 +165,8 @@ impl<C: ControlPlane> Keeper<C> {
         self.pollers.shutdown().await;
     }
 
-    fn start_pollers(&mut self, wait_max: Duration) {
-        let poller = Poller { shared: self.shared.clone(), held: self.held.subscribe(), wait_max };
+    fn start_pollers(&mut self) {
+        let poller = Poller { shared: self.shared.clone(), held: self.held.subscribe() };
         for _ in 0..2 {
             let (poller, pool) = (poller.clone(), self.pool.clone());
             self.pollers.spawn(async move {
@@ -197,7 +202,8 @@ impl<C: ControlPlane> Keeper<C> {
 
     fn claimed(&mut self, claimed: ClaimedRun, asked_at: BootMicros, offer: Option<&mut Offer>) {
         let held = Held { run: claimed.run, fence: claimed.fence };
-        if self.attempts.contains_key(&held) {
+        // Told once more, because the control plane did not know that the answer arrived. One fence is one attempt.
+        if self.attempts.contains_key(&held) || self.over.contains(&held) {
             return;
         }
         let permit = offer.and_then(|offer| offer.cut(schedule::demand(&claimed.spec)));
@@ -354,6 +360,10 @@ impl<C: ControlPlane> Keeper<C> {
             return;
         };
         self.attempts.remove(&held);
+        self.over.push_back(held);
+        if self.over.len() > OVER_MAX {
+            self.over.pop_front();
+        }
         if let Err(error) = joined {
             tracing::error!(run = %held.run, fence = held.fence, %error, "a supervisor failed; the reaper removes what it left");
         }

@@ -23,6 +23,7 @@ mod occupancy;
 mod poll;
 mod reaper;
 mod recover;
+mod registration;
 mod shared;
 mod shim_process;
 #[cfg(test)]
@@ -32,11 +33,8 @@ mod tests;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use holm_api::agent::{Register, Registered};
-use holm_domain::{
-    AgentId,
-    lease::holder::{Holder, HolderConfig},
-};
+use holm_api::agent::Registered;
+use holm_domain::lease::holder::{Holder, HolderConfig};
 use holm_runtime::registry::Registry;
 use tokio::sync::mpsc;
 
@@ -46,7 +44,6 @@ pub use shared::Config;
 pub use shim_process::ShimProgram;
 
 use crate::{
-    backoff::Backoff,
     control::{ControlError, ControlPlane},
     folder::Folder,
     keeper::Keeper,
@@ -100,7 +97,7 @@ impl<C: ControlPlane> Agent<C> {
         let boot_id = clock::boot_id().map_err(AgentError::Boot)?;
         let mut shutdown = std::pin::pin!(shutdown);
         let registered = tokio::select! {
-            registered = register(&config, &control, &runtimes, agent) => registered?,
+            registered = registration::persist(&config, &control, &runtimes, agent) => registered.map_err(AgentError::Register)?,
             // Shims, if there are any, look after themselves.
             _ = &mut shutdown => return Ok(()),
         };
@@ -113,38 +110,10 @@ impl<C: ControlPlane> Agent<C> {
         let retry_every = config.renew_retry.min(renew_every / 2);
         let holder = shared::Holder::new(Holder::new(HolderConfig { renew_every, retry_every }));
         let (events, heard) = mpsc::channel(EVENTS_MAX);
-        let wait_max = config.poll_wait.min(ttl / 3);
         let occupancy = Occupancy::default();
         let shared = Arc::new(Shared { config, agent, boot_id, folder, control, runtimes, occupancy, holder, events });
         let survivors = recover::survey(&shared).await;
-        Keeper::new(shared, heard).run(survivors, wait_max, shutdown).await;
+        Keeper::new(shared, heard).run(survivors, shutdown).await;
         Ok(())
-    }
-}
-
-async fn register<C: ControlPlane>(
-    config: &Config,
-    control: &C,
-    runtimes: &Registry,
-    agent: AgentId,
-) -> Result<Registered, AgentError> {
-    let body = Register {
-        agent,
-        name: config.name.clone(),
-        version: config.version.clone(),
-        capacity: config.capacity,
-        runtimes: runtimes.infos(),
-        labels: config.labels.clone(),
-    };
-    let mut backoff = Backoff::default();
-    loop {
-        match control.register(body.clone()).await {
-            Ok(registered) => return Ok(registered),
-            Err(ControlError::Unavailable(problem)) => {
-                tracing::warn!(problem, "the control plane is not available; trying again to register");
-                backoff.wait().await;
-            }
-            Err(error) => return Err(AgentError::Register(error)),
-        }
     }
 }

@@ -15,8 +15,9 @@ use crate::{
     backoff::Backoff,
     capacity::{Offer, Pool},
     clock,
-    control::ControlPlane,
+    control::{ControlError, ControlPlane},
     keeper::Event,
+    registration,
     shared::Shared,
 };
 
@@ -44,13 +45,11 @@ pub(crate) struct Answer {
 pub(crate) struct Poller<C> {
     pub(crate) shared: Arc<Shared<C>>,
     pub(crate) held: watch::Receiver<Vec<HeldLease>>,
-    /// The longest wait that leaves enough of a lease that is granted at its end.
-    pub(crate) wait_max: Duration,
 }
 
 impl<C> Clone for Poller<C> {
     fn clone(&self) -> Self {
-        Self { shared: self.shared.clone(), held: self.held.clone(), wait_max: self.wait_max }
+        Self { shared: self.shared.clone(), held: self.held.clone() }
     }
 }
 
@@ -67,13 +66,23 @@ impl<C: ControlPlane> Poller<C> {
         acted.await.map_err(|_| Closed)
     }
 
+    /// Waits before what failed is tried again, and does what helps.
+    async fn failed(&self, doing: &'static str, error: &ControlError, backoff: &mut Backoff) {
+        tracing::warn!(doing, %error, "no answer");
+        if *error == ControlError::Unregistered {
+            registration::renew(&self.shared).await;
+        }
+        backoff.wait().await;
+    }
+
     /// Offers what is free, for ever.
     pub(crate) async fn claim(self, pool: Pool) -> Closed {
         let mut backoff = Backoff::default();
         loop {
             let offer = pool.offer().await;
             let held = self.held.borrow().clone();
-            let wait = if held.is_empty() { self.wait_max } else { self.wait_max.min(BUSY_WAIT) };
+            let wait_max = self.shared.config.poll_wait;
+            let wait = if held.is_empty() { wait_max } else { wait_max.min(BUSY_WAIT) };
             let free = offer.capacity();
             let body = self.body(wait, free, free.runs.min(CLAIMS_MAX), held);
             let asked_at = clock::boot_now();
@@ -86,8 +95,7 @@ impl<C: ControlPlane> Poller<C> {
                 }
                 Err(error) => {
                     drop(offer);
-                    tracing::warn!(%error, "asking for work");
-                    backoff.wait().await;
+                    self.failed("asking for work", &error, &mut backoff).await;
                 }
             }
         }
@@ -122,8 +130,7 @@ impl<C: ControlPlane> Poller<C> {
                     tokio::time::sleep(LISTEN_GAP).await;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "listening for directives");
-                    backoff.wait().await;
+                    self.failed("listening for directives", &error, &mut backoff).await;
                 }
             }
         }

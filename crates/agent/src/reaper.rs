@@ -47,6 +47,24 @@ pub(crate) fn destroy(runtimes: &Registry, resources: &Resources) -> bool {
     reports.iter().all(|report| report.error.is_none())
 }
 
+/// Removes whatever bears the label of `attempt`, for want of a journal; whether nothing is left.
+pub(crate) fn destroy_found(runtimes: &Registry, attempt: AttemptId) -> bool {
+    let mut is_removed = true;
+    for runtime in runtimes.all() {
+        match runtime.inventory() {
+            Ok(found) => {
+                let mut of_attempt = found.iter().filter(|found| found.attempt == attempt);
+                is_removed &= of_attempt.all(|found| destroy(runtimes, found));
+            }
+            Err(error) => {
+                tracing::error!(runtime = runtime.name(), %error, "looking for a sandbox");
+                is_removed = false;
+            }
+        }
+    }
+    is_removed
+}
+
 /// Removes everything of an attempt by its journal, its folder last; whether nothing is left. Blocks.
 pub(crate) fn clear_attempt<C>(shared: &Shared<C>, stay: Stay) -> bool {
     let attempt = stay.attempt();

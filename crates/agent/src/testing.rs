@@ -24,7 +24,7 @@ use holm_runtime::{
 };
 use holm_shim::protocol::{
     CHANGES_FILE_NAME, Command, EVENTS_FILE_NAME, EXIT_FILE_NAME, Launch, Phase, SOCKET_NAME, SPOOL_DIR_NAME,
-    SourceEvent, Status,
+    STARTED_FILE_NAME, SourceEvent, Status,
 };
 use serde::{Deserialize, Serialize};
 
@@ -264,7 +264,7 @@ fn scripted_shim() {
         let socket = std::os::unix::net::UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
         // The agent died before it gave orders.
         let Ok((launch, descriptors)) = passing::receive::<Launch>(&socket) else { return };
-        assert_eq!(descriptors.len(), 1);
+        assert_eq!(descriptors.len(), 2, "the place and the folder of the attempt");
         ShimUnderScript::new(launch).run();
     }
 }
@@ -309,6 +309,7 @@ impl ShimUnderScript {
         let listener = UnixListener::bind(path).unwrap();
         listener.set_nonblocking(true).unwrap();
         self.die_at(Death::BeforeStart);
+        fs::write(self.launch.dir.join(STARTED_FILE_NAME), "").unwrap();
         let started = self.place().with_extension(format!("{}.started", self.status.fence));
         let started = self.place().parent().unwrap().parent().unwrap().join(started.file_name().unwrap());
         let mut starts = fs::OpenOptions::new().create(true).append(true).open(started).unwrap();

@@ -267,10 +267,81 @@ fn a_shim_that_died_while_no_agent_was_there_is_told_though_its_spool_is_gone() 
     crate::journal::ShimRecord::read(&dir).unwrap().unwrap().shim.kill_and_wait(PATIENCE).unwrap();
     let second = bench.restart();
     let outcome = bench.ended(id).outcome.unwrap();
-    assert_eq!(outcome.kind, OutcomeKind::Failed);
+    assert_eq!(outcome.reason, Some(Reason::GuestLost), "{outcome:?}");
     assert_eq!((bench.control.text(id).as_str(), bench.control.world().finishes), ("begun\n", 1));
     bench.clean();
     second.stop(Shutdown::Leave);
+}
+
+#[test]
+fn no_end_is_told_while_the_sandbox_of_a_dead_shim_may_live() {
+    let bench = Bench::new();
+    *bench.runtime.destroy_failures.lock().unwrap() = 3;
+    let id = bench.control.submit(Script { dies: Some(Death::Running), ..bench.endless() }.spec());
+    let agent = bench.start();
+    let outcome = bench.ended(id).outcome.unwrap();
+    assert_eq!(*bench.runtime.destroy_failures.lock().unwrap(), 0, "told before it was removed");
+    assert_eq!(outcome.reason, Some(Reason::GuestLost));
+    bench.clean();
+    agent.stop(Shutdown::Leave);
+}
+
+#[test]
+fn what_cannot_be_removed_before_the_lease_is_lost_is_never_told() {
+    let bench = Bench::new();
+    *bench.runtime.destroy_failures.lock().unwrap() = u32::MAX;
+    let id = bench.control.submit(Script { dies: Some(Death::Running), ..bench.endless() }.spec());
+    let agent = bench.start();
+    until("the first failure", || *bench.runtime.destroy_failures.lock().unwrap() < u32::MAX);
+    assert_eq!(bench.control.world().finishes, 0);
+    bench.control.expire(id);
+    until("the second attempt", || bench.starts(id, 2) == 1);
+    assert_eq!(bench.control.world().finishes, 0, "the first attempt tells nothing any more");
+    *bench.runtime.destroy_failures.lock().unwrap() = 0;
+    let run = bench.ended(id);
+    assert_eq!((run.fence, run.outcome.unwrap().reason), (2, Some(Reason::GuestLost)));
+    bench.clean();
+    agent.stop(Shutdown::Leave);
+}
+
+#[test]
+fn an_answer_that_grants_and_is_lost_costs_nothing() {
+    let bench = Bench::new();
+    bench.control.world().grants_lost = 2;
+    let id = bench.control.submit(bench.script(&["a"]).spec());
+    let agent = bench.start();
+    let run = bench.ended(id);
+    assert_eq!((run.fence, run.attempt, bench.starts(id, 1)), (1, 1, 1), "under the first lease");
+    assert_eq!((bench.control.text(id).as_str(), bench.control.world().grants_lost), ("a\n", 0));
+    bench.clean();
+    agent.stop(Shutdown::Leave);
+}
+
+#[test]
+fn a_grant_at_the_end_of_a_long_wait_is_as_good_as_any() {
+    let bench = Bench::with_ttl(Duration::from_millis(1_500));
+    let agent = bench.start();
+    until("its registration", || !bench.control.world().agents.is_empty());
+    // Longer than a lease: what counts from before the poll would be over.
+    std::thread::sleep(Duration::from_secs(2));
+    let id = bench.control.submit(bench.script(&["a"]).spec());
+    let run = bench.ended(id);
+    assert_eq!((run.fence, run.outcome.unwrap().kind), (1, OutcomeKind::Succeeded));
+    bench.clean();
+    agent.stop(Shutdown::Leave);
+}
+
+#[test]
+fn an_agent_that_is_not_known_any_more_registers_again() {
+    let bench = Bench::new();
+    let agent = bench.start();
+    until("its registration", || bench.control.world().agents.len() == 1);
+    bench.control.world().is_forgetful = true;
+    until("the second registration", || bench.control.world().agents.len() > 1);
+    let id = bench.control.submit(bench.script(&["a"]).spec());
+    assert_eq!(bench.ended(id).outcome.unwrap().kind, OutcomeKind::Succeeded);
+    bench.clean();
+    agent.stop(Shutdown::Leave);
 }
 
 #[test]

@@ -72,7 +72,8 @@ pub struct Poll {
     /// What is free on the host.
     #[schema(value_type = Object)]
     pub free: Capacity,
-    /// What the agent holds, so that the server can say what is to be cancelled or was taken away.
+    /// What the agent holds, so that the server can say what is to be cancelled or was taken away, and grant once more
+    /// what the agent should hold and does not list.
     pub held: Vec<HeldLease>,
 }
 
@@ -90,7 +91,8 @@ pub struct ClaimedRun {
     pub project: ProjectId,
     /// The number of the lease.
     pub fence: u64,
-    /// How long the lease lasts, in milliseconds from before the poll was sent.
+    /// How long the lease lasts, in milliseconds from before the poll was sent. The time for which the poll waited at the
+    /// server is in it.
     pub ttl_ms: u64,
     /// The runtime by which it is to be executed.
     pub runtime: String,
@@ -197,6 +199,9 @@ pub struct Fenced {
     /// The number of the lease.
     pub fence: u64,
 }
+
+/// The field that a `not_found` problem names when the agent is not registered.
+pub const AGENT_FIELD: &str = "agent";
 
 /// The field that a `log_gap` problem names; its value is the sequence that must follow what is stored.
 pub const LOG_GAP_FIELD: &str = "next_seq";

@@ -113,6 +113,11 @@ impl LeaseConfig {
         self.ttl / 3
     }
 
+    /// How long after a grant it is told once more to an agent that shows no sign of knowing it.
+    pub fn claim_again_after(&self) -> Duration {
+        (self.ttl / 8).min(Duration::from_secs(1))
+    }
+
     /// Refuses times that would let two sandboxes of one run overlap, or a run wait for ever.
     pub fn validate(&self) -> Result<(), InvalidField> {
         let problem =

@@ -21,7 +21,8 @@ use tokio::{
 };
 
 use crate::protocol::{
-    Command, EVENTS_FILE_NAME, EVENTS_MAX, EXIT_FILE_NAME, LINE_BYTES_MAX, SOCKET_NAME, SourceEvent, Status,
+    Command, EVENTS_FILE_NAME, EVENTS_MAX, EXIT_FILE_NAME, LINE_BYTES_MAX, SOCKET_NAME, STARTED_FILE_NAME, SourceEvent,
+    Status,
 };
 
 /// Why the conversation with a shim failed.
@@ -150,6 +151,15 @@ pub fn read_exit(dir: &Path) -> Result<Option<Status>, Error> {
     let bytes = read_limited(&dir.join(EXIT_FILE_NAME), LINE_BYTES_MAX as u64);
     let Some(bytes) = bytes.map_err(io_error("reading the final status"))? else { return Ok(None) };
     serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::Malformed(error.to_string()))
+}
+
+/// Whether the command of the attempt whose folder is `dir` may have been started.
+pub fn may_have_started(dir: &Path) -> io::Result<bool> {
+    match std::fs::symlink_metadata(dir.join(STARTED_FILE_NAME)) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// The events of the attempt whose folder is `dir` with sequences beyond `after`, in order, at most `count_max`.

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::protocol::{CHANGES_FILE_NAME, EXIT_FILE_NAME, Status};
+use crate::protocol::{CHANGES_FILE_NAME, EXIT_FILE_NAME, STARTED_FILE_NAME, Status};
 
 /// Writes a file under another name and gives it its own when it is complete.
 #[derive(Debug)]
@@ -62,4 +62,9 @@ pub fn write_status(dir: &Path, status: &Status) -> io::Result<()> {
     let mut pending = Pending::begin(dir, EXIT_FILE_NAME)?;
     pending.write(&bytes)?;
     pending.finish().map(|_| ())
+}
+
+/// Leaves the mark that the command may have been started, should this process die without another word.
+pub fn mark_started(dir: &Path) -> io::Result<()> {
+    File::options().write(true).create(true).truncate(false).mode(0o600).open(dir.join(STARTED_FILE_NAME)).map(drop)
 }

@@ -3,8 +3,8 @@
 //! Once, at the start, the agent sends a [`Launch`] with its descriptors over the shim's standard input
 //! ([`holm_runtime::passing`]). From then on they speak over the socket [`SOCKET_NAME`] in the attempt's folder: lines of
 //! JSON, each at most [`LINE_BYTES_MAX`] long; [`Command`] one way, [`Status`] the other. The shim sends its status on
-//! connect and whenever it changes. What a shim leaves behind for an agent that was away is [`Status`] in
-//! [`EXIT_FILE_NAME`], the spool in [`SPOOL_DIR_NAME`], the events in [`EVENTS_FILE_NAME`], and the changes of the work dir
+//! connect and whenever it changes. What a shim leaves behind for an agent that was away, or if it dies, is [`Status`] in
+//! [`EXIT_FILE_NAME`], the mark [`STARTED_FILE_NAME`], the spool in [`SPOOL_DIR_NAME`], the events in [`EVENTS_FILE_NAME`], and the changes of the work dir
 //! in [`CHANGES_FILE_NAME`].
 
 use std::path::PathBuf;
@@ -22,6 +22,8 @@ pub const SOCKET_NAME: &str = "shim.sock";
 pub const DIR_DESCRIPTOR: &str = "dir";
 /// The final status in the attempt's folder, written once with everything else already in its place.
 pub const EXIT_FILE_NAME: &str = "exit.json";
+/// An empty file in the attempt's folder: the guest was, or was just about to be, told to start the command.
+pub const STARTED_FILE_NAME: &str = "started";
 /// The changes of the work dir in the attempt's folder, a tar archive.
 pub const CHANGES_FILE_NAME: &str = "changes.tar";
 /// The folder of the log spool in the attempt's folder.

@@ -73,6 +73,8 @@ impl Attempt {
 
     async fn command(&self, guest: &Guest, env: &[(String, String)]) -> Result<ExitStatus, Ending> {
         let spawn = environment::spawn(self.launch.attempt.run, &self.launch.spec, env);
+        // Before, not after: a shim that dies in between must not look as if nothing had been started.
+        exit::mark_started(&self.dir()).map_err(|error| Ending::SpoolFailed(error.to_string()))?;
         let process = guest.spawn(&spawn).await.map_err(|error| match error {
             SpawnError::Refused(failure) => Ending::NotSpawned(failure),
             SpawnError::Lost(lost) => lost.into(),

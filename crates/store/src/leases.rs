@@ -8,19 +8,36 @@ use crate::{
     Backend, Result, Store,
     error::page,
     runs,
-    sql::{Db, args, queries},
+    sql::{Db, Row, args, queries},
 };
 
 /// The most runs that one look at leases or deadlines yields.
 pub const LEASES_PAGE_MAX: u32 = 10_000;
 
+/// A run whose deadline has passed.
+#[derive(Debug)]
+pub struct Due {
+    /// Where it stands; the next page begins behind it.
+    pub place: DuePlace,
+    /// The run. One that cannot be read does not hide those behind it.
+    pub run: Result<Run>,
+}
+
+/// A place in the order of deadlines.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DuePlace {
+    pub(crate) deadline: UnixMicros,
+    pub(crate) id: String,
+}
+
 impl Store {
-    /// Runs of all orgs whose deadline is at `now` or before, the longest overdue first; for the server's own task.
-    pub async fn runs_due(&self, now: UnixMicros, limit: u32) -> Result<Vec<Run>> {
+    /// Runs of all orgs whose deadline is at `now` or before, the longest overdue first, behind the place `after`; for the
+    /// server's own task.
+    pub async fn runs_due(&self, now: UnixMicros, after: Option<&DuePlace>, limit: u32) -> Result<Vec<Due>> {
         let limit = page(limit, LEASES_PAGE_MAX)?;
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.runs_due(now, limit)),
-            Backend::Sql(db) => runs_due(db, now, limit).await,
+            Backend::Memory(memory) => Ok(memory.runs_due(now, after, limit)),
+            Backend::Sql(db) => runs_due(db, now, after, limit).await,
         }
     }
 
@@ -43,16 +60,22 @@ impl Store {
 
 queries! {
     of "run" in "project";
-    RUNS_DUE = "select id, org, version, state, body from runs where deadline_at <= $1
-        order by deadline_at, id limit $2";
+    RUNS_DUE = "select id, org, version, state, body, deadline_at from runs
+        where deadline_at <= $1 and (deadline_at, id) > ($2, $3) order by deadline_at, id limit $4";
     RUNS_OF_AGENT = "select r.id, r.org, r.version, r.state, r.body
         from leases l join runs r on r.org = l.org and r.id = l.run
         where l.org = $1 and l.agent = $2 order by l.run limit $3";
     LEASE_COUNTS = "select agent, count(*) as runs from leases where org = $1 group by agent";
 }
 
-async fn runs_due(db: &Db, now: UnixMicros, limit: usize) -> Result<Vec<Run>> {
-    db.rows(RUNS_DUE, args![now, limit]).await?.iter().map(runs::read).collect()
+async fn runs_due(db: &Db, now: UnixMicros, after: Option<&DuePlace>, limit: usize) -> Result<Vec<Due>> {
+    let (deadline, id) = after.map_or((UnixMicros(i64::MIN), ""), |place| (place.deadline, place.id.as_str()));
+    let due = |row: &Row| {
+        let fields = row.of("runs", "id")?;
+        let place = DuePlace { deadline: fields.at("deadline_at")?, id: fields.text("id")? };
+        Ok(Due { place, run: runs::read(row) })
+    };
+    db.rows(RUNS_DUE, args![now, deadline, id, limit]).await?.iter().map(due).collect()
 }
 
 async fn runs_of_agent(db: &Db, org: OrgId, agent: AgentId) -> Result<Vec<Run>> {

@@ -35,7 +35,7 @@ pub use blobs::{BLOB_READ_BYTES_MAX, BlobKey, BlobStream, Blobs, PutStreamError}
 pub use error::{Cause, Error, Result};
 pub use events::{EVENTS_APPEND_MAX, EVENTS_PAGE_MAX, EventAppended};
 pub use hosts::HOSTS_MAX;
-pub use leases::LEASES_PAGE_MAX;
+pub use leases::{Due, DuePlace, LEASES_PAGE_MAX};
 pub use logs::{
     LOG_APPEND_BYTES_MAX, LOG_INLINE_BYTES, LOG_READ_BYTES_MAX, LOG_SEGMENT_BYTES, LogAppended, Sealed, Segment,
 };

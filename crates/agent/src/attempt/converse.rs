@@ -138,10 +138,9 @@ impl Conversation<'_> {
     /// ended, and makes sure that it did.
     pub(crate) async fn run<C: ControlPlane>(mut self, reporter: Reporter<'_, C>, settler: Settler<'_, C>) -> Over {
         let mut report = std::pin::pin!(reporter.run());
+        let mut settling = std::pin::pin!(settler.settle(self.seen.clone()));
+        let mut is_settled = false;
         let mut silent_since = Instant::now();
-        if self.shim.process.is_none() {
-            settler.settle(&self.seen).await;
-        }
         loop {
             let orders = *self.orders.borrow_and_update();
             if let Some(over) = self.heed(&orders).await {
@@ -164,8 +163,8 @@ impl Conversation<'_> {
                 () = gone(&self.shim.process) => {
                     self.shim.process = None;
                     self.hear_last().await;
-                    settler.settle(&self.seen).await;
                 }
+                () = &mut settling, if self.shim.process.is_none() && !is_settled => is_settled = true,
                 () = tokio::time::sleep_until(silence_ends), if is_silent => {
                     tracing::error!(dir = %self.dir.display(), "a shim does not answer; it is killed");
                     self.shim.kill();

@@ -2,11 +2,15 @@
 
 use std::{path::Path, sync::Arc};
 
-use holm_shim::{client::read_exit, protocol::Status};
+use holm_runtime::AttemptId;
+use holm_shim::{
+    client::{may_have_started, read_exit},
+    protocol::Status,
+};
 use tokio::sync::watch;
 
 use super::seen::Seen;
-use crate::{control::ControlPlane, journal::Record, occupancy::Stay, reaper, shared::Shared};
+use crate::{backoff::Backoff, control::ControlPlane, journal::Record, occupancy::Stay, reaper, shared::Shared};
 
 /// Finds out how one sandbox ended.
 pub(crate) struct Settler<'a, C> {
@@ -15,39 +19,69 @@ pub(crate) struct Settler<'a, C> {
     pub(crate) dir: &'a Path,
 }
 
+/// What is left of a shim that is gone.
+enum Remains {
+    /// Its last word, spoken when everything in the sandbox was dead.
+    Word(Box<Status>),
+    /// It left none. The sandbox is removed.
+    Silence { started: bool },
+    /// It left none, and the sandbox may still live: something of it could not be removed.
+    Unsettled,
+}
+
 impl<C: ControlPlane> Settler<'_, C> {
-    /// Takes the shim's last word. Where it left none, the sandbox may still live: it is removed before anything is told.
-    pub(crate) async fn settle(&self, seen: &watch::Sender<Seen>) {
+    /// Takes the shim's last word. Where it left none, the sandbox may still live: nothing is told before it is removed,
+    /// however often that has to be tried. Whoever waits for this gives up when the lease is lost.
+    pub(crate) async fn settle(self, seen: watch::Sender<Seen>) {
         let fence = self.stay.attempt().fence;
-        let (shared, stay, dir) = (self.shared.clone(), self.stay.clone(), self.dir.to_owned());
-        let task = tokio::task::spawn_blocking(move || last_word_or_removal(&shared, &stay, &dir));
-        let status = task.await.unwrap_or_else(|error| {
-            tracing::error!(%error, "removing a sandbox whose shim is gone");
-            None
-        });
-        seen.send_modify(|seen| {
-            if let Some(status) = status {
-                seen.take(fence, &status);
+        let mut backoff = Backoff::default();
+        loop {
+            let (shared, stay, dir) = (self.shared.clone(), self.stay.clone(), self.dir.to_owned());
+            let remains = tokio::task::spawn_blocking(move || look(&shared, &stay, &dir)).await;
+            let remains = remains.unwrap_or_else(|error| {
+                tracing::error!(%error, "removing a sandbox whose shim is gone");
+                Remains::Unsettled
+            });
+            if matches!(remains, Remains::Unsettled) {
+                backoff.wait().await;
+                continue;
             }
-            // A final status that speaks of no end is no word at all.
-            seen.lose();
-        });
+            seen.send_modify(|seen| {
+                match remains {
+                    Remains::Word(status) => seen.take(fence, &status),
+                    Remains::Silence { started } => seen.started |= started,
+                    Remains::Unsettled => {}
+                }
+                // A final status that speaks of no end is no word at all.
+                seen.lose();
+            });
+            return;
+        }
     }
 }
 
-fn last_word_or_removal<C>(shared: &Shared<C>, stay: &Stay, dir: &Path) -> Option<Status> {
+fn look<C>(shared: &Shared<C>, stay: &Stay, dir: &Path) -> Remains {
     let attempt = stay.attempt();
+    let AttemptId { run, fence } = attempt;
     match read_exit(dir) {
-        Ok(Some(status)) if status.fence == attempt.fence => return Some(status),
-        Ok(_) => tracing::error!(run = %attempt.run, fence = attempt.fence, "a shim is gone and left no word"),
-        Err(error) => tracing::error!(run = %attempt.run, fence = attempt.fence, %error, "the last word of a shim"),
+        Ok(Some(status)) if status.fence == fence => return Remains::Word(Box::new(status)),
+        Ok(_) => tracing::error!(%run, fence, "a shim is gone and left no word"),
+        Err(error) => tracing::error!(%run, fence, %error, "the last word of a shim"),
     }
-    match Record::read(dir, attempt) {
-        Ok(Some(record)) => {
-            reaper::destroy(&shared.runtimes, &record.resources);
+    let is_removed = match Record::read(dir, attempt) {
+        Ok(Some(record)) => reaper::destroy(&shared.runtimes, &record.resources),
+        Ok(None) => true,
+        Err(problem) => {
+            tracing::error!(%run, fence, %problem, "a sandbox is removed by what is found of it");
+            reaper::destroy_found(&shared.runtimes, attempt)
         }
-        Ok(None) => {}
-        Err(problem) => tracing::error!(run = %attempt.run, fence = attempt.fence, %problem, "removing a sandbox"),
+    };
+    if !is_removed {
+        return Remains::Unsettled;
     }
-    None
+    let started = may_have_started(dir).unwrap_or_else(|error| {
+        tracing::error!(%run, fence, %error, "whether the command was started");
+        true
+    });
+    Remains::Silence { started }
 }

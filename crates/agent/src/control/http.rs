@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use holm_api::{
     agent::{
-        AppendEvents, Appended, Fenced, FinishRun, LOG_GAP_FIELD, Poll, Polled, Register, Registered, Renew, Renewed,
-        StartRun,
+        AGENT_FIELD, AppendEvents, Appended, Fenced, FinishRun, LOG_GAP_FIELD, Poll, Polled, Register, Registered,
+        Renew, Renewed, StartRun,
     },
     client::{Client, ClientError},
 };
@@ -40,6 +40,11 @@ impl From<ClientError> for ControlError {
             ClientError::Problem(problem) if problem.code == ErrorCode::LogGap => {
                 let told = problem.value.as_deref().filter(|_| problem.field.as_deref() == Some(LOG_GAP_FIELD));
                 Self::LogGap { next_seq: told.and_then(|value| value.parse().ok()) }
+            }
+            ClientError::Problem(problem)
+                if problem.code == ErrorCode::NotFound && problem.field.as_deref() == Some(AGENT_FIELD) =>
+            {
+                Self::Unregistered
             }
             other => Self::Refused(other.to_string()),
         }
@@ -96,7 +101,11 @@ mod tests {
     use holm_api::problem::Problem;
 
     fn problem(code: ErrorCode, value: Option<&str>) -> ControlError {
-        let field = Some("next_seq".to_owned());
+        problem_at("next_seq", code, value)
+    }
+
+    fn problem_at(field: &str, code: ErrorCode, value: Option<&str>) -> ControlError {
+        let field = Some(field.to_owned());
         let problem = Problem { field, value: value.map(str::to_owned), ..Problem::new(code, "so it is") };
         ControlError::from(ClientError::Problem(Box::new(problem)))
     }
@@ -106,6 +115,7 @@ mod tests {
         assert_eq!(problem(ErrorCode::StaleFence, None), ControlError::StaleFence);
         assert_eq!(problem(ErrorCode::LogGap, Some("17")), ControlError::LogGap { next_seq: Some(17) });
         assert_eq!(problem(ErrorCode::LogGap, None), ControlError::LogGap { next_seq: None });
+        assert_eq!(problem_at("agent", ErrorCode::NotFound, Some("agent_1")), ControlError::Unregistered);
         for transient in [ErrorCode::Unavailable, ErrorCode::Internal, ErrorCode::TooMany, ErrorCode::DeadlineExceeded]
         {
             assert!(matches!(problem(transient, None), ControlError::Unavailable(_)), "{transient}");

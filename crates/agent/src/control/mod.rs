@@ -27,6 +27,9 @@ pub enum ControlError {
         /// The sequence that was to follow, if it was told.
         next_seq: Option<u64>,
     },
+    /// The control plane does not know this agent: it must register first.
+    #[error("this agent is not registered")]
+    Unregistered,
     /// The control plane was not reached or is not up to it now; the same may succeed later.
     #[error("the control plane is not available: {0}")]
     Unavailable(String),

@@ -57,6 +57,10 @@ pub(crate) struct World {
     pub(crate) faults: BTreeMap<Op, Fault>,
     pub(crate) hung: Vec<Op>,
     pub(crate) agents: Vec<AgentId>,
+    /// How many answers that grant something are lost.
+    pub(crate) grants_lost: u32,
+    /// Whether no agent is known any more.
+    pub(crate) is_forgetful: bool,
     next: u128,
 }
 
@@ -163,10 +167,20 @@ impl Scripted {
         };
     }
 
-    fn poll_once(&self, body: &Poll) -> Polled {
+    fn poll_once(&self, body: &Poll, received: UnixMicros) -> Polled {
         let mut world = self.world();
         let mut polled = Polled::default();
         let mut free = body.free;
+        let ttl_ms = (now().since(received) + self.config.ttl).as_millis() as u64;
+        let is_unlisted = |run: &Run| {
+            run.claimed_at.is_some_and(|at| at <= received) && !body.held.iter().any(|held| held.run == run.id)
+        };
+        let unlisted: Vec<Run> = world.runs.values().filter(|run| is_unlisted(run)).cloned().collect();
+        for run in unlisted.into_iter().take(body.claims_max as usize) {
+            let Some(decision) = grant::claim_again(&run, body.agent, now(), &self.config) else { continue };
+            polled.claimed.push(granted(&world, &decision.run, ttl_ms));
+            world.runs.insert(run.id, decision.run);
+        }
         let queued: Vec<RunId> =
             world.runs.values().filter(|run| run.state == RunState::Queued).map(|run| run.id).collect();
         for id in queued {
@@ -178,17 +192,7 @@ impl Scripted {
             free = free.less(&demand);
             let Some(decision) = grant::claim(&world.runs[&id], body.agent, now(), &self.config) else { continue };
             let run = decision.run;
-            let next_log_seq = world.output.get(&id).map_or(1, |entries| entries.len() as u64 + 1);
-            polled.claimed.push(ClaimedRun {
-                run: id,
-                org: run.org,
-                project: run.project,
-                fence: run.fence,
-                ttl_ms: self.config.ttl.as_millis() as u64,
-                runtime: run.spec.runtime.clone().unwrap_or_else(|| "test".to_owned()),
-                spec: run.spec.clone(),
-                next_log_seq,
-            });
+            polled.claimed.push(granted(&world, &run, ttl_ms));
             world.runs.insert(id, run);
         }
         for lease in &body.held {
@@ -205,13 +209,28 @@ impl Scripted {
     }
 }
 
+fn granted(world: &World, run: &Run, ttl_ms: u64) -> ClaimedRun {
+    ClaimedRun {
+        run: run.id,
+        org: run.org,
+        project: run.project,
+        fence: run.fence,
+        ttl_ms,
+        runtime: run.spec.runtime.clone().unwrap_or_else(|| "test".to_owned()),
+        spec: run.spec.clone(),
+        next_log_seq: world.output.get(&run.id).map_or(1, |entries| entries.len() as u64 + 1),
+    }
+}
+
 fn held(world: &World, run: RunId, agent: AgentId, fence: u64) -> Result<(), ControlError> {
     grant::held(&world.runs[&run], agent, fence).map(drop).map_err(|_| ControlError::StaleFence)
 }
 
 impl ControlPlane for Scripted {
     async fn register(&self, body: Register) -> Result<Registered, ControlError> {
-        self.world().agents.push(body.agent);
+        let mut world = self.world();
+        world.agents.push(body.agent);
+        world.is_forgetful = false;
         Ok(Registered {
             lease_ttl_ms: self.config.ttl.as_millis() as u64,
             renew_every_ms: self.config.renew_every().as_millis() as u64,
@@ -220,8 +239,17 @@ impl ControlPlane for Scripted {
 
     async fn poll(&self, body: Poll) -> Result<Polled, ControlError> {
         let until = tokio::time::Instant::now() + Duration::from_millis(body.wait_ms);
+        let received = now();
         loop {
-            let polled = self.poll_once(&body);
+            if self.world().is_forgetful {
+                return Err(ControlError::Unregistered);
+            }
+            let polled = self.poll_once(&body, received);
+            let grants_lost = self.world().grants_lost;
+            if !polled.claimed.is_empty() && grants_lost > 0 {
+                self.world().grants_lost -= 1;
+                return Err(ControlError::Unavailable("the answer was lost".to_owned()));
+            }
             if polled != Polled::default() || tokio::time::Instant::now() >= until {
                 return Ok(polled);
             }

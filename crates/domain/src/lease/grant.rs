@@ -52,6 +52,21 @@ pub fn claim(run: &Run, agent: AgentId, now: UnixMicros, config: &LeaseConfig) -
     Some(Decision { run, events })
 }
 
+/// Grants once more, under the same fence, a run that `agent` was granted and of which it shows no sign of knowing: the
+/// answer that told it was lost. Not at once after the last time, and not for longer than the first grant would have
+/// lasted: a run that its agent does not take up goes back to the queue.
+pub fn claim_again(run: &Run, agent: AgentId, now: UnixMicros, config: &LeaseConfig) -> Option<Decision> {
+    let lease = run.lease.filter(|lease| lease.agent == agent && run.state == RunState::Claimed)?;
+    let since_grant = config.ttl.saturating_sub(lease.expires_at.since(now));
+    if since_grant < config.claim_again_after() || now >= run.claimed_at?.plus(config.ttl) {
+        return None;
+    }
+    let mut run = run.clone();
+    run.version += 1;
+    run.lease = Some(Lease { expires_at: lease.expires_at.max(now.plus(config.ttl)), ..lease });
+    Some(Decision { run, events: Vec::new() })
+}
+
 /// The live lease of `run` if `fence` is its number and `agent` has it.
 pub fn held(run: &Run, agent: AgentId, fence: u64) -> Result<Lease, StaleFence> {
     run.lease

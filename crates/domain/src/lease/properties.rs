@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::{
-    grant::{self, claim, expire, finish, renew, start},
+    grant::{self, claim, claim_again, expire, finish, renew, start},
     holder::{Action, Held, Holder, HolderConfig, Input, StopReason},
 };
 use crate::{
@@ -46,6 +46,7 @@ fn sandbox(by: AgentId) -> SandboxInfo {
 #[derive(Debug, Clone, Copy)]
 enum Op {
     Claim(u8),
+    ClaimAgain(u8),
     Renew(u8, u64),
     Start(u8, u64),
     Finish(u8, u64, u8),
@@ -58,6 +59,7 @@ fn op() -> impl Strategy<Value = Op> {
     // Fences are given as how far they are behind the newest, so that live ones are hit often.
     prop_oneof![
         3 => (0..3u8).prop_map(Op::Claim),
+        1 => (0..3u8).prop_map(Op::ClaimAgain),
         3 => (0..3u8, 0..3u64).prop_map(|(by, behind)| Op::Renew(by, behind)),
         2 => (0..3u8, 0..3u64).prop_map(|(by, behind)| Op::Start(by, behind)),
         1 => (0..3u8, 0..3u64, 0..2u8).prop_map(|(by, behind, code)| Op::Finish(by, behind, code)),
@@ -75,6 +77,9 @@ fn apply(run: &Run, op: Op, now: UnixMicros) -> (Option<Decision>, bool) {
         |by: u8, behind: u64| run.lease.is_some_and(|lease| lease.agent == agent(by) && lease.fence == fence(behind));
     match op {
         Op::Claim(by) => (claim(run, agent(by), now, &config), run.state == RunState::Queued),
+        Op::ClaimAgain(by) => {
+            (claim_again(run, agent(by), now, &config), is_live(by, 0) && run.state == RunState::Claimed)
+        }
         Op::Renew(by, behind) => (renew(run, agent(by), fence(behind), now, &config).ok(), is_live(by, behind)),
         Op::Start(by, behind) => {
             let started = start(run, agent(by), fence(behind), sandbox(agent(by)), now);
@@ -331,4 +336,22 @@ fn newest(known: Option<BootMicros>, actions: &[Action]) -> Option<BootMicros> {
         _ => None,
     });
     told.chain(known).max()
+}
+
+#[test]
+fn a_grant_is_told_once_more_for_as_long_as_it_would_have_lasted() {
+    let config = config();
+    let begun = UnixMicros(1_000_000);
+    let granted = claim(&queued(begun), agent(1), begun, &config).unwrap().run;
+    let at = |run: &Run, by: u8, after: Duration| claim_again(run, agent(by), begun.plus(after), &config);
+    assert!(at(&granted, 1, Duration::from_millis(999)).is_none(), "its answer may be on its way");
+    assert!(at(&granted, 2, SECOND).is_none(), "it is another's");
+    let Decision { run: again, events } = at(&granted, 1, SECOND).unwrap();
+    assert_eq!((again.fence, again.attempt, again.state), (granted.fence, granted.attempt, RunState::Claimed));
+    assert_eq!((again.lease.unwrap().expires_at, events.len()), (begun.plus(31 * SECOND), 0));
+    assert!(at(&again, 1, Duration::from_millis(1_999)).is_none(), "not at every look");
+    assert!(at(&again, 1, 2 * SECOND).is_some());
+    assert!(at(&again, 1, 30 * SECOND).is_none(), "an agent that never takes it up loses it");
+    let started = start(&granted, agent(1), 1, sandbox(agent(1)), begun).unwrap().unwrap().run;
+    assert!(at(&started, 1, 2 * SECOND).is_none(), "it shows that it knows");
 }

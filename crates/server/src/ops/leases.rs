@@ -3,16 +3,16 @@
 //! Decisions come from [`holm_domain::lease::grant`] and [`holm_domain::schedule`]; the compare-and-swap of the store makes
 //! them safe with any number of servers. An operation under a fence that is not the newest changes nothing.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use holm_api::agent::{
     ClaimedRun, Directive, DirectiveKind, FinishRun, HeldLease, LOG_GAP_FIELD, Poll, Polled, Renew, Renewed,
     RenewedLease, StartRun,
 };
 use holm_domain::{
-    AgentId, ErrorCode, OrgId, RunId,
+    AgentId, ErrorCode, OrgId, RunId, UnixMicros,
     error::InvalidField,
-    host::Host,
+    host::{Capacity, Host},
     lease::grant,
     limits::RESULT_BYTES_MAX,
     run::{Cancel, OutcomeKind, Reason, Run},
@@ -30,14 +30,15 @@ use crate::{
 /// Waits until there is something for the agent: runs that it can claim, or word about runs that it holds. Answers with
 /// nothing once `wait_ms` have passed or the server is to end.
 pub async fn lease_poll(app: &App, org: OrgId, poll: Poll) -> Result<Polled, Failure> {
+    let received = Received { at: Instant::now(), time: app.now() };
     check_poll(&poll)?;
     let _pass = app.polls.enter(org)?;
     let listener = app.wakers.listen_org(org);
-    let until = Instant::now() + std::time::Duration::from_millis(poll.wait_ms);
+    let until = received.at + Duration::from_millis(poll.wait_ms);
     loop {
         let heard = listener.heard();
         let host = host_heard(app, org, poll.agent).await?;
-        let polled = look(app, &host, &poll).await?;
+        let polled = look(app, &host, &poll, received).await?;
         let left = until.saturating_duration_since(Instant::now());
         if !polled.is_empty() || left.is_zero() || app.shutdown.is_cancelled() {
             return Ok(polled);
@@ -50,6 +51,22 @@ pub async fn lease_poll(app: &App, org: OrgId, poll: Poll) -> Result<Polled, Fai
     }
 }
 
+/// When the whole of a poll was there, by both clocks.
+#[derive(Debug, Clone, Copy)]
+struct Received {
+    at: Instant,
+    time: UnixMicros,
+}
+
+impl Received {
+    /// How long a lease that is granted from now on lasts for the agent, which counts from before it sent the poll. The
+    /// poll was sent before it was received, so sent + waited + ttl is not after grant + ttl (SPEC L3). Must be called
+    /// before the clock is read that gives the lease its expiry.
+    fn ttl_ms(self, ttl: Duration) -> u64 {
+        millis(self.at.elapsed() + ttl)
+    }
+}
+
 fn check_poll(poll: &Poll) -> Result<(), InvalidField> {
     let refused = |field: &str, given: u64, max: u64| {
         if given <= max { Ok(()) } else { Err(InvalidField::new(field, given, format!("give 0 to {max}"))) }
@@ -59,20 +76,22 @@ fn check_poll(poll: &Poll) -> Result<(), InvalidField> {
     refused("held", poll.held.len() as u64, LEASES_MAX as u64)
 }
 
-async fn look(app: &App, host: &Host, poll: &Poll) -> Result<Polled, Failure> {
-    let directives = directives(app, host, &poll.held).await?;
+async fn look(app: &App, host: &Host, poll: &Poll, received: Received) -> Result<Polled, Failure> {
     // A server that is to end grants nothing: the answer might not arrive.
     let claims_max = if app.shutdown.is_cancelled() { 0 } else { poll.claims_max };
-    let claimed = if claims_max == 0 { Vec::new() } else { lease_claim(app, host, poll, claims_max).await? };
+    if claims_max == 0 && poll.held.is_empty() {
+        return Ok(Polled::default());
+    }
+    let stored = app.store.runs_of_agent(host.org, host.id).await?;
+    let directives = directives(host, &poll.held, &stored);
+    let mut room = Room { claims: claims_max as usize, free: poll.free };
+    let mut claimed = lease_claim_again(app, host, poll, &stored, &mut room, received).await?;
+    claimed.extend(lease_claim(app, host, &mut room, received).await?);
     Ok(Polled { claimed, directives })
 }
 
 /// What the agent does not know yet of the runs that it says it holds.
-async fn directives(app: &App, host: &Host, held: &[HeldLease]) -> Result<Vec<Directive>, Failure> {
-    if held.is_empty() {
-        return Ok(Vec::new());
-    }
-    let stored = app.store.runs_of_agent(host.org, host.id).await?;
+fn directives(host: &Host, held: &[HeldLease], stored: &[Run]) -> Vec<Directive> {
     let stored: HashMap<RunId, &Run> = stored.iter().map(|run| (run.id, run)).collect();
     let directive = |lease: &HeldLease| {
         let run = stored.get(&lease.run).filter(|run| grant::held(run, host.id, lease.fence).is_ok());
@@ -84,46 +103,98 @@ async fn directives(app: &App, host: &Host, held: &[HeldLease]) -> Result<Vec<Di
         };
         Some(Directive { run: lease.run, fence: lease.fence, what })
     };
-    Ok(held.iter().filter_map(directive).collect())
+    held.iter().filter_map(directive).collect()
 }
 
-/// Grants up to `claims_max` queued runs to the agent of `host`, oldest first, as far as they fit into what is free there.
-async fn lease_claim(app: &App, host: &Host, poll: &Poll, claims_max: u32) -> Result<Vec<ClaimedRun>, Failure> {
+/// What the answer to one poll may still grant.
+#[derive(Debug)]
+struct Room {
+    claims: usize,
+    free: Capacity,
+}
+
+impl Room {
+    /// As [`schedule::pick`] has it: processors are shared.
+    fn has(&self, demand: &Capacity) -> bool {
+        self.claims > 0 && demand.runs <= self.free.runs && demand.memory_bytes <= self.free.memory_bytes
+    }
+
+    fn take(&mut self, demand: &Capacity) {
+        self.claims = self.claims.saturating_sub(1);
+        self.free = self.free.less(demand);
+    }
+}
+
+/// Grants once more, under the same fence, what was granted before this poll was there and what the agent does not list:
+/// the answer that told it was lost. An agent that knows the lease after all ignores it.
+async fn lease_claim_again(
+    app: &App,
+    host: &Host,
+    poll: &Poll,
+    stored: &[Run],
+    room: &mut Room,
+    received: Received,
+) -> Result<Vec<ClaimedRun>, Failure> {
     let mut claimed = Vec::new();
-    let mut free = poll.free;
+    for run in stored.iter().filter(|run| run.claimed_at.is_some_and(|at| at <= received.time)) {
+        let demand = schedule::demand(&run.spec);
+        if !room.has(&demand) || poll.held.iter().any(|held| held.run == run.id) {
+            continue;
+        }
+        let ttl_ms = received.ttl_ms(app.config.lease.ttl);
+        let Some(decision) = grant::claim_again(run, host.id, app.now(), &app.config.lease) else { continue };
+        let Some(runtime) = schedule::runtime_for(&run.spec, host) else { continue };
+        let Some(next_log_seq) = save(app, run.version, &decision).await? else { continue };
+        room.take(&demand);
+        tracing::info!(run = %run.id, agent = %host.id, fence = run.fence, "claimed; told once more");
+        claimed.push(told(decision.run, runtime, ttl_ms, next_log_seq));
+    }
+    Ok(claimed)
+}
+
+/// Grants queued runs to the agent of `host`, oldest first, as far as there is room.
+async fn lease_claim(app: &App, host: &Host, room: &mut Room, received: Received) -> Result<Vec<ClaimedRun>, Failure> {
+    let mut claimed = Vec::new();
+    if room.claims == 0 {
+        return Ok(claimed);
+    }
     let mut queue = app.store.run_queue(host.org, QUEUE_LOOK_MAX).await?;
-    while claimed.len() < claims_max as usize {
-        let Some(index) = schedule::pick(&queue, host, &free) else { break };
+    while room.claims > 0 {
+        let Some(index) = schedule::pick(&queue, host, &room.free) else { break };
         let run = queue.remove(index);
         // Whether somebody else was faster or not: this run is out of this look at the queue.
-        if let Some(grant) = grant_one(app, host, &run).await? {
-            free = free.less(&schedule::demand(&run.spec));
+        if let Some(grant) = grant_one(app, host, &run, received).await? {
+            room.take(&schedule::demand(&run.spec));
             claimed.push(grant);
         }
     }
     Ok(claimed)
 }
 
-async fn grant_one(app: &App, host: &Host, run: &Run) -> Result<Option<ClaimedRun>, Failure> {
+async fn grant_one(app: &App, host: &Host, run: &Run, received: Received) -> Result<Option<ClaimedRun>, Failure> {
     let Some(runtime) = schedule::runtime_for(&run.spec, host) else { return Ok(None) };
+    let ttl_ms = received.ttl_ms(app.config.lease.ttl);
     let Some(decision) = grant::claim(run, host.id, app.now(), &app.config.lease) else { return Ok(None) };
     let Some(next_log_seq) = save(app, run.version, &decision).await? else { return Ok(None) };
-    let granted = decision.run;
-    tracing::info!(run = %granted.id, agent = %host.id, fence = granted.fence, "claimed");
-    Ok(Some(ClaimedRun {
+    tracing::info!(run = %run.id, agent = %host.id, fence = decision.run.fence, "claimed");
+    Ok(Some(told(decision.run, runtime, ttl_ms, next_log_seq)))
+}
+
+fn told(granted: Run, runtime: &str, ttl_ms: u64, next_log_seq: u64) -> ClaimedRun {
+    ClaimedRun {
         run: granted.id,
         org: granted.org,
         project: granted.project,
         fence: granted.fence,
-        ttl_ms: ttl_ms(app),
+        ttl_ms,
         runtime: runtime.to_owned(),
         spec: granted.spec,
         next_log_seq,
-    }))
+    }
 }
 
-fn ttl_ms(app: &App) -> u64 {
-    u64::try_from(app.config.lease.ttl.as_millis()).unwrap_or(u64::MAX)
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Extends leases, each by itself: one that is refused says nothing about the others.
@@ -145,7 +216,7 @@ async fn renew_one(app: &App, org: OrgId, agent: AgentId, lease: HeldLease) -> R
     let config = &app.config.lease;
     let renewed = revise(app, org, run, |run, now| grant::renew(run, agent, fence, now, config).map(Some)).await;
     match renewed {
-        Ok(renewed) => Ok(RenewedLease { run, fence, ttl_ms: Some(ttl_ms(app)), cancel: renewed.cancel }),
+        Ok(renewed) => Ok(RenewedLease { run, fence, ttl_ms: Some(millis(config.ttl)), cancel: renewed.cancel }),
         Err(failure) if matches!(failure.code(), ErrorCode::StaleFence | ErrorCode::NotFound) => {
             Ok(RenewedLease { run, fence, ttl_ms: None, cancel: None })
         }

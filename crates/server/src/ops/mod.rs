@@ -50,6 +50,11 @@ where
 /// Saves a decision if the run still has the version on which it was made, and wakes who waits for it. Returns the
 /// sequence of the run's next log entry; nothing if somebody else was faster.
 pub(crate) async fn save(app: &App, expect_version: u64, decision: &Decision) -> Result<Option<u64>, Failure> {
+    Ok(try_save(app, expect_version, decision).await?)
+}
+
+/// The same, with the errors of the store.
+pub(crate) async fn try_save(app: &App, expect_version: u64, decision: &Decision) -> holm_store::Result<Option<u64>> {
     let Decision { run, events } = decision;
     let deadline = run.deadline(&app.config.lease);
     match app.store.run_save(expect_version, run, events, deadline, app.now()).await {
@@ -58,7 +63,7 @@ pub(crate) async fn save(app: &App, expect_version: u64, decision: &Decision) ->
             Ok(Some(saved.next_log_seq))
         }
         Err(holm_store::Error::Conflict { .. }) => Ok(None),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     }
 }
 

@@ -22,8 +22,9 @@ fn reap_every(app: &App) -> Duration {
 }
 
 async fn run_reap(app: &App) {
+    let mut told = reap::Told::default();
     while !app.shutdown.is_cancelled() {
-        if let Err(failure) = reap::reap(app).await {
+        if let Err(failure) = reap::reap_telling(app, &mut told).await {
             tracing::error!(%failure, "the reaper could not finish its round; it tries again");
         }
         tokio::select! {

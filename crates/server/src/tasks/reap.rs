@@ -3,32 +3,68 @@
 //! Every run that has not ended has a deadline, and this task is the one that looks after it. Decisions come from
 //! [`holm_domain::lease::grant::expire`] and [`Run::give_up`]; the compare-and-swap lets any number of servers reap at once.
 
+use std::collections::BTreeSet;
+
 use holm_domain::run::{Decision, Run};
+use holm_store::{Due, DuePlace, Error};
 
 use crate::{app::App, ops, problem::Failure};
 
 /// How many overdue runs are looked at together.
 const PAGE: u32 = 256;
+/// How many runs are remembered whose trouble was told.
+const TOLD_MAX: usize = 10_000;
+
+/// Runs whose trouble was told already, so that it does not fill the log.
+#[derive(Debug, Default)]
+pub struct Told(BTreeSet<DuePlace>);
+
+impl Told {
+    fn tell(&mut self, place: &DuePlace, error: &Error) {
+        if self.0.len() < TOLD_MAX && self.0.insert(place.clone()) {
+            tracing::error!(%error, "an overdue run cannot be looked after; it stays as it is until its row is repaired");
+        }
+    }
+}
 
 /// Looks after every run that is overdue now; returns how many it changed.
+#[cfg(test)]
 pub async fn reap(app: &App) -> Result<usize, Failure> {
+    reap_telling(app, &mut Told::default()).await
+}
+
+/// Looks after every run that is overdue now; returns how many it changed. One that cannot be read or saved is told, and
+/// stands in nobody's way.
+pub async fn reap_telling(app: &App, told: &mut Told) -> Result<usize, Failure> {
+    let now = app.now();
     let mut reaped = 0;
+    let mut after: Option<DuePlace> = None;
     loop {
-        let due = app.store.runs_due(app.now(), PAGE).await?;
-        let mut changed = 0;
-        for run in &due {
-            let Some(decision) = decide(app, run) else { continue };
-            if ops::save(app, run.version, &decision).await?.is_some() {
-                tracing::info!(run = %run.id, state = decision.run.state.as_str(), "overdue");
-                changed += 1;
+        let page = app.store.runs_due(now, after.as_ref(), PAGE).await?;
+        let is_last = page.len() < PAGE as usize;
+        for Due { place, run } in page {
+            match reap_one(app, run).await {
+                Ok(changed) => reaped += usize::from(changed),
+                Err(error @ Error::Unavailable { .. }) => return Err(error.into()),
+                Err(Error::NotFound { .. }) => {}
+                Err(error) => told.tell(&place, &error),
             }
+            after = Some(place);
         }
-        reaped += changed;
-        // A full page of which something was changed: there may be more behind it.
-        if due.len() < PAGE as usize || changed == 0 {
+        if is_last {
             return Ok(reaped);
         }
     }
+}
+
+async fn reap_one(app: &App, run: holm_store::Result<Run>) -> holm_store::Result<bool> {
+    let run = run?;
+    let Some(decision) = decide(app, &run) else { return Ok(false) };
+    let is_changed = ops::try_save(app, run.version, &decision).await?.is_some();
+    if is_changed {
+        tracing::info!(run = %run.id, state = decision.run.state.as_str(), "overdue");
+    }
+    Ok(is_changed)
 }
 
 fn decide(app: &App, run: &Run) -> Option<Decision> {

@@ -9,7 +9,8 @@ use holm_domain::{
 
 use super::{Memory, Row, State, Stored};
 use crate::{
-    Error, EventAppended, Idempotency, Inserted, LEASES_PAGE_MAX, LogAppended, Result, RunFilter, Saved, Segment,
+    Due, DuePlace, Error, EventAppended, Idempotency, Inserted, LEASES_PAGE_MAX, LogAppended, Result, RunFilter, Saved,
+    Segment,
     logs::{Attempt, Chunk},
 };
 
@@ -137,16 +138,14 @@ impl Memory {
         Ok(())
     }
 
-    pub(crate) fn runs_due(&self, now: UnixMicros, limit: usize) -> Vec<Run> {
+    pub(crate) fn runs_due(&self, now: UnixMicros, after: Option<&DuePlace>, limit: usize) -> Vec<Due> {
         let state = self.lock();
-        let mut due: Vec<(UnixMicros, &Run)> = state
-            .runs
-            .values()
-            .filter_map(|row| Some((row.deadline?, &row.run)))
-            .filter(|(deadline, _)| *deadline <= now)
-            .collect();
-        due.sort_by_key(|(deadline, run)| (*deadline, run.id));
-        due.into_iter().take(limit).map(|(_, run)| run.clone()).collect()
+        let place = |row: &Row| Some(DuePlace { deadline: row.deadline?, id: row.run.id.to_string() });
+        let placed = state.runs.values().filter_map(|row| Some((place(row)?, &row.run)));
+        let mut due: Vec<(DuePlace, &Run)> =
+            placed.filter(|(place, _)| place.deadline <= now && after.is_none_or(|after| place > after)).collect();
+        due.sort_by(|(a, _), (b, _)| a.cmp(b));
+        due.into_iter().take(limit).map(|(place, run)| Due { place, run: Ok(run.clone()) }).collect()
     }
 
     pub(crate) fn runs_of_agent(&self, org: OrgId, agent: AgentId) -> Vec<Run> {

@@ -236,7 +236,10 @@ async fn deadlines_are_found(fixture: Fixture) {
     let (queued, claimed, foreign) = (tenant.queued().await, tenant.claimed().await, other.queued().await);
     let due = |now: UnixMicros| {
         let store = fixture.store.clone();
-        async move { store.runs_due(now, 100).await.expect("read").into_iter().map(|run| run.id).collect::<Vec<_>>() }
+        async move {
+            let due = store.runs_due(now, None, 100).await.expect("read");
+            due.into_iter().map(|due| due.run.expect("a run").id).collect::<Vec<_>>()
+        }
     };
     let lease_end = claimed.deadline(&config()).expect("a deadline");
     let queue_end = queued.deadline(&config()).expect("a deadline");
@@ -244,7 +247,10 @@ async fn deadlines_are_found(fixture: Fixture) {
     assert_eq!(due(UnixMicros(lease_end.0 - 1)).await, []);
     assert_eq!(due(lease_end).await, [claimed.id]);
     assert_eq!(due(queue_end).await, [claimed.id, queued.id, foreign.id], "of all orgs, the longest overdue first");
-    assert_eq!(fixture.store.runs_due(queue_end, 2).await.expect("read").len(), 2);
+    let page = fixture.store.runs_due(queue_end, None, 2).await.expect("read");
+    assert_eq!(page.len(), 2);
+    let rest = fixture.store.runs_due(queue_end, Some(&page[1].place), 2).await.expect("read");
+    assert_eq!(rest.into_iter().map(|due| due.run.expect("a run").id).collect::<Vec<_>>(), [foreign.id]);
     let ended = queued.request_cancel(Cancel::Kill, UnixMicros(9)).expect("cancelled");
     tenant.save(&ended).await.expect("saved");
     assert_eq!(due(queue_end).await, [claimed.id, foreign.id], "a run that has ended has no deadline");

@@ -66,6 +66,48 @@ mod tests {
         assert!(ask(&world, &world.poll()).await.is_empty(), "granted once");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_is_never_longer_for_its_agent_than_for_the_server() {
+        let world = World::new().await;
+        let ttl = Duration::from_secs(30);
+        let poll = Poll { wait_ms: 60_000, ..world.poll() };
+        let asked_at = Instant::now();
+        let submit = async {
+            tokio::time::sleep(Duration::from_secs(45)).await;
+            let queued_at = Instant::now();
+            world.queue_run().await;
+            queued_at
+        };
+        let (polled, queued_at) = tokio::join!(ask(&world, &poll), submit);
+        // Granted between these two instants.
+        let answered_at = Instant::now();
+        let for_the_agent = asked_at + Duration::from_millis(polled.claimed[0].ttl_ms);
+        assert!(for_the_agent <= answered_at + ttl, "the server would grant anew while the sandbox lives");
+        assert!(for_the_agent + Duration::from_millis(1) >= queued_at + ttl, "waiting took nothing from the lease");
+    }
+
+    #[tokio::test]
+    async fn a_grant_whose_answer_was_lost_is_told_once_more() {
+        let world = World::new().await;
+        let lost = world.claim_run().await;
+        let poll = world.poll();
+        assert!(ask(&world, &poll).await.is_empty(), "its answer may be on its way");
+        world.clock.advance(Duration::from_secs(1));
+        let listed = Poll { held: vec![lost], ..poll.clone() };
+        assert!(ask(&world, &listed).await.is_empty(), "the agent knows it");
+        let full = Poll { free: Capacity { memory_bytes: 1, ..poll.free }, ..poll.clone() };
+        assert!(ask(&world, &full).await.is_empty(), "there is no room for it");
+        let polled = ask(&world, &poll).await;
+        let [again] = &polled.claimed[..] else { panic!("{polled:?}") };
+        assert_eq!((again.run, again.fence, again.next_log_seq), (lost.run, lost.fence, 1));
+        assert!(ask(&world, &poll).await.is_empty(), "not at every poll");
+        world.clock.advance(Duration::from_secs(29));
+        assert!(ask(&world, &poll).await.is_empty(), "an agent that never takes it up loses it");
+        world.clock.advance(Duration::from_secs(10));
+        crate::tasks::reap::reap(world.app()).await.unwrap();
+        assert_eq!(world.claim().await.fence, 2);
+    }
+
     #[tokio::test]
     async fn many_agents_never_get_the_same_run() {
         let world = World::new().await;

@@ -1,0 +1,51 @@
+//! Telling the control plane who this agent is: at the start, and again whenever it says that it does not know.
+
+use holm_api::agent::{Register, Registered};
+use holm_domain::AgentId;
+use holm_runtime::registry::Registry;
+
+use crate::{
+    backoff::Backoff,
+    control::{ControlError, ControlPlane},
+    shared::{Config, Shared},
+};
+
+fn body(config: &Config, runtimes: &Registry, agent: AgentId) -> Register {
+    Register {
+        agent,
+        name: config.name.clone(),
+        version: config.version.clone(),
+        capacity: config.capacity,
+        runtimes: runtimes.infos(),
+        labels: config.labels.clone(),
+    }
+}
+
+/// Registers; goes on trying while the control plane is not available.
+pub(crate) async fn persist<C: ControlPlane>(
+    config: &Config,
+    control: &C,
+    runtimes: &Registry,
+    agent: AgentId,
+) -> Result<Registered, ControlError> {
+    let body = body(config, runtimes, agent);
+    let mut backoff = Backoff::default();
+    loop {
+        match control.register(body.clone()).await {
+            Err(ControlError::Unavailable(problem)) => {
+                tracing::warn!(problem, "the control plane is not available; trying again to register");
+                backoff.wait().await;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Registers once more with a control plane that has forgotten this agent. Whoever asks tries again anyway, so a failure
+/// is only told.
+pub(crate) async fn renew<C: ControlPlane>(shared: &Shared<C>) {
+    tracing::warn!(agent = %shared.agent, "the control plane does not know this agent; it registers again");
+    if let Err(error) = shared.control.register(body(&shared.config, &shared.runtimes, shared.agent)).await {
+        tracing::error!(%error, "this agent cannot register again");
+    }
+}
