@@ -63,12 +63,18 @@ impl ProcessRuntime {
         })
     }
 
+    /// Which limits cannot be enforced here, each with the reason. That of the disk always can be.
+    fn missing_limits(&self) -> Vec<String> {
+        self.host().groups.missing.iter().map(|(what, why)| format!("limits.{}: {why}", what.name())).collect()
+    }
+
     /// What cannot be enforced here, each with the reason.
     fn unenforced(&self) -> Vec<String> {
-        let host = self.host();
-        let missing = host.groups.missing.iter().map(|(what, why)| format!("limits.{}: {why}", what.name()));
-        let shared = "ids.unique: without root, all sandboxes share the agent's user id on the host".to_owned();
-        missing.chain((!host.mapped).then_some(shared)).collect()
+        let mut unenforced = self.missing_limits();
+        if !self.host().mapped {
+            unenforced.push("ids.unique: without root, all sandboxes share the agent's user id on the host".to_owned());
+        }
+        unenforced
     }
 
     fn reserve(&self, slot: u32, attempt: AttemptId) -> Result<OwnedFd, Error> {
@@ -114,9 +120,9 @@ impl Runtime for ProcessRuntime {
         if let Some(problem) = &host.broken {
             return Err(Error::Launch(problem.clone()));
         }
-        let unenforced = self.unenforced();
-        if request.spec.require_limits && !unenforced.is_empty() {
-            return Err(Error::LimitsNotEnforceable(unenforced));
+        let missing = self.missing_limits();
+        if request.spec.require_limits && !missing.is_empty() {
+            return Err(Error::LimitsNotEnforceable(missing));
         }
         let mut uid_slot = None;
         if host.mapped {
