@@ -2,7 +2,8 @@
 //!
 //! A program prints one line an attempt: `NAME refused ERRNO` or `NAME allowed WHAT`. A test names every attempt together
 //! with the errors that count as a refusal, so an attempt that was never made, or that failed for another reason than the
-//! one that is meant (a typing error, a file that is not there), fails the test as surely as one that succeeded.
+//! one that is meant (a typing error, a file that is not there), fails the test as surely as one that succeeded. Attempts
+//! of the same name are judged together.
 
 use std::collections::BTreeMap;
 
@@ -41,7 +42,7 @@ pub fn program(body: &str) -> String {
 /// How the attempts of a program went.
 #[derive(Debug)]
 pub struct Attempts {
-    results: BTreeMap<String, (String, String)>,
+    results: BTreeMap<String, Vec<(String, String)>>,
     said: String,
 }
 
@@ -50,25 +51,25 @@ impl Attempts {
     #[track_caller]
     pub fn of(ran: Ran) -> Self {
         let ran = ran.succeeds();
-        let mut results = BTreeMap::new();
+        let mut results: BTreeMap<String, Vec<_>> = BTreeMap::new();
         for line in ran.text().lines() {
             let mut words = line.splitn(3, ' ');
             if let (Some(name), Some(verdict @ ("refused" | "allowed")), Some(rest)) =
                 (words.next(), words.next(), words.next())
             {
-                results.insert(name.to_owned(), (verdict.to_owned(), rest.to_owned()));
+                results.entry(name.to_owned()).or_default().push((verdict.to_owned(), rest.to_owned()));
             }
         }
         Self { results, said: ran.to_string() }
     }
 
-    /// Fails the test unless the attempt was made and refused with one of these errors.
+    /// Fails the test unless the attempt was made and refused with one of these errors, each time if there were several.
     #[track_caller]
     pub fn refused(&mut self, name: &str, errors: &[&str]) {
-        match self.results.remove(name) {
-            Some((verdict, error)) if verdict == "refused" && errors.contains(&error.as_str()) => {}
-            Some((verdict, rest)) => panic!("{name}: {verdict} {rest}, wanted one of {errors:?}\n{}", self.said),
-            None => panic!("{name} was not attempted\n{}", self.said),
+        let Some(results) = self.results.remove(name) else { panic!("{name} was not attempted\n{}", self.said) };
+        for (verdict, rest) in results {
+            let is_refusal = verdict == "refused" && errors.contains(&rest.as_str());
+            assert!(is_refusal, "{name}: {verdict} {rest}, wanted one of {errors:?}\n{}", self.said);
         }
     }
 
