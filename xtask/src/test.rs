@@ -131,7 +131,8 @@ fn format(_: &Context) -> Result<()> {
 fn clippy(_: &Context) -> Result<()> {
     let strict = ["--all-targets", "--locked", "--", "--deny", "warnings"];
     exec::run(cargo(&["clippy", "--workspace"])?.args(strict))?;
-    exec::run(cargo(&["clippy"])?.args(GUEST_MANIFEST).args(strict))
+    exec::run(cargo(&["clippy"])?.args(GUEST_MANIFEST).args(strict))?;
+    exec::run(cargo(&["clippy", "--features", "walls"])?.args(GUEST_MANIFEST).args(strict))
 }
 
 fn unit_tests(context: &Context) -> Result<()> {
@@ -139,7 +140,10 @@ fn unit_tests(context: &Context) -> Result<()> {
 }
 
 fn guest_tests(context: &Context) -> Result<()> {
-    context.run_tests(cargo(&["test", "--locked"])?.args(GUEST_MANIFEST))
+    context.run_tests(cargo(&["test", "--locked"])?.args(GUEST_MANIFEST))?;
+    // A guest whose walls can be taken away one by one; what ships has no such switch.
+    let layers = ["--features", "walls", "--test", "layers"];
+    context.run_tests(cargo(&["test", "--locked"])?.args(GUEST_MANIFEST).args(layers))
 }
 
 fn end_to_end(context: &Context, store: &str) -> Result<()> {

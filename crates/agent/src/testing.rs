@@ -288,6 +288,7 @@ impl ShimUnderScript {
             deadline_us: launch.deadline_us,
             next_seq: launch.first_log_seq,
             events: 0,
+            unenforced: vec!["landlock: not here".to_owned()],
             outcome: None,
             result: None,
             changes: None,

@@ -130,7 +130,7 @@ fn a_run_from_claim_to_nothing_being_left() {
     assert_eq!(bench.control.text(id), "a\nb\n");
     let sandbox = run.sandbox.unwrap();
     assert_eq!((sandbox.runtime.as_str(), sandbox.image_digest.as_deref()), ("test", Some("sha256:0")));
-    assert_eq!(sandbox.unenforced, ["nothing is"]);
+    assert_eq!(sandbox.unenforced, ["nothing is", "landlock: not here"]);
     assert!(run.started_at.is_some());
     assert_eq!(bench.control.world().events[&id].values().cloned().collect::<Vec<_>>(), [event]);
     assert_eq!(bench.control.world().changes[&id], b"tar");

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use h2::RecvStream;
 use holm_wire::{
-    guest_api::{PostRestore, SendSignal, Setup, Spawn, SpawnFailure, Spawned},
+    guest_api::{PostRestore, SendSignal, SetUp, Setup, Spawn, SpawnFailure, Spawned},
     http2::{self, Answer, Exchange, Incoming, read_json},
 };
 use http::{Method, StatusCode};
@@ -22,7 +22,8 @@ use crate::{
     machine::Machine,
     mounts, network,
     process::{Process, Table},
-    seal, seccomp,
+    seal::{self, Sealed},
+    seccomp,
     spawn::Prepared,
     sys,
     watch::Refusals,
@@ -118,12 +119,14 @@ async fn set_up(guest: &Rc<Guest>, body: RecvStream) -> Answered {
     if guest.begun.replace(true) {
         return Err(refuse(StatusCode::CONFLICT, "was set up already"));
     }
-    prepare(guest, &setup).map_err(|error| refuse(StatusCode::INTERNAL_SERVER_ERROR, format!("setup: {error}")))?;
-    Ok(Reply::Empty)
+    let unenforced =
+        prepare(guest, &setup).map_err(|error| refuse(StatusCode::INTERNAL_SERVER_ERROR, format!("setup: {error}")))?;
+    reply_json(StatusCode::OK, &SetUp { unenforced })
 }
 
-/// Makes the workload's place. The order matters: what looks on and what is opened comes before the seal.
-fn prepare(guest: &Rc<Guest>, setup: &Setup) -> io::Result<()> {
+/// Makes the workload's place, and says what is missing of it. The order matters: what looks on and what is opened comes
+/// before the seal.
+fn prepare(guest: &Rc<Guest>, setup: &Setup) -> io::Result<Vec<String>> {
     if setup.ids.count == 0 || setup.ids.outer_first.checked_add(setup.ids.count).is_none() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "no such range of ids"));
     }
@@ -137,9 +140,12 @@ fn prepare(guest: &Rc<Guest>, setup: &Setup) -> io::Result<()> {
     }
     let machine = guest.machine.get().unwrap_or(Machine::Process);
     let made = inner::make(machine, setup, Rc::new(filters))?;
-    seal::restrict_self().map_err(|error| io::Error::other(error.to_string()))?;
+    let unenforced = match seal::restrict_self().map_err(|error| io::Error::other(error.to_string()))? {
+        Sealed::Yes => Vec::new(),
+        Sealed::No(why) => vec![format!("landlock: {why}")],
+    };
     guest.inner.replace(Some(Rc::new(made)));
-    Ok(())
+    Ok(unenforced)
 }
 
 async fn start(guest: &Rc<Guest>, body: RecvStream) -> Answered {

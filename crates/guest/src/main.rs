@@ -25,6 +25,7 @@ mod serve;
 mod spawn;
 mod sys;
 mod users;
+mod walls;
 mod watch;
 
 use std::{io, process::ExitCode, rc::Rc};

@@ -11,6 +11,8 @@ use landlock::{
     RulesetError, RulesetStatus,
 };
 
+use crate::walls::{self, Wall};
+
 /// Why a kernel that has Landlock did not apply it.
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
@@ -22,19 +24,37 @@ pub enum SealError {
     Root(#[from] PathFdError),
 }
 
-/// Applies it; says whether the kernel has a version of it that can be used.
-pub fn restrict_self() -> Result<bool, SealError> {
+/// Whether it holds.
+#[derive(Debug)]
+pub enum Sealed {
+    /// It does.
+    Yes,
+    /// The kernel has no version of it that can be used, and why.
+    No(String),
+}
+
+/// Applies it.
+pub fn restrict_self() -> Result<Sealed, SealError> {
+    if walls::is_down(Wall::Landlock) {
+        return Ok(Sealed::No("a test has taken it away".to_owned()));
+    }
     // The second version is the first that allows renaming across folders, without which the workload would be crippled.
     let handled = AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::Refer;
     let created = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
         .handle_access(handled)
         .and_then(Ruleset::create);
-    let Ok(created) = created else { return Ok(false) };
+    let created = match created {
+        Ok(created) => created,
+        Err(error) => return Ok(Sealed::No(error.to_string())),
+    };
     let status = created
         // Sudo inside could not live with it; the guest has the capability that makes it unnecessary.
         .no_new_privs(false)
         .add_rule(PathBeneath::new(PathFd::new("/")?, AccessFs::Refer))?
         .restrict_self()?;
-    Ok(status.ruleset == RulesetStatus::FullyEnforced)
+    Ok(match status.ruleset {
+        RulesetStatus::FullyEnforced => Sealed::Yes,
+        other => Sealed::No(format!("{other:?}")),
+    })
 }

@@ -98,10 +98,15 @@ pub fn exit_status(exit: Exit) -> Option<ExitStatus> {
 
 /// A text that may come from the guest, made fit for people and terminals: limited, without control characters.
 pub fn clip(text: impl AsRef<str>) -> String {
+    clip_to(MESSAGE_BYTES_MAX, text)
+}
+
+/// The same with a limit of its own.
+pub fn clip_to(bytes_max: usize, text: impl AsRef<str>) -> String {
     let mut clipped = String::new();
     for char in text.as_ref().chars() {
         let char = if char.is_control() { ' ' } else { char };
-        if clipped.len() + char.len_utf8() > MESSAGE_BYTES_MAX {
+        if clipped.len() + char.len_utf8() > bytes_max {
             break;
         }
         clipped.push(char);

@@ -36,6 +36,10 @@ pub const LINE_BYTES_MAX: usize = 128 * 1024;
 pub const EVENTS_MAX: u64 = 1_024;
 /// The longest message in an outcome of the shim's, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 4_096;
+/// The most sentences on what the guest cannot enforce.
+pub use holm_wire::guest_api::UNENFORCED_MAX;
+/// The longest sentence on something that is not enforced, in bytes.
+pub const UNENFORCED_BYTES_MAX: usize = 256;
 
 /// What the agent hands to a new shim, beside the descriptors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,6 +142,8 @@ pub struct Status {
     pub next_seq: u64,
     /// How many events were told; they have the sequences 1 to this.
     pub events: u64,
+    /// What the guest says it cannot enforce; known before the command is started.
+    pub unenforced: Vec<String>,
     /// How the run ended, when it has.
     pub outcome: Option<Outcome>,
     /// The structured result that the command left, when it has ended and left one.

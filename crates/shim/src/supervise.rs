@@ -53,6 +53,7 @@ pub fn first_status(launch: &Launch) -> Status {
         deadline_us: launch.deadline_us,
         next_seq: launch.first_log_seq,
         events: 0,
+        unenforced: Vec::new(),
         outcome: None,
         result: None,
         changes: None,

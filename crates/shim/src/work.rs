@@ -55,7 +55,9 @@ impl Attempt {
         let _driver = AbortOnDropHandle::new(tokio::spawn(driver));
         let (sender, mut refusals) = mpsc::channel(REFUSALS_WAITING_MAX);
         let serving = AbortOnDropHandle::new(tokio::spawn(lane_out::serve(requests, sender)));
-        guest.setup(&setup, readiness).await.map_err(not_ready)?;
+        let unenforced = guest.setup(&setup, readiness).await.map_err(not_ready)?;
+        // Told before the command is: what a run had to do without is known from its start on.
+        self.update(|status| status.unenforced = unenforced);
         let done = tokio::select! {
             done = self.command(&guest, &env) => done,
             error = self.count_refusals(&mut refusals) => Err(Ending::SpoolFailed(error.to_string())),

@@ -52,6 +52,17 @@ async fn a_guest_that_is_not_ready_is_given_up_and_the_time_is_said() {
 }
 
 #[tokio::test]
+async fn missing_walls_are_told_and_too_many_are_not_believed() {
+    let unenforced = vec!["landlock: no\u{1b}[2J".to_owned(), "x".repeat(5_000)];
+    let left = see_through(attempt(Script { unenforced, ..honest(b"") })).await;
+    assert_eq!(left.code(), 0);
+    assert_eq!(left.status.unenforced, ["landlock: no [2J".to_owned(), "x".repeat(256)]);
+    let left = see_through(attempt(Script { unenforced: vec![String::new(); 17], ..honest(b"") })).await;
+    assert_eq!(left.status.outcome.as_ref().unwrap().reason, Some(Reason::LaunchFailed));
+    assert!(left.message().contains("17 walls"), "{}", left.message());
+}
+
+#[tokio::test]
 async fn refusals_to_start_are_classified_and_malformed_ones_are_lies() {
     let not_found = SpawnFailure { kind: SpawnFailureKind::NotFound, message: "no \u{1b}[31mtrue".into() };
     let left = see_through(attempt(Script { spawn_refusal: refusal(&not_found), ..honest(b"") })).await;

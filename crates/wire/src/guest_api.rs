@@ -2,7 +2,7 @@
 //!
 //! | request | body | answer |
 //! |---|---|---|
-//! | `POST /setup` | [`Setup`] | 204 once the inner namespaces stand; once in the life of a guest |
+//! | `POST /setup` | [`Setup`] | 200 [`SetUp`] once the inner namespaces stand; once in the life of a guest |
 //! | `POST /processes` | [`Spawn`] | 201 [`Spawned`], or 422 [`SpawnFailure`] |
 //! | `GET /processes/{id}/output?from=N` | | 200, a stream of frames ([`OutputFrame`]) from offset N, ends after the process and its pipes have |
 //! | `POST /processes/{id}/ack?to=N` | | 204; what lies below offset N may be forgotten |
@@ -28,6 +28,8 @@ pub const JSON_BYTES_MAX: usize = 1024 * 1024;
 pub const RING_BYTES: usize = 1024 * 1024;
 /// The largest number of processes that the guest keeps a record of at once.
 pub const PROCESSES_MAX: usize = 1_024;
+/// The most walls that a guest can say are missing.
+pub const UNENFORCED_MAX: usize = 16;
 /// The head of an output frame, in bytes: stream (1), length (4, little-endian).
 pub const FRAME_HEAD_BYTES: usize = 5;
 /// The longest data of an output frame, in bytes.
@@ -60,6 +62,13 @@ pub struct Setup {
     /// Whether something of the host's is mounted writable. What the workload makes there outlives it, with an owner of the
     /// host's, so it then can make no set-id files and give files no capabilities.
     pub writes_to_host: bool,
+}
+
+/// The workload's place stands, and what of it is missing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetUp {
+    /// What this kernel does not let the guest enforce: `WALL: REASON` each, at most [`UNENFORCED_MAX`].
+    pub unenforced: Vec<String>,
 }
 
 /// Where the layers of the work dir lie in the guest's mount namespace; hidden from the workload.

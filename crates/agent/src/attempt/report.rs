@@ -55,9 +55,9 @@ impl<C: ControlPlane> Reporter<'_, C> {
     /// Reports until the end was taken.
     pub(crate) async fn run(mut self) -> Result<(), Unreported> {
         let is_under_way = |seen: &Seen| seen.started || seen.end.is_some();
-        let started = self.seen.wait_for(is_under_way).await.is_ok_and(|seen| seen.started);
-        if started {
-            self.start().await?;
+        let seen = self.seen.wait_for(is_under_way).await.map(|seen| seen.clone()).unwrap_or_default();
+        if seen.started {
+            self.start(seen.unenforced).await?;
         }
         let mut logs = LogSource::new(&self.dir, self.first_log_seq);
         let (mut end, loss) = self.stream(&mut logs).await?;
@@ -75,8 +75,11 @@ impl<C: ControlPlane> Reporter<'_, C> {
         Ok(tell_end(self.shared, self.attempt, end, logs.next_seq()).await?)
     }
 
-    async fn start(&self) -> Result<(), ControlError> {
-        let body = StartRun { fence: self.attempt.fence, sandbox: self.sandbox.clone() };
+    /// What the guest could not enforce joins what the runtime knew before.
+    async fn start(&self, of_guest: Vec<String>) -> Result<(), ControlError> {
+        let mut sandbox = self.sandbox.clone();
+        sandbox.unenforced.extend(of_guest);
+        let body = StartRun { fence: self.attempt.fence, sandbox };
         let Shared { control, config, .. } = self.shared;
         persist("start", config.patience, || control.start(self.attempt.run, body.clone())).await
     }

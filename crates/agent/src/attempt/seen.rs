@@ -2,7 +2,7 @@
 
 use holm_domain::run::{Outcome, OutcomeKind, Reason};
 use holm_runtime::Error;
-use holm_shim::protocol::{Phase, Status};
+use holm_shim::protocol::{Phase, Status, UNENFORCED_BYTES_MAX, UNENFORCED_MAX};
 
 /// How a sandbox ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub(crate) struct Seen {
     pub(crate) next_seq: u64,
     /// How many events there are.
     pub(crate) events: u64,
+    /// What the guest could not enforce.
+    pub(crate) unenforced: Vec<String>,
     /// How it ended.
     pub(crate) end: Option<End>,
 }
@@ -38,6 +40,10 @@ impl Seen {
         }
         self.next_seq = self.next_seq.max(status.next_seq);
         self.events = self.events.max(status.events);
+        if !self.started {
+            let told = status.unenforced.iter().filter(|reason| reason.len() <= UNENFORCED_BYTES_MAX);
+            self.unenforced = told.take(UNENFORCED_MAX).cloned().collect();
+        }
         let exited = status.outcome.as_ref().is_some_and(|outcome| outcome.exit.is_some());
         self.started |= status.phase == Phase::Running || exited;
         if status.phase == Phase::Ended {
@@ -106,6 +112,7 @@ pub(crate) mod tests {
             deadline_us: BootMicros(0),
             next_seq: 7,
             events: 1,
+            unenforced: vec!["landlock: no".to_owned()],
             outcome,
             result: None,
             changes: None,
@@ -143,6 +150,21 @@ pub(crate) mod tests {
             seen.take(3, &status(Phase::Ended, outcome));
             assert_eq!(seen.end.unwrap().outcome.reason, Some(Reason::GuestLost));
         }
+    }
+
+    #[test]
+    fn what_the_guest_lacks_is_taken_up_to_the_start_and_within_limits() {
+        let mut seen = Seen::default();
+        let mut told = status(Phase::Preparing, None);
+        told.unenforced = vec!["landlock: no".to_owned(); UNENFORCED_MAX + 1];
+        told.unenforced[0] = "x".repeat(UNENFORCED_BYTES_MAX + 1);
+        seen.take(3, &told);
+        assert_eq!(seen.unenforced, vec!["landlock: no"; UNENFORCED_MAX]);
+        seen.take(3, &status(Phase::Running, None));
+        assert_eq!(seen.unenforced, ["landlock: no"]);
+        told.phase = Phase::Running;
+        seen.take(3, &told);
+        assert_eq!(seen.unenforced, ["landlock: no"], "the start was told already");
     }
 
     #[test]

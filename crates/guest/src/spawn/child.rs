@@ -7,7 +7,10 @@ use rustix::process::Pid;
 use seccompiler::BpfProgram;
 
 use super::Step;
-use crate::seccomp::Filters;
+use crate::{
+    seccomp::Filters,
+    walls::{self, Wall},
+};
 
 /// Everything that the child needs, laid out before the fork.
 pub(super) struct Orders<'a> {
@@ -16,12 +19,13 @@ pub(super) struct Orders<'a> {
     /// User first: only its owner may enter the others.
     pub namespaces: [RawFd; 3],
     pub filters: &'a Filters,
+    /// The capabilities that root inside may keep.
+    pub bound: u64,
     pub uid: u32,
     pub gid: u32,
     /// Nothing where the namespace has one id only and setgroups(2) is denied.
     pub groups: Option<&'a [u32]>,
     pub no_new_privs: bool,
-    pub writes_to_host: bool,
     pub cwd: &'a CStr,
     pub candidates: &'a [CString],
     pub argv: &'a [*const libc::c_char],
@@ -45,6 +49,15 @@ const CAPABILITIES_KEPT: u64 = cap(0) // CHOWN
 /// What root inside keeps where it can write to the host: no FSETID, so that a write to a file takes its set-id bits away,
 /// and no SETFCAP, because capabilities of a file on an idmapped mount are good for the host too.
 const CAPABILITIES_KEPT_WRITING_TO_HOST: u64 = CAPABILITIES_KEPT & !(cap(4) | cap(31));
+
+/// The bounding set of commands.
+pub(super) fn bound(writes_to_host: bool) -> u64 {
+    match (walls::is_down(Wall::Capabilities), writes_to_host) {
+        (true, _) => u64::MAX,
+        (false, true) => CAPABILITIES_KEPT_WRITING_TO_HOST,
+        (false, false) => CAPABILITIES_KEPT,
+    }
+}
 
 const fn cap(number: u32) -> u64 {
     1 << number
@@ -129,11 +142,10 @@ fn reset_signals() {
 /// Takes away everything that the command is not to have. The filters come while there still is the right to load them
 /// without no_new_privs; the calls after them are on the allow list.
 fn privileges(orders: &Orders<'_>) -> Result<(), Failed> {
-    let bound = if orders.writes_to_host { CAPABILITIES_KEPT_WRITING_TO_HOST } else { CAPABILITIES_KEPT };
     // SAFETY: plain system calls with values and live buffers.
     unsafe {
         check(Step::Privileges, libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))?;
-        check(Step::Privileges, bound_capabilities(bound))?;
+        check(Step::Privileges, bound_capabilities(orders.bound))?;
         if orders.no_new_privs {
             check(Step::Privileges, libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
         }
@@ -145,7 +157,7 @@ fn privileges(orders: &Orders<'_>) -> Result<(), Failed> {
         check_raw(Step::Ids, libc::syscall(libc::SYS_setresgid, orders.gid, orders.gid, orders.gid))?;
         check_raw(Step::Ids, libc::syscall(libc::SYS_setresuid, orders.uid, orders.uid, orders.uid))?;
         // A user has none; root keeps what is bounded.
-        let kept = if orders.uid == 0 { bound } else { 0 };
+        let kept = if orders.uid == 0 { orders.bound } else { 0 };
         check(Step::Privileges, set_capabilities(kept))?;
     }
     Ok(())

@@ -1,5 +1,5 @@
 //! A place for the guest as a runtime makes it: outer namespaces, a pivoted root, two lanes. Needs root.
-#![allow(unsafe_code, missing_docs, clippy::unwrap_used)]
+#![allow(unsafe_code, missing_docs, clippy::unwrap_used, dead_code)]
 
 use std::{
     ffi::CString,
@@ -19,7 +19,8 @@ use std::{
 
 use holm_wire::{
     guest_api::{
-        Exit, FrameDecoder, IdRange, OutputStream, ProcessStatus, SendSignal, Setup, Spawn, Spawned, WorkDirLayers,
+        Exit, FrameDecoder, IdRange, OutputStream, ProcessStatus, SendSignal, SetUp, Setup, Spawn, Spawned,
+        WorkDirLayers,
     },
     hello::{self, Hello, Lane, Limits},
     host_api::Refused,
@@ -162,6 +163,11 @@ fn isolate(namespace: RawFd, lanes: [RawFd; 2]) -> std::io::Result<()> {
 
 impl Sandbox {
     pub fn start() -> Self {
+        Self::start_without("")
+    }
+
+    /// With walls taken away: their names with commas between (needs the feature `walls`).
+    pub fn start_without(walls: &str) -> Self {
         // std's own pipes must not sit on the lanes' numbers.
         HOLD.call_once(|| while fs::File::open("/dev/null").unwrap().into_raw_fd_leaked() < 16 {});
         // Above the ids of agents on this machine.
@@ -175,7 +181,12 @@ impl Sandbox {
         let lanes = [in_guest.as_raw_fd(), out_guest.as_raw_fd()];
         let namespace_fd = namespace.as_raw_fd();
         unsafe { command.pre_exec(move || isolate(namespace_fd, lanes)) };
-        let child = command.stdin(Stdio::null()).env_clear().spawn().expect("root, and namespaces");
+        let child = command
+            .stdin(Stdio::null())
+            .env_clear()
+            .env("HOLM_GUEST_WALLS_DOWN", walls)
+            .spawn()
+            .expect("root, and namespaces");
         Self { child, lanes: [in_host, out_host], base_uid }
     }
 
@@ -216,7 +227,13 @@ impl Sandbox {
     }
 
     pub async fn ready_with(allow_sudo: bool, writes_to_host: bool) -> (Self, Epoch) {
-        let sandbox = Self::start();
+        let (sandbox, epoch, set_up) = Self::start().set_up(allow_sudo, writes_to_host).await;
+        assert_eq!(set_up.unenforced, Vec::<String>::new(), "this kernel has all the walls");
+        (sandbox, epoch)
+    }
+
+    pub async fn set_up(self, allow_sudo: bool, writes_to_host: bool) -> (Self, Epoch, SetUp) {
+        let sandbox = self;
         let epoch = sandbox.epoch(0).await;
         let setup = Setup {
             hostname: "isle".into(),
@@ -226,8 +243,14 @@ impl Sandbox {
             read_only: vec!["/ro".into()],
             writes_to_host,
         };
-        epoch.client.empty(Method::POST, "/setup", Some(&setup)).await.expect("setup");
-        (sandbox, epoch)
+        let set_up = epoch.client.json(Method::POST, "/setup", Some(&setup)).await.expect("setup");
+        (sandbox, epoch, set_up)
+    }
+
+    /// The process that is the guest, as the host numbers it.
+    pub fn guest_pid(&self) -> u32 {
+        let children = format!("/proc/{0}/task/{0}/children", self.child.id());
+        fs::read_to_string(children).unwrap().trim().parse().expect("one child")
     }
 
     /// The inner init, as the host sees it. To be asked for before a command was started.

@@ -11,7 +11,9 @@ use std::{os::fd::OwnedFd, time::Duration};
 use bytes::Bytes;
 use holm_domain::{limits::RESULT_BYTES_MAX, run::ExitStatus};
 use holm_wire::{
-    guest_api::{Exit, PostRestore, ProcessStatus, SendSignal, Setup, Spawn, SpawnFailure, Spawned},
+    guest_api::{
+        Exit, PostRestore, ProcessStatus, SendSignal, SetUp, Setup, Spawn, SpawnFailure, Spawned, UNENFORCED_MAX,
+    },
     hello::{self, Hello, Lane},
     http2::{self, Client, Driver, Incoming, Server, Settings},
 };
@@ -19,7 +21,7 @@ use http::{Method, StatusCode};
 use serde::Serialize;
 use tokio::{net::UnixStream, time::Instant};
 
-use crate::outcome;
+use crate::{outcome, protocol::UNENFORCED_BYTES_MAX};
 
 /// A guest that cannot be worked with any further, and why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -162,13 +164,18 @@ impl Guest {
         self.within(what, self.client.empty(Method::POST, path, body)).await
     }
 
-    /// Has the workload's place made.
-    pub async fn setup(&self, setup: &Setup, readiness: Readiness) -> Result<(), Lost> {
-        let asked = self.client.empty(Method::POST, "/setup", Some(setup));
-        match tokio::time::timeout(readiness.left(), asked).await {
-            Ok(answer) => answer.map_err(|error| readiness.failed("setup", error)),
-            Err(_) => Err(readiness.failed("setup", "no answer")),
+    /// Has the workload's place made; returns what the guest says it cannot enforce, fit for people.
+    pub async fn setup(&self, setup: &Setup, readiness: Readiness) -> Result<Vec<String>, Lost> {
+        let asked = self.client.json(Method::POST, "/setup", Some(setup));
+        let SetUp { unenforced } = match tokio::time::timeout(readiness.left(), asked).await {
+            Ok(answer) => answer.map_err(|error| readiness.failed("setup", error))?,
+            Err(_) => return Err(readiness.failed("setup", "no answer")),
+        };
+        if unenforced.len() > UNENFORCED_MAX {
+            let told = unenforced.len();
+            return Err(readiness.failed("setup", format!("{told} walls are said to be missing")));
         }
+        Ok(unenforced.into_iter().map(|reason| outcome::clip_to(UNENFORCED_BYTES_MAX, reason)).collect())
     }
 
     /// Starts a command.

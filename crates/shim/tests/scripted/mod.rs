@@ -24,7 +24,7 @@ use holm_shim::{
     watchdog::Watchdog,
 };
 use holm_wire::{
-    guest_api::{Exit, IdRange, OutputFrame, OutputStream, ProcessStatus, Setup, SpawnFailure, Spawned},
+    guest_api::{Exit, IdRange, OutputFrame, OutputStream, ProcessStatus, SetUp, Setup, SpawnFailure, Spawned},
     hello::{self, Lane},
     host_api::Refused,
     http2::{self, Exchange, Settings},
@@ -37,6 +37,7 @@ use tokio::{net::UnixStream, sync::mpsc};
 pub struct Script {
     pub answers_hello: bool,
     pub setup: StatusCode,
+    pub unenforced: Vec<String>,
     pub spawn_refusal: Option<Vec<u8>>,
     /// The pieces of the output stream by offset 0, as raw bytes of frames; then the stream ends.
     pub output: Vec<u8>,
@@ -69,7 +70,8 @@ pub fn frame(stream: OutputStream, data: &[u8]) -> Vec<u8> {
 pub fn honest(output: &[u8]) -> Script {
     Script {
         answers_hello: true,
-        setup: StatusCode::NO_CONTENT,
+        setup: StatusCode::OK,
+        unenforced: Vec::new(),
         spawn_refusal: None,
         output: if output.is_empty() { Vec::new() } else { frame(OutputStream::Stdout, output) },
         then: Then::End,
@@ -129,7 +131,8 @@ impl Played {
         let to = exchange.query("to").map(|to| to.parse::<usize>().unwrap());
         let Exchange { head, body, answer } = exchange;
         match head.uri.path() {
-            "/setup" => answer.empty(script.setup),
+            "/setup" if script.setup != StatusCode::OK => answer.empty(script.setup),
+            "/setup" => answer.json(script.setup, &SetUp { unenforced: script.unenforced.clone() }).await,
             "/processes" => match &script.spawn_refusal {
                 Some(refusal) => answer.bytes(StatusCode::UNPROCESSABLE_ENTITY, refusal.clone().into()).await,
                 None => answer.json(StatusCode::CREATED, &Spawned { id: 1 }).await,
