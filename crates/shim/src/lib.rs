@@ -7,6 +7,7 @@
 
 pub mod client;
 pub mod clock;
+pub mod confine;
 pub mod control;
 pub mod deadline;
 pub mod environment;

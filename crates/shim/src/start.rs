@@ -18,7 +18,6 @@ use std::{
 };
 
 use holm_runtime::{Descriptor, Sandbox, SharedRuntime, inherited, passing};
-use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use tokio::{
     net::UnixListener,
     signal::unix::{Signal, SignalKind, signal},
@@ -27,7 +26,7 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
-    control,
+    confine, control,
     deadline::{Causes, Terms, Verdict},
     exit,
     guest::Readiness,
@@ -38,8 +37,6 @@ use crate::{
 
 /// How many commands of the agent's may wait to be obeyed.
 const COMMANDS_WAITING_MAX: usize = 16;
-/// Far more descriptors than a shim needs.
-const DESCRIPTORS_MAX: u64 = 256;
 
 /// Why a shim could not even begin.
 #[derive(Debug, thiserror::Error)]
@@ -136,7 +133,7 @@ fn serve(received: Received, resolve: impl FnOnce(&str) -> Option<SharedRuntime>
     let attempt = Attempt::new(launch, watchdog).map_err(system("making the attempt's files"))?;
     let readiness = Readiness::begin(Duration::from_millis(attempt.launch.tuning.ready_ms));
     let launched = launch_sandbox(&attempt.launch, descriptors, resolve);
-    confine().map_err(system("giving up privileges"))?;
+    confine::confine().map_err(system("giving up privileges"))?;
     runtime.block_on(see_through(&attempt, launched, readiness, listener, agent_uid, terminate));
     Ok(())
 }
@@ -171,17 +168,6 @@ fn launch_sandbox(
     }
     let unknown = || holm_runtime::Error::Malformed(format!("no runtime is named `{}`", launch.runtime));
     resolve(&launch.runtime).ok_or_else(unknown)?.launch(launch.launch.clone(), descriptors)
-}
-
-/// Gives up what the shim does not need from now on.
-fn confine() -> io::Result<()> {
-    rustix::thread::set_no_new_privs(true)?;
-    // Neither traced nor dumped, not even by what runs under the same user id.
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
-    let most = rustix::process::getrlimit(Resource::Nofile).maximum.unwrap_or(DESCRIPTORS_MAX).min(DESCRIPTORS_MAX);
-    rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) })?;
-    Ok(())
 }
 
 async fn see_through(

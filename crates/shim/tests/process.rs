@@ -33,6 +33,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     match arguments.get(1).map(String::as_str) {
         Some("launch") => launcher_main(),
+        Some("confined") => confined(),
         Some("shim") => holm_shim::shim_main(|name| {
             let config = Config::new("shim".parse().ok()?, "/nonexistent".into());
             let runtime: SharedRuntime = Arc::new(ProcessRuntime::new(config));
@@ -57,6 +58,8 @@ fn trials() -> Vec<Trial> {
         trial("cancelling_asks_first", cancelling_asks_first),
         trial("a_terminated_shim_takes_its_sandbox_along", a_terminated_shim_takes_its_sandbox_along),
         trial("a_killed_shim_takes_its_sandbox_along", a_killed_shim_takes_its_sandbox_along),
+        trial("a_shim_is_confined", a_shim_is_confined),
+        trial("a_confined_process_makes_no_other", a_confined_process_makes_no_other),
     ]
 }
 
@@ -291,4 +294,63 @@ fn a_killed_shim_takes_its_sandbox_along() {
     started.shim.wait().unwrap();
     wait_until("the end of the sandbox", || started.labelled() == 0);
     assert!(client::read_exit(&started.dir()).unwrap().is_none());
+}
+
+/// What the kernel says of every thread of a shim that has a sandbox.
+fn a_shim_is_confined() {
+    let started = start(RunSpec::new(["sleep", "1000"]), patient());
+    let pid = started.shim.id();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let is_confined = |status: &str| {
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        field("Seccomp:") == Some("2")
+            && field("NoNewPrivs:") == Some("1")
+            && field("CapEff:") == Some("0000000000000000")
+    };
+    loop {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let statuses: Vec<String> =
+            threads.flatten().filter_map(|thread| std::fs::read_to_string(thread.path().join("status")).ok()).collect();
+        // The main thread, the watchdog, and the one that attends the sandbox.
+        if statuses.len() >= 3 && statuses.iter().all(|status| is_confined(status)) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "not confined: {statuses:#?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn a_confined_process_makes_no_other() {
+    let output = Command::new("/proc/self/exe").arg("confined").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{}: {said}{}", output.status, String::from_utf8_lossy(&output.stderr));
+    assert_eq!(said, "before: ok\nspawn: EPERM\nexec: EPERM\nnamespace: EPERM\nthread: ok\nfile: ok\nsocket: ok\n");
+}
+
+/// In a process of its own: what works before and after.
+fn confined() -> ExitCode {
+    let tell = |what: &str, result: std::io::Result<()>| match result.map_err(|error| error.raw_os_error()) {
+        Ok(()) => println!("{what}: ok"),
+        Err(Some(errno)) if errno == rustix::io::Errno::PERM.raw_os_error() => println!("{what}: EPERM"),
+        Err(other) => println!("{what}: {other:?}"),
+    };
+    tell("before", Command::new("true").status().map(drop));
+    if let Err(error) = holm_shim::confine::confine() {
+        println!("{error}");
+        return ExitCode::FAILURE;
+    }
+    tell("spawn", Command::new("true").status().map(drop));
+    tell("exec", Err(Command::new("true").exec()));
+    tell(
+        "namespace",
+        rustix::thread::move_into_link_name_space(
+            std::os::fd::AsFd::as_fd(&std::fs::File::open("/proc/self/ns/net").unwrap()),
+            None,
+        )
+        .map_err(std::io::Error::from),
+    );
+    tell("thread", std::thread::spawn(|| ()).join().map_err(|_| std::io::Error::other("panicked")));
+    tell("file", tempfile::tempfile().map(drop));
+    tell("socket", UnixStream::pair().map(drop));
+    ExitCode::SUCCESS
 }

@@ -1,0 +1,102 @@
+//! What the shim gives up once the sandbox stands: from here on it parses what a hostile guest sends.
+//!
+//! What always holds afterwards, for all threads that there are and will be: no privileges can be gained; no program can be
+//! executed and no process made, so whoever took the shim over has only what the shim has; no other process can be traced or
+//! read; mounts, namespaces and the corners of the kernel of which a shim needs none are refused (EPERM). It is a list of
+//! what is refused, not of what is allowed: files, sockets and signals stay, and the user id limits them.
+//!
+//! A runtime that starts a program for the sandbox does so before ([`holm_runtime::Runtime::launch`]).
+
+use std::{collections::BTreeMap, io};
+
+use rustix::process::{DumpableBehavior, Resource, Rlimit};
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+
+/// Far more descriptors than a shim needs.
+const DESCRIPTORS_MAX: u64 = 256;
+
+/// Refused whatever the arguments.
+const REFUSED: &[i64] = &[
+    // Programs and processes.
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_fork,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_vfork,
+    // Other processes.
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_process_madvise,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_kcmp,
+    // Mounts, roots and namespaces.
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_chroot,
+    libc::SYS_open_tree,
+    libc::SYS_move_mount,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_mount_setattr,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_open_by_handle_at,
+    // Corners of the kernel.
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_userfaultfd,
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_keyctl,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
+    libc::SYS_reboot,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_acct,
+    libc::SYS_quotactl,
+    libc::SYS_personality,
+];
+
+/// Gives up what the shim does not need from now on.
+pub fn confine() -> io::Result<()> {
+    // Neither traced nor dumped, not even by what runs under the same user id.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    let most = rustix::process::getrlimit(Resource::Nofile).maximum.unwrap_or(DESCRIPTORS_MAX).min(DESCRIPTORS_MAX);
+    rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) })?;
+    for program in programs().map_err(io::Error::other)? {
+        // This sets no_new_privs as well, and both for every thread.
+        seccompiler::apply_filter_all_threads(&program).map_err(io::Error::other)?;
+    }
+    Ok(())
+}
+
+/// Two filters, of which the kernel obeys the stricter: what is refused, and clone3(2), whose flags no filter can see and for
+/// which the C library takes clone(2) when the kernel seems not to know it.
+fn programs() -> Result<[BpfProgram; 2], BackendError> {
+    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
+    let mut refused: BTreeMap<i64, Vec<SeccompRule>> = REFUSED.iter().map(|&call| (call, Vec::new())).collect();
+    let thread = libc::CLONE_THREAD as u64;
+    let no_thread = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(thread), 0)?;
+    refused.insert(libc::SYS_clone, vec![SeccompRule::new(vec![no_thread])?]);
+    let unknown = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    let filter = |rules, errno: i32| -> Result<BpfProgram, BackendError> {
+        SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(errno as u32), arch)?.try_into()
+    };
+    Ok([filter(refused, libc::EPERM)?, filter(unknown, libc::ENOSYS)?])
+}
