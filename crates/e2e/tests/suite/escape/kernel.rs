@@ -156,7 +156,7 @@ fn limits_and_priorities_are_not_raised() {
 import resource
 class rlimit(ctypes.Structure):
     _fields_ = [("soft", ctypes.c_uint64), ("hard", ctypes.c_uint64)]
-for name in ["NOFILE", "NPROC", "CORE", "MEMLOCK", "NICE", "RTPRIO"]:
+for name in ["NOFILE", "NPROC", "MEMLOCK", "NICE", "RTPRIO"]:
     number = getattr(resource, "RLIMIT_" + name)
     hard = resource.getrlimit(number)[1]
     if hard == resource.RLIM_INFINITY:
@@ -174,7 +174,7 @@ attempt("oom", lambda: open("/proc/self/oom_score_adj", "w").write("-1000") and 
         // Processes are limited by the control group where the host has no limit of its own for them.
         assert!(unlimited.iter().all(|name| ["NPROC", "MEMLOCK"].contains(&name.as_str())), "{ran}");
         let mut attempts = Attempts::of(ran);
-        for name in ["NOFILE", "NPROC", "CORE", "MEMLOCK", "NICE", "RTPRIO"] {
+        for name in ["NOFILE", "NPROC", "MEMLOCK", "NICE", "RTPRIO"] {
             if !unlimited.iter().any(|found| found == name) {
                 attempts.refused(&format!("raise-{name}"), &NO);
             }

@@ -50,6 +50,9 @@ const OOM_SCORE: &str = "500";
 /// The most open files that a process inside may have, where the host's own limit is not lower.
 const OPEN_FILES: u64 = 65_536;
 const LOCKED_BYTES: u64 = 8 * 1024 * 1024;
+/// Too little for a core file, and the one value at which the kernel starts no handler of the host for a crash either
+/// (`core_pattern` with a pipe, core(5)). Who is inside cannot change it (guest/src/seccomp.rs).
+const CORE_BYTES: u64 = 1;
 const NAMESPACES: i32 = libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNET
@@ -205,7 +208,7 @@ fn above(fd: OwnedFd) -> Result<OwnedFd, Error> {
 
 /// Sets what a process inside may use at most. No limit is raised: that would need rights that no sandbox has.
 fn limit_resources() -> Result<(), Error> {
-    let limits = [(Resource::Nofile, OPEN_FILES), (Resource::Core, 0), (Resource::Memlock, LOCKED_BYTES)];
+    let limits = [(Resource::Nofile, OPEN_FILES), (Resource::Core, CORE_BYTES), (Resource::Memlock, LOCKED_BYTES)];
     for (resource, wanted) in limits {
         let most = getrlimit(resource).maximum.map_or(wanted, |maximum| maximum.min(wanted));
         let limit = Rlimit { current: Some(most), maximum: Some(most) };
