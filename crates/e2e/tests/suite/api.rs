@@ -21,11 +21,11 @@ fn errors_are_problem_documents() {
     http.get("/v1/runs?cursor=nonsense").is_problem(400, "invalid_cursor");
     http.send("POST", "/v1/runs", &[("content-type", "application/json")], b"{").is_problem(400, "invalid_request");
     let problem = http.post("/v1/runs", &spec(&[])).is_problem(422, "invalid_field");
-    assert_eq!(problem["field"], "argv", "{problem}");
+    assert_eq!(problem["field"], "spec.argv", "{problem}");
     let mut wrong = spec(&["true"]);
     wrong["spec"]["limits"] = json!({ "pids": 0 });
     let problem = http.post("/v1/runs", &wrong).is_problem(422, "invalid_field");
-    assert_eq!((&problem["field"], &problem["value"]), (&"limits.pids".into(), &"0".into()), "{problem}");
+    assert_eq!((&problem["field"], &problem["value"]), (&"spec.limits.pids".into(), &"0".into()), "{problem}");
     let large = vec![b' '; 32 * 1024 * 1024];
     http.send("POST", "/v1/runs", &[("content-type", "application/json")], &large).is_problem(413, "too_large");
     assert!(world.all_runs().is_empty());

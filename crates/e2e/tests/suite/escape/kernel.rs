@@ -165,7 +165,7 @@ for name in ["NOFILE", "NPROC", "MEMLOCK", "NICE", "RTPRIO"]:
     attempt("raise-" + name, lambda: syscall(302, 0, number, ctypes.byref(rlimit(hard + 1, hard + 1)), None))
 attempt("nice", lambda: os.setpriority(os.PRIO_PROCESS, 0, -10))
 attempt("realtime", lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10)))
-attempt("oom", lambda: open("/proc/self/oom_score_adj", "w").write("-1000") and None)
+attempt("oom", lambda: os.write(os.open("/proc/self/oom_score_adj", os.O_WRONLY), b"-1000"))
 "#;
     for user in users() {
         let ran = world.run(["--user", user, "--", "/usr/bin/python3", "-c", &probe::program(body)]).succeeds();
