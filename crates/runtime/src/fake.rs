@@ -177,7 +177,14 @@ impl Runtime for FakeRuntime {
         Ok(Sandbox {
             lane_in: lane_in.into(),
             lane_out: lane_out.into(),
-            setup: Setup { hostname, ids, allow_sudo: false, work_dir: None, read_only: Vec::new(), writes_to_host: false },
+            setup: Setup {
+                hostname,
+                ids,
+                allow_sudo: false,
+                work_dir: None,
+                read_only: Vec::new(),
+                writes_to_host: false,
+            },
             env: vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())],
             handle: Box::new(Handle { attempt, ended, state: self.state.clone() }),
         })

@@ -112,7 +112,6 @@ fn world() -> World {
     for name in ["read", "write", "images"] {
         fs::create_dir(dir.path().join(name)).unwrap();
     }
-    config.slots = std::env::temp_dir().join("holm-test-slots");
     World { runtime: ProcessRuntime::new(config), dir }
 }
 
@@ -178,6 +177,7 @@ const TESTS: &[(&str, fn(), bool)] = &[
     ("an_archive_is_a_root", an_archive_is_a_root, false),
     ("required_limits_are_refused_where_they_cannot_be", required_limits_are_refused_where_they_cannot_be, false),
     ("limits_are_set_and_hold", limits_are_set_and_hold, true),
+    ("a_place_that_was_given_anew_is_left_alone", a_place_that_was_given_anew_is_left_alone, true),
     ("errors_of_the_launcher_arrive", errors_of_the_launcher_arrive, false),
     ("a_shim_launches_and_its_death_ends_the_sandbox", a_shim_launches_and_its_death_ends_the_sandbox, false),
 ];
@@ -453,6 +453,17 @@ fn limits_are_set_and_hold() {
     assert!(!live.sandbox.handle.out_of_memory());
     let said = live.execute(&["sh", "-c", "head -c 200M /dev/zero | tail"]);
     assert!(live.sandbox.handle.out_of_memory(), "{said:?}");
+}
+
+/// An attempt ends, its place is given to another agent's sandbox, and only then the first agent cleans up.
+fn a_place_that_was_given_anew_is_left_alone() {
+    let (late, other) = (world(), world());
+    let mut live = other.start(RunSpec::new(["true"]));
+    assert!(live.resources.uid_slot.is_some());
+    let attempt = late.request(RunSpec::new(["true"])).attempt;
+    let ended = Resources { attempt, cgroups: Vec::new(), ..live.resources.clone() };
+    assert!(late.runtime.destroy(&ended).iter().all(|step| step.error.is_none()));
+    assert_eq!(live.out(&["echo", "alive"]), "alive");
 }
 
 fn errors_of_the_launcher_arrive() {

@@ -1,7 +1,8 @@
 //! Destroying what a plan names, and finding what bears a label.
 //!
 //! Processes are found in the label's control groups, by the label as an argument of their command lines, and by user ids of
-//! the plan's place. A process is only ever killed through a descriptor of it that was checked after it was opened, so a
+//! the plan's place, these only while nobody else holds the place: a place is given anew as soon as its shim has ended, to any
+//! agent of the host, and what runs there then is another's. A process is only ever killed through a descriptor of it that was checked after it was opened, so a
 //! number that was given to another process in between does no harm.
 
 use std::{
@@ -15,7 +16,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_s
 
 use super::{
     cgroup::{Hierarchy, Layout},
-    ids::Slot,
+    ids::{self, Slot},
     label::Label,
     runtime::NAME,
 };
@@ -23,6 +24,8 @@ use crate::{AttemptId, Context, Error, Resources, StepReport};
 
 /// How long the kernel may take to end what was killed.
 const KILL_TIME: Duration = Duration::from_secs(10);
+/// How long a place may stay reserved by a process of the attempt that was killed and has not ended altogether.
+const RELEASE_TIME: Duration = Duration::from_millis(200);
 /// How long a control group may stay busy after its processes have ended.
 const REMOVE_TIME: Duration = Duration::from_secs(5);
 const RETRY_EVERY: Duration = Duration::from_millis(2);
@@ -30,10 +33,10 @@ const RETRY_EVERY: Duration = Duration::from_millis(2);
 const DEPTH_MAX: usize = 8;
 const FOLDERS_MAX: usize = 65_536;
 
-/// Kills and removes everything that `resources` names.
-pub fn destroy(label: &Label, resources: &Resources) -> Vec<StepReport> {
+/// Kills and removes everything that `resources` names. `slots` is the file of reservations.
+pub fn destroy(label: &Label, slots: &Path, resources: &Resources) -> Vec<StepReport> {
     let name = label.of(resources.attempt);
-    let mut steps = vec![report("processes".to_owned(), kill_all(&name, resources))];
+    let mut steps = vec![report("processes".to_owned(), kill_all(&name, slots, resources))];
     for group in resources.cgroups.iter().rev() {
         steps.push(report(format!("cgroup {}", group.display()), remove_group(group, &name)));
     }
@@ -52,7 +55,25 @@ fn report(step: String, result: Result<(), Error>) -> StepReport {
     StepReport { step, error: result.err().map(|error| error.to_string()) }
 }
 
-fn kill_all(name: &str, resources: &Resources) -> Result<(), Error> {
+fn kill_all(name: &str, slots: &Path, resources: &Resources) -> Result<(), Error> {
+    let labelled = Resources { uid_slot: None, ..resources.clone() };
+    kill_until_none(name, &labelled)?;
+    let Some(slot) = resources.uid_slot else { return Ok(()) };
+    let deadline = Instant::now() + RELEASE_TIME;
+    while !processes(name, resources)?.is_empty() {
+        if let Some(_reservation) = ids::reserve(slots, slot)? {
+            return kill_until_none(name, resources);
+        }
+        if Instant::now() > deadline {
+            // The shim of this attempt is dead and would have let go: the place is another attempt's now.
+            return Ok(());
+        }
+        std::thread::sleep(RETRY_EVERY);
+    }
+    Ok(())
+}
+
+fn kill_until_none(name: &str, resources: &Resources) -> Result<(), Error> {
     let deadline = Instant::now() + KILL_TIME;
     loop {
         for group in &resources.cgroups {

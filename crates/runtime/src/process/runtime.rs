@@ -195,7 +195,7 @@ impl Runtime for ProcessRuntime {
 
     fn destroy(&self, resources: &Resources) -> Vec<StepReport> {
         self.reserved.lock().unwrap_or_else(PoisonError::into_inner).remove(&resources.attempt);
-        reap::destroy(&self.config.label, resources)
+        reap::destroy(&self.config.label, &self.config.slots, resources)
     }
 
     fn inventory(&self) -> Result<Vec<Resources>, Error> {
