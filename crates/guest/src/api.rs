@@ -263,6 +263,10 @@ async fn signal(guest: &Rc<Guest>, id: &str, body: RecvStream) -> Answered {
     if !(1..=64).contains(&signal) {
         return Err(refuse(StatusCode::BAD_REQUEST, format!("there is no signal {signal}")));
     }
+    if all && i32::from(signal) == libc::SIGKILL {
+        // It would be killed with the others; that is no breakdown.
+        place(guest)?.init.end();
+    }
     let sent = if all { signal_all(i32::from(signal)) } else { process.signal(i32::from(signal)) };
     match sent {
         Ok(true) => Ok(Reply::Empty),

@@ -42,7 +42,7 @@ impl Init {
 
     /// Why no process can be started any more, if so.
     pub fn fate(&self) -> Option<String> {
-        if self.ended.get() { Some("the workload has ended with its main command".to_owned()) } else { self.death() }
+        if self.ended.get() { Some("the workload has ended".to_owned()) } else { self.death() }
     }
 
     /// How it died without having been ended, if so. Known before the first process that it takes along has ended.
@@ -101,7 +101,7 @@ mod tests {
         let (mut child, init) = init_of(Command::new("sleep").arg("1000"));
         assert_eq!((init.fate(), init.death()), (None, None));
         init.end();
-        assert_eq!(init.fate().unwrap(), "the workload has ended with its main command");
+        assert_eq!(init.fate().unwrap(), "the workload has ended");
         assert_eq!(init.death(), None);
         child.wait().unwrap();
     }

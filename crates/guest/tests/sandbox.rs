@@ -73,7 +73,7 @@ async fn the_end_of_the_main_command_is_the_end_of_all() {
         assert_eq!((exit, told.text().as_str()), (Exit::Code(3), "done\n"));
         assert_eq!(epoch.wait(beside).await, Exit::Signal(9));
         let message = refusal(epoch.spawn(&spawn_of("root", &["true"])).await);
-        assert_eq!(message, "the workload has ended with its main command");
+        assert_eq!(message, "the workload has ended");
     })
     .await;
 }
@@ -110,10 +110,13 @@ async fn a_workload_that_broke_down_is_not_a_command_that_was_killed() {
         assert!(answer.starts_with(how), "{answer}");
         let answer = refusal(epoch.spawn(&spawn_of("root", &["true"])).await);
         assert!(answer.starts_with(how), "{answer}");
-        // What the workload itself kills was killed.
+        // What the workload or the host kills was killed.
         let (_sandbox, epoch) = Sandbox::ready().await;
-        let (exit, _) = epoch.run(&main_of("root", &["sh", "-c", "kill -KILL $$"])).await;
+        let (exit, _) = epoch.run(&spawn_of("root", &["sh", "-c", "kill -KILL $$"])).await;
         assert_eq!(exit, Exit::Signal(9));
+        let main = epoch.spawn(&main_of("root", &["sleep", "1000"])).await.unwrap();
+        epoch.signal(main, libc::SIGKILL, true).await;
+        assert_eq!(epoch.wait(main).await, Exit::Signal(9));
     })
     .await;
 }

@@ -1,4 +1,5 @@
 //! The control socket: one agent at a time, statuses in order, limits on lines, the folder's path as long as it likes.
+#![allow(clippy::unwrap_used)]
 
 use std::{os::fd::AsRawFd as _, path::PathBuf, time::Duration};
 

@@ -1,4 +1,5 @@
 //! Guests that lie, break, stall and flood: each ends as a failure that says so, and never as a success (SPEC R9, R11).
+#![allow(clippy::unwrap_used)]
 
 mod scripted;
 
@@ -96,6 +97,8 @@ async fn lies_about_the_output_are_seen() {
 async fn lies_about_the_end_are_seen() {
     is_lost("no end", Script { exit: None, ..honest(b"") }, "says that the command runs").await;
     is_lost("no such signal", Script { exit: Some(Exit::Signal(77)), ..honest(b"") }, "signal 77").await;
+    let broke_down = Some("the workload broke down: its init was ended by signal 9");
+    is_lost("no init", Script { broke_down, ..honest(b"") }, "its init was ended by signal 9").await;
     let mut stalls = attempt(Script { answers_exit: false, ..honest(b"") });
     stalls.tuning.answer_ms = 200;
     let left = see_through(stalls).await;

@@ -1,6 +1,7 @@
 //! A shim as a process of its own, with the real `process` runtime and the real guest.
 //!
 //! This program plays the agent (itself), the launcher (`launch`) and the shim (`shim`).
+#![allow(clippy::unwrap_used)]
 
 use std::{
     os::{

@@ -1,4 +1,5 @@
 //! The spool on a real disk: what is written is what is read, whatever the bytes, the rhythm and the acknowledgements.
+#![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 

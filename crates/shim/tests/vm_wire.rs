@@ -2,6 +2,7 @@
 //! same wire over virtio-serial with the shim's own client, is saved, restored in another QEMU, and goes on in a new epoch.
 //!
 //! It shows that nothing in wire, guest or shim supposes that both ends share a kernel.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod machine;
 
@@ -23,8 +24,8 @@ use machine::{Boot, Machine};
 use tokio_util::task::AbortOnDropHandle;
 
 /// Emulation takes its time, and other tests run beside this one.
-const READY: Duration = Duration::from_secs(120);
-const PATIENCE: Patience = Patience { ready: READY, answer: Duration::from_secs(60) };
+const READY: Duration = Duration::from_secs(300);
+const PATIENCE: Patience = Patience { ready: READY, answer: Duration::from_secs(120) };
 
 struct Speaking {
     guest: Guest,

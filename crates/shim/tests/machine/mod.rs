@@ -15,7 +15,8 @@ use std::{
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+/// For one step of QEMU on a busy host.
+const PATIENCE: Duration = Duration::from_secs(120);
 const COMMANDS: [&str; 11] = ["cat", "date", "echo", "head", "hostname", "od", "seq", "sh", "sleep", "touch", "true"];
 /// In this order: each needs those before it.
 const MODULES: [&str; 4] =

@@ -48,6 +48,8 @@ pub struct Script {
     pub exit: Option<Exit>,
     pub output_bytes: u64,
     pub answers_exit: bool,
+    /// Says that the command's end does not count.
+    pub broke_down: Option<&'static str>,
     pub result: Option<Vec<u8>>,
     /// `None`: as long as the shim takes it.
     pub changes: Option<Vec<u8>>,
@@ -79,6 +81,7 @@ pub fn honest(output: &[u8]) -> Script {
         exit: Some(Exit::Code(0)),
         output_bytes: output.len() as u64,
         answers_exit: true,
+        broke_down: None,
         result: None,
         changes: Some(Vec::new()),
         refused: Vec::new(),
@@ -178,6 +181,9 @@ impl Played {
                 answer.empty(StatusCode::NO_CONTENT)
             }
             "/processes/1" if !script.answers_exit => std::future::pending().await,
+            "/processes/1" if let Some(why) = script.broke_down => {
+                answer.failure(StatusCode::INTERNAL_SERVER_ERROR, why.to_owned()).await
+            }
             "/processes/1" => {
                 let status = ProcessStatus { exit: script.exit, output_bytes: script.output_bytes };
                 answer.json(StatusCode::OK, &status).await
