@@ -77,7 +77,7 @@ mod tests {
     async fn a_stream_counts_until_it_is_dropped_and_agents_do_not() {
         let activity = Arc::new(Activity::default());
         let endless = || async {
-            Body::from_stream(futures_util::stream::repeat(Ok::<_, std::io::Error>(Bytes::from_static(b"x"))))
+            Body::from_stream(futures_util::stream::repeat_with(|| Ok::<_, std::io::Error>(Bytes::from_static(b"x"))))
         };
         let router = Router::new()
             .route("/v1/x", get(endless))

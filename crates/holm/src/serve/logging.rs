@@ -35,6 +35,8 @@ pub fn start(args: &LogArgs) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&args.log).with_context(|| format!("--log: `{}` is no filter", args.log))?;
     let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi);
+    // Otherwise a log line that nobody takes any more is told on the same standard error, by a macro that panics.
+    let builder = builder.log_internal_errors(false);
     let started = match args.log_format {
         LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
@@ -47,6 +49,8 @@ pub fn start_for_shim() {
     let filter = std::env::var("HOLM_LOG").ok().and_then(|filter| EnvFilter::try_new(filter).ok());
     let filter = filter.unwrap_or_else(|| EnvFilter::new(DEFAULT_FILTER));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    // The standard error may be a pipe whose reader went away together with the agent.
+    let builder = builder.log_internal_errors(false);
     // Only a second start could fail, and there is none.
     let _already = builder.try_init();
 }
