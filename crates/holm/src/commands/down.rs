@@ -51,7 +51,7 @@ pub async fn execute(session: &Session, args: &DownArgs) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-/// Signals the process that has the lock, and nobody who came to its number later: the lock is looked at again once the
+/// Asks to end, and to end what still runs first: who takes the server away does not come back for its runs. Signals the process that has the lock, and nobody who came to its number later: the lock is looked at again once the
 /// process is held by a descriptor.
 fn terminate(home: &Home, pid: u32) -> anyhow::Result<()> {
     let number = i32::try_from(pid).ok().and_then(Pid::from_raw).context("the lock file names no process")?;
@@ -63,7 +63,7 @@ fn terminate(home: &Home, pid: u32) -> anyhow::Result<()> {
     if home.served_by()? != Served::By(Some(pid)) {
         return Ok(());
     }
-    match pidfd_send_signal(&process, Signal::TERM) {
+    match pidfd_send_signal(&process, Signal::INT) {
         Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("cannot signal process {pid}")),
     }

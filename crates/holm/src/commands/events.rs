@@ -1,6 +1,9 @@
 //! `holm events`: what happened to a run.
 
-use holm_api::runs::After;
+use holm_api::{
+    client::{Client, ClientError},
+    runs::After,
+};
 use holm_domain::{
     RunId,
     run::{Event, EventKind},
@@ -8,6 +11,9 @@ use holm_domain::{
 
 use super::instant;
 use crate::{output::escaped, session::Session};
+
+/// How many events are shown along with a run.
+const SHOWN_MAX: usize = 1_000;
 
 /// Lists the events of a run, and follows them if asked.
 pub async fn execute(session: &Session, run: RunId, follow: bool) -> anyhow::Result<u8> {
@@ -30,12 +36,35 @@ pub async fn execute(session: &Session, run: RunId, follow: bool) -> anyhow::Res
     }
 }
 
+/// The first events of a run, [`SHOWN_MAX`] at most, and whether there are more.
+pub async fn first(client: &Client, run: RunId) -> Result<(Vec<Event>, bool), ClientError> {
+    let mut events = Vec::new();
+    let mut after = 0;
+    loop {
+        let page = client.run_events(run, &After { after: Some(after), limit: None }).await?;
+        if page.events.is_empty() || page.last_seq <= after {
+            return Ok((events, false));
+        }
+        after = page.last_seq;
+        events.extend(page.events);
+        if events.len() > SHOWN_MAX {
+            events.truncate(SHOWN_MAX);
+            return Ok((events, true));
+        }
+    }
+}
+
 fn tell(session: &Session, event: &Event) -> anyhow::Result<()> {
     let output = session.output;
     if output.json {
         return Ok(output.value_line(event)?);
     }
-    Ok(output.line(format!("{}  {}", instant(event.at), sentence(&event.kind)))?)
+    Ok(output.line(line(event))?)
+}
+
+/// An event for people.
+pub fn line(event: &Event) -> String {
+    format!("{}  {}", instant(event.at), sentence(&event.kind))
 }
 
 fn sentence(kind: &EventKind) -> String {

@@ -1,17 +1,29 @@
 //! `holm show`: everything that is known of a run.
 
-use holm_api::runs::RunView;
+use holm_api::{client::ClientError, runs::RunView};
 use holm_domain::{
     RunId,
-    run::{ExitStatus, RootSource},
+    run::{Event, ExitStatus, RootSource},
 };
+use serde::Serialize;
 
-use super::{instant, ps, status};
+use super::{events, instant, ps, status};
 use crate::{
     output::{Cell, escaped},
     session::Session,
     units::{show_bytes, show_cpus, show_duration},
 };
+
+/// A run and what happened to it.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    run: RunView,
+    events: Vec<Event>,
+    /// Whether there are more events than these.
+    #[serde(rename = "more_events", skip_serializing_if = "std::ops::Not::not")]
+    more: bool,
+}
 
 /// Shows each run; with `--json` an array, as `docker inspect` does.
 pub async fn execute(session: &Session, runs: &[RunId]) -> anyhow::Result<u8> {
@@ -20,8 +32,13 @@ pub async fn execute(session: &Session, runs: &[RunId]) -> anyhow::Result<u8> {
     let mut views = Vec::new();
     let mut failed = false;
     for id in runs {
-        match client.run_get(*id).await {
-            Ok(run) => views.push(run),
+        let shown = async {
+            let run = client.run_get(*id).await?;
+            let (events, more) = events::first(&client, *id).await?;
+            Ok::<_, ClientError>(Shown { run, events, more })
+        };
+        match shown.await {
+            Ok(shown) => views.push(shown),
             Err(error) => {
                 failed = true;
                 output.error(format!("{id}: {error}"));
@@ -32,11 +49,16 @@ pub async fn execute(session: &Session, runs: &[RunId]) -> anyhow::Result<u8> {
         output.value(&views)?;
         return Ok(u8::from(failed));
     }
-    for (index, run) in views.iter().enumerate() {
+    for (index, Shown { run, events, more }) in views.iter().enumerate() {
         if index > 0 {
             output.line("")?;
         }
-        output.pairs(&pairs(run))?;
+        let mut pairs = pairs(run);
+        pairs.extend(events.iter().map(|event| ("event", Cell::from(events::line(event)))));
+        if *more {
+            pairs.push(("event", format!("… `holm events {}` tells the others", run.id).into()));
+        }
+        output.pairs(&pairs)?;
     }
     Ok(u8::from(failed))
 }
