@@ -126,6 +126,18 @@ fn mounts_are_writable_or_not_as_asked() {
     assert!(closed.join("in.txt").exists() && !closed.join("out.txt").exists());
 }
 
+#[test]
+fn no_set_id_file_is_made_on_the_host() {
+    let world = World::up();
+    let source = world.folder("source");
+    let mount = format!("{}:/mnt/rw", source.display());
+    let script = "cp /bin/true /mnt/rw/tool; chmod 4755 /mnt/rw/tool; chmod 2755 /mnt/rw/tool; true";
+    let ran = world.run(["--mount", &mount, "--", "sh", "-c", script]).succeeds();
+    assert_eq!(ran.complaint().matches("Operation not permitted").count(), 2, "{ran}");
+    let mode = fs::metadata(source.join("tool")).expect("a file").permissions().mode();
+    assert_eq!(mode & 0o7777, 0o755);
+}
+
 /// A root file system of nothing but a static busybox.
 fn busybox_root(world: &World) -> std::path::PathBuf {
     let root = world.folder("root");

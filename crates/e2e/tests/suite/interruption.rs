@@ -72,3 +72,19 @@ fn a_client_that_goes_away_leaves_the_run_alone() {
     assert_eq!(world.until_ended(&id)["outcome"]["kind"], "succeeded");
     assert_eq!(world.logs(&id).text(), "ready\ndone\n");
 }
+
+#[test]
+fn a_reader_that_goes_away_ends_the_run() {
+    let world = World::up();
+    let mut command = world.command();
+    command.args(["run", "--", "yes"]).stdout(std::process::Stdio::piped());
+    let mut holm = command.spawn().expect("holm");
+    let mut first = [0; 2];
+    let mut output = holm.stdout.take().expect("a pipe");
+    std::io::Read::read_exact(&mut output, &mut first).expect("a line");
+    assert_eq!(&first, b"y\n");
+    drop(output);
+    let status = eventually("it ends", || holm.try_wait().expect("its status"));
+    assert_eq!(status.code(), Some(141), "as SIGPIPE would end it");
+    assert_eq!(world.until_ended(&world.newest())["outcome"]["kind"], "cancelled");
+}

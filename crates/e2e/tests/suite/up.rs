@@ -51,6 +51,22 @@ fn up_says_where_it_is_and_keeps_its_token_to_itself() {
 }
 
 #[test]
+fn down_ends_what_still_runs() {
+    let world = World::new();
+    let word = holm_e2e::unique("86395");
+    let mut attached = world.running(["--", "bash", "-c", &format!("echo live; exec -a {word} sleep 86395")]);
+    attached.says("live");
+    let id = world.detach(["--", "sleep", "86395"]);
+    world.until_state(&id, "running");
+    world.holm(["down"]).succeeds();
+    assert!(holm_e2e::host::find(&word).is_empty(), "the workload outlived its server");
+    assert!(world.marks().processes().is_empty());
+    assert_ne!(attached.wait().code, 0);
+    assert_eq!(world.show(&id)["outcome"]["kind"], "cancelled");
+    world.holm(["down"]).succeeds();
+}
+
+#[test]
 fn down_without_a_server_says_so() {
     let world = World::new();
     let ran = world.holm(["down"]);
