@@ -62,7 +62,10 @@ fn down_ends_what_still_runs() {
     assert!(holm_e2e::host::find(&word).is_empty(), "the workload outlived its server");
     assert!(world.marks().processes().is_empty());
     assert_ne!(attached.wait().code, 0);
-    assert_eq!(world.show(&id)["outcome"]["kind"], "cancelled");
+    // Looking at it starts the server again.
+    let shown = world.holm(["show", "--json", &id]).succeeds().json();
+    assert_eq!(shown[0]["outcome"]["kind"], "cancelled", "{shown}");
+    assert_eq!(shown[0]["events"].as_array().and_then(|events| events.last()).expect("events")["kind"], "ended");
     world.holm(["down"]).succeeds();
 }
 
