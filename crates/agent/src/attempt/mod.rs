@@ -12,7 +12,7 @@ mod report;
 mod seen;
 mod settle;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use holm_domain::run::SandboxInfo;
 use holm_shim::protocol::Status;
@@ -36,6 +36,9 @@ use crate::{
     shared::{Shared, held},
     shim_process::ShimProcess,
 };
+
+/// How long a removal that is under way may take until the reaper is left to repeat it.
+const ALONE_WITHIN: Duration = Duration::from_secs(20);
 
 /// How far an attempt is when its supervisor begins.
 #[derive(Debug)]
@@ -112,7 +115,7 @@ impl<C: ControlPlane> Attempt<C> {
 /// Removes everything of an attempt; what cannot be removed is left to the reaper.
 async fn clear<C: ControlPlane>(shared: &Arc<Shared<C>>, stay: Arc<Stay>) {
     let attempt = stay.attempt();
-    let Some(stay) = Arc::into_inner(stay) else {
+    let Some(stay) = alone(stay).await else {
         tracing::error!(run = %attempt.run, "somebody still works on an attempt that is over; the reaper will see to it");
         return;
     };
@@ -122,6 +125,19 @@ async fn clear<C: ControlPlane>(shared: &Arc<Shared<C>>, stay: Arc<Stay>) {
     });
     if let Err(error) = task.await {
         tracing::error!(run = %attempt.run, %error, "removing an attempt");
+    }
+}
+
+/// The stay, once the thread that settles the attempt has let it go.
+async fn alone(mut stay: Arc<Stay>) -> Option<Stay> {
+    let give_up_at = tokio::time::Instant::now() + ALONE_WITHIN;
+    loop {
+        stay = match Arc::try_unwrap(stay) {
+            Ok(stay) => return Some(stay),
+            Err(_) if tokio::time::Instant::now() >= give_up_at => return None,
+            Err(shared) => shared,
+        };
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
