@@ -212,23 +212,35 @@ impl Running {
         self.wait_for(DEADLINE)
     }
 
-    /// Waits for its end, at most that long.
+    /// Waits for its end, at most that long, and for the end of its output.
     #[track_caller]
     pub fn wait_for(mut self, limit: Duration) -> Ran {
         let deadline = Instant::now() + limit;
+        let code = self.wait_code(deadline);
+        let (stdout, stderr) = (self.stdout.finish(deadline), self.stderr.finish(deadline));
+        Ran { line: self.line.clone(), code, stdout, stderr }
+    }
+
+    /// Waits for its end only: others, such as shims, may keep what it wrote to.
+    #[track_caller]
+    pub fn wait_alone(mut self) -> Ran {
+        let code = self.wait_code(Instant::now() + DEADLINE);
+        Ran { line: self.line.clone(), code, stdout: self.stdout.so_far(), stderr: self.stderr.so_far() }
+    }
+
+    #[track_caller]
+    fn wait_code(&mut self, deadline: Instant) -> i32 {
         let status = loop {
             match self.child.try_wait() {
                 Ok(Some(status)) => break status,
                 Ok(None) if Instant::now() < deadline => thread::sleep(POLL),
                 other => {
                     let (stdout, stderr) = (self.stdout(), self.stderr());
-                    panic!("`{}` did not end within {limit:?} ({other:?})\n{stdout}\n{stderr}", self.line)
+                    panic!("`{}` did not end in time ({other:?})\n{stdout}\n{stderr}", self.line)
                 }
             }
         };
-        let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
-        let (stdout, stderr) = (self.stdout.finish(deadline), self.stderr.finish(deadline));
-        Ran { line: self.line.clone(), code, stdout, stderr }
+        status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
     }
 }
 

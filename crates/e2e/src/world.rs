@@ -255,7 +255,7 @@ impl World {
         let index = index.unwrap_or_else(|| panic!("{wanted:?} does not run"));
         let (_, running) = self.processes.remove(index);
         running.signal(signal);
-        running.wait()
+        running.wait_alone()
     }
 
     #[track_caller]
@@ -376,7 +376,7 @@ impl World {
         while let Some((role, running)) = self.processes.pop() {
             running.signal(Signal::CONT);
             running.signal(Signal::TERM);
-            let ran = running.wait();
+            let ran = running.wait_alone();
             assert_eq!(ran.code, 0, "{role:?} did not end as it should: {ran}");
         }
         assert!(left.is_empty(), "left on the host:\n{}", left.join("\n"));
