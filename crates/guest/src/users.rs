@@ -60,7 +60,9 @@ fn find_in(passwd: &str, group: &str, wanted: &str, ids: u32) -> Option<User> {
         Some(uid) => entry.uid == uid,
         None => entry.name == user,
     });
-    let found = match (entry, number) {
+    // An image of nothing but a program has no list of users; root is there all the same.
+    let nameless = number.or((user == "root").then_some(0));
+    let found = match (entry, nameless) {
         (Some(entry), _) => User {
             uid: entry.uid,
             gid: explicit_gid.unwrap_or(entry.gid),
@@ -120,6 +122,9 @@ mod tests {
         assert_eq!(find("1000:5"), Some(User { gid: 5, groups: vec![], ..ann }));
         assert_eq!(find("4242:7"), Some(User { uid: 4242, gid: 7, groups: vec![], home: "/".into() }));
         assert_eq!(find("root").map(|user| (user.uid, user.home)), Some((0, "/root".into())));
+        let bare = find_in("", "", "root", 65_536);
+        assert_eq!(bare, Some(User { uid: 0, gid: 0, groups: vec![], home: "/".into() }));
+        assert_eq!(find_in("", "", "ann", 65_536), None);
     }
 
     #[test]
