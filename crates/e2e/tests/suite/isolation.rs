@@ -168,6 +168,8 @@ fn the_shim_has_no_privileges_and_an_id_that_is_not_the_workloads() {
     for set in ["CapEff", "CapPrm", "CapAmb"] {
         assert_eq!(host::status_field(shim, set).as_deref(), Some("0000000000000000"), "{set} of the shim");
     }
+    let is = |field: &str, value: &str| host::status_field(shim, field).as_deref() == Some(value);
+    assert!(is("NoNewPrivs", "1") && is("Seccomp", "2"), "a shim that has its sandbox executes nothing more");
     if host::is_root() {
         assert_ne!(host::uid(shim), Some(0));
         assert_ne!(host::uid(shim), host::uid(workload), "who escapes to the workload's id must not reach the shim");

@@ -1,9 +1,9 @@
 //! Files: of the host, above the root, through other processes, read-only ones.
 
-use std::{collections::BTreeSet, fs};
+use std::fs;
 
 use holm_e2e::{
-    World,
+    World, host,
     probe::{self, Attempts},
 };
 
@@ -36,16 +36,30 @@ attempt("boot", lambda: os.listdir("/boot"))
         }
         attempts.no_more();
     }
-    // The home inside is empty, or holds what the sandbox itself put there: nothing that the host's holds.
-    let inside = world.run(["--", "ls", "-A", "/root"]).succeeds();
-    let host: BTreeSet<String> = fs::read_dir("/root")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
-    let seen: Vec<&str> = inside.text().lines().filter(|name| host.contains(*name)).collect();
-    assert!(seen.is_empty(), "the host's home is seen: {seen:?}");
+}
+
+#[test]
+fn the_home_of_the_hosts_root_is_another_one() {
+    if !host::is_root() {
+        return; // Nobody else can put something there to look for; the user's own home is tested above.
+    }
+    let world = World::up();
+    let canary = tempfile::Builder::new().prefix("holm-e2e-canary-").tempfile_in("/root").expect("a file");
+    let name = canary.path().file_name().expect("a name").to_string_lossy().into_owned();
+    let body = format!(
+        r#"
+attempt("canary", lambda: open("/root/{name}"))
+print("listed", os.listdir("/root") if os.getuid() == 0 else [], flush=True)
+"#
+    );
+    for user in users() {
+        let program = probe::program(&body);
+        let ran = world.run(["--user", user, "--", "/usr/bin/python3", "-c", &program]).succeeds();
+        assert!(ran.text().contains("listed []"), "{ran}");
+        let mut attempts = Attempts::of(ran);
+        attempts.refused("canary", &ABSENT);
+        attempts.no_more();
+    }
 }
 
 #[test]
@@ -54,49 +68,76 @@ fn there_is_nothing_above_the_root_and_no_way_through_other_processes() {
     let body = r#"
 def same(a, b):
     return (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
-own = os.getpid()
 root = os.stat("/")
 print("root-parent", same(os.stat("/.."), root))
-for name in os.listdir("/proc"):
-    if not name.isdigit() or int(name) == own:
-        continue
-    try:
-        inside = same(os.stat("/proc/%s/root" % name), root)
-    except OSError:
-        inside = True
-    if not inside:
-        print("another root:", name, flush=True)
-    try:
-        links = [os.readlink("/proc/%s/fd/%s" % (name, fd)) for fd in os.listdir("/proc/%s/fd" % name)]
-    except OSError:
-        links = []
-    if links:
-        print("open descriptors of", name, links, flush=True)
-inherited = {}
-for fd in range(3, 256):
-    try:
-        inherited[fd] = os.readlink("/proc/self/fd/%d" % fd)
-    except OSError:
-        pass
-print("inherited:", inherited)
-def walk_up():
+print("open:", sorted(os.listdir("/proc/self/fd"), key=int)[:-1])
+others = [name for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
+print("others:", others)
+for name in others:
+    attempt("root", lambda: os.stat("/proc/%s/root/" % name))
+    attempt("work-dir", lambda: os.stat("/proc/%s/cwd/" % name))
+    attempt("descriptors", lambda: os.listdir("/proc/%s/fd" % name))
+    attempt("descriptor", lambda: os.open("/proc/%s/fd/3" % name, os.O_RDONLY))
+    attempt("mounts", lambda: os.readlink("/proc/%s/ns/mnt" % name))
+attempt("up-by-descriptor", lambda: os.open("../../etc/shadow", os.O_RDONLY, dir_fd=os.open("/", os.O_RDONLY)))
+# The classical way out of a root: a folder held open, another root below it, and up from there.
+held = os.open("/", os.O_RDONLY)
+try:
     os.chroot("/tmp")
+    os.fchdir(held)
     for _ in range(64):
         os.chdir("..")
     os.chroot(".")
-    return same(os.stat("/"), root)
-try:
-    print("chroot-walk stays:", walk_up())
-except OSError as error:
-    print("chroot-walk stays: True")
+    print("walked up:", same(os.stat("/"), root))
+except PermissionError:
+    print("walked up: not permitted")
 "#;
     for user in users() {
         let ran = world.run(["--user", user, "--", "/usr/bin/python3", "-c", &probe::program(body)]).succeeds();
         let text = ran.text();
         assert!(text.contains("root-parent True"), "{ran}");
-        assert!(text.contains("inherited: {}"), "a descriptor came in: {ran}");
-        assert!(text.contains("chroot-walk stays: True"), "{ran}");
-        assert!(!text.contains("another root") && !text.contains("open descriptors"), "{ran}");
+        assert!(text.contains("open: ['0', '1', '2']"), "a descriptor came in: {ran}");
+        assert!(text.contains("others: ['1']"), "the init inside, and no other: {ran}");
+        let walked = if *user == "0" { "walked up: True" } else { "walked up: not permitted" };
+        assert!(text.contains(walked), "{ran}");
+        let mut attempts = Attempts::of(ran);
+        for name in ["root", "work-dir", "descriptors", "descriptor", "mounts"] {
+            attempts.refused(name, &["EACCES", "EPERM"]);
+        }
+        attempts.refused("up-by-descriptor", &["ENOENT"]);
+        attempts.no_more();
+    }
+}
+
+#[test]
+fn the_kernels_files_tell_and_take_nothing() {
+    let world = World::up();
+    let body = r#"
+for path in ["kernel/hostname", "kernel/core_pattern", "vm/drop_caches", "fs/binfmt_misc/register", "net/ipv4/ip_forward"]:
+    attempt("sysctl", lambda: open("/proc/sys/" + path, "w"))
+attempt("irq", lambda: open("/proc/irq/default_smp_affinity", "w"))
+attempt("dmesg", lambda: os.open("/dev/kmsg", os.O_RDONLY))
+attempt("init-environment", lambda: open("/proc/1/environ").read())
+for name in ["keys", "kmsg", "timer_list"]:
+    if os.path.exists("/proc/" + name):
+        print("masked", name, repr(open("/proc/" + name).read()), flush=True)
+print("sys:", os.listdir("/sys"))
+print("environment:", sorted(v for v in os.environ.values() if "HOST" in v))
+"#
+    .replace("HOST", &world.dir().display().to_string());
+    for user in users() {
+        let program = probe::program(&body);
+        let ran = world.run(["--user", user, "--", "/usr/bin/python3", "-c", &program]).succeeds();
+        let text = ran.text();
+        assert!(text.contains("masked keys ''"), "{ran}");
+        assert!(text.lines().filter(|line| line.starts_with("masked")).all(|line| line.ends_with("''")), "{ran}");
+        assert!(text.contains("sys: []") && text.contains("environment: []"), "{ran}");
+        let mut attempts = Attempts::of(ran);
+        attempts.refused("sysctl", &["EROFS", "EACCES", "EPERM", "ENOENT"]);
+        attempts.refused("irq", &["EROFS", "EACCES", "EPERM"]);
+        attempts.refused("dmesg", &["ENOENT"]);
+        attempts.refused("init-environment", &["EACCES", "EPERM"]);
+        attempts.no_more();
     }
 }
 

@@ -22,6 +22,15 @@ fn sockets_of_the_host_are_not_reached() {
     let tcp = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a listener");
     let port = tcp.local_addr().expect("an address").port();
     let home = world.home();
+    // The paths that are tried below lead to sockets, on the host.
+    let id = world.detach(["--", "sleep", "86391"]);
+    world.until_state(&id, "running");
+    for socket in [home.join("up.sock"), home.join(format!("agent/runs/{id}.1/shim.sock"))] {
+        let kind = std::fs::symlink_metadata(&socket).map(|meta| meta.file_type());
+        let is_socket = kind.as_ref().is_ok_and(std::os::unix::fs::FileTypeExt::is_socket);
+        assert!(is_socket, "{}: {kind:?}", socket.display());
+    }
+    world.holm(["cancel", "--kill", &id]).succeeds();
     let body = format!(
         r#"
 def connect(address):
@@ -35,13 +44,16 @@ def tcp(host, port):
 attempt("abstract", lambda: connect("\0{name}"))
 attempt("server", lambda: connect("{home}/up.sock"))
 attempt("loopback", lambda: tcp("127.0.0.1", {port}))
+run = os.environ["HOLM_RUN_ID"]
+attempt("shim", lambda: connect("{home}/agent/runs/%s.1/shim.sock" % run))
 attempt("dbus", lambda: connect("/run/dbus/system_bus_socket"))
 attempt("docker", lambda: connect("/var/run/docker.sock"))
 found = [os.path.join(d, f) for top in ["/run", "/tmp", "/var", "/dev"] for d, _, fs in os.walk(top) for f in fs]
 sockets = [p for p in found if os.path.lexists(p) and stat.S_ISSOCK(os.lstat(p).st_mode)]
 print("sockets:", sockets)
-# An entry with a name has an eighth field; the guest's own pairs have none.
-print("named:", [l for l in open("/proc/net/unix").read().splitlines()[1:] if len(l.split()) > 7])
+# Flags (the fourth field) say that a socket listens; an eighth field is its name. Pairs of the guest's have neither.
+rows = [line.split() for line in open("/proc/net/unix").read().splitlines()[1:]]
+print("listening:", [row for row in rows if row[3] != "00000000" or len(row) > 7])
 attempt("packet", lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 3))
 attempt("vsock", lambda: socket.socket(40, socket.SOCK_STREAM).connect((2, 1024)))
 "#,
@@ -53,6 +65,7 @@ attempt("vsock", lambda: socket.socket(40, socket.SOCK_STREAM).connect((2, 1024)
         let mut attempts = Attempts::of(ran);
         attempts.refused("abstract", &["ECONNREFUSED", "EPERM", "EACCES"]);
         attempts.refused("server", &["ENOENT", "EACCES"]);
+        attempts.refused("shim", &["ENOENT", "EACCES"]);
         attempts.refused("loopback", &["ECONNREFUSED"]);
         attempts.refused("dbus", &["ENOENT", "EACCES"]);
         attempts.refused("docker", &["ENOENT", "EACCES"]);
