@@ -36,7 +36,7 @@ use crate::{
     poll::{Answer, Poller},
     reaper,
     recover::Survivor,
-    shared::{Shared, attempt_of, held},
+    station::{Shared, attempt_of, held},
 };
 
 /// The most leases in one renewal.

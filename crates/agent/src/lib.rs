@@ -24,8 +24,8 @@ mod poll;
 mod reaper;
 mod recover;
 mod registration;
-mod shared;
 mod shim_process;
+mod station;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -40,15 +40,15 @@ use tokio::sync::mpsc;
 
 pub use folder::FolderError;
 pub use keeper::Shutdown;
-pub use shared::Config;
 pub use shim_process::ShimProgram;
+pub use station::Config;
 
 use crate::{
     control::{ControlError, ControlPlane},
     folder::Folder,
     keeper::Keeper,
     occupancy::Occupancy,
-    shared::Shared,
+    station::Shared,
 };
 
 /// How many events may wait for the keeper; whoever has more waits.
@@ -108,7 +108,7 @@ impl<C: ControlPlane> Agent<C> {
             return Err(AgentError::Times { ttl_ms, renew_every_ms });
         }
         let retry_every = config.renew_retry.min(renew_every / 2);
-        let holder = shared::Holder::new(Holder::new(HolderConfig { renew_every, retry_every }));
+        let holder = station::Holder::new(Holder::new(HolderConfig { renew_every, retry_every }));
         let (events, heard) = mpsc::channel(EVENTS_MAX);
         let occupancy = Occupancy::default();
         let shared = Arc::new(Shared { config, agent, boot_id, folder, control, runtimes, occupancy, holder, events });

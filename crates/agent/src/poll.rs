@@ -18,7 +18,7 @@ use crate::{
     control::{ControlError, ControlPlane},
     keeper::Event,
     registration,
-    shared::Shared,
+    station::Shared,
 };
 
 /// The most runs in one answer.

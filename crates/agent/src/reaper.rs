@@ -12,7 +12,7 @@ use crate::{
     folder::FolderError,
     journal::{Record, ShimRecord},
     occupancy::Stay,
-    shared::Shared,
+    station::Shared,
 };
 
 /// How long a shim that was killed may take to die.

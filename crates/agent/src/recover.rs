@@ -20,8 +20,8 @@ use crate::{
     journal::{Claim, Record, ShimRecord, Unreadable},
     occupancy::Stay,
     reaper,
-    shared::Shared,
     shim_process::ShimProcess,
+    station::Shared,
 };
 
 /// How often a shim that does not answer is tried again.

@@ -7,7 +7,7 @@ use holm_runtime::registry::Registry;
 use crate::{
     backoff::Backoff,
     control::{ControlError, ControlPlane},
-    shared::{Config, Shared},
+    station::{Config, Shared},
 };
 
 fn body(config: &Config, runtimes: &Registry, agent: AgentId) -> Register {

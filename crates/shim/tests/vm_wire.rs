@@ -81,7 +81,14 @@ async fn execute(guest: &Guest, script: &str) -> String {
 
 fn setup() -> Setup {
     let ids = IdRange { outer_first: 1, count: 65_536 };
-    Setup { hostname: "before".to_owned(), ids, allow_sudo: false, work_dir: None, read_only: Vec::new(), writes_to_host: false }
+    Setup {
+        hostname: "before".to_owned(),
+        ids,
+        allow_sudo: false,
+        work_dir: None,
+        read_only: Vec::new(),
+        writes_to_host: false,
+    }
 }
 
 /// What no two machines may have in common: a boot's identity, and random bytes.

@@ -20,8 +20,8 @@ use crate::{
     folder::{FolderError, hand_over},
     journal::{Claim, Record, ShimRecord},
     occupancy::Stay,
-    shared::Shared,
     shim_process::{self, ShimId, ShimProcess},
+    station::Shared,
 };
 
 /// Why there is no sandbox.

@@ -33,8 +33,8 @@ use crate::{
     keeper::Event,
     occupancy::Stay,
     reaper,
-    shared::{Shared, held},
     shim_process::ShimProcess,
+    station::{Shared, held},
 };
 
 /// How long a removal that is under way may take until the reaper is left to repeat it.

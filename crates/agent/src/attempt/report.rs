@@ -23,7 +23,7 @@ use crate::{
     backoff::persist,
     control::{ControlError, ControlPlane},
     folder::open_plain,
-    shared::Shared,
+    station::Shared,
 };
 
 /// The most events in one request.

@@ -10,7 +10,7 @@ use holm_shim::{
 use tokio::sync::watch;
 
 use super::seen::Seen;
-use crate::{backoff::Backoff, control::ControlPlane, journal::Record, occupancy::Stay, reaper, shared::Shared};
+use crate::{backoff::Backoff, control::ControlPlane, journal::Record, occupancy::Stay, reaper, station::Shared};
 
 /// Finds out how one sandbox ended.
 pub(crate) struct Settler<'a, C> {

@@ -140,37 +140,7 @@ impl Played {
                 Some(refusal) => answer.bytes(StatusCode::UNPROCESSABLE_ENTITY, refusal.clone().into()).await,
                 None => answer.json(StatusCode::CREATED, &Spawned { id: 1 }).await,
             },
-            "/processes/1/output" => {
-                let mut out = answer.stream(StatusCode::OK)?;
-                // Scripts that break their streams have one frame: what is left of it goes into a new one.
-                let rest = match from.unwrap() {
-                    0 => script.output.clone(),
-                    from => frame(OutputStream::Stdout, &script.output[5 + from..]),
-                };
-                if let Some(breaks_after) = script.breaks_after.filter(|&after| after < rest.len()) {
-                    let whole = breaks_after.saturating_sub(5);
-                    if whole > 0 {
-                        let piece = frame(OutputStream::Stdout, &rest[5..5 + whole]);
-                        out.send(piece.into()).await?;
-                        tokio::time::sleep(Duration::from_millis(5)).await;
-                    }
-                    return Ok(());
-                }
-                out.send(rest.into()).await?;
-                match script.then {
-                    Then::End => out.finish(),
-                    Then::CloseLanes => {
-                        // What was sent is on its way first.
-                        tokio::time::sleep(Duration::from_millis(20)).await;
-                        let _ = close.send(()).await;
-                        std::future::pending().await
-                    }
-                    Then::Hang => std::future::pending().await,
-                    Then::Forever => loop {
-                        out.send(frame(OutputStream::Stdout, &[b'y'; 60_000]).into()).await?;
-                    },
-                }
-            }
+            "/processes/1/output" => self.output(from.unwrap(), answer, close).await,
             "/processes/1/ack" => {
                 self.acked.fetch_max(to.unwrap(), Ordering::SeqCst);
                 answer.empty(StatusCode::NO_CONTENT)
@@ -202,6 +172,39 @@ impl Played {
                 }
             },
             other => panic!("the shim asked for {other}"),
+        }
+    }
+
+    async fn output(&self, from: usize, answer: http2::server::Answer, close: mpsc::Sender<()>) -> Result<(), http2::Error> {
+        let script = &self.script;
+        let mut out = answer.stream(StatusCode::OK)?;
+        // Scripts that break their streams have one frame: what is left of it goes into a new one.
+        let rest = match from {
+            0 => script.output.clone(),
+            from => frame(OutputStream::Stdout, &script.output[5 + from..]),
+        };
+        if let Some(breaks_after) = script.breaks_after.filter(|&after| after < rest.len()) {
+            let whole = breaks_after.saturating_sub(5);
+            if whole > 0 {
+                let piece = frame(OutputStream::Stdout, &rest[5..5 + whole]);
+                out.send(piece.into()).await?;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            return Ok(());
+        }
+        out.send(rest.into()).await?;
+        match script.then {
+            Then::End => out.finish(),
+            Then::CloseLanes => {
+                // What was sent is on its way first.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                let _ = close.send(()).await;
+                std::future::pending().await
+            }
+            Then::Hang => std::future::pending().await,
+            Then::Forever => loop {
+                out.send(frame(OutputStream::Stdout, &[b'y'; 60_000]).into()).await?;
+            },
         }
     }
 }
@@ -292,7 +295,14 @@ fn sandbox(script: Script, signals: mpsc::UnboundedSender<Vec<u8>>, kills: Arc<A
     Sandbox {
         lane_in: shim_in.into(),
         lane_out: shim_out.into(),
-        setup: Setup { hostname: "h".into(), ids, allow_sudo: false, work_dir: None, read_only: Vec::new(), writes_to_host: false },
+        setup: Setup {
+            hostname: "h".into(),
+            ids,
+            allow_sudo: false,
+            work_dir: None,
+            read_only: Vec::new(),
+            writes_to_host: false,
+        },
         env: Vec::new(),
         handle: Box::new(Handle { guest, ended, life: Mutex::new(life.into()), kills }),
     }
