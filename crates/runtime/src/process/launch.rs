@@ -85,8 +85,8 @@ impl Drop for Handle {
 pub fn launch(launcher: &Path, plan: Blueprint, mut descriptors: Vec<Descriptor>) -> Result<Sandbox, Error> {
     let kill = take_optional(&mut descriptors, "cgroup.kill");
     let memory_events = take_optional(&mut descriptors, "memory.events");
-    // Held by the shim as long as it lives; nobody inside needs it.
-    let slot = take_optional(&mut descriptors, "slot");
+    // Never closed: this process runs under an id of the place, so the place is not free before this process has ended.
+    std::mem::forget(take_optional(&mut descriptors, "slot"));
     let lane = || {
         socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .context(|| "making the lanes".to_owned())
@@ -101,7 +101,7 @@ pub fn launch(launcher: &Path, plan: Blueprint, mut descriptors: Vec<Descriptor>
     let launcher = launcher.to_owned();
     thread::Builder::new()
         .name("sandbox".to_owned())
-        .spawn(move || attend(launcher, plan, descriptors, errors, slot, &sender))
+        .spawn(move || attend(launcher, plan, descriptors, errors, &sender))
         .context(|| "starting a thread".to_owned())?;
     let guest = receiver.recv().map_err(|_| Error::Malformed("the launching thread ended".to_owned()))??;
     let handle = Box::new(Handle { guest, kill, memory_events });
@@ -118,7 +118,6 @@ fn attend(
     plan: Blueprint,
     descriptors: Vec<Descriptor>,
     errors: OwnedFd,
-    slot: Option<OwnedFd>,
     started: &Sender<Result<Arc<OwnedFd>, Error>>,
 ) {
     let guest = match start(&launcher, &plan, descriptors, errors) {
@@ -136,7 +135,6 @@ fn attend(
     if let Err(error) = reaped {
         tracing::error!(%error, "the guest could not be waited for");
     }
-    drop(slot);
 }
 
 fn start(launcher: &Path, plan: &Blueprint, descriptors: Vec<Descriptor>, errors: OwnedFd) -> Result<OwnedFd, Error> {
