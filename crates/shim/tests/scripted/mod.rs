@@ -175,7 +175,7 @@ impl Played {
         }
     }
 
-    async fn output(&self, from: usize, answer: http2::server::Answer, close: mpsc::Sender<()>) -> Result<(), http2::Error> {
+    async fn output(&self, from: usize, answer: http2::Answer, close: mpsc::Sender<()>) -> Result<(), http2::Error> {
         let script = &self.script;
         let mut out = answer.stream(StatusCode::OK)?;
         // Scripts that break their streams have one frame: what is left of it goes into a new one.
