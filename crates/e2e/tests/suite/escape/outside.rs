@@ -61,7 +61,7 @@ attempt("vsock", lambda: socket.socket(40, socket.SOCK_STREAM).connect((2, 1024)
     );
     for user in users() {
         let ran = world.run(["--user", user, "--", "/usr/bin/python3", "-c", &probe::program(&body)]).succeeds();
-        assert!(ran.text().contains("sockets: []") && ran.text().contains("named: []"), "{ran}");
+        assert!(ran.text().contains("sockets: []") && ran.text().contains("listening: []"), "{ran}");
         let mut attempts = Attempts::of(ran);
         attempts.refused("abstract", &["ECONNREFUSED", "EPERM", "EACCES"]);
         attempts.refused("server", &["ENOENT", "EACCES"]);

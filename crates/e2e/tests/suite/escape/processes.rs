@@ -39,9 +39,6 @@ except OSError:
 print("end", flush=True)
 "#,
         ids = ids.join(", "),
-        // In two pieces, or the program would find its own text.
-        front = &word[..4],
-        back = &word[4..],
     );
     for user in users() {
         let ran = world.run(["--user", user, "--", "/usr/bin/python3", "-c", &probe::program(&body)]).succeeds();
