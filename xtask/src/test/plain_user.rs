@@ -91,6 +91,8 @@ fn test_programs() -> Result<BTreeMap<String, PathBuf>> {
     for message in Message::parse_stream(messages.as_bytes()) {
         if let Message::CompilerArtifact(artifact) = message?
             && artifact.profile.test
+            // Unit tests ask for no privileges: those of the libraries ran before.
+            && artifact.target.is_test()
             && let Some(program) = artifact.executable
         {
             let package = artifact.manifest_path.parent().and_then(|dir| dir.file_name()).unwrap_or("crate");

@@ -6,7 +6,7 @@ use serde_json::json;
 #[test]
 fn a_command_runs_and_its_output_comes_back() {
     let world = World::up();
-    let ran = world.run(["--", "echo", "hello", "two words"]).succeeds();
+    let ran = world.run(["--quiet", "--", "echo", "hello", "two words"]).succeeds();
     assert_eq!(ran.text(), "hello two words\n");
     assert_eq!(ran.complaint(), "", "nothing but the command's own output");
 }
@@ -14,7 +14,7 @@ fn a_command_runs_and_its_output_comes_back() {
 #[test]
 fn standard_output_and_error_stay_apart() {
     let world = World::up();
-    let ran = world.sh("echo out; echo err >&2; echo out2; echo err2 >&2").succeeds();
+    let ran = world.run(["--quiet", "--", "sh", "-c", "echo out; echo err >&2; echo out2; echo err2 >&2"]).succeeds();
     assert_eq!((ran.text(), ran.complaint().as_str()), ("out\nout2\n", "err\nerr2\n"));
 }
 

@@ -161,9 +161,8 @@ fn the_shim_has_no_privileges_and_an_id_that_is_not_the_workloads() {
     let word = unique("86395");
     let id = world.detach(["--", "bash", "-c", &format!("exec -a {word} sleep 86395")]);
     let workload = eventually("the command runs", || host::find(&word).first().copied());
-    let up = world.up_pid();
-    let shims: Vec<u32> = world.marks().processes().into_iter().filter(|pid| *pid != up).collect();
-    let shims: Vec<u32> = shims.into_iter().filter(|pid| host::command_line(*pid).contains(" shim")).collect();
+    let shims: Vec<u32> =
+        host::find(&id).into_iter().filter(|pid| host::command_line(*pid).contains(" shim ")).collect();
     let &[shim] = shims.as_slice() else { panic!("one shim was expected: {shims:?}") };
     for set in ["CapEff", "CapPrm", "CapAmb"] {
         assert_eq!(host::status_field(shim, set).as_deref(), Some("0000000000000000"), "{set} of the shim");

@@ -5,7 +5,8 @@ use holm_e2e::{World, eventually, host, unique};
 #[test]
 fn bytes_that_are_no_text_come_back_as_they_are() {
     let world = World::up();
-    let ran = world.sh("printf '\\377\\000\\200ok\\n\\300'; printf '\\376' >&2").succeeds();
+    let ran =
+        world.run(["--quiet", "--", "sh", "-c", "printf '\\377\\000\\200ok\\n\\300'; printf '\\376' >&2"]).succeeds();
     assert_eq!(ran.stdout, b"\xff\0\x80ok\n\xc0");
     assert_eq!(ran.stderr, b"\xfe");
     assert_eq!(world.logs(&world.newest()).stdout, b"\xff\0\x80ok\n\xc0");

@@ -44,8 +44,10 @@ fn up_says_where_it_is_and_keeps_its_token_to_itself() {
     let world = World::up();
     let token = std::fs::metadata(world.home().join("token")).expect("a token");
     assert_eq!(token.permissions().mode() & 0o777, 0o600);
-    let hosts = world.holm(["hosts", "--json"]).succeeds();
-    assert!(hosts.text().contains("process"), "the runtime is shown: {hosts}");
+    eventually("the host and its runtime are shown", || {
+        let hosts = world.holm(["hosts", "--json"]).succeeds();
+        hosts.text().contains("process").then_some(())
+    });
     world.holm(["config", "check"]).succeeds();
     world.holm(["doctor"]).succeeds();
 }
