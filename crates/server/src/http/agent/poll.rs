@@ -84,7 +84,7 @@ mod tests {
         let answered_at = Instant::now();
         let for_the_agent = asked_at + Duration::from_millis(polled.claimed[0].ttl_ms);
         assert!(for_the_agent <= answered_at + ttl, "the server would grant anew while the sandbox lives");
-        assert!(for_the_agent + Duration::from_millis(1) >= queued_at + ttl, "waiting took nothing from the lease");
+        assert!(for_the_agent + Duration::from_millis(200) >= queued_at + ttl, "waiting took nothing from the lease");
     }
 
     #[tokio::test]
