@@ -329,7 +329,8 @@ fn a_confined_process_makes_no_other() {
     assert_eq!(said, "before: ok\nspawn: EPERM\nexec: EPERM\nnamespace: EPERM\nthread: ok\nfile: ok\nsocket: ok\n");
 }
 
-/// In a process of its own: what works before and after.
+/// In a process of its own, which tells by its standard output what works before and after.
+#[allow(clippy::print_stdout)]
 fn confined() -> ExitCode {
     let tell = |what: &str, result: std::io::Result<()>| match result.map_err(|error| error.raw_os_error()) {
         Ok(()) => println!("{what}: ok"),

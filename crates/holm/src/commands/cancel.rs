@@ -12,7 +12,12 @@ pub async fn execute(session: &Session, runs: &[RunId], kill: bool) -> anyhow::R
     let output = session.output;
     let cancel = |id| async move { client.run_cancel(id, &CancelRun { kill }).await };
     for_each(session, runs, cancel, |run| {
-        Ok(if output.json { output.value_line(run)? } else { output.line(run.id.to_string())? })
+        if output.json {
+            output.value_line(run)?;
+        } else {
+            output.line(run.id.to_string())?;
+        }
+        Ok(())
     })
     .await
 }

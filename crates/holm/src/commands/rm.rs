@@ -11,7 +11,12 @@ pub async fn execute(session: &Session, runs: &[RunId]) -> anyhow::Result<u8> {
     let output = session.output;
     let delete = |id: RunId| async move { client.run_delete(id).await.map(|()| id) };
     for_each(session, runs, delete, |id| {
-        Ok(if output.json { output.value_line(id)? } else { output.line(id.to_string())? })
+        if output.json {
+            output.value_line(id)?;
+        } else {
+            output.line(id.to_string())?;
+        }
+        Ok(())
     })
     .await
 }

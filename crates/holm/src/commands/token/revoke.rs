@@ -10,7 +10,12 @@ pub async fn execute(session: &Session, tokens: &[TokenId]) -> anyhow::Result<u8
     let output = session.output;
     let revoke = |id: TokenId| async move { client.token_revoke(id).await.map(|()| id) };
     for_each(session, tokens, revoke, |id| {
-        Ok(if output.json { output.value_line(id)? } else { output.line(id.to_string())? })
+        if output.json {
+            output.value_line(id)?;
+        } else {
+            output.line(id.to_string())?;
+        }
+        Ok(())
     })
     .await
 }
