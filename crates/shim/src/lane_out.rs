@@ -1,4 +1,4 @@
-//! What the shim serves its guest: for now, refusals, and an ear for what was refused inside.
+//! What the shim serves its guest: refusals, and an ear for what was refused inside.
 //!
 //! What always holds: nothing is ever connected or resolved; each request is dealt with before the next is taken, bodies
 //! are limited and have a deadline, and no more than [`REQUESTS_A_SECOND_MAX`] are looked at, so that a guest can neither
