@@ -179,8 +179,11 @@ impl Started {
     /// How many processes bear the label of this attempt: shim, launcher, guest.
     fn labelled(&self) -> usize {
         let has_label = |pid: &std::fs::DirEntry| {
-            let command = std::fs::read(pid.path().join("cmdline")).unwrap_or_default();
-            command.split(|&byte| byte == 0).any(|argument| argument == self.label.as_bytes())
+            // The guest bears it in its environment.
+            let read = |name| std::fs::read(pid.path().join(name)).unwrap_or_default();
+            let (command, environment) = (read("cmdline"), read("environ"));
+            let mut words = command.split(|&byte| byte == 0).chain(environment.split(|&byte| byte == 0));
+            words.any(|word| word.strip_prefix(b"HOLM_LABEL=").unwrap_or(word) == self.label.as_bytes())
         };
         std::fs::read_dir("/proc").unwrap().flatten().filter(has_label).count()
     }

@@ -1,11 +1,17 @@
 //! The names by which everything that is made for an attempt is found again.
 
-use std::{fmt, str::FromStr};
+use std::{ffi::CStr, fmt, str::FromStr};
 
 use crate::AttemptId;
 
 const PREFIX: &str = "holm";
 const LABEL_BYTES_MAX: usize = 32;
+/// The verbs of `holm` after which the label of an attempt stands.
+pub const LABELLED_VERBS: [&[u8]; 2] = [b"shim", b"launch"];
+/// The one argument of the guest: what is inside can read it, as its init is a copy of the guest.
+pub const GUEST_NAME: &CStr = c"holm-guest";
+/// The one variable in the guest's environment, with the label of the attempt: nobody inside may read it.
+pub const GUEST_LABEL: &str = "HOLM_LABEL";
 
 /// Tells what belongs to one agent from what belongs to other agents of the same host: 1 to 32 of `a-z0-9`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +35,7 @@ impl FromStr for Label {
 }
 
 impl Label {
-    /// The name of what belongs to an attempt: control groups bear it, and the command lines of its processes.
+    /// The name of what belongs to an attempt: control groups and its processes bear it.
     pub fn of(&self, attempt: AttemptId) -> String {
         format!("{self}.{}.{}", attempt.run, attempt.fence)
     }

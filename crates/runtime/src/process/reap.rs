@@ -1,13 +1,15 @@
 //! Destroying what a plan names, and finding what bears a label.
 //!
-//! Processes are found in the label's control groups, by the label as an argument of their command lines, and by user ids of
-//! the plan's place, these only while nobody else holds the place: a place is given anew as soon as its shim has ended, to any
-//! agent of the host, and what runs there then is another's. A process is only ever killed through a descriptor of it that was checked after it was opened, so a
-//! number that was given to another process in between does no harm.
+//! Processes are found in the label's control groups, by the label where the programs of a sandbox bear it ([`label_of`]),
+//! and by user ids of the plan's place, these only while nobody else holds the place: a place is given anew as soon as its
+//! shim has ended, to any agent of the host, and what runs there then is another's. A process is only ever killed through a
+//! descriptor of it that was checked after it was opened, so a number that was given to another process in between does no
+//! harm. What cannot be killed keeps its place: the reservation is held until it can.
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs, io,
+    fs,
+    io::{self, Read as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -16,8 +18,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_s
 
 use super::{
     cgroup::{Hierarchy, Layout},
-    ids::{self, Slot},
-    label::Label,
+    ids::{self, Reservation, Slot},
+    label::{GUEST_LABEL, GUEST_NAME, LABELLED_VERBS, Label},
     runtime::NAME,
 };
 use crate::{AttemptId, Context, Error, Resources, StepReport};
@@ -31,12 +33,19 @@ const REMOVE_TIME: Duration = Duration::from_secs(5);
 const RETRY_EVERY: Duration = Duration::from_millis(2);
 /// How far below a mount point groups are sought, and how many folders are looked at.
 const DEPTH_MAX: usize = 8;
+/// How much of a process's files is read: a path of a program, a verb and a label fit, and what stands first in its status.
+const COMMAND_BYTES_MAX: u64 = 4_096 + 256;
 const FOLDERS_MAX: usize = 65_536;
 
-/// Kills and removes everything that `resources` names. `slots` is the file of reservations.
-pub fn destroy(label: &Label, slots: &Path, resources: &Resources) -> Vec<StepReport> {
+/// Kills and removes everything that `resources` names. `slots` is the file of reservations; a reservation of the place that
+/// the caller has stays in `kept` as long as something there lives.
+pub fn destroy(label: &Label, slots: &Path, resources: &Resources, kept: &mut Option<Reservation>) -> Vec<StepReport> {
     let name = label.of(resources.attempt);
-    let mut steps = vec![report("processes".to_owned(), kill_all(&name, slots, resources))];
+    let killed = kill_all(&name, slots, resources, kept);
+    if killed.is_ok() {
+        *kept = None;
+    }
+    let mut steps = vec![report("processes".to_owned(), killed)];
     for group in resources.cgroups.iter().rev() {
         steps.push(report(format!("cgroup {}", group.display()), remove_group(group, &name)));
     }
@@ -55,13 +64,23 @@ fn report(step: String, result: Result<(), Error>) -> StepReport {
     StepReport { step, error: result.err().map(|error| error.to_string()) }
 }
 
-fn kill_all(name: &str, slots: &Path, resources: &Resources) -> Result<(), Error> {
-    let labelled = Resources { uid_slot: None, ..resources.clone() };
-    kill_until_none(name, &labelled)?;
-    let Some(slot) = resources.uid_slot else { return Ok(()) };
+fn kill_all(name: &str, slots: &Path, resources: &Resources, kept: &mut Option<Reservation>) -> Result<(), Error> {
+    let labelled = kill_until_none(name, &Resources { uid_slot: None, ..resources.clone() });
+    let Some(slot) = resources.uid_slot else { return labelled };
+    let mut reserve = || -> Result<bool, Error> {
+        if kept.is_none() {
+            *kept = ids::reserve(slots, slot)?;
+        }
+        Ok(kept.is_some())
+    };
+    if labelled.is_err() {
+        // Whoever held the place may be dead, and what lives in it must not get company.
+        reserve()?;
+        return labelled;
+    }
     let deadline = Instant::now() + RELEASE_TIME;
     while !processes(name, resources)?.is_empty() {
-        if let Some(_reservation) = ids::reserve(slots, slot)? {
+        if reserve()? {
             return kill_until_none(name, resources);
         }
         if Instant::now() > deadline {
@@ -137,29 +156,48 @@ fn is_ours(group: &Path, name: &str) -> bool {
 struct Seen {
     uids: Vec<u32>,
     zombie: bool,
-    arguments: Vec<Vec<u8>>,
+    /// The label that it bears. Only processes that this agent can have made are asked for one: another user's may say what
+    /// they like.
+    label: Option<String>,
 }
 
 fn look_at(pid: Pid) -> Option<Seen> {
     let proc = format!("/proc/{}", pid.as_raw_nonzero());
-    let status = fs::read_to_string(format!("{proc}/status")).ok()?;
+    let status = start_of(&format!("{proc}/status"))?;
+    let status = String::from_utf8_lossy(&status);
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
-    let uids = field("Uid:")?.split_whitespace().filter_map(|uid| uid.parse().ok()).collect();
+    let uids: Vec<u32> = field("Uid:")?.split_whitespace().filter_map(|uid| uid.parse().ok()).collect();
     let zombie = field("State:")?.trim_start().starts_with(['Z', 'X']);
-    let arguments = fs::read(format!("{proc}/cmdline")).ok()?;
-    Some(Seen { uids, zombie, arguments: arguments.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect() })
+    let own = geteuid().as_raw();
+    let may_be_ours = uids.iter().all(|uid| *uid == own || own == 0 && Slot::of(*uid).is_some());
+    let label = if may_be_ours {
+        let command = start_of(&format!("{proc}/cmdline"))?;
+        label_of(&command, || start_of(&format!("{proc}/environ")))
+    } else {
+        None
+    };
+    Some(Seen { uids, zombie, label })
 }
 
-impl Seen {
-    /// A label counts only in processes that this agent can have made: another user's may say what they like.
-    fn may_be_ours(&self) -> bool {
-        let own = geteuid().as_raw();
-        self.uids.iter().all(|uid| *uid == own || own == 0 && Slot::of(*uid).is_some())
-    }
+/// The start of a file that says of its process what that likes, and as much as that likes.
+fn start_of(path: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open(path).ok()?.take(COMMAND_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
+}
 
-    fn slot(&self) -> Option<Slot> {
-        self.uids.iter().find_map(|uid| Slot::of(*uid))
-    }
+/// The label that a process bears: shim and launcher as their last argument, after their verb; the guest in its environment,
+/// which nobody inside may read, as its command line can be.
+fn label_of(command: &[u8], environment: impl FnOnce() -> Option<Vec<u8>>) -> Option<String> {
+    let arguments: Vec<&[u8]> = command.strip_suffix(&[0])?.split(|byte| *byte == 0).collect();
+    let label = match arguments.as_slice() {
+        [_, verb, label] if LABELLED_VERBS.contains(verb) => label.to_vec(),
+        [program] if *program == GUEST_NAME.to_bytes() => {
+            environment()?.strip_suffix(&[0])?.strip_prefix(GUEST_LABEL.as_bytes())?.strip_prefix(b"=")?.to_vec()
+        }
+        _ => return None,
+    };
+    String::from_utf8(label).ok()
 }
 
 fn belongs(pid: Pid, name: &str, slot: Option<u32>) -> bool {
@@ -167,8 +205,13 @@ fn belongs(pid: Pid, name: &str, slot: Option<u32>) -> bool {
     if seen.zombie || pid == rustix::process::getpid() {
         return false;
     }
-    let labelled = seen.may_be_ours() && seen.arguments.iter().any(|argument| argument == name.as_bytes());
-    labelled || slot.is_some() && seen.slot().map(|slot| slot.0) == slot
+    seen.label.as_deref() == Some(name) || slot.is_some() && seen.slot().map(|slot| slot.0) == slot
+}
+
+impl Seen {
+    fn slot(&self) -> Option<Slot> {
+        self.uids.iter().find_map(|uid| Slot::of(*uid))
+    }
 }
 
 fn all_pids() -> Result<Vec<Pid>, Error> {
@@ -247,9 +290,8 @@ pub fn inventory(label: &Label, groups: &Layout) -> Result<Vec<Resources>, Error
         }
     }
     for pid in all_pids()? {
-        let Some(seen) = look_at(pid).filter(|seen| !seen.zombie && seen.may_be_ours()) else { continue };
-        let attempt = seen.arguments.iter().find_map(|text| label.attempt(std::str::from_utf8(text).ok()?));
-        if let Some(attempt) = attempt {
+        let Some(seen) = look_at(pid).filter(|seen| !seen.zombie) else { continue };
+        if let Some(attempt) = seen.label.as_deref().and_then(|name| label.attempt(name)) {
             let resources = entry(&mut found, attempt);
             resources.uid_slot = resources.uid_slot.or(seen.slot().map(|slot| slot.0));
         }
@@ -277,4 +319,51 @@ fn labelled_folders(base: &Path, label: &Label) -> Result<Vec<PathBuf>, Error> {
     };
     let folders = below(base)?;
     Ok(folders.iter().filter(|folder| folder.components().count() <= depth).filter(bears).cloned().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LABEL: &str = "holm.a1.run_01j9zzzzzzzzzzzzzzzzzzzzzz.7";
+
+    fn label(arguments: &[&str], environment: &str) -> Option<String> {
+        let command: String = arguments.iter().map(|argument| format!("{argument}\0")).collect();
+        label_of(command.as_bytes(), || Some(environment.as_bytes().to_vec()))
+    }
+
+    #[test]
+    fn a_label_counts_where_holms_programs_bear_it() {
+        let some = Some(LABEL.to_owned());
+        assert_eq!(label(&["/usr/bin/holm", "shim", LABEL], ""), some);
+        assert_eq!(label(&["/proc/self/exe", "launch", LABEL], ""), some);
+        assert_eq!(label(&["holm-guest"], &format!("HOLM_LABEL={LABEL}\0")), some);
+    }
+
+    #[test]
+    fn a_users_process_with_the_label_among_its_arguments_is_left_alone() {
+        let environment = format!("HOLM_LABEL={LABEL}\0");
+        for arguments in [
+            &["grep", LABEL][..],
+            &["holm", "logs", LABEL],
+            &["vi", "shim", "launch", LABEL],
+            &["holm", "shim", LABEL, "more"],
+            &["holm", LABEL, "shim"],
+            &["holm-guest", LABEL],
+            &["other-program"],
+            &["holm", "shim"],
+        ] {
+            assert_eq!(label(arguments, &environment), None, "{arguments:?}");
+        }
+        assert_eq!(label(&["holm-guest"], &format!("X=1\0HOLM_LABEL={LABEL}\0")), None);
+        assert_eq!(label_of(format!("holm\0shim\0{LABEL}").as_bytes(), || None), None, "cut off");
+    }
+
+    #[test]
+    fn what_a_process_says_is_read_in_part() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cmdline");
+        fs::write(&path, vec![b'x'; 1 << 20]).unwrap();
+        assert_eq!(start_of(path.to_str().unwrap()).unwrap().len() as u64, COMMAND_BYTES_MAX);
+    }
 }

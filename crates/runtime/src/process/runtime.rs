@@ -194,8 +194,14 @@ impl Runtime for ProcessRuntime {
     }
 
     fn destroy(&self, resources: &Resources) -> Vec<StepReport> {
-        self.reserved.lock().unwrap_or_else(PoisonError::into_inner).remove(&resources.attempt);
-        reap::destroy(&self.config.label, &self.config.slots, resources)
+        let kept = self.reserved.lock().unwrap_or_else(PoisonError::into_inner).remove(&resources.attempt);
+        let mut kept = kept.filter(|kept| resources.uid_slot == Some(kept.slot.0));
+        let steps = reap::destroy(&self.config.label, &self.config.slots, resources, &mut kept);
+        if let Some(kept) = kept {
+            // Something in the place still lives: no agent of the host is to give it to another.
+            self.reserved.lock().unwrap_or_else(PoisonError::into_inner).insert(resources.attempt, kept);
+        }
+        steps
     }
 
     fn inventory(&self) -> Result<Vec<Resources>, Error> {

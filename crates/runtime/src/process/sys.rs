@@ -116,10 +116,11 @@ pub fn mount_setattr(
 }
 
 /// Executes the program in `file` in place of the calling one; returns only on failure.
-pub fn execute(file: BorrowedFd<'_>, arguments: &[&CStr]) -> io::Error {
-    let mut argv: Vec<*const libc::c_char> = arguments.iter().map(|argument| argument.as_ptr()).collect();
-    argv.push(std::ptr::null());
-    let environment: [*const libc::c_char; 1] = [std::ptr::null()];
+pub fn execute(file: BorrowedFd<'_>, arguments: &[&CStr], environment: &[&CStr]) -> io::Error {
+    let pointers = |texts: &[&CStr]| -> Vec<*const libc::c_char> {
+        texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (argv, envp) = (pointers(arguments), pointers(environment));
     // SAFETY: all strings and both null-terminated arrays outlive the call, which does not return if it succeeds.
     unsafe {
         libc::syscall(
@@ -127,7 +128,7 @@ pub fn execute(file: BorrowedFd<'_>, arguments: &[&CStr]) -> io::Error {
             file.as_raw_fd(),
             c"".as_ptr(),
             argv.as_ptr(),
-            environment.as_ptr(),
+            envp.as_ptr(),
             libc::AT_EMPTY_PATH,
         );
     }

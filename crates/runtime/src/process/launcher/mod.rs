@@ -35,6 +35,7 @@ use rustix::{
 
 use super::{
     blueprint::{Blueprint, take},
+    label::{GUEST_LABEL, GUEST_NAME},
     sys::{self, Cloned},
 };
 use crate::{Context, Descriptor, Error, passing};
@@ -184,9 +185,9 @@ fn become_guest(
     sys::place(lane_in.as_fd(), LANE_IN).context(system("placing the lanes"))?;
     sys::place(lane_out.as_fd(), LANE_OUT).context(system("placing the lanes"))?;
     sys::close_on_exec_from(LANE_OUT as u32 + 1).context(system("closing descriptors"))?;
-    let label =
-        CString::new(plan.label.as_str()).map_err(|_| Error::Malformed("a label with a NUL byte".to_owned()))?;
-    Err(sys::execute(guest.as_fd(), &[c"holm-guest", &label])).context(system("executing the guest"))
+    let label = CString::new(format!("{GUEST_LABEL}={}", plan.label));
+    let label = label.map_err(|_| Error::Malformed("a label with a NUL byte".to_owned()))?;
+    Err(sys::execute(guest.as_fd(), &[GUEST_NAME], &[&label])).context(system("executing the guest"))
 }
 
 /// Fails if the other end of a socket is closed.
