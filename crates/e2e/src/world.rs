@@ -37,6 +37,8 @@ enum Role {
     Agent(String),
 }
 
+/// The configuration file of a world.
+const CONFIG_FILE: &str = "config/holm/config.toml";
 /// The times of leases that tests wait for: short, and far enough apart for a slow machine.
 const SHORT_LEASES: &str = "lease_ttl = \"2s\"\nlease_margin = \"1s\"\n";
 
@@ -59,8 +61,11 @@ impl World {
         let store = Store::from_environment();
         let database = store.url().map(|url| format!("database = \"{url}\"\n")).unwrap_or_default();
         let config = format!("[server]\n{database}{server}\n[agent]\n{agent}\n");
-        fs::write(dir.path().join("config.toml"), config).expect("a configuration");
-        fs::set_permissions(dir.path().join("config.toml"), fs::Permissions::from_mode(0o600)).expect("a mode");
+        // Where a user has it: in a folder of Holm's own.
+        let config_file = dir.path().join(CONFIG_FILE);
+        fs::create_dir_all(config_file.parent().expect("a folder")).expect("a folder");
+        fs::write(&config_file, config).expect("a configuration");
+        fs::set_permissions(&config_file, fs::Permissions::from_mode(0o600)).expect("a mode");
         Self { dir, store, bin, processes: Vec::new(), runs: Vec::new() }
     }
 
@@ -111,7 +116,7 @@ impl World {
         let mut command = Command::new(&self.bin);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("HOME", self.dir.path().join("user")).env("TMPDIR", std::env::temp_dir());
-        command.env("HOLM_HOME", home).env("HOLM_CONFIG", self.dir.path().join("config.toml"));
+        command.env("HOLM_HOME", home).env("HOLM_CONFIG", self.dir.path().join(CONFIG_FILE));
         command.env("HOLM_LOG", "info").current_dir(self.dir.path().join("user"));
         if self.processes.iter().any(|(role, _)| *role == Role::Server) {
             command.env("HOLM_SERVER", format!("unix:{}", self.socket().display()));

@@ -112,6 +112,7 @@ fn world() -> World {
     for name in ["read", "write", "images"] {
         fs::create_dir(dir.path().join(name)).unwrap();
     }
+    config.guarded = vec![dir.path().join("read/guarded")];
     World { runtime: ProcessRuntime::new(config), dir }
 }
 
@@ -173,6 +174,7 @@ const TESTS: &[(&str, fn(), bool)] = &[
     ("everything_writable_shares_one_limit", everything_writable_shares_one_limit, false),
     ("a_work_dir_is_a_copy_on_write", a_work_dir_is_a_copy_on_write, false),
     ("mounts_are_lent", mounts_are_lent, false),
+    ("what_is_guarded_is_never_lent", what_is_guarded_is_never_lent, false),
     ("a_folder_is_a_root", a_folder_is_a_root, false),
     ("an_archive_is_a_root", an_archive_is_a_root, false),
     ("required_limits_are_refused_where_they_cannot_be", required_limits_are_refused_where_they_cannot_be, false),
@@ -349,6 +351,42 @@ fn mounts_are_lent() {
         let resources = world.runtime.plan(&request, &[]).unwrap();
         let error = world.runtime.prepare(&request, &resources).unwrap_err();
         assert!(matches!(&error, Error::HostPath { problem: found, .. } if found.contains(problem)), "{error}");
+        assert!(world.runtime.destroy(&resources).iter().all(|step| step.error.is_none()));
+    }
+}
+
+fn what_is_guarded_is_never_lent() {
+    let world = world();
+    let (read, write) = (world.dir.path().join("read"), world.dir.path().join("write"));
+    let guarded = read.join("guarded");
+    fs::create_dir_all(guarded.join("deep")).unwrap();
+    fs::write(guarded.join("token"), "secret").unwrap();
+    fs::write(read.join("file"), "content").unwrap();
+    std::os::unix::fs::symlink(&guarded, read.join("link")).unwrap();
+    let mut spec = RunSpec::new(["true"]);
+    spec.mounts = vec![mount(&read, "/r", true), mount(&write, "/w", false)];
+    let mut live = world.start(spec.clone());
+    assert_eq!(live.out(&["@read", "/r/file"]), "content");
+    assert_eq!(live.out(&["@list", "/r/guarded"]), "");
+    assert!(live.execute(&["@write", "/r/guarded/x", "x"]).err.contains("Read-only"));
+    drop(live);
+    let work_dir = |source: &Path| Some(WorkDir { source: source.to_str().unwrap().into(), keep_changes: false });
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let guest = RunSpec::new(["true"]);
+    for (refused, problem) in [
+        (RunSpec { mounts: vec![mount(&guarded, "/m", true)], ..guest.clone() }, "it lies in"),
+        (RunSpec { mounts: vec![mount(&guarded.join("token"), "/m", true)], ..guest.clone() }, "it lies in"),
+        (RunSpec { mounts: vec![mount(&read.join("link/deep"), "/m", true)], ..guest.clone() }, "it lies in"),
+        (RunSpec { root: RootSource::Tar { path: text(&guarded.join("token")) }, ..guest.clone() }, "it lies in"),
+        (RunSpec { root: RootSource::Dir { path: text(&read) }, ..guest.clone() }, "it contains"),
+        (RunSpec { work_dir: work_dir(&read), ..guest.clone() }, "it contains"),
+        (RunSpec { work_dir: work_dir(&guarded.join("deep")), ..guest.clone() }, "it lies in"),
+    ] {
+        let request = world.request(refused);
+        let resources = world.runtime.plan(&request, &[]).unwrap();
+        let error = world.runtime.prepare(&request, &resources).unwrap_err();
+        let named = error.to_string().contains(&*guarded.to_string_lossy());
+        assert!(named && error.to_string().contains(problem), "{error}");
         assert!(world.runtime.destroy(&resources).iter().all(|step| step.error.is_none()));
     }
 }

@@ -75,7 +75,7 @@ pub async fn execute(session: &Session) -> anyhow::Result<u8> {
 }
 
 fn runtimes(session: &Session) -> Vec<Probe> {
-    let runtime = match crate::serve::process_runtime(&session.home(), Vec::new()) {
+    let runtime = match crate::serve::process_runtime(&session.home(), crate::serve::agent::Lending::default()) {
         Ok(runtime) => runtime,
         Err(error) => return vec![missing("runtime process", format!("{error:#}"), "see the message")],
     };

@@ -23,6 +23,8 @@ use file::{ConfigFile, ContextEntry};
 
 /// The name under which the server of this machine is chosen.
 pub const LOCAL: &str = "local";
+/// The folder of the configuration file, among those of other programs.
+const FOLDER: &str = "holm";
 /// The variables of the environment that Holm reads.
 pub const VARIABLES: [&str; 9] = [
     "HOLM_SERVER",
@@ -189,6 +191,16 @@ impl Config {
         self.token_file.as_ref()
     }
 
+    /// Folders and files that no run may see, whatever an agent lends: where data, settings and tokens are.
+    pub fn guarded(&self) -> Vec<PathBuf> {
+        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        // The file as well: the folder may hold a link to it only.
+        let own_folder = folder.file_name().is_some_and(|name| name == FOLDER).then(|| folder.to_owned());
+        let of_contexts = self.file.contexts.values().filter_map(|entry| entry.token_file.as_ref());
+        let tokens = of_contexts.map(|path| folder.join(path)).chain(self.token_file.iter().map(|it| it.value.clone()));
+        [self.home.value.clone(), self.path.clone()].into_iter().chain(own_folder).chain(tokens).collect()
+    }
+
     /// Which server is meant, with its token.
     pub fn target(&self) -> anyhow::Result<Target> {
         if let Some(server) = &self.server {
@@ -285,7 +297,7 @@ fn config_path(global: &Global, env: &Environment) -> anyhow::Result<PathBuf> {
         // Whoever has no home has no configuration either: a system service, most likely.
         None => PathBuf::from(env.get("HOME").map_or("/".as_ref(), OsString::as_os_str)).join(".config"),
     };
-    Ok(base.join("holm/config.toml"))
+    Ok(base.join(FOLDER).join("config.toml"))
 }
 
 fn home(global: &Global, env: &Environment, file: &ConfigFile, of_file: Source) -> anyhow::Result<Setting<PathBuf>> {

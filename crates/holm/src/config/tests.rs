@@ -156,3 +156,20 @@ fn changes_keep_comments_and_close_the_file_to_others() {
     change(&fresh, &Change::Put { name: "a", server: "http://a.example", token: TOKEN_A }).unwrap();
     assert!(ConfigFile::load(&fresh).unwrap().contexts.contains_key("a"));
 }
+
+#[test]
+fn data_settings_and_tokens_are_guarded() {
+    let world = World::new(
+        &FILE.replace("token = \"holm_aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"", "token_file = \"token-b\""),
+    );
+    let global = Global { token_file: Some("/etc/agent-token".into()), ..world.global() };
+    let guarded = Config::load(&global, &Environment::default()).unwrap().guarded();
+    for path in [world.path("home"), world.path("config.toml"), world.path("token-b"), "/etc/agent-token".into()] {
+        assert!(guarded.contains(&path), "{} is not in {guarded:?}", path.display());
+    }
+    // The folder of the file only where it is Holm's own.
+    assert!(!guarded.contains(&world.path("")) && !guarded.contains(&world.dir.path().to_owned()));
+    let env = Environment::from([("HOME", "/home/u")]);
+    let guarded = Config::load(&Global { home: Some("/h".into()), ..Global::default() }, &env).unwrap().guarded();
+    assert!(guarded.contains(&"/home/u/.config/holm".into()), "{guarded:?}");
+}

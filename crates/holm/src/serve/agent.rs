@@ -108,13 +108,22 @@ fn memory_of_host() -> anyhow::Result<u64> {
     kib.and_then(|kib| kib.checked_mul(1024)).context("/proc/meminfo does not say MemTotal; give --host-memory")
 }
 
+/// Which paths of the host runs may see.
+#[derive(Debug, Default)]
+pub struct Lending {
+    /// What is lent.
+    pub lends: Vec<Lend>,
+    /// What is never lent.
+    pub guarded: Vec<PathBuf>,
+}
+
 /// An agent under `home` that speaks to `client`.
 pub fn agent(
     home: &Home,
     client: Client,
     args: &HostArgs,
     table: &AgentTable,
-    lend: Vec<Lend>,
+    lending: Lending,
 ) -> anyhow::Result<Agent<HttpControl>> {
     keep_label(home)?;
     let name = match args.name.as_ref().or(table.name.as_ref()) {
@@ -124,7 +133,7 @@ pub fn agent(
     let mut config = Config::new(home.agent(), name, args.capacity(table)?);
     config.labels = args.labels()?;
     let mut runtimes = Registry::new();
-    runtimes.add(process_runtime(home, lend)?)?;
+    runtimes.add(process_runtime(home, lending)?)?;
     Ok(Agent::new(config, HttpControl::new(client), runtimes))
 }
 
@@ -150,7 +159,8 @@ async fn work(session: Session, args: HostArgs) -> anyhow::Result<u8> {
     let home = session.home();
     home.create().with_context(|| format!("cannot make {}", home.0.display()))?;
     let client = Client::new(endpoint, token.value)?;
-    let agent = agent(&home, client, &args, &session.config.file.agent, args.lends()?)?;
+    let lending = Lending { lends: args.lends()?, guarded: session.config.guarded() };
+    let agent = agent(&home, client, &args, &session.config.file.agent, lending)?;
     let (tell, told) = tokio::sync::oneshot::channel();
     let asked = async {
         let asked = signals.next().await;

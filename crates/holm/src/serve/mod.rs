@@ -20,7 +20,7 @@ use anyhow::Context as _;
 use holm_api::client::SecretString;
 use holm_runtime::{
     SharedRuntime,
-    process::{Config as ProcessConfig, Label, Lend, ProcessRuntime},
+    process::{Config as ProcessConfig, Label, ProcessRuntime},
 };
 use holm_store::{Blobs, Store};
 use secrecy::ExposeSecret as _;
@@ -58,15 +58,22 @@ async fn open_store(home: &Home, database: Option<&SecretString>) -> anyhow::Res
     Store::open(url.expose_secret(), blobs).await.context("cannot open the database")
 }
 
+/// The files of a database that is a file: the journals beside it hold what it holds.
+fn files_of(database: &SecretString) -> Vec<PathBuf> {
+    let path = database.expose_secret().strip_prefix("sqlite:");
+    path.map(|path| ["", "-wal", "-shm"].map(|end| PathBuf::from(format!("{path}{end}"))).into()).unwrap_or_default()
+}
+
 /// Whether the database that `url` names answers. What it holds is not looked at, and nothing is changed.
 pub async fn database_ping(url: &str) -> anyhow::Result<()> {
     Ok(holm_store::reach(url).await?)
 }
 
 /// The `process` runtime of the agent under `home`.
-pub fn process_runtime(home: &Home, lend: Vec<Lend>) -> anyhow::Result<SharedRuntime> {
+pub fn process_runtime(home: &Home, lending: agent::Lending) -> anyhow::Result<SharedRuntime> {
     let mut config = ProcessConfig::new(label(home)?, home.agent().join("images"));
-    config.lend = lend;
+    config.lend = lending.lends;
+    config.guarded = lending.guarded;
     Ok(Arc::new(ProcessRuntime::new(config)))
 }
 

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     agent::{self, HostArgs},
-    block_on, idle, logging, open_store,
+    block_on, files_of, idle, logging, open_store,
     server::{ServeArgs, announce, bind, own_tokens},
     signals::{Asked, Signals},
     socket::Listen,
@@ -98,7 +98,10 @@ async fn up(session: Session, args: UpArgs, home: Home, _lock: HomeLock) -> anyh
         Ok(Client::new(Endpoint::Unix(home.socket()), token)?)
     };
     let (user, own) = (client(home.token())?, client(home.agent_token())?);
-    let agent = agent::agent(&home, own, &args.host, &session.config.file.agent, lends)?;
+    let mut guarded = session.config.guarded();
+    guarded.extend(args.serve.database(table).map(files_of).unwrap_or_default());
+    let lending = agent::Lending { lends, guarded };
+    let agent = agent::agent(&home, own, &args.host, &session.config.file.agent, lending)?;
     let stop_server = CancellationToken::new();
     let mut serving = tokio::spawn(server.serve(listeners, stop_server.clone()));
     announce(&session, &urls, &home)?;

@@ -16,7 +16,7 @@ use crate::{Context, Descriptor, Error};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Blueprint {
-    /// Stands in the command lines of launcher and guest.
+    /// Launcher and guest bear it.
     pub label: String,
     /// Whether there are ids beside one: the descriptor `userns` then is the guest's user namespace.
     pub mapped: bool,
@@ -110,6 +110,8 @@ pub enum Source {
         device: u64,
         /// Its inode.
         inode: u64,
+        /// What is not shown of it: folders in it, by relative paths.
+        masks: Vec<PathBuf>,
     },
 }
 
@@ -118,7 +120,7 @@ impl Source {
     pub fn into_tree(self, descriptors: &mut Vec<Descriptor>, used: Use) -> Result<OwnedFd, Error> {
         match self {
             Self::Descriptor(name) => take(descriptors, &name),
-            Self::Path { path, device, inode } => {
+            Self::Path { path, device, inode, masks } => {
                 let open = || {
                     let at = tree::open_exact(&path)?;
                     if tree::identity(&at)? != (device, inode) {
@@ -126,7 +128,9 @@ impl Source {
                     }
                     tree::detach(at.as_fd(), used, None)
                 };
-                Ok(open().context(|| format!("cloning the mounts at {}", path.display()))?.0)
+                let (tree, _) = open().context(|| format!("cloning the mounts at {}", path.display()))?;
+                tree::mask(tree.as_fd(), &masks)?;
+                Ok(tree)
             }
         }
     }

@@ -363,7 +363,11 @@ fn clean(path: &[u8]) -> io::Result<Vec<Vec<u8>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::process::{Lend, lend::lend};
+    use crate::process::{
+        Lend,
+        guard::{Guards, Shown},
+        lend::{Lending, lend},
+    };
     use tar::{Builder, Header};
 
     struct Case {
@@ -401,7 +405,9 @@ mod tests {
 
     fn unpack_file(dir: &Path, path: &Path) -> Result<Image, Error> {
         let lends = [Lend { prefix: dir.to_owned(), write: false }];
-        unpacked(&dir.join("images"), lend(&lends, path, false).unwrap(), false)
+        let view = Guards::new(&[]).look().unwrap();
+        let lending = Lending { lends: &lends, view: &view };
+        unpacked(&dir.join("images"), lend(lending, path, false, Shown::Layer).unwrap(), false)
     }
 
     fn problem(image: Result<Image, Error>) -> String {

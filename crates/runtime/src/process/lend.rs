@@ -14,7 +14,11 @@ use std::{
 
 use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, accessat, openat2, readlink};
 
-use super::{Lend, tree};
+use super::{
+    Lend,
+    guard::{Shown, View},
+    tree,
+};
 use crate::{Context, Error};
 
 /// A path that was checked.
@@ -28,10 +32,21 @@ pub struct Lent {
     pub identity: (u64, u64),
     /// Whether it is a folder.
     pub directory: bool,
+    /// What is not shown of it, by relative paths: what is guarded ([`super::guard`]).
+    pub masks: Vec<PathBuf>,
 }
 
-/// Checks that `path` leads to something beneath one of `lends`, for writing where `write`.
-pub fn lend(lends: &[Lend], path: &Path, write: bool) -> Result<Lent, Error> {
+/// What may be lent, and what is not whatever is.
+#[derive(Debug, Clone, Copy)]
+pub struct Lending<'a> {
+    /// What the agent lends.
+    pub lends: &'a [Lend],
+    /// Where what is guarded lies.
+    pub view: &'a View,
+}
+
+/// Checks that `path` leads to something beneath what is lent, for writing where `write`, and to nothing that is guarded.
+pub fn lend(Lending { lends, view }: Lending<'_>, path: &Path, write: bool, shown: Shown) -> Result<Lent, Error> {
     let refused = |problem: String| Error::HostPath { path: path.to_owned(), problem };
     let opened = openat2(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::NO_MAGICLINKS);
     let fd = opened.map_err(|errno| refused(explain(errno)))?;
@@ -49,6 +64,7 @@ pub fn lend(lends: &[Lend], path: &Path, write: bool) -> Result<Lent, Error> {
     if write && !lending.iter().any(|lend| lend.write) {
         return Err(refused("this agent lends it for reading only; add `:ro`".to_owned()));
     }
+    let masks = view.masks(&fd, &real, shown)?;
     let stat = rustix::fs::fstat(&fd).context(|| format!("looking at {}", path.display()))?;
     let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
     if !kind.is_dir() && !kind.is_file() {
@@ -58,12 +74,12 @@ pub fn lend(lends: &[Lend], path: &Path, write: bool) -> Result<Lent, Error> {
     let wanted = if write { wanted | Access::WRITE_OK } else { wanted };
     accessat(CWD, &real, wanted, AtFlags::EACCESS).map_err(|errno| refused(explain(errno)))?;
     let identity = tree::identity(&fd).context(|| format!("looking at {}", path.display()))?;
-    Ok(Lent { fd, path: real, identity, directory: kind.is_dir() })
+    Ok(Lent { fd, path: real, identity, directory: kind.is_dir(), masks })
 }
 
-/// Refuses what is no folder.
-pub fn lend_dir(lends: &[Lend], path: &Path) -> Result<Lent, Error> {
-    let lent = lend(lends, path, false)?;
+/// A folder for the lower layer of an overlay; refuses what is none.
+pub fn lend_layer(lending: Lending<'_>, path: &Path) -> Result<Lent, Error> {
+    let lent = lend(lending, path, false, Shown::Layer)?;
     if !lent.directory {
         return Err(Error::HostPath { path: path.to_owned(), problem: "it is not a folder".to_owned() });
     }
@@ -93,10 +109,16 @@ fn real_path(fd: &OwnedFd) -> io::Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::guard::Guards;
     use std::os::unix::fs::symlink;
 
     fn lends(prefix: &Path, write: bool) -> Vec<Lend> {
         vec![Lend { prefix: prefix.to_owned(), write }]
+    }
+
+    fn lend(lends: &[Lend], path: &Path, write: bool) -> Result<Lent, Error> {
+        let view = Guards::new(&[]).look().unwrap();
+        super::lend(Lending { lends, view: &view }, path, write, Shown::Tree)
     }
 
     fn problem(result: Result<Lent, Error>) -> String {
@@ -125,7 +147,9 @@ mod tests {
         assert!(problem(lend(&lends, &inside.join("magic/etc"), false)).contains("magic"));
         assert!(problem(lend(&lends, &inside.join("nothing"), false)).contains("does not exist"));
         assert!(problem(lend(&lends, &inside, true)).contains(":ro"));
-        assert!(problem(lend_dir(&lends, &inside.join("file"))).contains("not a folder"));
+        let view = Guards::new(&[]).look().unwrap();
+        let lending = Lending { lends: &lends, view: &view };
+        assert!(problem(lend_layer(lending, &inside.join("file"))).contains("not a folder"));
         assert!(problem(lend(&[], &inside, false)).contains("lends nothing"));
     }
 

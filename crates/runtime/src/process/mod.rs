@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 mod blueprint;
 mod cgroup;
+mod guard;
 mod host_root;
 mod ids;
 mod image;
@@ -11,6 +12,7 @@ mod label;
 mod launch;
 mod launcher;
 mod lend;
+mod mount_table;
 mod reap;
 mod runtime;
 mod sys;
@@ -32,6 +34,8 @@ pub struct Config {
     pub images: PathBuf,
     /// The folders of the host that runs may see. Nothing else is ever lent.
     pub lend: Vec<Lend>,
+    /// Holm's own folders and files, which are never lent, beside those through which the host is ruled.
+    pub guarded: Vec<PathBuf>,
     /// The file in which all agents of the host reserve places of user ids; used as root only.
     pub slots: PathBuf,
     /// The program that is executed as `PROGRAM launch LABEL` and calls [`launcher_main`]; the running one as a rule.
@@ -42,7 +46,7 @@ impl Config {
     /// The usual places, and nothing lent.
     pub fn new(label: Label, images: PathBuf) -> Self {
         let slots = PathBuf::from("/run/holm-uid-slots");
-        Self { label, images, lend: Vec::new(), slots, launcher: PathBuf::from("/proc/self/exe") }
+        Self { label, images, lend: Vec::new(), guarded: Vec::new(), slots, launcher: PathBuf::from("/proc/self/exe") }
     }
 }
 

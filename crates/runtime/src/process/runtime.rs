@@ -18,8 +18,9 @@ use super::{
     Config, HIDDEN,
     blueprint::{Bind, Blueprint, Entry, Root, Source},
     cgroup::{Controller, Layout},
+    guard::{Guards, Shown, View},
     host_root, ids, image, launch,
-    lend::{Lent, lend, lend_dir},
+    lend::{Lending, Lent, lend, lend_layer},
     reap,
     tree::{self, Owners, Use},
 };
@@ -34,6 +35,7 @@ const RESERVED_MAX: usize = ids::SLOTS as usize;
 /// Namespaces of the kernel, without anything installed.
 pub struct ProcessRuntime {
     config: Config,
+    guards: Guards,
     host: OnceLock<Host>,
     reserved: Mutex<HashMap<AttemptId, ids::Reservation>>,
 }
@@ -50,7 +52,8 @@ struct Host {
 impl ProcessRuntime {
     /// A runtime with this configuration. Nothing of the host is looked at yet.
     pub fn new(config: Config) -> Self {
-        Self { config, host: OnceLock::new(), reserved: Mutex::new(HashMap::new()) }
+        let guards = Guards::new(&config.guarded);
+        Self { config, guards, host: OnceLock::new(), reserved: Mutex::new(HashMap::new()) }
     }
 
     fn host(&self) -> &Host {
@@ -147,6 +150,8 @@ impl Runtime for ProcessRuntime {
     fn prepare(&self, request: &Request, resources: &Resources) -> Result<Prepared, Error> {
         let host = self.host();
         let label = self.config.label.of(request.attempt);
+        let view = self.guards.look()?;
+        let lending = Lending { lends: &self.config.lend, view: &view };
         let mut making = Making { descriptors: Vec::new(), unenforced: self.unenforced(), ids: None };
         let slot = match (host.mapped, resources.uid_slot) {
             (true, Some(slot)) => {
@@ -161,15 +166,15 @@ impl Runtime for ProcessRuntime {
         };
         making.give("guest.binary", guest::memfd()?);
         let spec = &request.spec;
-        let (root, image_digest) = making.root(&self.config, spec)?;
+        let (root, image_digest) = making.root(&self.config.images, lending, spec)?;
         let work = match &spec.work_dir {
             None => None,
             Some(work) => {
-                let lent = lend_dir(&self.config.lend, Path::new(&work.source))?;
+                let lent = lend_layer(lending, Path::new(&work.source))?;
                 Some(making.source("work", lent, Use::Layer { set_id: false })?)
             }
         };
-        let binds = making.binds(&self.config, spec)?;
+        let binds = making.binds(lending, spec)?;
         // Last, so that a request that cannot be met leaves none behind even for a moment.
         making.descriptors.extend(host.groups.create(&label, &spec.limits)?);
         let set_id = spec.allow_sudo && slot.is_some();
@@ -224,12 +229,13 @@ impl Making {
 
     /// A tree as a detached mount, where the agent may make one; otherwise for the launcher to make and to check.
     fn source(&mut self, name: &str, lent: Lent, used: Use) -> Result<Source, Error> {
-        let Lent { fd, path, identity: (device, inode), .. } = lent;
+        let Lent { fd, path, identity: (device, inode), masks, .. } = lent;
         if self.ids.is_none() {
-            return Ok(Source::Path { path, device, inode });
+            return Ok(Source::Path { path, device, inode, masks });
         }
         let cloned = tree::detach(fd.as_fd(), used, self.ids.as_ref().map(|ids| ids.as_fd()));
         let (tree, owners) = cloned.context(|| format!("cloning the mounts at {}", path.display()))?;
+        tree::mask(tree.as_fd(), &masks)?;
         if owners == Owners::Unmapped {
             let path = path.display();
             self.unenforced.push(format!(
@@ -241,49 +247,46 @@ impl Making {
     }
 
     /// A folder of the host that every run may see.
-    fn own(&mut self, name: &str, path: &Path, used: Use) -> Result<Source, Error> {
-        let open = || {
-            let fd = tree::open_exact(path)?;
-            let identity = tree::identity(&fd)?;
-            Ok::<_, std::io::Error>(Lent { fd, path: path.to_owned(), identity, directory: true })
-        };
-        let lent = open().context(|| format!("opening {}", path.display()))?;
-        self.source(name, lent, used)
+    fn shown(&mut self, name: &str, path: &Path, view: &View) -> Result<Source, Error> {
+        let mut lent = own(path)?;
+        lent.masks = view.masks(&lent.fd, path, Shown::Tree)?;
+        self.source(name, lent, Use::ReadOnly)
     }
 
-    fn root(&mut self, config: &Config, spec: &RunSpec) -> Result<(Root, Option<String>), Error> {
+    fn root(&mut self, images: &Path, lending: Lending<'_>, spec: &RunSpec) -> Result<(Root, Option<String>), Error> {
         let used = Use::Layer { set_id: spec.allow_sudo && self.ids.is_some() };
         match &spec.root {
-            RootSource::Host => Ok((self.host_root()?, None)),
+            RootSource::Host => Ok((self.host_root(lending.view)?, None)),
             RootSource::Dir { path } => {
-                let lower = self.source("lower", lend_dir(&config.lend, Path::new(path))?, used)?;
+                let lower = self.source("lower", lend_layer(lending, Path::new(path))?, used)?;
                 Ok((Root::Layer { lower }, None))
             }
             RootSource::Tar { path } => {
-                let archive = lend(&config.lend, Path::new(path), false)?;
-                let image = image::unpacked(&config.images, archive, self.ids.is_some())?;
-                let lower = self.own("lower", &image.root, used)?;
+                let archive = lend(lending, Path::new(path), false, Shown::Layer)?;
+                let image = image::unpacked(images, archive, self.ids.is_some())?;
+                let lower = self.source("lower", own(&image.root)?, used)?;
                 Ok((Root::Layer { lower }, Some(image.digest)))
             }
         }
     }
 
-    fn host_root(&mut self) -> Result<Root, Error> {
+    fn host_root(&mut self, view: &View) -> Result<Root, Error> {
         let mut top = host_root::top(Path::new("/"))?;
         for entry in &mut top {
             if let Entry::Dir { path, source } = entry {
-                *source = Some(self.own(&format!("top.{path}"), &Path::new("/").join(&*path), Use::ReadOnly)?);
+                *source = Some(self.shown(&format!("top.{path}"), &Path::new("/").join(&*path), view)?);
             }
         }
         let etc_entries = host_root::etc(Path::new("/etc"))?;
-        let etc = self.own("etc", Path::new("/etc"), Use::ReadOnly)?;
+        // As a whole it is shown to nobody: only what is on the list.
+        let etc = self.source("etc", own(Path::new("/etc"))?, Use::ReadOnly)?;
         Ok(Root::Host { top, etc, etc_entries })
     }
 
-    fn binds(&mut self, config: &Config, spec: &RunSpec) -> Result<Vec<Bind>, Error> {
+    fn binds(&mut self, lending: Lending<'_>, spec: &RunSpec) -> Result<Vec<Bind>, Error> {
         let mut binds = Vec::new();
         for (n, mount) in spec.mounts.iter().enumerate() {
-            let lent = lend(&config.lend, Path::new(&mount.source), !mount.read_only)?;
+            let lent = lend(lending, Path::new(&mount.source), !mount.read_only, Shown::Tree)?;
             let used = if mount.read_only { Use::ReadOnly } else { Use::Writable };
             let directory = lent.directory;
             let source = self.source(&format!("mount.{n}"), lent, used)?;
@@ -291,6 +294,16 @@ impl Making {
         }
         Ok(binds)
     }
+}
+
+/// Something that is opened for the agent's own reasons.
+fn own(path: &Path) -> Result<Lent, Error> {
+    let open = || {
+        let fd = tree::open_exact(path)?;
+        let identity = tree::identity(&fd)?;
+        Ok::<_, std::io::Error>(Lent { fd, path: path.to_owned(), identity, directory: true, masks: Vec::new() })
+    };
+    open().context(|| format!("opening {}", path.display()))
 }
 
 fn setup(request: &Request, root: &Root, binds: &[Bind], mapped: bool) -> Setup {

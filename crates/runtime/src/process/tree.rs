@@ -3,15 +3,19 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use rustix::{
     fs::{CWD, Mode, OFlags, ResolveFlags, Stat, fstat, openat2},
-    mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree},
+    mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
+        fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    },
 };
 
 use super::sys::{MountAttributes, mount_setattr};
+use crate::{Context, Error};
 
 /// How a tree of the host may be used inside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +78,37 @@ pub fn detach(at: BorrowedFd<'_>, used: Use, ids: Option<BorrowedFd<'_>>) -> io:
         }
         Err(error) => Err(error),
     }
+}
+
+/// Mounts an empty folder that nobody may write over each of `masks`, paths in a detached tree.
+///
+/// Kernels before 6.15 mount nothing on what is mounted nowhere; there, what would have to be masked is not lent.
+pub fn mask(tree: BorrowedFd<'_>, masks: &[PathBuf]) -> Result<(), Error> {
+    for path in masks {
+        let cover = || -> io::Result<()> {
+            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let at = openat2(tree, path, flags, Mode::empty(), resolve)?;
+            attach(empty()?.as_fd(), at.as_fd())
+        };
+        cover().context(|| format!("masking {}, which is never lent, in a folder that is", path.display()))?;
+    }
+    Ok(())
+}
+
+/// An empty folder as a file system of its own.
+fn empty() -> io::Result<OwnedFd> {
+    let config = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in [("size", "4096"), ("nr_inodes", "1"), ("mode", "0555")] {
+        fsconfig_set_string(config.as_fd(), key, value)?;
+    }
+    fsconfig_set_flag(config.as_fd(), "ro")?;
+    fsconfig_create(config.as_fd())?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    Ok(fsmount(config.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
 }
 
 /// Puts a detached tree at the place that `at` opens.

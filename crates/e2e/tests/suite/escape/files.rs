@@ -39,6 +39,37 @@ attempt("boot", lambda: os.listdir("/boot"))
 }
 
 #[test]
+fn holms_own_folder_and_the_hosts_interfaces_are_never_lent() {
+    // The agent of this world lends everything.
+    let world = World::up();
+    let (dir, home) = (world.dir().display().to_string(), world.home().display().to_string());
+    fs::write(world.folder("beside").join("file"), "lent\n").expect("a file");
+    // Listing works, and lists nothing: what is not masked is either not empty or cannot be listed.
+    let script = "cat $1; shift; for at; do ls -A $at && echo listed; touch $at/evil 2>/dev/null && echo written; done";
+    for (source, above, masked) in [(dir.as_str(), "", Vec::new()), ("/", &dir, vec!["/proc", "/sys", "/dev", "/run"])]
+    {
+        let own = ["home", "config/holm"].map(|at| format!("/mnt/it{above}/{at}"));
+        let masked: Vec<String> = masked.into_iter().map(|at| format!("/mnt/it{at}")).chain(own).collect();
+        for mode in ["", ":ro"] {
+            let (mount, beside) = (format!("{source}:/mnt/it{mode}"), format!("/mnt/it{above}/beside/file"));
+            let arguments = ["--mount", &mount, "--", "sh", "-c", script, "sh", &beside];
+            let ran = world.run(arguments.into_iter().chain(masked.iter().map(String::as_str)));
+            assert_eq!(ran.text(), format!("lent\n{}", "listed\n".repeat(masked.len())), "{mount}: {ran}");
+        }
+    }
+    for path in ["/proc", "/sys", "/dev", "/run", &home, &format!("{home}/agent")] {
+        world.run(["--mount", &format!("{path}:/mnt/it"), "--", "true"]).exits(125).complains_of(&["never lent"]);
+        world.run(["--dir", path, "--", "true"]).exits(125).complains_of(&["never lent"]);
+        world.run(["--root", &format!("dir:{path}"), "--", "true"]).exits(125).complains_of(&["never lent"]);
+    }
+    for path in [&dir, "/"] {
+        world.run(["--dir", path, "--", "true"]).exits(125).complains_of(&["it contains", "never lent"]);
+    }
+    world.run(["--root", &format!("tar:{home}/token"), "--", "true"]).exits(125).complains_of(&["never lent"]);
+    world.run(["--mount", &format!("{home}/token:/mnt/it"), "--", "true"]).exits(125).complains_of(&["never lent"]);
+}
+
+#[test]
 fn the_home_of_the_hosts_root_is_another_one() {
     if !host::is_root() {
         return; // Nobody else can put something there to look for; the user's own home is tested above.
