@@ -287,6 +287,20 @@ fn no_end_is_told_while_the_sandbox_of_a_dead_shim_may_live() {
 }
 
 #[test]
+fn a_last_word_is_not_told_either_while_the_sandbox_may_live() {
+    let bench = Bench::new();
+    *bench.runtime.destroy_failures.lock().unwrap() = 3;
+    let script = Script { dies: Some(Death::AfterExitFile), ..bench.script(&["out\n"]) };
+    let id = bench.control.submit(script.spec());
+    let agent = bench.start();
+    let outcome = bench.ended(id).outcome.unwrap();
+    assert_eq!(*bench.runtime.destroy_failures.lock().unwrap(), 0, "told before it was removed");
+    assert_eq!(outcome.exit_code(), 0, "{outcome:?}");
+    bench.clean();
+    agent.stop(Shutdown::Leave);
+}
+
+#[test]
 fn what_cannot_be_removed_before_the_lease_is_lost_is_never_told() {
     let bench = Bench::new();
     *bench.runtime.destroy_failures.lock().unwrap() = u32::MAX;

@@ -12,8 +12,11 @@ use std::time::Duration;
 
 use holm_domain::{BootMicros, run::Cancel};
 
-/// How soon a kill is repeated while something of the sandbox still lives.
+/// How soon a kill is repeated for the first time while something of the sandbox still lives; from then on it takes twice
+/// as long each time.
 pub const KILL_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// The longest pause between two kills.
+pub const KILL_AGAIN_AFTER_MAX: Duration = Duration::from_secs(30);
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +91,7 @@ pub struct Verdict {
     time_limit_at: Option<BootMicros>,
     grace_ends_at: Option<BootMicros>,
     kill_again_at: Option<BootMicros>,
+    kill_again_after: Duration,
     finished: bool,
     ended: bool,
 }
@@ -102,6 +106,7 @@ impl Verdict {
             time_limit_at: None,
             grace_ends_at: None,
             kill_again_at: None,
+            kill_again_after: KILL_AGAIN_AFTER,
             finished: false,
             ended: false,
         }
@@ -221,7 +226,8 @@ impl Verdict {
     }
 
     fn kill(&mut self, now: BootMicros) -> Option<Action> {
-        self.kill_again_at = Some(now.plus(KILL_AGAIN_AFTER));
+        self.kill_again_at = Some(now.plus(self.kill_again_after));
+        self.kill_again_after = (self.kill_again_after * 2).min(KILL_AGAIN_AFTER_MAX);
         Some(Action::Kill)
     }
 }
@@ -314,6 +320,20 @@ mod tests {
         assert_eq!(verdict.next_tick(), None);
         assert_eq!(verdict.step(Input::Tick, secs(100)), None);
         assert_eq!(verdict.causes(), Causes { lease: true, ..Causes::default() });
+    }
+
+    #[test]
+    fn kills_go_on_for_ever_at_growing_pauses() {
+        let mut verdict = verdict();
+        verdict.step(Input::Stop, START);
+        let (mut now, mut pause) = (START, KILL_AGAIN_AFTER);
+        for _ in 0..1_000 {
+            let next = verdict.next_tick().expect("it never gives up");
+            assert_eq!(next, now.plus(pause));
+            assert_eq!(verdict.step(Input::Tick, next), Some(Action::Kill));
+            (now, pause) = (next, (pause * 2).min(KILL_AGAIN_AFTER_MAX));
+        }
+        assert_eq!(pause, KILL_AGAIN_AFTER_MAX);
     }
 
     #[test]

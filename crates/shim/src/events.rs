@@ -24,8 +24,9 @@ pub const DESTINATIONS_MAX: usize = 256;
 pub const FIRST_PAUSE: Duration = Duration::from_secs(10);
 /// The longest name of a host, in bytes (RFC 1035 §2.3.4).
 const HOST_BYTES_MAX: usize = 255;
-/// What is left free for the last counts of every destination and of all others, and for the refusal of a result.
-const EVENTS_RESERVED: u64 = DESTINATIONS_MAX as u64 + 2;
+/// What is left free for the last counts of every destination and of all others, for the refusal of a result, and for a
+/// sandbox that does not die.
+const EVENTS_RESERVED: u64 = DESTINATIONS_MAX as u64 + 3;
 
 /// The file of events.
 #[derive(Debug)]

@@ -77,6 +77,8 @@ pub struct Tuning {
     pub terminate_grace_ms: u64,
     /// How much output may lie in the spool that was not acknowledged, in bytes; then the command has to wait.
     pub spool_bytes_max: u64,
+    /// How long what was killed may take to die before that is told, in milliseconds. It is waited for without end.
+    pub death_ms: u64,
     /// How long the shim of an ended sandbox stays for its agent after the last deadline, in milliseconds.
     pub linger_ms: u64,
 }
@@ -88,6 +90,7 @@ impl Default for Tuning {
             answer_ms: 10_000,
             terminate_grace_ms: 10_000,
             spool_bytes_max: 256 * 1024 * 1024,
+            death_ms: 60_000,
             linger_ms: 3_600_000,
         }
     }
@@ -125,6 +128,8 @@ pub enum Phase {
     Preparing,
     /// The command was started.
     Running,
+    /// Everything in the sandbox was killed, long ago, and has not died: the kernel holds it. The shim goes on killing.
+    Undying,
     /// Everything in the sandbox has died, all output is in the spool, and the outcome is final.
     Ended,
 }

@@ -1,7 +1,9 @@
 //! The way of one attempt in the shim, from a launched sandbox to the agent's leave.
 //!
 //! What always holds: whatever happens to the work with the guest ([`crate::work`]), everything in the sandbox is killed,
-//! its death is waited for, what was read is in the spool, and only then the final status is written and told.
+//! its death is waited for, what was read is in the spool, and only then the final status is written and told. That
+//! everything has died is the kernel's to say and nobody else's: a sandbox that does not die is told of as such, and killed
+//! again and again.
 
 use std::{cell::RefCell, io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -27,8 +29,6 @@ use crate::{
 
 /// How long the work with a guest may still go on after everything in the sandbox was killed: what the lanes hold is read.
 const READ_AFTER_KILL: Duration = Duration::from_secs(5);
-/// How long the death of a killed sandbox is waited for. Kills are repeated meanwhile.
-const DEATH_AFTER_KILL: Duration = Duration::from_secs(60);
 /// How many refusals of a guest's may wait to be counted.
 pub(crate) const REFUSALS_WAITING_MAX: usize = 1_024;
 
@@ -105,9 +105,12 @@ impl Attempt {
     async fn to_the_end(&self, launched: Result<Sandbox, holm_runtime::Error>, readiness: Readiness) {
         let (ending, oom) = match launched {
             Ok(sandbox) => self.in_sandbox(sandbox, readiness).await,
-            Err(error) => (Ending::NotLaunched(error.to_string()), false),
+            Err(error) => {
+                // There is nothing that could live.
+                self.watchdog.input(Input::Ended);
+                (Ending::NotLaunched(error.to_string()), false)
+            }
         };
-        self.watchdog.input(Input::Ended);
         let ending = match self.settle() {
             Ok(()) => ending,
             Err(error) => Ending::SpoolFailed(error.to_string()),
@@ -122,7 +125,7 @@ impl Attempt {
         let handle: Arc<dyn SandboxHandle> = Arc::from(handle);
         self.watchdog.arm(handle.clone());
         let mut view = self.watchdog.view();
-        let mut ending = {
+        let ending = {
             let work = self.work(lane_in, lane_out, setup, env, readiness);
             tokio::pin!(work);
             tokio::select! {
@@ -135,11 +138,25 @@ impl Attempt {
         };
         let oom = handle.out_of_memory();
         self.watchdog.input(Input::Dismiss);
-        if tokio::time::timeout(DEATH_AFTER_KILL, view.wait_for(|view| view.ended)).await.is_err() {
-            tracing::error!("the sandbox did not die within {DEATH_AFTER_KILL:?} of being killed");
-            ending = Ending::Lost(format!("the sandbox did not die within {DEATH_AFTER_KILL:?} of being killed"));
-        }
+        self.death(&mut view).await;
         (ending, oom)
+    }
+
+    /// Waits until everything in the sandbox has died, however long that takes, and tells when it takes long.
+    async fn death(&self, view: &mut watch::Receiver<View>) {
+        let patience = Duration::from_millis(self.launch.tuning.death_ms);
+        if tokio::time::timeout(patience, ended(view)).await.is_ok() {
+            return;
+        }
+        tracing::error!(?patience, "the sandbox was killed and does not die; kills go on");
+        let waited_ms = self.launch.tuning.death_ms;
+        if let Err(error) = self.tell(EventKind::SandboxUndying { waited_ms }) {
+            // The phase says the same to the agent.
+            tracing::error!(%error, "the event cannot be written");
+        }
+        self.update(|status| status.phase = Phase::Undying);
+        ended(view).await;
+        tracing::warn!("the sandbox has died after all");
     }
 
     /// Writes what is still in memory.
@@ -306,6 +323,14 @@ impl Attempt {
 
     pub(crate) fn dir(&self) -> PathBuf {
         self.launch.dir.clone()
+    }
+}
+
+/// Completes when everything has died.
+async fn ended(view: &mut watch::Receiver<View>) {
+    if view.wait_for(|view| view.ended).await.is_err() {
+        // The watchdog is the attempt's own and does not end before it.
+        std::future::pending::<()>().await;
     }
 }
 

@@ -31,6 +31,21 @@ async fn an_honest_guest_succeeds_and_nothing_is_lost() {
 }
 
 #[tokio::test]
+async fn a_sandbox_that_does_not_die_has_not_ended_and_is_killed_again() {
+    let mut undying = attempt(honest(b"out\n"));
+    undying.tuning.death_ms = 100;
+    // At once, after half a second, and a second later.
+    undying.dies_at_kill = 3;
+    let left = see_through(undying).await;
+    assert!(left.undying && left.kills >= 3, "{} kills", left.kills);
+    assert!(left.took >= Duration::from_millis(1_500), "{:?}", left.took);
+    assert_eq!(left.events, [EventKind::SandboxUndying { waited_ms: 100 }]);
+    // The command had ended, with all of its output, before anything was killed.
+    assert_eq!((left.code(), left.output.as_slice()), (0, b"out\n".as_slice()));
+    assert!(!see_through(attempt(honest(b""))).await.undying);
+}
+
+#[tokio::test]
 async fn a_failed_command_keeps_its_code_and_leaves_no_changes() {
     let script = Script { exit: Some(Exit::Code(3)), changes: Some(b"x".to_vec()), ..honest(b"out\n") };
     let left = see_through(attempt(script)).await;

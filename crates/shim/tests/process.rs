@@ -59,6 +59,7 @@ fn trials() -> Vec<Trial> {
         trial("cancelling_asks_first", cancelling_asks_first),
         trial("a_terminated_shim_takes_its_sandbox_along", a_terminated_shim_takes_its_sandbox_along),
         trial("a_killed_shim_takes_its_sandbox_along", a_killed_shim_takes_its_sandbox_along),
+        trial("what_the_kernel_holds_has_not_ended", what_the_kernel_holds_has_not_ended),
         trial("a_shim_is_confined", a_shim_is_confined),
         trial("a_confined_process_makes_no_other", a_confined_process_makes_no_other),
     ]
@@ -84,6 +85,10 @@ fn config(home: &Path) -> Config {
 }
 
 fn start(spec: RunSpec, deadline: Duration) -> Started {
+    start_tuned(spec, deadline, Tuning { terminate_grace_ms: 500, ..Tuning::default() })
+}
+
+fn start_tuned(spec: RunSpec, deadline: Duration, tuning: Tuning) -> Started {
     let home = tempfile::tempdir().unwrap();
     // The shim's user id has to get through.
     std::fs::set_permissions(home.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711)).unwrap();
@@ -113,7 +118,7 @@ fn start(spec: RunSpec, deadline: Duration) -> Started {
         deadline_us: clock::boot().plus(deadline),
         runtime: "process".into(),
         launch,
-        tuning: Tuning { terminate_grace_ms: 500, ..Tuning::default() },
+        tuning,
     };
     passing::send(&socket, &launch, &descriptors).unwrap();
     Started { home, runtime, resources, shim, label }
@@ -178,14 +183,25 @@ impl Started {
 
     /// How many processes bear the label of this attempt: shim, launcher, guest.
     fn labelled(&self) -> usize {
-        let has_label = |pid: &std::fs::DirEntry| {
-            // The guest bears it in its environment.
-            let read = |name| std::fs::read(pid.path().join(name)).unwrap_or_default();
-            let (command, environment) = (read("cmdline"), read("environ"));
-            let mut words = command.split(|&byte| byte == 0).chain(environment.split(|&byte| byte == 0));
-            words.any(|word| word.strip_prefix(b"HOLM_LABEL=").unwrap_or(word) == self.label.as_bytes())
-        };
-        std::fs::read_dir("/proc").unwrap().flatten().filter(has_label).count()
+        let labelled = |pid: &std::fs::DirEntry| self.is_labelled(&pid.path(), "cmdline") || self.is_guest(&pid.path());
+        std::fs::read_dir("/proc").unwrap().flatten().filter(labelled).count()
+    }
+
+    /// The process that is the guest.
+    fn guest(&self) -> u32 {
+        let mut processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let guest = processes.find(|process| self.is_guest(&process.path())).unwrap();
+        guest.file_name().to_str().unwrap().parse().unwrap()
+    }
+
+    fn is_guest(&self, process: &Path) -> bool {
+        self.is_labelled(process, "environ")
+    }
+
+    fn is_labelled(&self, process: &Path, file: &str) -> bool {
+        let text = std::fs::read(process.join(file)).unwrap_or_default();
+        let mut words = text.split(|&byte| byte == 0);
+        words.any(|word| word.strip_prefix(b"HOLM_LABEL=").unwrap_or(word) == self.label.as_bytes())
     }
 }
 
@@ -301,6 +317,34 @@ fn a_killed_shim_takes_its_sandbox_along() {
     assert!(client::read_exit(&started.dir()).unwrap().is_none());
 }
 
+/// Where the host has a freezer of version 1 that may be used: what is frozen in it dies of no signal before it is thawed.
+fn what_the_kernel_holds_has_not_ended() {
+    let group = std::path::PathBuf::from("/sys/fs/cgroup/freezer").join(uuid().simple().to_string());
+    if std::fs::create_dir(&group).is_err() {
+        return;
+    }
+    let write = |file: &str, text: &str| std::fs::write(group.join(file), text).unwrap();
+    let tuning = Tuning { death_ms: 100, ..Tuning::default() };
+    let mut started = start_tuned(sh("echo up; exec sleep 1000"), patient(), tuning);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (mut commands, mut statuses) = started.connect().await;
+        next(&mut statuses, Phase::Running).await;
+        write("cgroup.procs", &started.guest().to_string());
+        write("freezer.state", "FROZEN");
+        commands.send(&Order::Cancel(Cancel::Kill)).await.unwrap();
+        assert_eq!(next(&mut statuses, Phase::Undying).await.phase, Phase::Undying);
+        assert!(client::read_exit(&started.dir()).unwrap().is_none());
+        write("freezer.state", "THAWED");
+        let last = next(&mut statuses, Phase::Ended).await;
+        assert_eq!(last.outcome.unwrap().kind, OutcomeKind::Cancelled);
+        commands.send(&Order::Quit {}).await.unwrap();
+    });
+    assert!(started.shim.wait().unwrap().success());
+    assert_eq!(started.labelled(), 0);
+    wait_until("the end of the group", || std::fs::remove_dir(&group).is_ok());
+}
+
 /// What the kernel says of every thread of a shim that has a sandbox.
 fn a_shim_is_confined() {
     let started = start(RunSpec::new(["sleep", "1000"]), patient());
@@ -329,7 +373,11 @@ fn a_confined_process_makes_no_other() {
     let output = Command::new("/proc/self/exe").arg("confined").output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{}: {said}{}", output.status, String::from_utf8_lossy(&output.stderr));
-    assert_eq!(said, "before: ok\nspawn: EPERM\nexec: EPERM\nnamespace: EPERM\nthread: ok\nfile: ok\nsocket: ok\n");
+    assert_eq!(
+        said,
+        "before: ok\nspawn: EPERM\nexec: EPERM\nnamespace: EPERM\nthread: ok\nfile: ok\nsocket: ok\n\
+                      tcp: EPERM\nudp: EPERM\ntcp6: EPERM\nnetlink: EPERM\npacket: EPERM\n"
+    );
 }
 
 /// In a process of its own, which tells by its standard output what works before and after.

@@ -28,6 +28,8 @@ pub(crate) struct Seen {
     pub(crate) events: u64,
     /// What the guest could not enforce.
     pub(crate) unenforced: Vec<String>,
+    /// Whether it was killed and does not die. It has not ended then.
+    pub(crate) undying: bool,
     /// How it ended.
     pub(crate) end: Option<End>,
 }
@@ -46,6 +48,15 @@ impl Seen {
         }
         let exited = status.outcome.as_ref().is_some_and(|outcome| outcome.exit.is_some());
         self.started |= status.phase == Phase::Running || exited;
+        if status.phase == Phase::Undying && !self.undying {
+            self.undying = true;
+            let pid = status.pid;
+            tracing::error!(
+                fence,
+                pid,
+                "a sandbox was killed and does not die; its lease and its place of user ids are kept"
+            );
+        }
         if status.phase == Phase::Ended {
             self.end = Some(End {
                 outcome: believable(status.outcome.clone()),
@@ -128,6 +139,15 @@ pub(crate) mod tests {
         seen.take(3, &status(Phase::Ended, Some(Outcome::exited(ExitStatus::Code(2)))));
         assert!(seen.started);
         assert_eq!(seen.end.unwrap().next_seq, Some(7));
+    }
+
+    #[test]
+    fn what_does_not_die_has_not_ended() {
+        let mut seen = Seen::default();
+        seen.take(3, &status(Phase::Undying, None));
+        assert!(seen.undying && seen.end.is_none());
+        seen.take(3, &status(Phase::Ended, Some(Outcome::exited(ExitStatus::Code(0)))));
+        assert_eq!(seen.end.unwrap().outcome, Outcome::exited(ExitStatus::Code(0)));
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub(crate) struct Settler<'a, C> {
 
 /// What is left of a shim that is gone.
 enum Remains {
-    /// Its last word, spoken when everything in the sandbox was dead.
+    /// Its last word. The sandbox is removed.
     Word(Box<Status>),
     /// It left none. The sandbox is removed.
     Silence { started: bool },
@@ -30,8 +30,9 @@ enum Remains {
 }
 
 impl<C: ControlPlane> Settler<'_, C> {
-    /// Takes the shim's last word. Where it left none, the sandbox may still live: nothing is told before it is removed,
-    /// however often that has to be tried. Whoever waits for this gives up when the lease is lost.
+    /// Takes the shim's last word, if it left one. Whatever it says, nothing is told before the sandbox is removed, however
+    /// often that has to be tried: a shim that died on the way may have spoken too early. Whoever waits for this gives up
+    /// when the lease is lost.
     pub(crate) async fn settle(self, seen: watch::Sender<Seen>) {
         let fence = self.stay.attempt().fence;
         let mut backoff = Backoff::default();
@@ -63,11 +64,6 @@ impl<C: ControlPlane> Settler<'_, C> {
 fn look<C>(shared: &Shared<C>, stay: &Stay, dir: &Path) -> Remains {
     let attempt = stay.attempt();
     let AttemptId { run, fence } = attempt;
-    match read_exit(dir) {
-        Ok(Some(status)) if status.fence == fence => return Remains::Word(Box::new(status)),
-        Ok(_) => tracing::error!(%run, fence, "a shim is gone and left no word"),
-        Err(error) => tracing::error!(%run, fence, %error, "the last word of a shim"),
-    }
     let is_removed = match Record::read(dir, attempt) {
         Ok(Some(record)) => reaper::destroy(&shared.runtimes, &record.resources),
         Ok(None) => true,
@@ -78,6 +74,11 @@ fn look<C>(shared: &Shared<C>, stay: &Stay, dir: &Path) -> Remains {
     };
     if !is_removed {
         return Remains::Unsettled;
+    }
+    match read_exit(dir) {
+        Ok(Some(status)) if status.fence == fence => return Remains::Word(Box::new(status)),
+        Ok(_) => tracing::error!(%run, fence, "a shim is gone and left no word"),
+        Err(error) => tracing::error!(%run, fence, %error, "the last word of a shim"),
     }
     let started = may_have_started(dir).unwrap_or_else(|error| {
         tracing::error!(%run, fence, %error, "whether the command was started");

@@ -56,6 +56,12 @@ pub enum EventKind {
         /// Why.
         problem: String,
     },
+    /// Everything in its sandbox was killed and has not died: the kernel holds it. The run has not ended, and is granted to
+    /// nobody else, until it has. Told by the shim.
+    SandboxUndying {
+        /// How long its death was waited for, in milliseconds.
+        waited_ms: u64,
+    },
     /// It ended.
     Ended {
         /// How.
@@ -66,7 +72,8 @@ pub enum EventKind {
 impl EventKind {
     /// Whether an agent may report this kind; all others are told by the server alone.
     pub const fn may_come_from_agent(&self) -> bool {
-        matches!(self, EventKind::EgressRefused { .. } | EventKind::ResultRefused { .. })
+        use EventKind::{EgressRefused, ResultRefused, SandboxUndying};
+        matches!(self, EgressRefused { .. } | ResultRefused { .. } | SandboxUndying { .. })
     }
 
     /// Whether every text in it is within its limit.

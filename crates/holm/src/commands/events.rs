@@ -1,5 +1,7 @@
 //! `holm events`: what happened to a run.
 
+use std::time::Duration;
+
 use holm_api::{
     client::{Client, ClientError},
     runs::After,
@@ -80,6 +82,10 @@ fn sentence(kind: &EventKind) -> String {
             format!("egress refused: {protocol} {host}:{port}, {count} times")
         }
         EventKind::ResultRefused { problem } => format!("the result was refused: {}", escaped(problem)),
+        EventKind::SandboxUndying { waited_ms } => {
+            let waited = Duration::from_millis(*waited_ms);
+            format!("the sandbox was killed and has not died within {waited:?}; the run ends when it has")
+        }
         EventKind::Ended { outcome } => {
             let message = outcome.message.as_deref().map(|text| format!(": {}", escaped(text))).unwrap_or_default();
             format!("ended, exit code {}{message}", outcome.exit_code())

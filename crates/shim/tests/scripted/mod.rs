@@ -209,8 +209,9 @@ impl Played {
     }
 }
 
-/// A sandbox that dies, with its guest, when it is killed.
+/// A sandbox that dies, with its guest, when it is killed often enough.
 struct Handle {
+    dies_at_kill: usize,
     guest: tokio::task::AbortHandle,
     ended: OwnedFd,
     life: Mutex<std::fs::File>,
@@ -219,7 +220,9 @@ struct Handle {
 
 impl SandboxHandle for Handle {
     fn kill(&self) -> Result<(), holm_runtime::Error> {
-        self.kills.fetch_add(1, Ordering::SeqCst);
+        if self.kills.fetch_add(1, Ordering::SeqCst) + 1 < self.dies_at_kill {
+            return Ok(());
+        }
         self.guest.abort();
         self.life.lock().unwrap().write_all(b"x").unwrap();
         Ok(())
@@ -237,6 +240,8 @@ pub struct Left {
     pub output: Vec<u8>,
     pub events: Vec<EventKind>,
     pub kills: usize,
+    /// Whether it was said that the sandbox does not die.
+    pub undying: bool,
     pub signals: Vec<Vec<u8>>,
     pub took: Duration,
 }
@@ -257,6 +262,8 @@ pub struct Attempted {
     pub spec: RunSpec,
     pub tuning: Tuning,
     pub deadline: Duration,
+    /// How often it has to be killed.
+    pub dies_at_kill: usize,
     /// Sent once the command runs.
     pub commands: Vec<Command>,
 }
@@ -265,7 +272,7 @@ pub fn attempt(script: Script) -> Attempted {
     let mut spec = RunSpec::new(["true"]);
     spec.work_dir = Some(WorkDir { source: "/src".into(), keep_changes: true });
     let tuning = Tuning { ready_ms: 2_000, answer_ms: 2_000, linger_ms: 60_000, ..Tuning::default() };
-    Attempted { script, spec, tuning, deadline: Duration::from_secs(60), commands: Vec::new() }
+    Attempted { script, spec, tuning, deadline: Duration::from_secs(60), dies_at_kill: 1, commands: Vec::new() }
 }
 
 fn launch(attempted: &Attempted, dir: PathBuf) -> Launch {
@@ -281,7 +288,12 @@ fn launch(attempted: &Attempted, dir: PathBuf) -> Launch {
     }
 }
 
-fn sandbox(script: Script, signals: mpsc::UnboundedSender<Vec<u8>>, kills: Arc<AtomicUsize>) -> Sandbox {
+fn sandbox(
+    script: Script,
+    signals: mpsc::UnboundedSender<Vec<u8>>,
+    kills: Arc<AtomicUsize>,
+    dies_at_kill: usize,
+) -> Sandbox {
     let pair = || std::os::unix::net::UnixStream::pair().unwrap();
     let ((shim_in, guest_in), (shim_out, guest_out)) = (pair(), pair());
     let lane = |stream: std::os::unix::net::UnixStream| {
@@ -304,7 +316,7 @@ fn sandbox(script: Script, signals: mpsc::UnboundedSender<Vec<u8>>, kills: Arc<A
             writes_to_host: false,
         },
         env: Vec::new(),
-        handle: Box::new(Handle { guest, ended, life: Mutex::new(life.into()), kills }),
+        handle: Box::new(Handle { dies_at_kill, guest, ended, life: Mutex::new(life.into()), kills }),
     }
 }
 
@@ -325,13 +337,18 @@ pub async fn see_through(attempted: Attempted) -> Left {
     let kills = Arc::new(AtomicUsize::new(0));
     let started = tokio::time::Instant::now();
     let readiness = Readiness::begin(Duration::from_millis(attempted.tuning.ready_ms));
-    let sandbox = sandbox(attempted.script, signals, kills.clone());
+    let sandbox = sandbox(attempted.script, signals, kills.clone(), attempted.dies_at_kill);
+    let mut undying = false;
     let agent = async {
         let mut statuses = attempt.statuses();
         statuses.wait_for(|status| status.phase >= Phase::Running).await.unwrap();
         for command in attempted.commands {
             sender.send(command).await.unwrap();
         }
+        let told = statuses.wait_for(|status| status.phase > Phase::Running).await.unwrap().phase;
+        undying = told == Phase::Undying;
+        // An end is never written before there is one.
+        assert!(!undying || client::read_exit(dir.path()).unwrap().is_none());
         statuses.wait_for(|status| status.phase == Phase::Ended).await.unwrap();
         attempt.leave();
     };
@@ -345,7 +362,7 @@ pub async fn see_through(attempted: Attempted) -> Left {
     let events = client::read_events(dir.path(), 0, usize::MAX).unwrap();
     assert_eq!(events.len() as u64, status.events);
     let signals = std::iter::from_fn(|| signalled.try_recv().ok()).collect();
-    Left { dir, status, output, events, kills: kills.load(Ordering::SeqCst), signals, took }
+    Left { dir, status, output, events, kills: kills.load(Ordering::SeqCst), undying, signals, took }
 }
 
 fn output(dir: &tempfile::TempDir, next_seq: u64) -> Vec<u8> {
