@@ -2,8 +2,9 @@
 //!
 //! What always holds afterwards, for all threads that there are and will be: no privileges can be gained; no program can be
 //! executed and no process made, so whoever took the shim over has only what the shim has; no other process can be traced or
-//! read; mounts, namespaces and the corners of the kernel of which a shim needs none are refused (EPERM). It is a list of
-//! what is refused, not of what is allowed: files, sockets and signals stay, and the user id limits them.
+//! read; no socket but Unix ones can be made, so the host's network, in whose namespace the shim lives, is out of reach;
+//! mounts, namespaces and the corners of the kernel of which a shim needs none are refused (EPERM). It is a list of what is
+//! refused, not of what is allowed: files, Unix sockets and signals stay, and the user id limits them.
 //!
 //! A runtime that starts a program for the sandbox does so before ([`holm_runtime::Runtime::launch`]).
 
@@ -94,6 +95,8 @@ fn programs() -> Result<[BpfProgram; 2], BackendError> {
     let thread = libc::CLONE_THREAD as u64;
     let no_thread = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(thread), 0)?;
     refused.insert(libc::SYS_clone, vec![SeccompRule::new(vec![no_thread])?]);
+    let not_unix = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, libc::AF_UNIX as u64)?;
+    refused.insert(libc::SYS_socket, vec![SeccompRule::new(vec![not_unix])?]);
     let unknown = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     let filter = |rules, errno: i32| -> Result<BpfProgram, BackendError> {
         SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(errno as u32), arch)?.try_into()

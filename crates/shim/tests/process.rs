@@ -29,6 +29,7 @@ use holm_shim::{
     spool::reader::Reader,
 };
 use libtest_mimic::{Arguments, Trial};
+use rustix::net::{AddressFamily, SocketType};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
@@ -406,5 +407,14 @@ fn confined() -> ExitCode {
     tell("thread", std::thread::spawn(|| ()).join().map_err(|_| std::io::Error::other("panicked")));
     tell("file", tempfile::tempfile().map(drop));
     tell("socket", UnixStream::pair().map(drop));
+    for (what, family, kind) in [
+        ("tcp", AddressFamily::INET, SocketType::STREAM),
+        ("udp", AddressFamily::INET, SocketType::DGRAM),
+        ("tcp6", AddressFamily::INET6, SocketType::STREAM),
+        ("netlink", AddressFamily::NETLINK, SocketType::RAW),
+        ("packet", AddressFamily::PACKET, SocketType::RAW),
+    ] {
+        tell(what, rustix::net::socket(family, kind, None).map(drop).map_err(std::io::Error::from));
+    }
     ExitCode::SUCCESS
 }
