@@ -2,7 +2,7 @@
 //!
 //! Leases are measured on CLOCK_BOOTTIME: it cannot be set, and goes on while the machine sleeps (SPEC L3).
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use holm_domain::BootMicros;
 use rustix::time::{ClockId, clock_gettime};
@@ -15,6 +15,12 @@ pub(crate) fn boot_now() -> BootMicros {
     let now = clock_gettime(ClockId::Boottime);
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
     BootMicros(seconds.saturating_mul(1_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000))
+}
+
+/// The time of day, for the ages of files; no lease hangs on it.
+pub(crate) fn now() -> SystemTime {
+    let now = clock_gettime(ClockId::Realtime);
+    UNIX_EPOCH + Duration::from_secs(u64::try_from(now.tv_sec).unwrap_or(0))
 }
 
 /// Waits until the boot clock shows `at`, for ever without one.

@@ -10,11 +10,17 @@ use std::{
     io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use holm_runtime::AttemptId;
 use holm_shim::protocol::SPOOL_DIR_NAME;
 use rustix::fs::{FlockOperation, OFlags, flock};
+
+/// How many folders that cannot be understood are kept for people to look at.
+const SET_ASIDE_MAX: usize = 16;
+/// For how long.
+const SET_ASIDE_FOR: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// Why the agent's folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +124,31 @@ impl Folder {
         Ok((attempts, strangers))
     }
 
-    /// Moves a folder that cannot be understood out of the way, where people can look at it.
+    /// Removes what was set aside long ago, and the oldest of what is too much; returns what is gone. Each may be as large as
+    /// a spool.
+    pub(crate) fn collect_set_aside(&self, now: SystemTime) -> Result<Vec<PathBuf>, FolderError> {
+        let dir = self.set_aside();
+        let mut found = Vec::new();
+        for entry in at(&dir, fs::read_dir(&dir))? {
+            let path = at(&dir, entry)?.path();
+            // Being set aside was the last change of the folder itself.
+            let meta = at(&path, fs::symlink_metadata(&path))?;
+            let since = Duration::from_secs(u64::try_from(meta.ctime()).unwrap_or(0));
+            found.push((UNIX_EPOCH + since, meta.is_dir(), path));
+        }
+        found.sort_unstable_by(|one, other| other.cmp(one));
+        let is_old = |since: &SystemTime| now.duration_since(*since).is_ok_and(|age| age > SET_ASIDE_FOR);
+        let mut removed = Vec::new();
+        for (number, (since, is_dir, path)) in found.into_iter().enumerate() {
+            if number >= SET_ASIDE_MAX || is_old(&since) {
+                at(&path, if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) })?;
+                removed.push(path);
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Moves a folder that cannot be understood out of the way, where people can look at it for a while.
     pub(crate) fn put_aside(&self, path: &Path) -> Result<PathBuf, FolderError> {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         for number in 0..1_000 {
@@ -238,6 +268,30 @@ mod tests {
         let first = folder.put_aside(&padded).unwrap();
         fs::create_dir(&padded).unwrap();
         assert_ne!(folder.put_aside(&padded).unwrap(), first);
+    }
+
+    #[test]
+    fn what_was_set_aside_is_kept_in_bounds() {
+        let temp = tempfile::tempdir().unwrap();
+        let folder = Folder::open(temp.path()).unwrap();
+        let put = |name: &str| {
+            let path = folder.runs().join(name);
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join("journal.json"), "damaged").unwrap();
+            folder.put_aside(&path).unwrap()
+        };
+        let now = fs::metadata(put("first")).unwrap().modified().unwrap();
+        let soon = now + Duration::from_secs(60);
+        assert!(folder.collect_set_aside(soon).unwrap().is_empty());
+        for number in 0..SET_ASIDE_MAX + 2 {
+            put(&number.to_string());
+        }
+        assert_eq!(folder.collect_set_aside(soon).unwrap().len(), 3);
+        assert_eq!(fs::read_dir(folder.set_aside()).unwrap().count(), SET_ASIDE_MAX);
+        assert!(folder.collect_set_aside(soon).unwrap().is_empty());
+        let later = soon + SET_ASIDE_FOR + Duration::from_secs(1);
+        assert_eq!(folder.collect_set_aside(later).unwrap().len(), SET_ASIDE_MAX);
+        assert_eq!(fs::read_dir(folder.set_aside()).unwrap().count(), 0);
     }
 
     #[test]

@@ -139,6 +139,12 @@ pub(crate) fn reap<C>(shared: &Arc<Shared<C>>) -> Reaped {
         }
         Err(error) => tracing::error!(%error, "looking for attempts"),
     }
+    match shared.folder.collect_set_aside(crate::clock::now()) {
+        Ok(removed) => {
+            removed.iter().for_each(|path| tracing::info!(path = %path.display(), "removed what was set aside"))
+        }
+        Err(error) => tracing::error!(%error, "removing what was set aside"),
+    }
     for runtime in shared.runtimes.all() {
         match runtime.inventory() {
             Ok(found) => found.into_iter().filter_map(|found| remove_found(shared, found)).for_each(&mut count),
