@@ -16,8 +16,9 @@ use rustix::fs::{Access, Mode, OFlags, access, open};
 
 use crate::{Context, Descriptor, Error};
 
-/// What the guest and the init of the workload need beyond the workload's own processes.
-const GUEST_PIDS: u64 = 8;
+/// The tasks of a sandbox that are not the workload's, at their most: the guest, which has one thread, and the init of the
+/// workload; before there is an init, the launcher and the guest. All that is left of the limit is the workload's.
+const GUEST_PIDS: u64 = 2;
 /// What the guest needs beyond the workload's own memory.
 const GUEST_MEMORY_BYTES: u64 = 16 * 1024 * 1024;
 /// The largest number that `pids.max` accepts (PID_MAX_LIMIT of Linux on 64 bits).
