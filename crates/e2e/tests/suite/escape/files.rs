@@ -101,7 +101,18 @@ def same(a, b):
     return (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
 root = os.stat("/")
 print("root-parent", same(os.stat("/.."), root))
+# Asked one by one as well: /proc tells what the kernel likes to tell.
 print("open:", sorted(os.listdir("/proc/self/fd"), key=int)[:-1])
+def is_open(number):
+    try:
+        return os.fstat(number) is not None
+    except OSError:
+        return False
+print("found:", [number for number in range(65536) if is_open(number)])
+for number in range(3):
+    mode = os.fstat(number).st_mode
+    kind = "pipe" if stat.S_ISFIFO(mode) else "device %x" % os.fstat(number).st_rdev if stat.S_ISCHR(mode) else "other"
+    print("descriptor", number, kind, os.readlink("/proc/self/fd/%d" % number).split(":")[0])
 others = [name for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
 print("others:", others)
 for name in others:
@@ -110,7 +121,6 @@ for name in others:
     attempt("descriptors", lambda: something(os.listdir("/proc/%s/fd" % name)))
     attempt("descriptor", lambda: os.open("/proc/%s/fd/3" % name, os.O_RDONLY))
     attempt("mounts", lambda: os.readlink("/proc/%s/ns/mnt" % name))
-attempt("up-by-descriptor", lambda: os.open("../../etc/shadow", os.O_RDONLY, dir_fd=os.open("/", os.O_RDONLY)))
 # The classical way out of a root: a folder held open, another root below it, and up from there.
 held = os.open("/", os.O_RDONLY)
 try:
@@ -128,6 +138,9 @@ except PermissionError:
         let text = ran.text();
         assert!(text.contains("root-parent True"), "{ran}");
         assert!(text.contains("open: ['0', '1', '2']"), "a descriptor came in: {ran}");
+        assert!(text.contains("found: [0, 1, 2]\n"), "a descriptor came in: {ran}");
+        let kinds = "descriptor 0 device 103 /dev/null\ndescriptor 1 pipe pipe\ndescriptor 2 pipe pipe\n";
+        assert!(text.contains(kinds), "something of the host's came in: {ran}");
         assert!(text.contains("others: ['1']"), "the init inside, and no other: {ran}");
         let walked = if *user == "0" { "walked up: True" } else { "walked up: not permitted" };
         assert!(text.contains(walked), "{ran}");
@@ -135,8 +148,50 @@ except PermissionError:
         for name in ["root", "work-dir", "descriptors", "descriptor", "mounts"] {
             attempts.refused(name, &ABSENT);
         }
-        attempts.refused("up-by-descriptor", &["ENOENT"]);
         attempts.no_more();
+    }
+}
+
+#[test]
+fn a_folder_that_is_moved_out_of_what_is_lent_leads_nowhere() {
+    let world = World::up();
+    let (lent, outside) = (world.folder("lent"), world.folder("outside"));
+    fs::write(outside.join("secret"), "of the host\n").expect("a file");
+    // Held open from inside, then moved on the host: its parent is a folder that was never lent.
+    let body = r#"
+import time
+held = os.open("/mnt/lent/sub", os.O_RDONLY)
+print("here:", sorted(os.listdir(held)), flush=True)
+print("held", flush=True)
+while not os.path.exists("/mnt/lent/moved"):
+    time.sleep(0.01)
+print("still there:", sorted(os.listdir(held)), flush=True)
+attempt("parent", lambda: os.open("..", os.O_RDONLY, dir_fd=held))
+attempt("beside", lambda: os.open("../secret", os.O_RDONLY, dir_fd=held))
+os.fchdir(held)
+attempt("parent-of-work-dir", lambda: os.listdir(".."))
+attempt("through-proc", lambda: os.listdir("/proc/self/cwd/.."))
+attempt("root", lambda: os.listdir("/proc/self/root/../outside"))
+"#;
+    for (number, user) in users().iter().enumerate() {
+        let (sub, moved) = (lent.join("sub"), outside.join(format!("sub{number}")));
+        fs::create_dir(&sub).expect("a folder");
+        fs::write(sub.join("file"), "lent\n").expect("a file");
+        let (mount, program) = (format!("{}:/mnt/lent:ro", lent.display()), probe::program(body));
+        let mut command = world.command();
+        command.args(["run", "--user", user, "--mount", &mount, "--", "/usr/bin/python3", "-c", &program]);
+        let mut running = holm_e2e::ran::Running::start(&mut command);
+        running.says("held");
+        fs::rename(&sub, &moved).expect("moved");
+        fs::write(lent.join("moved"), "").expect("a file");
+        let ran = running.wait().succeeds();
+        assert!(ran.text().contains("here: ['file']") && ran.text().contains("still there: ['file']"), "{ran}");
+        let mut attempts = Attempts::of(ran);
+        for name in ["parent", "beside", "parent-of-work-dir", "through-proc", "root"] {
+            attempts.refused(name, &["ENOENT"]);
+        }
+        attempts.no_more();
+        fs::remove_file(lent.join("moved")).expect("a file");
     }
 }
 
