@@ -1,9 +1,11 @@
 //! `cargo xtask test`: every check and every test, as continuous integration runs them.
 //!
 //! A step that fails does not stop the next one, so one run shows all that is wrong; the last line counts tests. Nothing is
-//! skipped in silence: where a step cannot run, it fails and says why. Only the dev profile is built.
+//! skipped in silence: where a step cannot run, it fails and says why. Only the dev profile is built. Each step has a time
+//! in which it must be done. In continuous integration (`CI=true`) what only root can test is not left out.
 
 mod count;
+mod fresh_clone;
 mod plain_user;
 
 use std::{
@@ -31,32 +33,42 @@ pub struct Context {
     counts: Mutex<Counts>,
 }
 
-type Step = (&'static str, fn(&Context) -> Result<()>);
+type Step = (&'static str, Duration, fn(&Context) -> Result<()>);
 
-const STEPS: [Step; 9] = [
-    ("format", format),
-    ("tidy", |_| tidy::tidy()),
-    ("clippy", clippy),
-    ("openapi", |_| openapi::openapi(&openapi::Arguments { check: true })),
-    ("unit tests", unit_tests),
-    ("guest tests", guest_tests),
-    ("end to end on SQLite", |context| end_to_end(context, "sqlite")),
-    ("end to end on PostgreSQL", |context| end_to_end(context, "postgres")),
-    ("as a plain user", plain_user::tests),
+/// For what only reads files.
+const LOOKING: Duration = Duration::from_secs(10 * 60);
+/// For what builds everything, on a slow machine.
+const BUILDING: Duration = Duration::from_secs(60 * 60);
+/// For what runs a suite, with what it has to build.
+const TESTING: Duration = Duration::from_secs(90 * 60);
+/// For packages from the network.
+const SETTING_UP: Duration = Duration::from_secs(30 * 60);
+
+const STEPS: [Step; 10] = [
+    ("format", LOOKING, format),
+    ("tidy", LOOKING, |_| tidy::tidy()),
+    ("clippy", BUILDING, clippy),
+    ("openapi", BUILDING, |_| openapi::openapi(&openapi::Arguments { check: true })),
+    ("unit tests", TESTING, unit_tests),
+    ("guest tests", TESTING, guest_tests),
+    ("end to end on SQLite", TESTING, |context| end_to_end(context, "sqlite")),
+    ("end to end on PostgreSQL", TESTING, |context| end_to_end(context, "postgres")),
+    ("as a plain user", TESTING, plain_user::tests),
+    ("fresh clone", BUILDING, fresh_clone::check),
 ];
 
 /// Runs everything and sums up.
 pub fn test(arguments: &Arguments) -> Result<()> {
     let begun = Instant::now();
     say::step("setup");
-    setup::setup(&setup::Arguments::default())?;
+    exec::within(SETTING_UP, || setup::setup(&setup::Arguments::default()))?;
     let context = Context { postgres: Postgres::start()?, counts: Mutex::default() };
     let mut summary = Vec::new();
-    for (name, step) in STEPS.iter().filter(|(name, _)| arguments.only.as_ref().is_none_or(|only| name.contains(only)))
-    {
+    let is_wanted = |(name, ..): &&Step| arguments.only.as_ref().is_none_or(|only| name.contains(only));
+    for (name, limit, step) in STEPS.iter().filter(is_wanted) {
         say::step(name);
         let started = Instant::now();
-        let result = step(&context);
+        let result = exec::within(*limit, || step(&context));
         exec::check_interrupt()?;
         if let Err(error) = &result {
             say::error(&format!("{error:#}"));
@@ -103,6 +115,11 @@ impl Context {
         }
         Ok(())
     }
+}
+
+/// Whether this is continuous integration, where nothing may be left out.
+fn is_ci() -> bool {
+    std::env::var_os("CI").is_some_and(|value| value == "true" || value == "1")
 }
 
 /// A cargo command in the checkout.

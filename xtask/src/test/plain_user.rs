@@ -1,7 +1,8 @@
 //! The suites that depend on privileges, once more as a user without any.
 //!
 //! Where xtask runs as root, copies of the built programs go into a folder that the user may read, and run there under an
-//! id that nobody has. Where it runs as a plain user already, the other steps were that run.
+//! id that nobody has. Where it runs as a plain user already, the other steps were that run, and what only root can test
+//! was not tested: a developer is told so, continuous integration fails.
 
 use std::{
     collections::BTreeMap,
@@ -11,10 +12,10 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use cargo_metadata::Message;
 
-use super::{Context, cargo};
+use super::{Context, cargo, is_ci};
 use crate::{exec, places, say};
 
 /// An id that stands in no account file; the sandboxes of root use ids far above it.
@@ -25,8 +26,7 @@ const PACKAGES: [&str; 2] = ["holm-runtime", "holm-e2e"];
 /// Builds the suites as the user who runs xtask, and runs them as one without privileges.
 pub fn tests(context: &Context) -> Result<()> {
     if !places::is_root() {
-        say::note("this is a plain user already: the steps before this one were that run");
-        return Ok(());
+        return not_root(is_ci());
     }
     exec::run(&mut cargo(&["build", "--locked", "--package", "holm"])?)?;
     let place = Place::new()?;
@@ -38,6 +38,16 @@ pub fn tests(context: &Context) -> Result<()> {
         command.env("HOLM_BIN", &holm).env("HOLM_TEST_STORE", "sqlite");
         context.run_tests(&mut command).with_context(|| format!("{name} as a plain user"))?;
     }
+    Ok(())
+}
+
+fn not_root(is_ci: bool) -> Result<()> {
+    if is_ci {
+        bail!("what only root can test was left out, which CI=true does not allow: run `cargo xtask test` as root");
+    }
+    say::note(
+        "this is a plain user already: the steps before this one were that run; what only root can test was left out",
+    );
     Ok(())
 }
 
@@ -100,4 +110,14 @@ fn test_programs() -> Result<BTreeMap<String, PathBuf>> {
         }
     }
     Ok(programs)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn continuous_integration_leaves_nothing_out() {
+        assert!(super::not_root(false).is_ok());
+        let error = super::not_root(true).expect_err("left out").to_string();
+        assert!(error.contains("as root"), "{error}");
+    }
 }
