@@ -6,7 +6,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use holm_runtime::{AttemptId, Resources, registry::Registry};
+use holm_runtime::{AttemptId, Resources, SharedRuntime, registry::Registry};
 
 use crate::{
     folder::FolderError,
@@ -150,11 +150,22 @@ pub(crate) fn reap<C>(shared: &Arc<Shared<C>>) -> Reaped {
             Ok(found) => found.into_iter().filter_map(|found| remove_found(shared, found)).for_each(&mut count),
             Err(error) => tracing::error!(runtime = runtime.name(), %error, "looking for sandboxes"),
         }
+        tidy(runtime);
     }
     if reaped != Reaped::default() {
         tracing::info!(removed = reaped.removed, left = reaped.left, "removed what nobody owned");
     }
     reaped
+}
+
+/// Has a runtime remove what it keeps for no attempt.
+fn tidy(runtime: &SharedRuntime) {
+    for report in runtime.tidy() {
+        match &report.error {
+            Some(error) => tracing::error!(runtime = runtime.name(), step = report.step, error, "tidying failed"),
+            None => tracing::info!(runtime = runtime.name(), step = report.step, "removed what was not needed"),
+        }
+    }
 }
 
 fn set_aside<C>(shared: &Shared<C>, path: &Path) {

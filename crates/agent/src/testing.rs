@@ -19,7 +19,7 @@ use holm_domain::{
     run::{Cancel, EventKind, ExitStatus, Outcome, Reason, RunSpec},
 };
 use holm_runtime::{
-    AttemptId, Descriptor, Error, Prepared, Request, Resources, Runtime, Sandbox, StepReport, passing,
+    AttemptId, Descriptor, Error, Prepared, Request, Resources, Runtime, Sandbox, StepReport, Stop, passing,
     registry::Registry,
 };
 use holm_shim::protocol::{
@@ -80,6 +80,8 @@ pub(crate) enum Fault {
     HostPath,
     Limits,
     Panic,
+    /// It goes on until it is told to stop.
+    Endless,
 }
 
 impl Script {
@@ -117,6 +119,8 @@ pub(crate) struct FileRuntime {
     changed: Condvar,
     /// How often removing fails before it works.
     pub(crate) destroy_failures: Mutex<u32>,
+    /// How often it was tidied.
+    pub(crate) tidied: std::sync::atomic::AtomicU32,
 }
 
 impl FileRuntime {
@@ -127,6 +131,7 @@ impl FileRuntime {
             crash: Mutex::default(),
             changed: Condvar::new(),
             destroy_failures: Mutex::new(0),
+            tidied: std::sync::atomic::AtomicU32::new(0),
         })
     }
 
@@ -193,7 +198,7 @@ impl Runtime for FileRuntime {
         Ok(self.resources(request.attempt))
     }
 
-    fn prepare(&self, request: &Request, resources: &Resources) -> Result<Prepared, Error> {
+    fn prepare(&self, request: &Request, resources: &Resources, stop: &Stop) -> Result<Prepared, Error> {
         let record = Record::read(&request.dir, request.attempt);
         if !matches!(&record, Ok(Some(record)) if record.resources == *resources) {
             return Err(Error::Malformed(format!("nothing was journalled: {record:?}")));
@@ -207,6 +212,13 @@ impl Runtime for FileRuntime {
             Some(Fault::HostPath) => return Err(Error::HostPath { path: "/x".into(), problem: "no".to_owned() }),
             Some(Fault::Limits) => return Err(Error::LimitsNotEnforceable(vec!["memory".to_owned()])),
             Some(Fault::Panic) => panic!("as ordered"),
+            Some(Fault::Endless) => {
+                fs::write(place.join("preparing"), "").unwrap();
+                while !stop.is_stopped() {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                return Err(Error::Stopped);
+            }
             None => {}
         }
         let place_fd = fs::File::open(&place).unwrap();
@@ -237,6 +249,11 @@ impl Runtime for FileRuntime {
         drop(failures);
         self.pass(Point::AfterDestroy);
         vec![StepReport { step: "place".to_owned(), error }]
+    }
+
+    fn tidy(&self) -> Vec<StepReport> {
+        self.tidied.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Vec::new()
     }
 
     fn inventory(&self) -> Result<Vec<Resources>, Error> {

@@ -376,6 +376,71 @@ fn cancelled_while_it_runs() {
     agent.stop(Shutdown::Leave);
 }
 
+impl Bench {
+    /// A run whose preparation goes on until it is told to stop.
+    fn preparing(&self) -> RunId {
+        let id = self.control.submit(Script { prepare: Some(testing::Fault::Endless), ..Script::default() }.spec());
+        self.is_preparing(id, 1)
+    }
+
+    fn is_preparing(&self, id: RunId, fence: u64) -> RunId {
+        until("the preparation", || self.runtime.host.join(format!("{id}.{fence}/preparing")).exists());
+        id
+    }
+}
+
+#[test]
+fn a_preparation_stops_when_its_run_is_cancelled() {
+    let bench = Bench::new();
+    let agent = bench.start();
+    let id = bench.preparing();
+    bench.control.cancel(id, Cancel::Terminate);
+    let outcome = bench.ended(id).outcome.unwrap();
+    assert_eq!((outcome.kind, outcome.reason), (OutcomeKind::Cancelled, Some(Reason::Cancelled)));
+    bench.clean();
+    agent.stop(Shutdown::Leave);
+}
+
+#[test]
+fn a_preparation_stops_when_its_lease_is_lost() {
+    let bench = Bench::with_ttl(Duration::from_millis(1_500));
+    let agent = bench.start();
+    let id = bench.preparing();
+    bench.control.fault(Op::Renew, Fault::NotDone(u32::MAX));
+    bench.clean();
+    assert_eq!(bench.control.world().finishes, 0, "nothing was reported under the lost lease");
+    assert_eq!(bench.control.run(id).state, RunState::Claimed);
+    agent.stop(Shutdown::Leave);
+}
+
+#[test]
+fn a_preparation_does_not_hold_up_an_agent_that_leaves() {
+    let bench = Bench::new();
+    let agent = bench.start();
+    let id = bench.preparing();
+    let begun = Instant::now();
+    agent.stop(Shutdown::Leave);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    fs::remove_file(bench.runtime.host.join(format!("{id}.1/preparing"))).unwrap();
+    let next = bench.start();
+    // Its successor begins again under the same lease.
+    bench.is_preparing(id, 1);
+    bench.control.cancel(id, Cancel::Kill);
+    bench.ended(id);
+    bench.clean();
+    next.stop(Shutdown::Leave);
+}
+
+#[test]
+fn runtimes_are_tidied_on_start_and_at_intervals() {
+    let bench = Bench::new();
+    let agent = bench.start();
+    let tidied = || bench.runtime.tidied.load(std::sync::atomic::Ordering::Relaxed);
+    until("the first pass", || tidied() >= 1);
+    until("passes at intervals", || tidied() >= 3);
+    agent.stop(Shutdown::Leave);
+}
+
 #[test]
 fn a_lease_that_was_taken_away_stops_the_sandbox_and_the_next_one_is_served() {
     let bench = Bench::new();

@@ -11,7 +11,7 @@ use rustix::{
     time::Timespec,
 };
 
-use crate::{AttemptId, Request, Resources, Runtime, Sandbox};
+use crate::{AttemptId, Request, Resources, Runtime, Sandbox, Stop};
 
 /// How long anything may take here before it counts as broken.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -82,7 +82,10 @@ pub fn a_partial_preparation_can_be_destroyed(subject: &Subject<'_>) {
     let before = subject.labelled();
     let request = subject.request();
     let resources = subject.plan(&request, &[]);
-    let prepared = subject.runtime.prepare(&request, &resources).unwrap_or_else(|error| panic!("prepare: {error}"));
+    let prepared = subject
+        .runtime
+        .prepare(&request, &resources, &Stop::default())
+        .unwrap_or_else(|error| panic!("prepare: {error}"));
     drop(prepared);
     subject.destroy(&resources);
     assert_eq!(subject.labelled(), before);
@@ -128,7 +131,10 @@ impl Subject<'_> {
     fn start(&self, taken: &[u32]) -> (Resources, Sandbox) {
         let request = self.request();
         let resources = self.plan(&request, taken);
-        let prepared = self.runtime.prepare(&request, &resources).unwrap_or_else(|error| panic!("prepare: {error}"));
+        let prepared = self
+            .runtime
+            .prepare(&request, &resources, &Stop::default())
+            .unwrap_or_else(|error| panic!("prepare: {error}"));
         let launched = self.runtime.launch(prepared.launch, prepared.descriptors);
         (resources, launched.unwrap_or_else(|error| panic!("launch: {error}")))
     }

@@ -17,6 +17,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::{
     AttemptId, Context, Descriptor, Error, Prepared, Request, Resources, Runtime, Sandbox, SandboxHandle, StepReport,
+    Stop,
 };
 
 /// A step at which the fake can fail.
@@ -149,7 +150,7 @@ impl Runtime for FakeRuntime {
         Ok(Resources { runtime, attempt: request.attempt, uid_slot, cgroups: Vec::new(), mounts: Vec::new(), paths })
     }
 
-    fn prepare(&self, request: &Request, resources: &Resources) -> Result<Prepared, Error> {
+    fn prepare(&self, request: &Request, resources: &Resources, _: &Stop) -> Result<Prepared, Error> {
         self.state().existing.insert(request.attempt, resources.clone());
         self.begin(Step::Prepare, Some(request.attempt))?;
         let launch = serde_json::to_value(request.attempt).map_err(|error| Error::Malformed(error.to_string()))?;
@@ -253,7 +254,7 @@ mod tests {
         runtime.fail_next(Step::Prepare, "no luck");
         let resources = runtime.plan(&request, &[0]).unwrap();
         assert_eq!(resources.uid_slot, Some(1));
-        assert!(runtime.prepare(&request, &resources).unwrap_err().to_string().contains("no luck"));
+        assert!(runtime.prepare(&request, &resources, &Stop::default()).unwrap_err().to_string().contains("no luck"));
         assert_eq!(runtime.inventory().unwrap().len(), 1, "a failed preparation leaves something behind");
         runtime.fail_next(Step::Destroy, "busy");
         assert!(runtime.destroy(&resources)[0].error.as_ref().unwrap().contains("busy"));

@@ -8,6 +8,8 @@
 //! agent can journal it first (SPEC L6); `destroy` removes exactly what a plan names, may be repeated, and goes on when one
 //! step fails (SPEC L5); `inventory` finds whatever bears the label, journalled or not.
 
+pub mod archive;
+pub mod below;
 pub mod conformance;
 pub mod fake;
 pub mod guest;
@@ -19,7 +21,10 @@ pub mod registry;
 use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use holm_domain::{RunId, host::RuntimeInfo, run::RunSpec};
@@ -44,6 +49,22 @@ pub struct Request {
     pub spec: RunSpec,
     /// A folder of the attempt's own that exists, for whatever the runtime keeps in files.
     pub dir: PathBuf,
+}
+
+/// Says to a preparation that is under way that it is not wanted any more.
+#[derive(Debug, Clone, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// Says it. It cannot be taken back.
+    pub fn stop(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was said.
+    pub fn is_stopped(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// Everything of the host that an attempt may come to occupy, decided before any of it exists.
@@ -160,6 +181,9 @@ pub enum Error {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// The preparation was stopped.
+    #[error("the preparation was stopped")]
+    Stopped,
     /// The sandbox could not be made.
     #[error("launching: {0}")]
     Launch(String),
@@ -191,8 +215,9 @@ pub trait Runtime: Send + Sync {
     /// Agent: names everything that an attempt may occupy, and creates nothing. `taken` are the user-id places in use.
     fn plan(&self, request: &Request, taken: &[u32]) -> Result<Resources, Error>;
 
-    /// Agent: creates what needs privileges. On an error the caller destroys `resources`.
-    fn prepare(&self, request: &Request, resources: &Resources) -> Result<Prepared, Error>;
+    /// Agent: creates what needs privileges. On an error the caller destroys `resources`. What may take long (an image)
+    /// has a deadline, looks at `stop` all the while, and leaves nothing half made when it ends with [`Error::Stopped`].
+    fn prepare(&self, request: &Request, resources: &Resources, stop: &Stop) -> Result<Prepared, Error>;
 
     /// Shim: makes the sandbox and starts the guest in it. The shim gives up what it may still give up (no_new_privs, a
     /// filter of system calls) only afterwards: what it gave up before would be missing inside. Dropping the sandbox, and the
@@ -211,6 +236,12 @@ pub trait Runtime: Send + Sync {
 
     /// Agent: kills and removes everything that `resources` names. Every step is tried, also after one has failed.
     fn destroy(&self, resources: &Resources) -> Vec<StepReport>;
+
+    /// Agent: removes what belongs to no attempt and is not needed: images beyond the budget, and what crashes left half
+    /// made. Called on start and at intervals; never touches what a live sandbox uses.
+    fn tidy(&self) -> Vec<StepReport> {
+        Vec::new()
+    }
 
     /// Agent: everything on this host that bears this agent's label, whether anybody knows of it or not.
     fn inventory(&self) -> Result<Vec<Resources>, Error>;

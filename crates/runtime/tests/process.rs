@@ -10,7 +10,7 @@ use std::{
     os::fd::{AsFd, FromRawFd, OwnedFd},
     os::unix::{net::UnixStream, process::CommandExt},
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::{Child, Command, ExitCode},
 };
 
 use holm_domain::{
@@ -18,10 +18,10 @@ use holm_domain::{
     run::{Mount, RootSource, RunSpec, WorkDir},
 };
 use holm_runtime::{
-    AttemptId, Descriptor, Error, Request, Resources, Runtime, Sandbox,
+    AttemptId, Descriptor, Error, Request, Resources, Runtime, Sandbox, Stop,
     conformance::{self, Subject},
     passing,
-    process::{Config, Lend, ProcessRuntime, launcher_main},
+    process::{Config, ImageBudget, Lend, ProcessRuntime, launcher_main},
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::{
@@ -102,9 +102,14 @@ struct World {
 }
 
 fn world() -> World {
+    world_with(ImageBudget::default())
+}
+
+fn world_with(image_budget: ImageBudget) -> World {
     let dir = tempfile::tempdir().unwrap();
     let label = uuid().simple().to_string().parse().unwrap();
     let mut config = Config::new(label, dir.path().join("images"));
+    config.image_budget = image_budget;
     config.lend = vec![
         Lend { prefix: dir.path().join("read"), write: false },
         Lend { prefix: dir.path().join("write"), write: true },
@@ -126,7 +131,7 @@ impl World {
     fn start(&self, spec: RunSpec) -> Live<'_> {
         let request = self.request(spec);
         let resources = self.runtime.plan(&request, &[]).unwrap();
-        let mut prepared = self.runtime.prepare(&request, &resources).unwrap();
+        let mut prepared = self.runtime.prepare(&request, &resources, &Stop::default()).unwrap();
         let program = fs::File::open("/proc/self/exe").unwrap();
         let at = prepared.descriptors.iter().position(|d| d.name == "guest.binary").unwrap();
         prepared.descriptors[at] = Descriptor { name: "guest.binary".into(), fd: program.into() };
@@ -177,6 +182,7 @@ const TESTS: &[(&str, fn(), bool)] = &[
     ("what_is_guarded_is_never_lent", what_is_guarded_is_never_lent, false),
     ("a_folder_is_a_root", a_folder_is_a_root, false),
     ("an_archive_is_a_root", an_archive_is_a_root, false),
+    ("an_image_stays_as_long_as_its_shim", an_image_stays_as_long_as_its_shim, false),
     ("required_limits_are_refused_where_they_cannot_be", required_limits_are_refused_where_they_cannot_be, false),
     ("limits_are_set_and_hold", limits_are_set_and_hold, true),
     ("a_place_that_was_given_anew_is_left_alone", a_place_that_was_given_anew_is_left_alone, true),
@@ -349,7 +355,7 @@ fn mounts_are_lent() {
     ] {
         let request = world.request(RunSpec { mounts: vec![mount(source, "/m", read_only)], ..spec.clone() });
         let resources = world.runtime.plan(&request, &[]).unwrap();
-        let error = world.runtime.prepare(&request, &resources).unwrap_err();
+        let error = world.runtime.prepare(&request, &resources, &Stop::default()).unwrap_err();
         assert!(matches!(&error, Error::HostPath { problem: found, .. } if found.contains(problem)), "{error}");
         assert!(world.runtime.destroy(&resources).iter().all(|step| step.error.is_none()));
     }
@@ -438,8 +444,8 @@ fn a_folder_is_a_root() {
     assert!(!Path::new("/lent").exists());
 }
 
-fn an_archive_is_a_root() {
-    let world = world();
+/// A run whose root is an archive.
+fn spec_of_archive(world: &World) -> RunSpec {
     let root = world.dir.path().join("image");
     image_at(&root);
     let path = world.dir.path().join("read/image.tar");
@@ -449,12 +455,35 @@ fn an_archive_is_a_root() {
     builder.into_inner().unwrap().flush().unwrap();
     let mut spec = RunSpec::new(["true"]);
     spec.root = RootSource::Tar { path: path.to_str().unwrap().into() };
+    spec
+}
+
+fn an_image_stays_as_long_as_its_shim() {
+    let world = world_with(ImageBudget { bytes: 0, count: 0 });
+    let tidy = || world.runtime.tidy().into_iter().for_each(|step| assert_eq!(step.error, None, "{}", step.step));
+    let (mut shim, resources, guest) = launch_by_a_shim(&world, spec_of_archive(&world));
+    let images = world.dir.path().join("images");
+    let is_there = || fs::read_dir(&images).unwrap().any(|entry| entry.unwrap().path().join("root/marker").exists());
+    tidy();
+    assert!(is_there(), "an image was removed below a live sandbox");
+    shim.kill().unwrap();
+    shim.wait().unwrap();
+    let patience = Timespec { tv_sec: 20, tv_nsec: 0 };
+    assert_eq!(poll(&mut [PollFd::new(&guest, PollFlags::IN)], Some(&patience)), Ok(1));
+    tidy();
+    assert!(!is_there());
+    assert!(world.runtime.destroy(&resources).iter().all(|step| step.error.is_none()));
+}
+
+fn an_archive_is_a_root() {
+    let world = world();
+    let spec = spec_of_archive(&world);
     for _ in 0..2 {
         look_at_an_image(&mut world.start(spec.clone()));
     }
     let request = world.request(spec);
     let resources = world.runtime.plan(&request, &[]).unwrap();
-    let prepared = world.runtime.prepare(&request, &resources).unwrap();
+    let prepared = world.runtime.prepare(&request, &resources, &Stop::default()).unwrap();
     assert!(prepared.image_digest.unwrap().starts_with("sha256:"));
     assert!(world.runtime.destroy(&resources).iter().all(|step| step.error.is_none()));
 }
@@ -573,37 +602,45 @@ fn errors_of_the_launcher_arrive() {
     spec.mounts = vec![mount(&world.dir.path().join("read"), "/usr/holm/not-there", true)];
     let request = world.request(spec);
     let resources = world.runtime.plan(&request, &[]).unwrap();
-    let prepared = world.runtime.prepare(&request, &resources).unwrap();
+    let prepared = world.runtime.prepare(&request, &resources, &Stop::default()).unwrap();
     let error = world.runtime.launch(prepared.launch, prepared.descriptors).err().unwrap().to_string();
     assert!(error.contains("/usr/holm/not-there") && error.contains("Read-only"), "{error}");
     assert!(world.runtime.destroy(&resources).iter().all(|step| step.error.is_none()));
     assert_eq!(world.runtime.inventory().unwrap(), []);
 }
 
-fn a_shim_launches_and_its_death_ends_the_sandbox() {
-    let world = world();
-    let request = world.request(RunSpec::new(["true"]));
+/// A sandbox in the hands of a shim that is a process of its own; the shim, and the guest's pidfd.
+fn launch_by_a_shim(world: &World, spec: RunSpec) -> (Child, Resources, OwnedFd) {
+    let request = world.request(spec);
     let resources = world.runtime.plan(&request, &[]).unwrap();
-    let prepared = world.runtime.prepare(&request, &resources).unwrap();
+    let prepared = world.runtime.prepare(&request, &resources, &Stop::default()).unwrap();
     let (ours, shims) = UnixStream::pair().unwrap();
     let mut command = Command::new("/proc/self/exe");
     command.args(["shim", &prepared.label]).stdin(OwnedFd::from(shims)).current_dir("/");
     if let Some((uid, gid)) = prepared.shim_ids {
         command.uid(uid).gid(gid);
     }
-    let mut shim = command.spawn().unwrap();
+    let shim = command.spawn().unwrap();
     drop(command);
     passing::send(&ours, &prepared.launch, &prepared.descriptors).unwrap();
     drop(prepared);
     // The shim passes on the guest's pidfd.
-    let (problem, descriptors): (Option<String>, _) = passing::receive(&ours).unwrap();
+    let (problem, mut descriptors): (Option<String>, Vec<Descriptor>) = passing::receive(&ours).unwrap();
     assert_eq!(problem, None);
+    // As long as the socket is open the shim stays.
+    std::mem::forget(ours);
+    (shim, resources, descriptors.remove(0).fd)
+}
+
+fn a_shim_launches_and_its_death_ends_the_sandbox() {
+    let world = world();
+    let (mut shim, resources, guest) = launch_by_a_shim(&world, RunSpec::new(["true"]));
     let found = world.runtime.inventory().unwrap();
     assert_eq!(found.len(), 1);
     assert_eq!((found[0].attempt, found[0].uid_slot), (resources.attempt, resources.uid_slot));
     shim.kill().unwrap();
     shim.wait().unwrap();
-    let guest = PollFd::new(&descriptors[0].fd, PollFlags::IN);
+    let guest = PollFd::new(&guest, PollFlags::IN);
     let patience = Timespec { tv_sec: 20, tv_nsec: 0 };
     assert_eq!(poll(&mut [guest], Some(&patience)), Ok(1), "the guest outlives its shim");
     assert!(world.runtime.destroy(&resources).iter().all(|step| step.error.is_none()));

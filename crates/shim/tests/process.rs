@@ -19,7 +19,7 @@ use holm_domain::{
     run::{Cancel, OutcomeKind, Reason, RunSpec},
 };
 use holm_runtime::{
-    AttemptId, Descriptor, Prepared, Request, Resources, Runtime as _, SharedRuntime, passing,
+    AttemptId, Descriptor, Prepared, Request, Resources, Runtime as _, SharedRuntime, Stop, passing,
     process::{Config, ProcessRuntime, launcher_main},
 };
 use holm_shim::{
@@ -99,7 +99,7 @@ fn start_tuned(spec: RunSpec, deadline: Duration, tuning: Tuning) -> Started {
     let attempt = AttemptId { run: RunId::from_uuid(uuid()), fence: 1 };
     let request = Request { attempt, spec: spec.clone(), dir: dir.clone() };
     let resources = runtime.plan(&request, &[]).unwrap();
-    let prepared = runtime.prepare(&request, &resources).unwrap();
+    let prepared = runtime.prepare(&request, &resources, &Stop::default()).unwrap();
     let Prepared { launch, mut descriptors, label, shim_ids, .. } = prepared;
     let folder = std::fs::File::open(&dir).unwrap();
     descriptors.push(Descriptor { name: DIR_DESCRIPTOR.to_owned(), fd: folder.into() });

@@ -6,7 +6,7 @@
 use std::{os::fd::OwnedFd, path::Path, sync::Arc};
 
 use holm_domain::run::{Outcome, Reason, SandboxInfo};
-use holm_runtime::{Descriptor, Error, Prepared, Request, SharedRuntime, passing};
+use holm_runtime::{Descriptor, Error, Prepared, Request, SharedRuntime, Stop, passing};
 use holm_shim::protocol::{DIR_DESCRIPTOR, Launch};
 use rustix::fs::{Mode, OFlags};
 use tokio::sync::watch;
@@ -81,13 +81,16 @@ pub(crate) async fn make<C: ControlPlane>(
     go_on(&first)?;
     claim.spec.validate().map_err(launch_failed)?;
     let runtime = shared.runtimes.by_name(&claim.runtime).map_err(launch_failed)?;
-    let prepared = blocking({
-        let (shared, claim, stay) = (shared.clone(), claim.clone(), stay.clone());
-        move || prepare(&shared, &claim, &stay, &runtime, &first)
-    })
-    .await?;
+    let stop = StopOnDrop(Stop::default());
+    let preparing = blocking({
+        let (shared, claim, stay, stop) = (shared.clone(), claim.clone(), stay.clone(), stop.0.clone());
+        move || prepare(&shared, &claim, &stay, (&runtime, &first), &stop)
+    });
+    let prepared = while_wanted(preparing, orders, &stop.0).await;
+    // Why it is to stop says more than that it did.
     let now = *orders.borrow_and_update();
     go_on(&now)?;
+    let prepared = prepared?;
     if !shared.holder.may_start(claim.attempt) {
         return Err(NotMade::Lost(Lost::Expired));
     }
@@ -96,6 +99,29 @@ pub(crate) async fn make<C: ControlPlane>(
         move || spawn(&shared, claim, prepared, &now)
     })
     .await
+}
+
+/// Ends a preparation also when its supervisor is ended from outside.
+struct StopOnDrop(Stop);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// Waits for a preparation, which is told to stop as soon as the orders want no sandbox any more.
+async fn while_wanted<T>(preparing: impl Future<Output = T>, orders: &mut watch::Receiver<Orders>, stop: &Stop) -> T {
+    let mut preparing = std::pin::pin!(preparing);
+    tokio::select! {
+        prepared = &mut preparing => return prepared,
+        unwanted = orders.wait_for(|orders| go_on(orders).is_err()) => match unwanted {
+            Ok(_) => tracing::info!("a preparation is not wanted any more"),
+            Err(_) => tracing::error!("nobody gives orders any more"),
+        },
+    }
+    stop.stop();
+    preparing.await
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, NotMade> + Send + 'static) -> Result<T, NotMade> {
@@ -109,15 +135,15 @@ fn prepare<C>(
     shared: &Shared<C>,
     claim: &Claim,
     stay: &Stay,
-    runtime: &SharedRuntime,
-    orders: &Orders,
+    (runtime, orders): (&SharedRuntime, &Orders),
+    stop: &Stop,
 ) -> Result<Prepared, NotMade> {
     let dir = shared.folder.make_attempt(claim.attempt)?;
     let request = Request { attempt: claim.attempt, spec: claim.spec.clone(), dir: dir.clone() };
     let resources = stay.plan(|taken| runtime.plan(&request, taken))?;
     let record = Record::new(shared.boot_id.clone(), claim.clone(), orders.deadline, resources);
     record.write(&dir)?;
-    let prepared = runtime.prepare(&request, &record.resources)?;
+    let prepared = runtime.prepare(&request, &record.resources, stop)?;
     hand_over(&dir, prepared.shim_ids)?;
     Ok(prepared)
 }

@@ -106,6 +106,7 @@ pub(crate) fn outcome_of(error: &Error) -> Outcome {
         | Error::Unsupported { .. }
         | Error::System { .. }
         | Error::Launch(_)
+        | Error::Stopped
         | Error::Malformed(_) => Reason::LaunchFailed,
     };
     Outcome::failed(reason, error.to_string())

@@ -87,6 +87,8 @@ pub fn launch(launcher: &Path, plan: Blueprint, mut descriptors: Vec<Descriptor>
     let memory_events = take_optional(&mut descriptors, "memory.events");
     // Never closed: this process runs under an id of the place, so the place is not free before this process has ended.
     std::mem::forget(take_optional(&mut descriptors, "slot"));
+    // Nor the lock of the image, which is what the sandbox stands on.
+    std::mem::forget(take_optional(&mut descriptors, "image"));
     let lane = || {
         socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .context(|| "making the lanes".to_owned())

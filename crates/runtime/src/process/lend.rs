@@ -12,14 +12,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, accessat, openat2, readlink};
+use rustix::fs::{Access, AtFlags, CWD, OFlags, ResolveFlags, accessat, readlink};
 
 use super::{
     Lend,
     guard::{Shown, View},
     tree,
 };
-use crate::{Context, Error};
+use crate::{Context, Error, below::open_below};
 
 /// A path that was checked.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ pub struct Lending<'a> {
 /// Checks that `path` leads to something beneath what is lent, for writing where `write`, and to nothing that is guarded.
 pub fn lend(Lending { lends, view }: Lending<'_>, path: &Path, write: bool, shown: Shown) -> Result<Lent, Error> {
     let refused = |problem: String| Error::HostPath { path: path.to_owned(), problem };
-    let opened = openat2(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::NO_MAGICLINKS);
+    let opened = open_below(CWD, path, OFlags::PATH, ResolveFlags::empty());
     let fd = opened.map_err(|errno| refused(explain(errno)))?;
     let real = real_path(&fd).context(|| format!("resolving {}", path.display()))?;
     let beneath = |lend: &&Lend| {

@@ -18,6 +18,7 @@ mod runtime;
 mod sys;
 mod tree;
 
+pub use image::{Budget as ImageBudget, LIMITS as IMAGE_LIMITS, READY_WITHIN as IMAGE_READY_WITHIN};
 pub use label::Label;
 pub use launcher::launcher_main;
 pub use runtime::ProcessRuntime;
@@ -32,6 +33,8 @@ pub struct Config {
     pub label: Label,
     /// The folder for unpacked images.
     pub images: PathBuf,
+    /// How much of unpacked images is kept that no sandbox uses.
+    pub image_budget: ImageBudget,
     /// The folders of the host that runs may see. Nothing else is ever lent.
     pub lend: Vec<Lend>,
     /// Holm's own folders and files, which are never lent, beside those through which the host is ruled.
@@ -46,7 +49,15 @@ impl Config {
     /// The usual places, and nothing lent.
     pub fn new(label: Label, images: PathBuf) -> Self {
         let slots = PathBuf::from("/run/holm-uid-slots");
-        Self { label, images, lend: Vec::new(), guarded: Vec::new(), slots, launcher: PathBuf::from("/proc/self/exe") }
+        Self {
+            label,
+            images,
+            image_budget: ImageBudget::default(),
+            lend: Vec::new(),
+            guarded: Vec::new(),
+            slots,
+            launcher: PathBuf::from("/proc/self/exe"),
+        }
     }
 }
 

@@ -19,12 +19,16 @@ use super::{
     blueprint::{Bind, Blueprint, Entry, Root, Source},
     cgroup::{Controller, Layout},
     guard::{Guards, Shown, View},
-    host_root, ids, image, launch,
+    host_root, ids,
+    image::Images,
+    launch,
     lend::{Lending, Lent, lend, lend_layer},
     reap,
     tree::{self, Owners, Use},
 };
-use crate::{AttemptId, Context, Descriptor, Error, Prepared, Request, Resources, Runtime, Sandbox, StepReport, guest};
+use crate::{
+    AttemptId, Context, Descriptor, Error, Prepared, Request, Resources, Runtime, Sandbox, StepReport, Stop, guest,
+};
 
 /// The name of this runtime.
 pub const NAME: &str = "process";
@@ -147,7 +151,7 @@ impl Runtime for ProcessRuntime {
         })
     }
 
-    fn prepare(&self, request: &Request, resources: &Resources) -> Result<Prepared, Error> {
+    fn prepare(&self, request: &Request, resources: &Resources, stop: &Stop) -> Result<Prepared, Error> {
         let host = self.host();
         let label = self.config.label.of(request.attempt);
         let view = self.guards.look()?;
@@ -166,7 +170,7 @@ impl Runtime for ProcessRuntime {
         };
         making.give("guest.binary", guest::memfd()?);
         let spec = &request.spec;
-        let (root, image_digest) = making.root(&self.config.images, lending, spec)?;
+        let (root, image_digest) = making.root(&self.config, lending, spec, stop)?;
         let work = match &spec.work_dir {
             None => None,
             Some(work) => {
@@ -207,6 +211,10 @@ impl Runtime for ProcessRuntime {
             self.reserved.lock().unwrap_or_else(PoisonError::into_inner).insert(resources.attempt, kept);
         }
         steps
+    }
+
+    fn tidy(&self) -> Vec<StepReport> {
+        Images::new(&self.config.images, self.config.image_budget).tidy()
     }
 
     fn inventory(&self) -> Result<Vec<Resources>, Error> {
@@ -253,7 +261,13 @@ impl Making {
         self.source(name, lent, Use::ReadOnly)
     }
 
-    fn root(&mut self, images: &Path, lending: Lending<'_>, spec: &RunSpec) -> Result<(Root, Option<String>), Error> {
+    fn root(
+        &mut self,
+        config: &Config,
+        lending: Lending<'_>,
+        spec: &RunSpec,
+        stop: &Stop,
+    ) -> Result<(Root, Option<String>), Error> {
         let used = Use::Layer { set_id: spec.allow_sudo && self.ids.is_some() };
         match &spec.root {
             RootSource::Host => Ok((self.host_root(lending.view)?, None)),
@@ -263,7 +277,10 @@ impl Making {
             }
             RootSource::Tar { path } => {
                 let archive = lend(lending, Path::new(path), false, Shown::Layer)?;
-                let image = image::unpacked(images, archive, self.ids.is_some())?;
+                let images = Images::new(&config.images, config.image_budget);
+                let image = images.get(&archive, self.ids.is_some(), stop)?;
+                // The shim holds it as long as it lives: what a sandbox stands on is not removed.
+                self.give("image", image.lock);
                 let lower = self.source("lower", own(&image.root)?, used)?;
                 Ok((Root::Layer { lower }, Some(image.digest)))
             }

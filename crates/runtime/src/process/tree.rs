@@ -7,7 +7,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{CWD, Mode, OFlags, ResolveFlags, Stat, fstat, openat2},
+    fs::{CWD, OFlags, ResolveFlags, Stat, fstat},
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
         fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
@@ -15,7 +15,7 @@ use rustix::{
 };
 
 use super::sys::{MountAttributes, mount_setattr};
-use crate::{Context, Error};
+use crate::{Context, Error, below::open_below};
 
 /// How a tree of the host may be used inside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,9 +86,8 @@ pub fn detach(at: BorrowedFd<'_>, used: Use, ids: Option<BorrowedFd<'_>>) -> io:
 pub fn mask(tree: BorrowedFd<'_>, masks: &[PathBuf]) -> Result<(), Error> {
     for path in masks {
         let cover = || -> io::Result<()> {
-            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let at = openat2(tree, path, flags, Mode::empty(), resolve)?;
+            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+            let at = open_below(tree, path, OFlags::PATH | OFlags::DIRECTORY, resolve)?;
             attach(empty()?.as_fd(), at.as_fd())
         };
         cover().context(|| format!("masking {}, which is never lent, in a folder that is", path.display()))?;
@@ -119,8 +118,7 @@ pub fn attach(tree: BorrowedFd<'_>, at: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Opens a path whose components must not be symbolic links, without any right to its content.
 pub fn open_exact(path: &Path) -> io::Result<OwnedFd> {
-    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    Ok(openat2(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+    Ok(open_below(CWD, path, OFlags::PATH, ResolveFlags::NO_SYMLINKS)?)
 }
 
 /// What a descriptor stands for, as far as it says whether two are the same file.

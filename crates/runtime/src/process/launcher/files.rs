@@ -10,13 +10,12 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chmodat, chownat, fstat, mkdirat, openat, openat2,
-        symlinkat,
+        AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chmodat, chownat, fstat, mkdirat, openat, symlinkat,
     },
     io::Errno,
 };
 
-use crate::{Context, Error};
+use crate::{Context, Error, below::open_below};
 
 /// A root file system in the making.
 pub struct Tree {
@@ -138,8 +137,7 @@ impl Tree {
 
 /// Opens a path within a root, whatever symbolic links say.
 pub fn open_in(root: BorrowedFd<'_>, path: &str) -> io::Result<OwnedFd> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    Ok(openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+    Ok(open_below(root, path, OFlags::PATH, ResolveFlags::IN_ROOT)?)
 }
 
 fn create(parent: BorrowedFd<'_>, name: &str, mode: u32) -> io::Result<OwnedFd> {

@@ -1,0 +1,103 @@
+//! The lock of an image (flock(2)): it belongs to an open file, wherever that is handed on to.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use rustix::{
+    fs::{FlockOperation, Timespec, Timestamps, UTIME_NOW, flock, futimens},
+    io::Errno,
+};
+
+use super::{Watch, image};
+use crate::{Context, Error};
+
+/// How often a lock that another one holds is tried again.
+const TRY_EVERY: Duration = Duration::from_millis(20);
+
+/// The lock of one image.
+pub struct Lock {
+    file: File,
+    path: PathBuf,
+}
+
+impl From<Lock> for OwnedFd {
+    fn from(lock: Lock) -> Self {
+        lock.file.into()
+    }
+}
+
+impl Lock {
+    /// The lock of the image under a digest, not taken yet.
+    pub fn open(dir: &Path, digest: &str) -> Result<Self, Error> {
+        let path = dir.join(format!("{digest}.lock"));
+        Ok(Self { file: open(&path)?, path })
+    }
+
+    /// Takes it as one of several who use the image.
+    pub fn share(&mut self, watch: &Watch<'_>) -> Result<(), Error> {
+        self.wait(FlockOperation::NonBlockingLockShared, watch)
+    }
+
+    /// Takes it as the only one.
+    pub fn own(&mut self, watch: &Watch<'_>) -> Result<(), Error> {
+        self.wait(FlockOperation::NonBlockingLockExclusive, watch)
+    }
+
+    /// Takes it as the only one, if nobody has it.
+    pub fn try_own(&mut self) -> Result<bool, Error> {
+        self.take(FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// Says that the image was used just now.
+    pub fn touch(&self) -> Result<(), Error> {
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let times = Timestamps { last_access: now, last_modification: now };
+        futimens(&self.file, &times).context(|| format!("touching {}", self.path.display()))
+    }
+
+    /// Removes the file of a lock that is owned.
+    pub fn remove(&self) -> Result<(), Error> {
+        fs::remove_file(&self.path).context(|| format!("removing {}", self.path.display()))
+    }
+
+    fn wait(&mut self, operation: FlockOperation, watch: &Watch<'_>) -> Result<(), Error> {
+        // Two who share it and both want to own it would wait for each other.
+        flock(&self.file, FlockOperation::Unlock).context(|| format!("unlocking {}", self.path.display()))?;
+        loop {
+            watch.check().map_err(image)?;
+            if self.take(operation)? {
+                return Ok(());
+            }
+            thread::sleep(TRY_EVERY);
+        }
+    }
+
+    /// Whether it was taken. A file that was removed meanwhile locks nothing, and is opened anew.
+    fn take(&mut self, operation: FlockOperation) -> Result<bool, Error> {
+        match flock(&self.file, operation) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK | Errno::INTR) => return Ok(false),
+            Err(errno) => return Err(errno).context(|| format!("locking {}", self.path.display())),
+        }
+        let ours = self.file.metadata().context(|| format!("looking at {}", self.path.display()))?;
+        match fs::symlink_metadata(&self.path) {
+            Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => return Ok(true),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).context(|| format!("looking at {}", self.path.display())),
+        }
+        self.file = open(&self.path)?;
+        Ok(false)
+    }
+}
+
+fn open(path: &Path) -> Result<File, Error> {
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(path);
+    file.context(|| format!("opening {}", path.display()))
+}
