@@ -1,10 +1,11 @@
 //! What the workload changed in its work dir, as a tar archive.
 //!
 //! The writable layer of the overlay is walked by descriptors, never following a link, and written out piece by piece:
-//! memory is bounded whatever the sizes are. Deletions come as the whiteouts of OCI layers (`.wh.NAME`, `.wh..wh..opq`).
-//! Left out are devices, sockets and FIFOs, sticky bits, and extended attributes. Set-id bits are told: whoever reads the
-//! archive is to refuse them, and not to hand out a program that no longer is what was made. Files with several names are
-//! written once for each.
+//! memory is bounded whatever the sizes are. It is told as it is (see `holm_wire::guest_api`): a deletion is the character
+//! device 0:0 that overlayfs makes of it, which the workload cannot make, so a file may have any name. Devices, sockets,
+//! named pipes and set-id bits are told too: whoever reads the archive is to refuse them, and not to hand out something
+//! that no longer is what was made. Left out are sticky bits and extended attributes. Files with several names are written
+//! once for each.
 
 use std::{
     fs::File,
@@ -17,7 +18,10 @@ use holm_wire::{
     guest_api::IdRange,
     http2::{self, Outgoing},
 };
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::{
+    fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat},
+    io::Errno,
+};
 
 mod archive;
 
@@ -26,10 +30,8 @@ use archive::{BLOCK_BYTES, Head, Kind};
 /// How deep folders may be nested; each level holds a descriptor.
 const DEPTH_MAX: usize = 256;
 const PIECE_BYTES: usize = 64 * 1024;
-const WHITEOUT: &[u8] = b".wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
-/// The mark of a folder that hides what lies below it: of overlays made in user namespaces, and of those of root.
-const OPAQUE_MARKS: [&str; 2] = ["user.overlay.opaque", "trusted.overlay.opaque"];
+/// The mark of a folder that hides what lies below it. The overlay does not let the workload set it.
+const OPAQUE_MARK: &str = "user.overlay.opaque";
 
 /// Why an archive could not be written to its end.
 #[derive(Debug, thiserror::Error)]
@@ -83,11 +85,8 @@ pub async fn send(upper: &OwnedFd, ids: IdRange, out: &mut Outgoing) -> Result<(
                 }
                 let fd = open(&level.fd, name, OFlags::DIRECTORY)?;
                 path.push(b'/');
-                let mark = is_opaque(&fd);
-                out.send(archive::encode(&head(&path, Kind::Folder, &stat, ids)).into()).await?;
-                if mark {
-                    out.send(whiteout(&path, OPAQUE, ids, &stat)).await?;
-                }
+                let kind = Kind::Folder { opaque: is_opaque(&fd)? };
+                out.send(archive::encode(&head(&path, kind, &stat, ids)).into()).await?;
                 levels.push(enter(fd, path.len())?);
             }
             FileType::RegularFile => {
@@ -99,11 +98,10 @@ pub async fn send(upper: &OwnedFd, ids: IdRange, out: &mut Outgoing) -> Result<(
                 let head = Head { link: link.to_bytes(), ..head(&path, Kind::Symlink, &stat, ids) };
                 out.send(archive::encode(&head).into()).await?;
             }
-            FileType::CharacterDevice if stat.st_rdev == 0 => {
-                let name = [WHITEOUT, name.to_bytes()].concat();
-                out.send(whiteout(&path[..level.path_length], &name, ids, &stat)).await?;
+            other => {
+                let kind = special(other, &stat)?;
+                out.send(archive::encode(&head(&path, kind, &stat, ids)).into()).await?;
             }
-            _ => {}
         }
         // The guest has one thread; others get their turn after each entry.
         tokio::task::yield_now().await;
@@ -145,15 +143,25 @@ fn open(dir: impl AsFd, name: &std::ffi::CStr, flags: OFlags) -> io::Result<Owne
     Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?)
 }
 
-fn is_opaque(dir: &OwnedFd) -> bool {
+fn is_opaque(dir: &OwnedFd) -> io::Result<bool> {
     let mut value = [0_u8; 1];
-    OPAQUE_MARKS.iter().any(|mark| rustix::fs::fgetxattr(dir, *mark, &mut value[..]) == Ok(1) && value == *b"y")
+    match rustix::fs::fgetxattr(dir, OPAQUE_MARK, &mut value[..]) {
+        Ok(length) => Ok(length == 1 && value == *b"y"),
+        Err(Errno::NODATA | Errno::NOTSUP) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
-/// An empty file in the folder of `path` that stands for a deletion.
-fn whiteout(folder: &[u8], name: &[u8], ids: IdRange, stat: &Stat) -> Bytes {
-    let path = [folder, name].concat();
-    archive::encode(&Head { size: 0, mode: 0o600, ..head(&path, Kind::File, stat, ids) }).into()
+/// What is neither file nor folder nor link.
+fn special(kind: FileType, stat: &Stat) -> io::Result<Kind> {
+    let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+    match kind {
+        FileType::CharacterDevice => Ok(Kind::CharDevice(major, minor)),
+        FileType::BlockDevice => Ok(Kind::BlockDevice(major, minor)),
+        FileType::Fifo => Ok(Kind::Fifo),
+        FileType::Socket => Ok(Kind::Socket),
+        other => Err(io::Error::new(io::ErrorKind::InvalidData, format!("a file is of an unknown kind ({other:?})"))),
+    }
 }
 
 fn head<'a>(path: &'a [u8], kind: Kind, stat: &Stat, ids: IdRange) -> Head<'a> {

@@ -240,6 +240,7 @@ async fn hands_out_the_result_and_the_changes() {
         let script = format!(
             "echo '{{\"ok\":1}}' > /run/holm/result.json; cd /work; rm gone; rm -r replaced; mkdir replaced; \
              echo new > replaced/new; ln -s /etc/shadow link; echo x > {long}; chmod 4755 {long}; mkfifo fifo; \
+             python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"sock\")'; echo x > .wh.kept; \
              head -c 200000 /dev/zero > big"
         );
         let (exit, told) = epoch.run(&spawn_of("root", &["sh", "-c", &script])).await;
@@ -247,13 +248,13 @@ async fn hands_out_the_result_and_the_changes() {
         let (_, result) = epoch.client.bytes(Method::GET, "/result", None::<&()>).await.unwrap();
         assert_eq!(result, "{\"ok\":1}\n");
         let mut body = epoch.client.download("/changes").await.unwrap();
-        let mut archive = Vec::new();
+        let mut archive_bytes = Vec::new();
         while let Some(piece) = body.next().await.unwrap() {
-            archive.extend_from_slice(&piece);
+            archive_bytes.extend_from_slice(&piece);
         }
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("changes.tar");
-        std::fs::write(&file, archive).unwrap();
+        std::fs::write(&file, &archive_bytes).unwrap();
         let listing = std::process::Command::new("tar").arg("-tvf").arg(&file).output().unwrap();
         assert!(listing.status.success(), "{}", String::from_utf8_lossy(&listing.stderr));
         let listing = String::from_utf8(listing.stdout).unwrap();
@@ -261,11 +262,14 @@ async fn hands_out_the_result_and_the_changes() {
             |end: &str| listing.lines().find(|line| line.ends_with(end)).unwrap_or_else(|| panic!("{end}: {listing}"));
         assert!(line(&long).starts_with("-rwsr-xr-x"), "whoever takes it is to see the bit: {listing}");
         assert!(line(" link -> /etc/shadow").starts_with('l'));
-        line(" .wh.gone");
-        line(" replaced/.wh..wh..opq");
+        let deleted = line(" gone");
+        assert!(deleted.starts_with('c') && deleted.contains(" 0,0 "), "{listing}");
+        assert!(line(" .wh.kept").starts_with("-rw"), "a file may have any name: {listing}");
+        assert!(archive_bytes.windows(40).any(|bytes| bytes.ends_with(b"user.overlay.opaque=y\n")), "{listing}");
+        line(" replaced/");
         line(" replaced/new");
         assert!(line(" big").contains(" 0/0 ") && line(" big").contains(" 200000 "), "{listing}");
-        assert!(!listing.contains("fifo"));
+        assert!(line(" fifo").starts_with('p') && listing.contains(" sock"), "{listing}");
     })
     .await;
 }

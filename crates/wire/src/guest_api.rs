@@ -10,10 +10,14 @@
 //! | `POST /processes/{id}/signal` | [`SendSignal`] | 204 |
 //! | `GET /processes/{id}` | | 200 [`ProcessStatus`]; with `?wait=1` once it has ended; 500 if the workload broke down under it |
 //! | `GET /result` | | 200 with the bytes of the structured result, 204 if there is none |
-//! | `GET /changes` | | 200, a tar archive of what changed in the work dir |
+//! | `GET /changes` | | 200, a tar archive of what changed in the work dir (see below) |
 //! | `POST /quiesce` | | 204; nothing more is written to either lane until the next handshake |
 //! | `POST /post-restore` | [`PostRestore`] | 204 once entropy, clock and names were renewed |
 //! | `POST /goodbye` | | 204; all processes are killed and the guest ends |
+//!
+//! The archive of changes is the writable layer of the work dir's overlay as it is, so that no name means anything but
+//! itself: a character device 0:0 stands for a deletion; a folder with the pax record [`CHANGES_OPAQUE`] hides everything
+//! that was in it; what was made of devices, named pipes and sockets is told, for the reader to refuse.
 //!
 //! Errors are [`Failure`] with a status of 4xx or 5xx. Everything from the guest is hostile: a reader limits and checks it.
 
@@ -34,6 +38,11 @@ pub const UNENFORCED_MAX: usize = 16;
 pub const FRAME_HEAD_BYTES: usize = 5;
 /// The longest data of an output frame, in bytes.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
+
+/// The pax record, with the value `y`, of a folder of the archive of changes that hides what was in it.
+pub const CHANGES_OPAQUE: &str = "SCHILY.xattr.user.overlay.opaque";
+/// The type flag of a socket in the archive of changes. Tar has none, and leaves capital letters to whoever writes.
+pub const CHANGES_SOCKET: u8 = b'Q';
 
 /// A range of user or group ids of the guest's namespace that is seen from 0 inside the workload's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,4 +1,7 @@
-//! The heads of a tar archive: ustar, with a pax head before it for what does not fit (long names and links, large files).
+//! The heads of a tar archive: ustar, with a pax head before it for what does not fit (long names and links, large files,
+//! folders that hide what was in them).
+
+use holm_wire::guest_api::{CHANGES_OPAQUE, CHANGES_SOCKET};
 
 /// The unit of a tar archive.
 pub const BLOCK_BYTES: usize = 512;
@@ -16,8 +19,33 @@ pub enum Kind {
     File,
     /// A symbolic link.
     Symlink,
-    /// A folder.
-    Folder,
+    /// A folder, and whether it hides what was in it.
+    Folder {
+        /// Whether it does.
+        opaque: bool,
+    },
+    /// A character device with its major and minor number. 0:0 stands for a deletion.
+    CharDevice(u32, u32),
+    /// A block device with its major and minor number.
+    BlockDevice(u32, u32),
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+}
+
+impl Kind {
+    fn flag(self) -> u8 {
+        match self {
+            Kind::File => b'0',
+            Kind::Symlink => b'2',
+            Kind::CharDevice(..) => b'3',
+            Kind::BlockDevice(..) => b'4',
+            Kind::Folder { .. } => b'5',
+            Kind::Fifo => b'6',
+            Kind::Socket => CHANGES_SOCKET,
+        }
+    }
 }
 
 /// The head of an entry.
@@ -53,6 +81,9 @@ pub fn encode(head: &Head<'_>) -> Vec<u8> {
     if head.size > OCTAL_MAX {
         records.extend(record("size", head.size.to_string().as_bytes()));
     }
+    if head.kind == (Kind::Folder { opaque: true }) {
+        records.extend(record(CHANGES_OPAQUE, b"y"));
+    }
     let mut encoded = Vec::new();
     if !records.is_empty() {
         let pax = Head { path: b"pax", kind: Kind::File, link: b"", size: records.len() as u64, mode: 0o644, ..*head };
@@ -60,12 +91,7 @@ pub fn encode(head: &Head<'_>) -> Vec<u8> {
         encoded.extend(&records);
         encoded.resize(encoded.len().next_multiple_of(BLOCK_BYTES), 0);
     }
-    let flag = match head.kind {
-        Kind::File => b'0',
-        Kind::Symlink => b'2',
-        Kind::Folder => b'5',
-    };
-    encoded.extend(block(head, flag));
+    encoded.extend(block(head, head.kind.flag()));
     encoded
 }
 
@@ -94,6 +120,10 @@ fn block(head: &Head<'_>, flag: u8) -> [u8; BLOCK_BYTES] {
     block[156] = flag;
     put(&mut block[157..257], head.link);
     block[257..265].copy_from_slice(b"ustar\x0000");
+    if let Kind::CharDevice(major, minor) | Kind::BlockDevice(major, minor) = head.kind {
+        octal(&mut block[329..337], u64::from(major));
+        octal(&mut block[337..345], u64::from(minor));
+    }
     let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
     octal(&mut block[148..155], u64::from(sum));
     block
@@ -114,6 +144,20 @@ fn octal(field: &mut [u8], value: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kinds_and_numbers_have_their_places() {
+        let head = |kind| Head { path: b"p", kind, link: b"", mode: 0o644, uid: 0, gid: 0, size: 0, mtime: 0 };
+        let deleted = encode(&head(Kind::CharDevice(0, 0)));
+        assert_eq!((deleted[156], &deleted[329..345]), (b'3', &b"0000000\x000000000\0"[..]));
+        let device = encode(&head(Kind::BlockDevice(8, 17)));
+        assert_eq!((device[156], &device[329..345]), (b'4', &b"0000010\x000000021\0"[..]));
+        assert_eq!((encode(&head(Kind::Fifo))[156], encode(&head(Kind::Socket))[156]), (b'6', b'Q'));
+        let folder = encode(&head(Kind::Folder { opaque: true }));
+        assert_eq!((folder.len(), folder[156], folder[2 * BLOCK_BYTES + 156]), (3 * BLOCK_BYTES, b'x', b'5'));
+        assert!(folder[BLOCK_BYTES..].starts_with(b"38 SCHILY.xattr.user.overlay.opaque=y\n"));
+        assert_eq!(encode(&head(Kind::Folder { opaque: false })).len(), BLOCK_BYTES);
+    }
 
     #[test]
     fn a_record_counts_itself() {

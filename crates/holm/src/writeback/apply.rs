@@ -1,4 +1,7 @@
 //! Writes what was checked. Each path is opened anew below the directory, so what was swapped since is noticed.
+//!
+//! Each file and link is made under a name of its own and then renamed, so nobody ever sees half of one. The whole is not
+//! one step: where writing stops in the middle (a full disk), the error says at which entry, and what was written stays.
 
 use std::{
     collections::BTreeMap,
@@ -10,16 +13,23 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use holm_runtime::archive::{Entry, Reader};
 use rustix::{
     fs::{AtFlags, FileType, Mode, OFlags, linkat, mkdirat, openat, renameat, statat, symlinkat, unlinkat},
     io::Errno,
 };
 
-use super::plan::{Change, What, open_dir, split};
+use super::plan::{self, Change, What, open_dir, split};
+
+/// The permission bits of something that is given `mode`: the user's umask takes bits from it, unless what was there had
+/// them. Bits above, such as set-id bits, are never given.
+fn granted(mode: u32, existing: u32, umask: u32) -> u32 {
+    mode & 0o777 & (!umask | existing)
+}
 
 /// Deletes, makes directories, writes files and links, and sets the modes of directories, in that order: a directory that
 /// is to be read-only is so only when everything is in it.
-pub fn apply(archive: &File, root: &OwnedFd, changes: &[Change]) -> anyhow::Result<()> {
+pub fn apply(archive: &File, root: &OwnedFd, changes: &[Change], umask: u32) -> anyhow::Result<()> {
     let at = |change: &Change| format!("stopped in the middle, at {}", change.path.display());
     for change in changes {
         match change.what {
@@ -31,18 +41,18 @@ pub fn apply(archive: &File, root: &OwnedFd, changes: &[Change]) -> anyhow::Resu
     for change in changes.iter().filter(|change| matches!(change.what, What::Dir(_))) {
         make_dir(root, &change.path).with_context(|| at(change))?;
     }
-    write_files(archive, root, changes)?;
+    write_files(archive, root, changes, umask)?;
     for change in changes {
         match &change.what {
             What::Symlink(target) => {
-                replace(root, &change.path, |dir, name| Ok(symlinkat(target, dir, name)?))
+                replace(root, &change.path, |dir, name, _| Ok(symlinkat(target, dir, name)?))
                     .with_context(|| at(change))?;
             }
             What::Link(target) => {
                 let (parent, source) = split(target)?;
                 let from = open_dir(root, parent).with_context(|| at(change))?;
-                let link = |dir: &OwnedFd, name: &OsStr| Ok(linkat(&from, source, dir, name, AtFlags::empty())?);
-                replace(root, &change.path, link).with_context(|| at(change))?;
+                replace(root, &change.path, |dir, name, _| Ok(linkat(&from, source, dir, name, AtFlags::empty())?))
+                    .with_context(|| at(change))?;
             }
             _ => {}
         }
@@ -50,13 +60,13 @@ pub fn apply(archive: &File, root: &OwnedFd, changes: &[Change]) -> anyhow::Resu
     // Deeper ones first: a directory that is closed cannot be gone through any more.
     for change in changes.iter().rev() {
         if let What::Dir(mode) = change.what {
-            set_mode(root, &change.path, mode).with_context(|| at(change))?;
+            set_mode(root, &change.path, mode, umask).with_context(|| at(change))?;
         }
     }
     Ok(())
 }
 
-fn write_files(archive: &File, root: &OwnedFd, changes: &[Change]) -> anyhow::Result<()> {
+fn write_files(archive: &File, root: &OwnedFd, changes: &[Change], umask: u32) -> anyhow::Result<()> {
     let files: BTreeMap<&Path, u32> = changes
         .iter()
         .filter_map(|change| match change.what {
@@ -65,11 +75,11 @@ fn write_files(archive: &File, root: &OwnedFd, changes: &[Change]) -> anyhow::Re
         })
         .collect();
     let mut written = 0;
-    for entry in tar::Archive::new(archive).entries_with_seek()? {
-        let mut entry = entry?;
-        let path: PathBuf = entry.path()?.components().filter(|part| *part != std::path::Component::CurDir).collect();
+    let mut reader = plan::reader(archive)?;
+    while let Some(entry) = reader.next_entry().context("the archive changed while it was read")? {
+        let path = plan::path_of(&entry.name);
         let Some(mode) = files.get(path.as_path()) else { continue };
-        replace(root, &path, |dir, name| write_file(dir, name, *mode, &mut entry))
+        write_file(root, &path, (*mode, umask), (&entry, &mut reader))
             .with_context(|| format!("stopped in the middle, at {}", path.display()))?;
         written += 1;
     }
@@ -79,27 +89,38 @@ fn write_files(archive: &File, root: &OwnedFd, changes: &[Change]) -> anyhow::Re
     Ok(())
 }
 
-fn write_file(dir: &OwnedFd, name: &OsStr, mode: u32, bytes: &mut impl io::Read) -> anyhow::Result<()> {
+fn write_file<R: io::Read>(
+    root: &OwnedFd,
+    path: &Path,
+    (mode, umask): (u32, u32),
+    (entry, reader): (&Entry, &mut Reader<R>),
+) -> anyhow::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut file = File::from(openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?);
-    io::copy(bytes, &mut file)?;
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
-    Ok(())
+    replace(root, path, |dir, name, there| {
+        let existing = there.filter(|(kind, _)| *kind == FileType::RegularFile).map_or(0, |(_, mode)| mode);
+        let mut file = File::from(openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?);
+        reader.copy(entry, &mut file)?;
+        Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(granted(mode, existing, umask)))?)
+    })
 }
 
-/// Makes something under a name of its own and moves it to its place, so that nobody sees half of it.
+/// Makes something under a name of its own and moves it to its place, so that nobody sees half of it. `make` is told the
+/// directory, the name, and what is at the place now.
 fn replace(
     root: &OwnedFd,
     path: &Path,
-    make: impl FnOnce(&OwnedFd, &OsStr) -> anyhow::Result<()>,
+    make: impl FnOnce(&OwnedFd, &OsStr, Option<(FileType, u32)>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let (parent, name) = split(path)?;
     let dir = open_dir(root, parent)?;
-    if kind(&dir, name)? == Some(FileType::Directory) {
-        remove_at(&dir, name)?;
-    }
+    let there = look(&dir, name)?;
     let temporary = OsString::from(format!(".holm-{:016x}", rand::random::<u64>()));
-    let made = make(&dir, &temporary).and_then(|()| Ok(renameat(&dir, &temporary, &dir, name)?));
+    let made = make(&dir, &temporary, there).and_then(|()| {
+        if there.is_some_and(|(kind, _)| kind == FileType::Directory) {
+            remove_at(&dir, name)?;
+        }
+        Ok(renameat(&dir, &temporary, &dir, name)?)
+    });
     if made.is_err() {
         // What is told is why it could not be made.
         let _leftover = unlinkat(&dir, &temporary, AtFlags::empty());
@@ -110,17 +131,20 @@ fn replace(
 fn make_dir(root: &OwnedFd, path: &Path) -> anyhow::Result<()> {
     let (parent, name) = split(path)?;
     let dir = open_dir(root, parent)?;
-    match kind(&dir, name)? {
-        Some(FileType::Directory) => return Ok(()),
+    match look(&dir, name)? {
+        Some((FileType::Directory, _)) => return Ok(()),
         Some(_) => unlinkat(&dir, name, AtFlags::empty())?,
         None => {}
     }
     Ok(mkdirat(&dir, name, Mode::RWXU)?)
 }
 
-fn set_mode(root: &OwnedFd, path: &Path, mode: u32) -> anyhow::Result<()> {
+fn set_mode(root: &OwnedFd, path: &Path, mode: u32, umask: u32) -> anyhow::Result<()> {
     let dir = open_dir(root, path)?;
-    if statat(&dir, "", AtFlags::EMPTY_PATH)?.st_mode & 0o777 == mode {
+    let existing = statat(&dir, "", AtFlags::EMPTY_PATH)?.st_mode & 0o7777;
+    // Special bits are those that it has: the user's own, or what a directory hands on to those made in it.
+    let mode = granted(mode, existing, umask) | existing & 0o7000;
+    if mode == existing {
         return Ok(());
     }
     // chmod(2) takes no descriptor that was opened with O_PATH; its name under /proc leads to that very directory.
@@ -156,17 +180,18 @@ fn remove(root: &OwnedFd, path: &Path) -> anyhow::Result<()> {
 
 /// Removes a name in a directory that is held open; what a symbolic link points to is not touched.
 fn remove_at(dir: &OwnedFd, name: &OsStr) -> anyhow::Result<()> {
-    match kind(dir, name)? {
+    match look(dir, name)? {
         None => Ok(()),
         // The standard library walks by descriptors and follows no link (CVE-2022-21658).
-        Some(FileType::Directory) => Ok(std::fs::remove_dir_all(proc_path(dir).join(name))?),
+        Some((FileType::Directory, _)) => Ok(std::fs::remove_dir_all(proc_path(dir).join(name))?),
         Some(_) => Ok(unlinkat(dir, name, AtFlags::empty())?),
     }
 }
 
-fn kind(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<Option<FileType>> {
+/// The kind and the mode of what is there.
+fn look(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<Option<(FileType, u32)>> {
     match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
+        Ok(stat) => Ok(Some((FileType::from_raw_mode(stat.st_mode), stat.st_mode & 0o7777))),
         Err(Errno::NOENT) => Ok(None),
         Err(error) => Err(error),
     }
@@ -174,4 +199,18 @@ fn kind(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<Option<FileType>> {
 
 fn proc_path(dir: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_umask_takes_what_was_not_there() {
+        assert_eq!(granted(0o666, 0, 0o022), 0o644);
+        assert_eq!(granted(0o777, 0, 0o077), 0o700);
+        assert_eq!(granted(0o664, 0o664, 0o022), 0o664, "what was there may stay");
+        assert_eq!(granted(0o777, 0o644, 0o027), 0o754);
+        assert_eq!(granted(0o7777, 0o7777, 0), 0o777);
+    }
 }

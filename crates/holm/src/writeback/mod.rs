@@ -1,25 +1,22 @@
 //! `--write-back`: brings what a run changed in its work dir back to the host.
 //!
 //! The archive comes from a sandbox, so it is hostile. What always holds: it is read as a whole and checked against the
-//! directory before the first byte is written, and one bad entry refuses all of it; every path is opened below the
-//! directory without following a symbolic link (openat2(2), `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS`), also if somebody
-//! swaps a directory for a link meanwhile; what is made belongs to the user who called, with no set-id bits, devices,
-//! links that leave, nor anything in a `.git`.
+//! directory before the first byte is written, and one bad entry refuses all of it, with the reason; every path is opened
+//! below the directory without following a symbolic link (openat2(2), `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS`), also if
+//! somebody swaps a directory for a link meanwhile; what is made belongs to the user who called, as the umask has it, with
+//! no set-id bits, devices, pipes, sockets, links that leave, nor anything in a repository of git. docs/write-back.md tells
+//! the user.
 //!
 //! Deliberately left out: owners, times, extended attributes. And an undo: if the disk fills up in the middle of writing,
 //! the error says so and names the entry.
 
 mod apply;
+mod git;
 mod plan;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    fs::File,
-    io::{Seek as _, SeekFrom, Write as _},
-    path::Path,
-    time::Duration,
-};
+use std::{fs::File, io::Write as _, path::Path, time::Duration};
 
 use anyhow::Context as _;
 use futures_util::StreamExt as _;
@@ -55,9 +52,8 @@ fn unnamed_file() -> std::io::Result<File> {
 }
 
 /// Lists what would change with `tell`, checks all of it, and only then writes it below `dir`.
-pub fn write_back(mut archive: File, dir: &Path, tell: impl Fn(&str)) -> anyhow::Result<()> {
+pub fn write_back(archive: File, dir: &Path, tell: impl Fn(&str)) -> anyhow::Result<()> {
     let root = plan::open_root(dir)?;
-    archive.seek(SeekFrom::Start(0))?;
     let changes = plan::read(&archive, &root)?;
     if changes.is_empty() {
         tell("--write-back: nothing changed");
@@ -66,6 +62,12 @@ pub fn write_back(mut archive: File, dir: &Path, tell: impl Fn(&str)) -> anyhow:
     for change in &changes {
         tell(&change.to_string());
     }
-    archive.seek(SeekFrom::Start(0))?;
-    apply::apply(&archive, &root, &changes)
+    apply::apply(&archive, &root, &changes, umask()?)
+}
+
+/// The umask of this process, without changing it for a moment, as umask(2) would for every thread.
+fn umask() -> anyhow::Result<u32> {
+    let status = std::fs::read_to_string("/proc/self/status").context("cannot read the umask")?;
+    let text = status.lines().find_map(|line| line.strip_prefix("Umask:")).context("the kernel tells no umask")?;
+    u32::from_str_radix(text.trim(), 8).context("the kernel tells no umask")
 }

@@ -2,32 +2,42 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
     fmt,
     fs::File,
-    io::Seek as _,
-    os::fd::{AsFd, OwnedFd},
+    io::{BufReader, Seek as _},
+    os::{
+        fd::OwnedFd,
+        unix::ffi::{OsStrExt as _, OsStringExt as _},
+    },
     path::{Component, Path, PathBuf},
 };
 
 use anyhow::{Context as _, anyhow};
+use holm_runtime::{
+    archive::{Entry, Kind, Limits, Name, Reader, shown},
+    below::open_below,
+};
+use holm_wire::guest_api::{CHANGES_OPAQUE, CHANGES_SOCKET};
 use rustix::{
-    fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, openat2, statat},
+    fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, statat},
     io::Errno,
 };
-use tar::EntryType;
 
-use crate::output::escaped;
+use super::{ARCHIVE_BYTES_MAX, git};
 
-/// The most entries that are taken.
-const ENTRIES_MAX: usize = 1_000_000;
-/// The longest path, in bytes (PATH_MAX of Linux).
-const PATH_BYTES_MAX: usize = 4_096;
-/// The longest piece of an archive that describes an entry, in bytes: such pieces are kept in memory.
-const DESCRIPTION_BYTES_MAX: u64 = 16 * 1024;
-/// The prefix of the name of something that was deleted (OCI image layers, "Whiteouts").
-const WHITEOUT: &str = ".wh.";
-/// The name that says that nothing of the directory below is left.
-const OPAQUE: &str = ".wh..wh..opq";
+/// How much of an archive is taken.
+const LIMITS: Limits = Limits {
+    entries: 1_000_000,
+    bytes: ARCHIVE_BYTES_MAX,
+    path_bytes: 4_096,
+    depth: 512,
+    description_bytes: 16 * 1024,
+};
+/// The most bytes of all paths together: they are kept in memory.
+const PATHS_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// How many refusals are told; of the others, their number.
+const REFUSALS_TOLD_MAX: usize = 20;
 
 /// What is done to one path. Paths are relative and have normal components only.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,31 +69,67 @@ pub enum What {
 
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let path = escaped(&self.path.to_string_lossy());
+        let path = show(&self.path);
         let how = if self.exists { "changed" } else { "new    " };
         match &self.what {
             What::Delete => write!(f, "deleted {path}"),
             What::Empty => write!(f, "emptied {path}/"),
             What::Dir(_) => write!(f, "{how} {path}/"),
             What::File(_) => write!(f, "{how} {path}"),
-            What::Symlink(target) => write!(f, "{how} {path} -> {}", escaped(&target.to_string_lossy())),
-            What::Link(target) => write!(f, "{how} {path} = {}", escaped(&target.to_string_lossy())),
+            What::Symlink(target) => write!(f, "{how} {path} -> {}", show(target)),
+            What::Link(target) => write!(f, "{how} {path} = {}", show(target)),
         }
     }
 }
 
-/// Why an archive is not written back, by entry.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("refused, and nothing was written: `{path}` {problem}")]
-pub struct Refusal {
-    /// The entry.
-    pub path: String,
-    /// What is wrong with it.
-    pub problem: String,
+fn show(path: &Path) -> String {
+    shown(path.as_os_str().as_bytes())
 }
 
-fn refuse(path: &Path, problem: impl Into<String>) -> Refusal {
-    Refusal { path: escaped(&path.to_string_lossy()), problem: problem.into() }
+/// Why one entry is not written back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The entry.
+    path: PathBuf,
+    /// What is wrong with it.
+    problem: String,
+}
+
+pub fn refuse(path: &Path, problem: impl Into<String>) -> Refusal {
+    Refusal { path: path.to_owned(), problem: problem.into() }
+}
+
+/// Everything that is wrong with an archive.
+#[derive(Debug, Default, thiserror::Error)]
+pub struct Refused {
+    told: Vec<Refusal>,
+    more: usize,
+}
+
+impl Refused {
+    fn add(&mut self, refusal: Refusal) {
+        if self.told.len() < REFUSALS_TOLD_MAX { self.told.push(refusal) } else { self.more += 1 }
+    }
+
+    /// The value, if there is one.
+    fn take<T>(&mut self, result: Result<T, Refusal>) -> Option<T> {
+        result.map_err(|refusal| self.add(refusal)).ok()
+    }
+
+    fn none(self) -> Result<(), Self> {
+        if self.told.is_empty() { Ok(()) } else { Err(self) }
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "refused, and nothing was written:")?;
+        for (n, Refusal { path, problem }) in self.told.iter().enumerate() {
+            let separator = if n == 0 { "" } else { ";" };
+            write!(f, "{separator} `{}` {problem}", show(path))?;
+        }
+        if self.more > 0 { write!(f, "; and {} more", self.more) } else { Ok(()) }
+    }
 }
 
 /// Opens the directory below which everything stays.
@@ -97,15 +143,7 @@ pub fn open_dir(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
     if path.as_os_str().is_empty() {
         return rustix::io::dup(root);
     }
-    let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    // The kernel answers EAGAIN when a rename elsewhere made it uncertain that the path stays below (openat2(2)).
-    for _ in 0..64 {
-        match openat2(root, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), how) {
-            Err(Errno::AGAIN) => {}
-            result => return result,
-        }
-    }
-    Err(Errno::AGAIN)
+    open_below(root, path, OFlags::PATH | OFlags::DIRECTORY, ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
 }
 
 /// A path as its directory and its name.
@@ -114,34 +152,159 @@ pub fn split(path: &Path) -> anyhow::Result<(&Path, &std::ffi::OsStr)> {
     Ok((path.parent().unwrap_or(Path::new("")), name))
 }
 
-/// Reads and checks the whole archive against the directory.
-pub fn read(mut archive: &File, root: &OwnedFd) -> anyhow::Result<Vec<Change>> {
-    check_lengths(archive)?;
+/// A reader at the beginning of the archive.
+pub fn reader(mut archive: &File) -> anyhow::Result<Reader<BufReader<&File>>> {
     archive.rewind().context("the archive cannot be read")?;
-    let mut changes: BTreeMap<PathBuf, What> = BTreeMap::new();
-    // An opaque directory is in the archive as a directory too.
-    let mut emptied = BTreeSet::new();
-    let mut reader = tar::Archive::new(archive);
-    for entry in reader.entries_with_seek().context("the archive cannot be read")? {
-        let entry = entry.context("the archive cannot be read")?;
-        if changes.len() + emptied.len() >= ENTRIES_MAX {
-            return Err(anyhow!("the archive has more than {ENTRIES_MAX} entries; nothing was written"));
-        }
-        let path = entry.path().context("the archive cannot be read")?.into_owned();
-        if entry.header().entry_size().ok() != Some(entry.size()) {
-            return Err(refuse(&path, "has two sizes").into());
-        }
-        let Some((path, what)) = classify(&entry, &path)? else { continue };
-        let twice = match what {
-            What::Empty => !emptied.insert(path.clone()),
-            what => changes.insert(path.clone(), what).is_some(),
-        };
-        if twice {
-            return Err(refuse(&path, "is in the archive twice").into());
+    Ok(Reader::new(BufReader::with_capacity(64 * 1024, archive), LIMITS))
+}
+
+/// The path of an entry; of none that leaves.
+pub fn path_of(name: &Name) -> PathBuf {
+    name.names.iter().map(|name| OsString::from_vec(name.clone())).collect()
+}
+
+/// What the archive says, before anybody looks at the directory.
+#[derive(Default)]
+struct Wanted {
+    changes: BTreeMap<PathBuf, What>,
+    /// Directories that hide what was in them; they are among the changes as directories too.
+    emptied: BTreeSet<PathBuf>,
+    paths_bytes: usize,
+}
+
+/// Reads and checks the whole archive against the directory.
+pub fn read(archive: &File, root: &OwnedFd) -> anyhow::Result<Vec<Change>> {
+    let mut refused = Refused::default();
+    let wanted = wanted(archive, &mut refused)?;
+    check_parents(&wanted.changes, &mut refused);
+    git::check_repositories(root, &wanted.changes, LIMITS.entries as usize, |refusal| refused.add(refusal))?;
+    let changes = against(root, wanted, &mut refused);
+    refused.none()?;
+    Ok(changes)
+}
+
+fn wanted(archive: &File, refused: &mut Refused) -> anyhow::Result<Wanted> {
+    let mut wanted = Wanted::default();
+    let mut reader = reader(archive)?;
+    while let Some(entry) = reader.next_entry().context("the archive is refused, and nothing was written")? {
+        wanted.paths_bytes += entry.name.path().len();
+        anyhow::ensure!(
+            wanted.paths_bytes <= PATHS_BYTES_MAX,
+            "the archive is refused, and nothing was written: its paths have more than {PATHS_BYTES_MAX} bytes"
+        );
+        if let Err(refusal) = wanted.take(&entry) {
+            refused.add(refusal);
         }
     }
-    check_parents(&changes)?;
-    // Parents come before what is below them.
+    Ok(wanted)
+}
+
+impl Wanted {
+    fn take(&mut self, entry: &Entry) -> Result<(), Refusal> {
+        let named = path_of(&entry.name);
+        let path = normal(&entry.name)?;
+        let empties = empties(entry, &named)?;
+        if path.as_os_str().is_empty() {
+            return match entry.kind {
+                Kind::Folder if !empties => Ok(()),
+                Kind::Folder => Err(refuse(Path::new("."), "empties the directory itself")),
+                _ => Err(refuse(Path::new("."), "stands for the directory itself")),
+            };
+        }
+        let what = classify(entry, &path)?;
+        if empties {
+            self.emptied.insert(path.clone());
+        }
+        match self.changes.insert(path, what) {
+            None => Ok(()),
+            Some(_) => Err(refuse(&named, "is in the archive twice")),
+        }
+    }
+}
+
+/// Whether the entry is a directory that hides what was in it. Other attributes have no place in an archive of changes.
+fn empties(entry: &Entry, named: &Path) -> Result<bool, Refusal> {
+    let is_mark = |(key, value): &(Vec<u8>, Vec<u8>)| key == CHANGES_OPAQUE.as_bytes() && value == b"y";
+    match entry.attributes.as_slice() {
+        [] => Ok(false),
+        [mark] if is_mark(mark) && entry.kind == Kind::Folder => Ok(true),
+        _ => Err(refuse(named, "has extended attributes")),
+    }
+}
+
+/// What an entry stands for.
+fn classify(entry: &Entry, path: &Path) -> Result<What, Refusal> {
+    let mode = entry.mode;
+    if mode & 0o6000 != 0 && entry.kind != Kind::Folder {
+        return Err(refuse(path, format!("has set-id bits (mode {mode:o})")));
+    }
+    match &entry.kind {
+        Kind::File if entry.is_sparse() => Err(refuse(path, "is of a kind that is not taken (sparse)")),
+        Kind::File => Ok(What::File(mode & 0o777)),
+        // Whether set-id bits are refused depends on what is there.
+        Kind::Folder => Ok(What::Dir(mode & 0o6777)),
+        Kind::Symlink(target) => stays(path, PathBuf::from(OsString::from_vec(target.clone()))).map(What::Symlink),
+        Kind::HardLink(target) => normal(target).map(What::Link),
+        Kind::CharDevice(0, 0) => Ok(What::Delete),
+        Kind::CharDevice(..) | Kind::BlockDevice => Err(refuse(path, "is a device")),
+        Kind::Fifo => Err(refuse(path, "is a named pipe")),
+        Kind::Other(CHANGES_SOCKET) => Err(refuse(path, "is a socket")),
+        Kind::Remark => Err(refuse(path, "is of a kind that is not taken (a remark)")),
+        Kind::Other(flag) => Err(refuse(path, format!("is of a kind that is not taken (`{}`)", flag.escape_ascii()))),
+    }
+}
+
+/// A relative path; what is in a `.git` is refused.
+fn normal(name: &Name) -> Result<PathBuf, Refusal> {
+    let path = path_of(name);
+    if name.is_absolute {
+        return Err(refuse(&Path::new("/").join(path), "is an absolute path"));
+    }
+    match name.names.iter().any(|name| git::is_dot_git(name)) {
+        true => Err(refuse(&path, "is in a `.git`")),
+        false => Ok(path),
+    }
+}
+
+/// Accepts the target of a symbolic link only if it cannot leave: as many leading `..` as there are directories above the
+/// link, and none after a name, because that name may be a link itself.
+fn stays(link: &Path, target: PathBuf) -> Result<PathBuf, Refusal> {
+    let depth = link.components().count() - 1;
+    let leaves = || refuse(link, format!("is a link that leaves: {}", show(&target)));
+    let (mut up, mut down) = (0, false);
+    for component in target.components() {
+        match component {
+            Component::ParentDir if down => return Err(leaves()),
+            Component::ParentDir => up += 1,
+            Component::Normal(name) if git::is_dot_git(name.as_bytes()) => {
+                return Err(refuse(link, "is a link into a `.git`"));
+            }
+            Component::Normal(_) => down = true,
+            Component::CurDir => {}
+            _ => return Err(leaves()),
+        }
+    }
+    if up > depth { Err(leaves()) } else { Ok(target) }
+}
+
+/// Nothing may lie below something that the archive itself makes other than a directory; other names need their file.
+fn check_parents(changes: &BTreeMap<PathBuf, What>, refused: &mut Refused) {
+    for (path, what) in changes {
+        let no_dir = |parent: &&Path| changes.get(*parent).is_some_and(|what| !matches!(what, What::Dir(_)));
+        if let Some(parent) = path.ancestors().skip(1).find(no_dir) {
+            refused.add(refuse(path, format!("lies below `{}`, which is no directory", show(parent))));
+        }
+        if let What::Link(target) = what
+            && !matches!(changes.get(target), Some(What::File(_)))
+        {
+            refused.add(refuse(path, "is another name of something that is no file of the archive"));
+        }
+    }
+}
+
+/// The changes in order, parents before what is below them.
+fn against(root: &OwnedFd, wanted: Wanted, refused: &mut Refused) -> Vec<Change> {
+    let Wanted { changes, emptied, .. } = wanted;
     let mut replaced = BTreeSet::new();
     let mut all = Vec::new();
     for (path, what) in changes {
@@ -149,225 +312,58 @@ pub fn read(mut archive: &File, root: &OwnedFd) -> anyhow::Result<Vec<Change>> {
             all.push(Change { path, what, exists: false });
             continue;
         }
-        let (change, there) = against_host(root, path, what)?;
+        let Some((change, there)) = refused.take(against_host(root, path, what)) else { continue };
         if matches!(change.what, What::Dir(_)) && there.is_some_and(|kind| kind != FileType::Directory) {
             // A directory that hides nothing was one when the run began: somebody put something else there since.
             if !emptied.contains(&change.path) {
-                return Err(refuse(&change.path, "is no directory on the host any more").into());
+                refused.add(refuse(&change.path, "is no directory on the host any more"));
+                continue;
             }
             replaced.insert(change.path.clone());
         }
         all.push(change);
     }
     for path in emptied.into_iter().filter(|path| !path.ancestors().any(|parent| replaced.contains(parent))) {
-        let (change, there) = against_host(root, path, What::Empty)?;
-        if there == Some(FileType::Directory) {
-            all.push(change);
-        }
+        let found = refused.take(against_host(root, path, What::Empty));
+        all.extend(found.filter(|(_, there)| *there == Some(FileType::Directory)).map(|(change, _)| change));
     }
-    Ok(all)
-}
-
-/// Looks at the lengths alone, as the blocks say them: nothing may be cut off, and nothing take much memory to read.
-fn check_lengths(archive: &File) -> anyhow::Result<()> {
-    let length = archive.metadata().context("the archive cannot be read")?.len();
-    let mut reader = tar::Archive::new(archive);
-    for (number, entry) in reader.entries_with_seek().context("the archive cannot be read")?.raw(true).enumerate() {
-        let entry = entry.context("the archive cannot be read")?;
-        // Each entry may have two pieces that describe it.
-        if number >= 3 * ENTRIES_MAX {
-            return Err(anyhow!("the archive has more than {ENTRIES_MAX} entries; nothing was written"));
-        }
-        let path = entry.path().context("the archive cannot be read")?;
-        if entry.raw_file_position().checked_add(entry.size()).is_none_or(|end| end > length) {
-            return Err(refuse(&path, "is cut off").into());
-        }
-        let kind = entry.header().entry_type();
-        let describes = kind.is_gnu_longname()
-            || kind.is_gnu_longlink()
-            || kind.is_pax_local_extensions()
-            || kind.is_pax_global_extensions();
-        if describes && entry.size() > DESCRIPTION_BYTES_MAX {
-            return Err(
-                refuse(&path, format!("is described by something longer than {DESCRIPTION_BYTES_MAX} bytes")).into()
-            );
-        }
-        if kind.is_gnu_sparse() {
-            return Err(refuse(&path, "is of a kind that is not taken (sparse)").into());
-        }
-    }
-    Ok(())
-}
-
-/// What an entry stands for; nothing for the directory itself.
-fn classify<R: std::io::Read>(entry: &tar::Entry<'_, R>, named: &Path) -> anyhow::Result<Option<(PathBuf, What)>> {
-    let path = normal(named)?;
-    let mode = entry.header().mode().map_err(|_| refuse(named, "has a mode that is no number"))?;
-    let kind = entry.header().entry_type();
-    if path.as_os_str().is_empty() {
-        return if kind.is_dir() { Ok(None) } else { Err(refuse(named, "stands for the directory itself").into()) };
-    }
-    if mode & 0o6000 != 0 {
-        return Err(refuse(named, format!("has set-id bits (mode {mode:o})")).into());
-    }
-    let target = || -> anyhow::Result<PathBuf> {
-        let target = entry.link_name().context("the archive cannot be read")?;
-        Ok(target.ok_or_else(|| refuse(named, "is a link to nothing"))?.into_owned())
-    };
-    if let Some(deleted) = whiteout(&path)? {
-        return Ok(Some(deleted));
-    }
-    let what = match kind {
-        EntryType::Regular | EntryType::Continuous => What::File(mode & 0o777),
-        EntryType::Directory => What::Dir(mode & 0o777),
-        EntryType::Symlink => What::Symlink(stays(&path, target()?)?),
-        EntryType::Link => What::Link(normal(&target()?)?),
-        EntryType::Block | EntryType::Char => return Err(refuse(named, "is a device").into()),
-        EntryType::Fifo => return Err(refuse(named, "is a named pipe").into()),
-        other => return Err(refuse(named, format!("is of a kind that is not taken ({other:?})")).into()),
-    };
-    Ok(Some((path, what)))
-}
-
-/// A relative path of normal components; what is in a `.git` is refused.
-fn normal(named: &Path) -> Result<PathBuf, Refusal> {
-    let mut path = PathBuf::new();
-    if named.as_os_str().len() > PATH_BYTES_MAX {
-        return Err(refuse(named, format!("is longer than {PATH_BYTES_MAX} bytes")));
-    }
-    for component in named.components() {
-        match component {
-            Component::CurDir => {}
-            Component::Normal(name) => {
-                check_git(named, name)?;
-                path.push(name);
-            }
-            Component::ParentDir => return Err(refuse(named, "has `..` in it")),
-            _ => return Err(refuse(named, "is an absolute path")),
-        }
-    }
-    Ok(path)
-}
-
-/// Whoever writes into a `.git` decides what the next `git status` of the user executes.
-fn check_git(path: &Path, name: &std::ffi::OsStr) -> Result<(), Refusal> {
-    // Some file systems do not tell upper from lower case.
-    if name.eq_ignore_ascii_case(".git") { Err(refuse(path, "is in a `.git`")) } else { Ok(()) }
-}
-
-fn whiteout(path: &Path) -> anyhow::Result<Option<(PathBuf, What)>> {
-    let (dir, name) = split(path)?;
-    if name == OPAQUE && dir.as_os_str().is_empty() {
-        return Err(refuse(path, "empties the directory itself").into());
-    }
-    if name == OPAQUE {
-        return Ok(Some((dir.to_owned(), What::Empty)));
-    }
-    let Some(deleted) = name.to_str().and_then(|name| name.strip_prefix(WHITEOUT)) else {
-        if name.as_encoded_bytes().starts_with(WHITEOUT.as_bytes()) {
-            return Err(refuse(path, "deletes a name that is not UTF-8").into());
-        }
-        return Ok(None);
-    };
-    if deleted.is_empty() || deleted == "." || deleted == ".." {
-        return Err(refuse(path, "deletes nothing that can be deleted").into());
-    }
-    check_git(path, deleted.as_ref())?;
-    Ok(Some((dir.join(deleted), What::Delete)))
-}
-
-/// Accepts the target of a symbolic link only if it cannot leave: as many leading `..` as there are directories above the
-/// link, and none after a name, because that name may be a link itself.
-fn stays(link: &Path, target: PathBuf) -> Result<PathBuf, Refusal> {
-    let depth = link.components().count() - 1;
-    let leaves = || refuse(link, format!("is a link that leaves: {}", escaped(&target.to_string_lossy())));
-    let (mut up, mut down) = (0, false);
-    for component in target.components() {
-        match component {
-            Component::ParentDir if down => return Err(leaves()),
-            Component::ParentDir => up += 1,
-            Component::Normal(name) => {
-                check_git(link, name)?;
-                down = true;
-            }
-            Component::CurDir => {}
-            _ => return Err(leaves()),
-        }
-    }
-    if up > depth || target.as_os_str().is_empty() { Err(leaves()) } else { Ok(target) }
-}
-
-/// Nothing may lie below something that the archive itself makes other than a directory; other names need their file.
-fn check_parents(changes: &BTreeMap<PathBuf, What>) -> Result<(), Refusal> {
-    for (path, what) in changes {
-        for parent in path.ancestors().skip(1) {
-            if changes.get(parent).is_some_and(|what| !matches!(what, What::Dir(_))) {
-                return Err(refuse(path, format!("lies below `{}`, which is no directory", parent.display())));
-            }
-        }
-        if let What::Link(target) = what
-            && !matches!(changes.get(target), Some(What::File(_)))
-        {
-            return Err(refuse(path, "is another name of something that is no file of the archive"));
-        }
-    }
-    Ok(())
+    all
 }
 
 /// Looks at what is there now, through directories only.
-fn against_host(root: &OwnedFd, path: PathBuf, what: What) -> anyhow::Result<(Change, Option<FileType>)> {
-    let (parent, name) = split(&path)?;
+fn against_host(root: &OwnedFd, path: PathBuf, what: What) -> Result<(Change, Option<FileType>), Refusal> {
+    let (parent, name) = split(&path).map_err(|error| refuse(&path, error.to_string()))?;
     let dir = match open_dir(root, parent) {
-        Ok(dir) => dir,
+        Ok(dir) => Some(dir),
         // The archive makes the directory; where it does not, making this entry fails by itself.
-        Err(Errno::NOENT) => return Ok((Change { path, what, exists: false }, None)),
-        Err(Errno::LOOP | Errno::NOTDIR | Errno::XDEV) if !matches!(what, What::Delete) => {
-            return Err(refuse(&path, "lies below something that is no directory on the host").into());
-        }
-        Err(error) => return Err(refuse(&path, format!("cannot be reached: {error}")).into()),
-    };
-    let there = match statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => Some(FileType::from_raw_mode(stat.st_mode)),
         Err(Errno::NOENT) => None,
-        Err(error) => return Err(refuse(&path, format!("cannot be looked at: {error}")).into()),
-    };
-    let replaced = match what {
-        What::Dir(_) => false,
-        _ => there == Some(FileType::Directory),
-    };
-    if replaced {
-        no_git_below(&dir, name, &path)?;
-    }
-    Ok((Change { path, what, exists: there.is_some() }, there))
-}
-
-/// Refuses to delete a directory in which a repository lies.
-fn no_git_below(dir: &OwnedFd, name: &std::ffi::OsStr, shown: &Path) -> anyhow::Result<()> {
-    let mut waiting = vec![(rustix::io::dup(dir.as_fd())?, name.to_owned())];
-    let mut seen = 0usize;
-    while let Some((parent, name)) = waiting.pop() {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        let opened = openat2(&parent, &name, flags, Mode::empty(), how)
-            .map_err(|error| refuse(shown, format!("cannot be looked into: {error}")))?;
-        for entry in rustix::fs::Dir::read_from(&opened)? {
-            let entry = entry?;
-            let child = std::os::unix::ffi::OsStrExt::from_bytes(entry.file_name().to_bytes());
-            let child: &std::ffi::OsStr = child;
-            seen += 1;
-            if seen > ENTRIES_MAX {
-                return Err(refuse(shown, format!("has more than {ENTRIES_MAX} entries below")).into());
-            }
-            if child == "." || child == ".." {
-                continue;
-            }
-            check_git(shown, child).map_err(|_| refuse(shown, "would be deleted, and has a `.git` below"))?;
-            if statat(&opened, child, AtFlags::SYMLINK_NOFOLLOW)
-                .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
-            {
-                waiting.push((rustix::io::dup(&opened)?, child.to_owned()));
-            }
+        Err(Errno::LOOP | Errno::NOTDIR | Errno::XDEV) if !matches!(what, What::Delete) => {
+            return Err(refuse(&path, "lies below something that is no directory on the host"));
         }
+        Err(error) => return Err(refuse(&path, format!("cannot be reached: {error}"))),
+    };
+    let there = match dir.as_ref().map(|dir| statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)) {
+        Some(Ok(stat)) => Some((FileType::from_raw_mode(stat.st_mode), stat.st_mode)),
+        None | Some(Err(Errno::NOENT)) => None,
+        Some(Err(error)) => return Err(refuse(&path, format!("cannot be looked at: {error}"))),
+    };
+    let kind = there.map(|(kind, _)| kind);
+    let what = match what {
+        // A directory of the user's keeps its bits; none gets any.
+        What::Dir(mode) => {
+            let own = there.filter(|(kind, _)| *kind == FileType::Directory).map_or(0, |(_, mode)| mode);
+            if mode & 0o6000 & !own != 0 {
+                return Err(refuse(&path, format!("has set-id bits (mode {mode:o})")));
+            }
+            What::Dir(mode & 0o777)
+        }
+        other => other,
+    };
+    if let Some(dir) = dir
+        && !matches!(what, What::Dir(_))
+        && kind == Some(FileType::Directory)
+    {
+        git::check_none_below(&dir, name, &path, LIMITS.entries as usize)?;
     }
-    Ok(())
+    Ok((Change { path, what, exists: there.is_some() }, kind))
 }
