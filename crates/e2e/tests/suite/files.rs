@@ -1,13 +1,17 @@
 //! Directories of the host inside: `--dir`, `--write-back`, `--mount`, and roots that are directories and archives.
 
 use std::{
+    ffi::OsStr,
     fs,
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{PermissionsExt, symlink},
+    },
     path::Path,
     process::Command,
 };
 
-use holm_e2e::{World, ran::run};
+use holm_e2e::{World, eventually, ran::run};
 
 fn text(path: impl AsRef<Path>) -> String {
     fs::read_to_string(path.as_ref()).unwrap_or_else(|error| panic!("{}: {error}", path.as_ref().display()))
@@ -67,6 +71,12 @@ fn write_back_refuses_what_could_do_harm() {
         ("ln -s /etc/passwd out", "out"),
         ("mkdir -p .git/hooks; echo evil > .git/hooks/post-checkout", ".git"),
         ("mkdir -p sub/.git; echo evil > sub/.git/config", ".git"),
+        ("echo 'gitdir: sub' > .GIT", "is in a `.git`"),
+        ("mkdir git~1; echo evil > git~1/config", "is in a `.git`"),
+        ("mkdir -p evil/objects evil/refs; echo x > evil/HEAD; echo evil > evil/config", "`evil` is a git repository"),
+        ("mkdir objects refs; echo 'ref: refs/heads/x' > HEAD", "`.` is a git repository"),
+        ("mkfifo pipe", "`pipe` is a named pipe"),
+        ("python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"sock\")'", "`sock` is a socket"),
     ];
     let world = World::up();
     for (script, named) in attempts {
@@ -86,6 +96,50 @@ fn write_back_refuses_what_could_do_harm() {
 }
 
 #[test]
+fn write_back_takes_every_name_for_what_it_is() {
+    let world = World::up();
+    let dir = project(&world);
+    let strange = dir.join(OsStr::from_bytes(b"caf\xe9"));
+    fs::write(&strange, "before\n").expect("a file");
+    let path = dir.to_str().expect("UTF-8");
+    let script = "set -e; echo mine > .wh.kept.txt; echo mine > sub/.wh..wh..opq; echo more > sub/more.txt; \
+                  rm $(printf 'caf\\351'); echo new > $(printf 'new\\376')";
+    let ran = world.run(["--dir", path, "--write-back", "--", "sh", "-c", script]).succeeds();
+    assert_eq!(text(dir.join("kept.txt")), "before\n", "a file was taken for a deletion: {ran}");
+    assert_eq!(text(dir.join("sub/deep.txt")), "before\n", "a file was taken for the mark of a folder: {ran}");
+    assert_eq!(text(dir.join(".wh.kept.txt")) + &text(dir.join("sub/.wh..wh..opq")), "mine\nmine\n");
+    assert!(!strange.exists(), "{ran}");
+    assert_eq!(text(dir.join(OsStr::from_bytes(b"new\xfe"))), "new\n");
+    ran.complains_of(&["deleted caf\\xe9", "new\\xfe"]);
+}
+
+#[test]
+fn write_back_obeys_the_umask_and_empties_what_was_made_anew() {
+    let world = World::up();
+    let dir = project(&world);
+    fs::set_permissions(dir.join("kept.txt"), fs::Permissions::from_mode(0o664)).expect("a mode");
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o2775)).expect("a mode");
+    let path = dir.to_str().expect("UTF-8");
+    let script = "set -e; umask 0; echo after > kept.txt; echo x > file; echo x > tool; chmod 777 tool; mkdir folder; \
+                  echo x > folder/file; rm -r sub; mkdir sub; echo x > sub/other";
+    let holm = world.command();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "umask 027; exec \"$0\" run --dir \"$1\" --write-back -- sh -c \"$2\""]);
+    shell
+        .arg(holm.get_program())
+        .args([path, script])
+        .current_dir(holm.get_current_dir().expect("a folder"))
+        .env_clear();
+    shell.envs(holm.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    let ran = run(&mut shell).succeeds();
+    let mode = |name: &str| fs::metadata(dir.join(name)).expect("a file").permissions().mode() & 0o7777;
+    let modes = ["file", "tool", "folder/file"].map(mode);
+    assert_eq!(modes, [0o640, 0o750, 0o640], "{ran}");
+    assert_eq!((mode("kept.txt"), mode("folder") & 0o777), (0o664, 0o750), "{ran}");
+    assert!(!dir.join("sub/deep.txt").exists() && dir.join("sub/other").exists(), "{ran}");
+}
+
+#[test]
 fn write_back_does_not_follow_links_of_the_host() {
     let world = World::up();
     let dir = project(&world);
@@ -96,7 +150,7 @@ fn write_back_does_not_follow_links_of_the_host() {
     let mount = format!("{}:/gate:ro", gate.display());
     let script = "while [ ! -e /gate/open ]; do sleep 0.05; done; echo evil > sub/victim.txt";
     let running = world.running(["--dir", path, "--write-back", "--mount", &mount, "--", "sh", "-c", script]);
-    holm_e2e::eventually("it runs", || {
+    eventually("it runs", || {
         let runs = world.all_runs();
         runs.first().is_some_and(|run| run["state"] == "running").then_some(())
     });
@@ -167,4 +221,77 @@ fn a_root_may_be_a_directory_or_an_archive() {
         assert_ne!(ran.code, 0, "nothing of the host's /usr is there: {ran}");
         assert_eq!(text(root.join("etc/mark")), "of the image\n");
     }
+}
+
+/// The head of an entry in a tar archive, written by hand: no tool writes these.
+fn head(name: &str, flag: u8, size: u64) -> Vec<u8> {
+    let mut head = vec![0u8; 512];
+    head[..name.len()].copy_from_slice(name.as_bytes());
+    head[100..108].copy_from_slice(b"0000644\0");
+    head[124..136].copy_from_slice(format!("{size:011o}\0").as_bytes());
+    head[148..156].fill(b' ');
+    head[156] = flag;
+    head[257..265].copy_from_slice(b"ustar\x0000");
+    let sum: u64 = head.iter().map(|byte| u64::from(*byte)).sum();
+    head[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    head
+}
+
+#[test]
+fn hostile_archives_are_refused_with_the_reason() {
+    let world = World::up();
+    let archive = world.dir().join("hostile.tar");
+    let source = format!("tar:{}", archive.display());
+    for (content, wanted) in [
+        (head("../../escaped", b'0', 0), "leads upwards"),
+        (head("pax", b'x', 1 << 30), "described by something longer than 1048576 bytes"),
+        (head("long", b'L', 1 << 30), "described by something longer than 1048576 bytes"),
+        (head("file", b'0', 7 << 30), "cut off"),
+        ([head("x", b'1', 0), vec![0; 1024]].concat(), "is a link to nothing"),
+        (vec![0; 1024], "empty"),
+        (vec![0x1f, 0x8b, 8, 0], "gzip"),
+    ] {
+        fs::write(&archive, content).expect("an archive");
+        let ran = world.run(["--root", &source, "--", "true"]).exits(125);
+        ran.complains_of(&["hostile.tar", wanted]);
+        let left = kept_images(&world);
+        assert_eq!(left, Vec::<String>::new(), "{wanted}");
+    }
+}
+
+/// What lies in the agent's folder of images, besides locks and what is remembered of archives.
+fn kept_images(world: &World) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(world.home().join("agent/images")) else { return Vec::new() };
+    let names = entries.flatten().map(|entry| entry.file_name().into_string().expect("UTF-8"));
+    names.filter(|name| name != "known" && !name.ends_with(".lock")).collect()
+}
+
+#[test]
+fn a_run_is_cancelled_while_its_image_is_unpacked() {
+    let world = World::up();
+    let archive = world.dir().join("slow.tar");
+    let mut content = Vec::new();
+    for n in 0..400_000 {
+        content.extend(head(&format!("file-{n}"), b'0', 0));
+    }
+    content.extend([0; 1024]);
+    fs::write(&archive, content).expect("an archive");
+    let id = world.detach(["--root", &format!("tar:{}", archive.display()), "--", "true"]);
+    eventually("it is unpacked", || kept_images(&world).first().map(|name| assert!(name.starts_with("unfinished-"))));
+    world.holm(["cancel", &id]).succeeds();
+    let view = world.until_ended(&id);
+    assert_eq!(view["outcome"]["kind"], "cancelled", "{view}");
+    eventually("nothing is half made", || kept_images(&world).is_empty().then_some(()));
+}
+
+#[test]
+fn what_a_crash_left_of_images_is_swept_on_start() {
+    let mut world = World::new();
+    let digests = ["1", "2", "3"].map(|digit| digit.repeat(64));
+    let images = world.home().join("agent/images");
+    for half in [format!("unfinished-{}", digests[0]), format!("gone-{}", digests[1]), digests[2].clone()] {
+        fs::create_dir_all(images.join(half).join("root/etc")).expect("a folder");
+    }
+    world.start_up();
+    eventually("it is swept", || kept_images(&world).is_empty().then_some(()));
 }

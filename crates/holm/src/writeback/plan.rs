@@ -330,6 +330,13 @@ fn against(root: &OwnedFd, wanted: Wanted, refused: &mut Refused) -> Vec<Change>
     all
 }
 
+/// The set-group-id bit that directories hand on to those that are made in them (inode(7)): that of the nearest one above.
+fn inherited(root: &OwnedFd, parent: &Path) -> u32 {
+    let nearest = parent.ancestors().find_map(|above| open_dir(root, above).ok());
+    let stat = nearest.and_then(|dir| statat(&dir, "", AtFlags::EMPTY_PATH).ok());
+    stat.map_or(0, |stat| stat.st_mode & 0o2000)
+}
+
 /// Looks at what is there now, through directories only.
 fn against_host(root: &OwnedFd, path: PathBuf, what: What) -> Result<(Change, Option<FileType>), Refusal> {
     let (parent, name) = split(&path).map_err(|error| refuse(&path, error.to_string()))?;
@@ -349,10 +356,10 @@ fn against_host(root: &OwnedFd, path: PathBuf, what: What) -> Result<(Change, Op
     };
     let kind = there.map(|(kind, _)| kind);
     let what = match what {
-        // A directory of the user's keeps its bits; none gets any.
+        // A directory of the user's keeps its bits; none gets any but from the user's own directories above.
         What::Dir(mode) => {
             let own = there.filter(|(kind, _)| *kind == FileType::Directory).map_or(0, |(_, mode)| mode);
-            if mode & 0o6000 & !own != 0 {
+            if mode & 0o6000 & !own != 0 && mode & 0o6000 & !(own | inherited(root, parent)) != 0 {
                 return Err(refuse(&path, format!("has set-id bits (mode {mode:o})")));
             }
             What::Dir(mode & 0o777)

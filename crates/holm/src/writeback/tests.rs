@@ -281,6 +281,9 @@ fn the_umask_is_obeyed_and_special_bits_are_the_users_own() {
         Entry { mode: 0o777, ..dir("dir") },
         Entry { mode: 0o1777, ..dir("dir/sticky") },
         Entry { mode: 0o2775, ..dir("src") },
+        // As they are made in a directory that hands its bit on.
+        Entry { mode: 0o2755, ..dir("src/new") },
+        Entry { mode: 0o2755, ..dir("src/new/deeper") },
         Entry { mode: 0o777, ..dir("sticky") },
     ]);
     let root = plan::open_root(&host.work()).unwrap();
@@ -289,6 +292,9 @@ fn the_umask_is_obeyed_and_special_bits_are_the_users_own() {
     let modes = ["new", "tool", "a", "old/deep/x", "dir", "dir/sticky"].map(mode);
     assert_eq!(modes, [0o640, 0o750, 0o664, 0o754, 0o750, 0o750]);
     assert_eq!((mode("src"), mode("sticky")), (0o2770, 0o1777), "what the user set stays");
+    assert_eq!((mode("src/new"), mode("src/new/deeper")), (0o2750, 0o2750));
+    host.refuses(vec![Entry { mode: 0o6755, ..dir("src/other") }], "set-id");
+    host.refuses(vec![Entry { mode: 0o2755, ..file("src/other", "") }], "set-id");
 }
 
 #[test]

@@ -19,7 +19,9 @@ use crate::{
 
 /// Download the changes
 ///
-/// The archive (tar) of what a run changed in its working directory, if it was asked to keep that and succeeded.
+/// The archive (tar) of what a run changed in its working directory, if it was asked to keep that and succeeded. It comes
+/// from the sandbox: do not unpack it unchecked. A character device 0:0 stands for a deletion; a directory with the pax
+/// record `SCHILY.xattr.user.overlay.opaque=y` hides what was in it before; the type flag `Q` is a socket.
 #[utoipa::path(
     get, path = "/v1/runs/{id}/changes", tag = "runs", operation_id = "changes_get",
     params(("id" = String, Path, description = "The run, as `run_…`.")),
