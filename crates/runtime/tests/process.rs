@@ -390,7 +390,7 @@ fn what_is_guarded_is_never_lent() {
     ] {
         let request = world.request(refused);
         let resources = world.runtime.plan(&request, &[]).unwrap();
-        let error = world.runtime.prepare(&request, &resources).unwrap_err();
+        let error = world.runtime.prepare(&request, &resources, &Stop::default()).unwrap_err();
         let named = error.to_string().contains(&*guarded.to_string_lossy());
         assert!(named && error.to_string().contains(problem), "{error}");
         assert!(world.runtime.destroy(&resources).iter().all(|step| step.error.is_none()));
