@@ -16,7 +16,7 @@ use holm_domain::{
     BootMicros, UnixMicros,
     host::RuntimeInfo,
     log::{BatchBuilder, Stream},
-    run::{Cancel, EventKind, ExitStatus, Outcome, Reason, RunSpec},
+    run::{Cancel, EventKind, ExitStatus, Outcome, Reason, RunSpec, Usage},
 };
 use holm_runtime::{
     AttemptId, Descriptor, Error, Prepared, Request, Resources, Runtime, Sandbox, StepReport, Stop, passing,
@@ -307,6 +307,7 @@ impl ShimUnderScript {
             events: 0,
             unenforced: vec!["landlock: not here".to_owned()],
             outcome: None,
+            usage: Usage::default(),
             result: None,
             changes: None,
             pid: std::process::id(),

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use holm_domain::{
     AgentId, OrgId, ProjectId, RunId,
     host::{Capacity, RuntimeInfo},
-    run::{Cancel, EventKind, Outcome, RunSpec, SandboxInfo},
+    run::{Cancel, EventKind, Outcome, RunSpec, SandboxInfo, Usage},
 };
 use serde::{Deserialize, Serialize};
 
@@ -242,6 +242,10 @@ pub struct FinishRun {
     /// How the run ended.
     #[schema(value_type = Object)]
     pub outcome: Outcome,
+    /// What its sandbox used, where that is known.
+    #[serde(default)]
+    #[schema(value_type = Option<Object>)]
+    pub usage: Option<Usage>,
     /// The structured result that the command left.
     #[serde(default)]
     #[schema(value_type = Option<Object>)]

@@ -2,7 +2,7 @@
 
 use holm_domain::{
     AgentId, OrgId, ProjectId, RunId, UnixMicros,
-    run::{Cancel, Event, Outcome, RunSpec, RunState, SandboxInfo},
+    run::{Cancel, Event, Outcome, RunSpec, RunState, SandboxInfo, Usage},
 };
 use serde::{Deserialize, Serialize};
 
@@ -55,6 +55,10 @@ pub struct RunView {
     /// How it ended.
     #[schema(value_type = Option<Object>)]
     pub outcome: Option<Outcome>,
+    /// What its last sandbox used, as far as its host counts it: `cpu_user_us`, `cpu_system_us`, `memory_peak_bytes`,
+    /// `pids_peak`, `io_read_bytes`, `io_write_bytes`, `log_bytes`. What is not counted is left out.
+    #[schema(value_type = Option<Object>)]
+    pub usage: Option<Usage>,
     /// When it was submitted, in microseconds since the Unix epoch, as all times here.
     #[schema(value_type = i64)]
     pub queued_at: UnixMicros,
@@ -84,6 +88,7 @@ impl From<holm_domain::run::Run> for RunView {
             sandbox: run.sandbox,
             result: run.result,
             outcome: run.outcome,
+            usage: run.usage,
             queued_at: run.queued_at,
             claimed_at: run.claimed_at,
             started_at: run.started_at,

@@ -27,7 +27,11 @@ use std::{
     },
 };
 
-use holm_domain::{RunId, host::RuntimeInfo, run::RunSpec};
+use holm_domain::{
+    RunId,
+    host::RuntimeInfo,
+    run::{RunSpec, Usage},
+};
 use holm_wire::guest_api;
 use serde::{Deserialize, Serialize};
 
@@ -124,15 +128,32 @@ pub struct Sandbox {
     pub handle: Box<dyn SandboxHandle>,
 }
 
+/// What the kernel of the host counted of a sandbox. What it does not count is absent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counted {
+    /// What everything in it used.
+    pub usage: Usage,
+    /// What those of its processes used that were waited for by their parents: the whole only if nothing was killed.
+    pub waited: Usage,
+    /// How many of its processes were killed because there was no memory for them.
+    pub oom_kills: Option<u64>,
+    /// How often it was refused a process because it had as many as it may.
+    pub pids_refused: Option<u64>,
+}
+
 /// The way to end a sandbox, whatever happens inside. Nothing here waits for the sandbox's consent.
 pub trait SandboxHandle: Send + Sync {
     /// Kills everything in it at once. May be repeated.
     fn kill(&self) -> Result<(), Error>;
     /// A descriptor that becomes readable when everything in it has died (a pidfd, pidfd_open(2)).
     fn ended(&self) -> std::os::fd::BorrowedFd<'_>;
-    /// Whether its memory limit made the kernel kill a process of it, as far as that can be known.
-    fn out_of_memory(&self) -> bool {
-        false
+    /// What was counted of it. What was used is whole only once everything in it has died.
+    fn counted(&self) -> Counted {
+        Counted::default()
+    }
+    /// Whether everything that is writable in it is full. Known as long as it lives, where it can be known at all.
+    fn disk_is_full(&self) -> Option<bool> {
+        None
     }
 }
 

@@ -516,11 +516,16 @@ fn limits_are_set_and_hold() {
     assert_eq!(live.world.runtime.fingerprint().unenforced, Vec::<String>::new());
     let said = live.execute(&["sh", "-c", "for n in $(seq 60); do sleep 60 >/dev/null 2>&1 & done; wait"]);
     assert!(said.err.contains("fork"), "{said:?}");
+    let counted = live.sandbox.handle.counted();
+    assert!(counted.pids_refused.is_some_and(|refused| refused > 0), "{counted:?}");
+    assert!(counted.usage.pids_peak.is_some_and(|peak| (15..=28).contains(&peak)), "{counted:?}");
     drop(live);
     let mut live = world.start(spec);
-    assert!(!live.sandbox.handle.out_of_memory());
+    assert_eq!(live.sandbox.handle.counted().oom_kills, Some(0));
     let said = live.execute(&["sh", "-c", "head -c 200M /dev/zero | tail"]);
-    assert!(live.sandbox.handle.out_of_memory(), "{said:?}");
+    let counted = live.sandbox.handle.counted();
+    assert!(counted.oom_kills.is_some_and(|kills| kills > 0), "{said:?}");
+    assert!(counted.usage.memory_peak_bytes.is_some_and(|peak| peak >= 60 * 1024 * 1024), "{counted:?}");
 }
 
 /// An attempt ends, its place is given to another agent's sandbox, and only then the first agent cleans up.

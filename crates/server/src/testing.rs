@@ -189,7 +189,8 @@ impl World {
 
     pub async fn finish(&self, held: HeldLease, next_log_seq: u64) {
         let outcome = Outcome::exited(ExitStatus::Code(0));
-        let body = FinishRun { agent: self.agent_id, fence: held.fence, outcome, result: None, next_log_seq };
+        let body =
+            FinishRun { agent: self.agent_id, fence: held.fence, outcome, usage: None, result: None, next_log_seq };
         let path = format!("/agent/v1/runs/{}/finish", held.run);
         assert_eq!(self.agent().post(&path, &body).await.status, StatusCode::NO_CONTENT);
     }

@@ -112,7 +112,7 @@ async fn execute(client: &Client, id: AgentId, claimed: &ClaimedRun) {
     let pieces = stream::iter([Ok(Bytes::from_static(b"half ")), Ok(Bytes::from_static(b"and half"))]);
     client.agent_put_changes(run, &by, pieces, 13).await.unwrap();
     let outcome = Outcome::exited(ExitStatus::Code(3));
-    let finish = FinishRun { agent: id, fence, outcome, result: None, next_log_seq: 3 };
+    let finish = FinishRun { agent: id, fence, outcome, usage: None, result: None, next_log_seq: 3 };
     client.agent_finish(run, &finish, DEADLINE).await.unwrap();
 }
 
@@ -218,7 +218,8 @@ async fn a_follower_carries_on_over_a_restart_of_its_server() {
     assert_eq!(log.next().await.unwrap().unwrap().seq, 2);
     user.run_cancel(run, &CancelRun { kill: true }).await.unwrap();
     let outcome = Outcome::cancelled("killed");
-    let finish = FinishRun { agent: agent(1), fence: claimed.fence, outcome, result: None, next_log_seq: 3 };
+    let finish =
+        FinishRun { agent: agent(1), fence: claimed.fence, outcome, usage: None, result: None, next_log_seq: 3 };
     host.agent_finish(run, &finish, DEADLINE).await.unwrap();
     assert!(log.next().await.unwrap().is_none());
     server.end().await;
@@ -240,7 +241,8 @@ async fn a_long_log_is_sealed_and_reads_the_same() {
         host.agent_append_logs(run, &by, batch(1 + 2 * n, &[&line, &line])).await.unwrap();
     }
     let outcome = Outcome::exited(ExitStatus::Code(0));
-    let finish = FinishRun { agent: agent(1), fence: claimed.fence, outcome, result: None, next_log_seq: 41 };
+    let finish =
+        FinishRun { agent: agent(1), fence: claimed.fence, outcome, usage: None, result: None, next_log_seq: 41 };
     host.agent_finish(run, &finish, DEADLINE).await.unwrap();
     let sealed = async {
         while store.blobs().list_of_run(made.org, run).next().await.is_none() {

@@ -3,10 +3,13 @@
 //! The order is fixed: time limit, lease, cancellation, shutdown, the shim's own trouble with the host, the end of the
 //! command, and only then the loss of the guest. A channel that broke is never a success (SPEC R9): exit code 0 counts
 //! only together with a complete output stream, which is what [`Ending::Exited`] stands for.
+//!
+//! What ran out ([`Shortage`]) is the kernel's word. It explains a failure and never makes one: a command that got along
+//! with less and ended with 0 has succeeded.
 
 use std::time::Duration;
 
-use holm_domain::run::{Cancel, ExitStatus, Outcome, Reason};
+use holm_domain::run::{Cancel, ExitStatus, Outcome, OutcomeKind, Reason};
 use holm_wire::guest_api::{Exit, SpawnFailure, SpawnFailureKind};
 
 use crate::{deadline::Causes, protocol::MESSAGE_BYTES_MAX};
@@ -26,23 +29,38 @@ pub enum Ending {
     SpoolFailed(String),
 }
 
+/// What ran out in the sandbox, by the word of the host's kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Shortage {
+    /// How many of its processes were killed because there was no memory for them.
+    pub oom_kills: u64,
+    /// Whether its own limit on memory was far away then: the host had no more.
+    pub of_host_memory: bool,
+    /// Whether everything that is writable was full at the end of the command.
+    pub disk_full: bool,
+    /// How often it was refused a process because it had as many as it may.
+    pub pids_refused: u64,
+}
+
 /// What else is known when a run is judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Circumstances {
     /// Why the sandbox was being ended.
     pub causes: Causes,
-    /// Whether the memory limit made the kernel kill something in it.
-    pub out_of_memory: bool,
+    /// What ran out in it.
+    pub shortage: Shortage,
     /// The time limit of the command.
     pub time_limit: Duration,
 }
 
 /// How the run ended.
 pub fn classify(ending: Ending, circumstances: Circumstances) -> Outcome {
-    let Circumstances { causes, out_of_memory, time_limit } = circumstances;
+    let Circumstances { causes, shortage, time_limit } = circumstances;
     let exit = if let Ending::Exited(exit) = &ending { Some(*exit) } else { None };
     let forced = if causes.time_limit {
-        Some(Outcome::timed_out(format!("the command was still running after its time limit of {time_limit:?}")))
+        let message = format!("the command was still running after its time limit of {time_limit:?}");
+        // Not the reason of the end, but perhaps of what took so long.
+        Some(Outcome::timed_out([message].into_iter().chain(shortage.sentences()).collect::<Vec<_>>().join("; ")))
     } else if causes.lease {
         Some(Outcome::failed(Reason::LeaseExpired, "the sandbox was killed because its lease was not renewed"))
     } else if let Some(how) = causes.cancelled {
@@ -57,22 +75,53 @@ pub fn classify(ending: Ending, circumstances: Circumstances) -> Outcome {
     };
     match forced {
         Some(outcome) => Outcome { exit, ..outcome },
-        None => unforced(ending, out_of_memory),
+        None => unforced(ending, shortage),
     }
 }
 
-fn unforced(ending: Ending, out_of_memory: bool) -> Outcome {
-    let memory = if out_of_memory { " (the memory limit made the kernel kill a process of it)" } else { "" };
+fn unforced(ending: Ending, shortage: Shortage) -> Outcome {
+    let only_memory = Shortage { disk_full: false, pids_refused: 0, ..shortage };
     match ending {
-        Ending::NotLaunched(message) => Outcome::failed(Reason::LaunchFailed, clip(message)),
-        Ending::NotSpawned(failure) => not_spawned(failure),
-        Ending::Exited(exit) => {
-            let outcome = Outcome::exited(exit);
-            let message = outcome.message.map(|message| message + memory);
-            Outcome { message, ..outcome }
+        Ending::NotLaunched(message) => explain(Outcome::failed(Reason::LaunchFailed, clip(message)), only_memory),
+        Ending::NotSpawned(failure) if failure.kind == SpawnFailureKind::Other => {
+            explain(not_spawned(failure), Shortage { disk_full: false, ..shortage })
         }
-        Ending::Lost(message) => Outcome::failed(Reason::GuestLost, clip(message) + memory),
+        Ending::NotSpawned(failure) => not_spawned(failure),
+        Ending::Exited(exit) => explain(Outcome::exited(exit), shortage),
+        Ending::Lost(message) => explain(Outcome::failed(Reason::GuestLost, clip(message)), only_memory),
         Ending::SpoolFailed(message) => Outcome::failed(Reason::SpoolFailed, clip(message)),
+    }
+}
+
+/// Gives a failure the reason that the kernel knows, if it knows one, and adds what it knows to the message.
+fn explain(outcome: Outcome, shortage: Shortage) -> Outcome {
+    let (Some(reason), OutcomeKind::Failed) = (shortage.reason(), outcome.kind) else { return outcome };
+    let sentences: Vec<String> = outcome.message.into_iter().chain(shortage.sentences()).collect();
+    Outcome { reason: Some(reason), message: Some(clip(sentences.join("; "))), ..outcome }
+}
+
+impl Shortage {
+    /// What weighs most: what killed, before what is full still, before what was refused at some time.
+    fn reason(self) -> Option<Reason> {
+        match self {
+            Self { oom_kills: 1.., .. } => Some(Reason::OutOfMemory),
+            Self { disk_full: true, .. } => Some(Reason::DiskLimit),
+            Self { pids_refused: 1.., .. } => Some(Reason::PidsLimit),
+            _ => None,
+        }
+    }
+
+    fn sentences(self) -> impl Iterator<Item = String> {
+        let times = |count, one: &str, more: &str| if count == 1 { one.to_owned() } else { format!("{count} {more}") };
+        let whose = if self.of_host_memory { "the host had no more memory" } else { "its memory limit was reached" };
+        let killed = times(self.oom_kills, "one of its processes", "of its processes");
+        let refused = times(self.pids_refused, "one new process", "new processes");
+        let memory = format!("{whose} and the kernel killed {killed}");
+        let disk = "its writable file system is full".to_owned();
+        let pids = format!("it had as many processes as it may and was refused {refused}");
+        [(self.oom_kills > 0, memory), (self.disk_full, disk), (self.pids_refused > 0, pids)]
+            .into_iter()
+            .filter_map(|(is_so, sentence)| is_so.then_some(sentence))
     }
 }
 
@@ -116,12 +165,10 @@ pub fn clip_to(bytes_max: usize, text: impl AsRef<str>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use holm_domain::run::OutcomeKind;
-
     use super::*;
 
     fn caused(causes: Causes) -> Circumstances {
-        Circumstances { causes, out_of_memory: false, time_limit: Duration::from_secs(60) }
+        Circumstances { causes, shortage: Shortage::default(), time_limit: Duration::from_secs(60) }
     }
 
     fn endings() -> Vec<Ending> {
@@ -178,13 +225,76 @@ mod tests {
         }
     }
 
+    fn short_of(shortage: Shortage) -> Circumstances {
+        Circumstances { shortage, ..caused(Causes::default()) }
+    }
+
     #[test]
-    fn memory_is_named_where_it_was_the_reason() {
-        let circumstances = Circumstances { out_of_memory: true, ..caused(Causes::default()) };
-        let killed = classify(Ending::Exited(ExitStatus::Signal(9)), circumstances);
-        assert!(killed.message.is_some_and(|message| message.contains("memory limit")));
-        let fine = classify(Ending::Exited(ExitStatus::Code(0)), circumstances);
-        assert_eq!((fine.exit_code(), fine.message), (0, None));
+    fn what_ran_out_explains_a_failure() {
+        let (oom, full) =
+            (Shortage { oom_kills: 1, ..Shortage::default() }, Shortage { disk_full: true, ..Shortage::default() });
+        let pids = Shortage { pids_refused: 3, ..Shortage::default() };
+        let all = Shortage { oom_kills: 2, disk_full: true, pids_refused: 1, of_host_memory: false };
+        let other = || Ending::NotSpawned(SpawnFailure { kind: SpawnFailureKind::Other, message: "fork".into() });
+        let table = [
+            (
+                Ending::Exited(ExitStatus::Signal(9)),
+                oom,
+                137,
+                Reason::OutOfMemory,
+                "signal 9; its memory limit was reached and the kernel killed one of its",
+            ),
+            (Ending::Exited(ExitStatus::Code(2)), oom, 2, Reason::OutOfMemory, "exit code 2; its memory limit"),
+            (Ending::Lost("gone".into()), oom, 137, Reason::OutOfMemory, "gone; its memory limit"),
+            (Ending::NotLaunched("no".into()), oom, 137, Reason::OutOfMemory, "no; its memory limit"),
+            (other(), oom, 137, Reason::OutOfMemory, "fork; its memory limit"),
+            (
+                Ending::Exited(ExitStatus::Code(1)),
+                full,
+                1,
+                Reason::DiskLimit,
+                "exit code 1; its writable file system is full",
+            ),
+            (Ending::Exited(ExitStatus::Code(1)), pids, 1, Reason::PidsLimit, "was refused 3 new processes"),
+            (other(), pids, 125, Reason::PidsLimit, "fork; it had as many processes"),
+            (
+                Ending::Exited(ExitStatus::Code(1)),
+                all,
+                1,
+                Reason::OutOfMemory,
+                "killed 2 of its processes; its writable file system is full; it had",
+            ),
+            (
+                Ending::Exited(ExitStatus::Code(1)),
+                Shortage { of_host_memory: true, ..oom },
+                1,
+                Reason::OutOfMemory,
+                "the host had no more memory",
+            ),
+        ];
+        for (ending, shortage, code, reason, words) in table {
+            let outcome = classify(ending.clone(), short_of(shortage));
+            assert_eq!((outcome.exit_code(), outcome.reason), (code, Some(reason)), "{ending:?} {shortage:?}");
+            assert!(outcome.is_consistent() && outcome.kind == OutcomeKind::Failed, "{outcome:?}");
+            assert!(outcome.message.as_ref().is_some_and(|message| message.contains(words)), "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn what_ran_out_neither_makes_a_failure_nor_hides_another() {
+        let all = Shortage { oom_kills: 2, disk_full: true, pids_refused: 1, of_host_memory: true };
+        let fine = classify(Ending::Exited(ExitStatus::Code(0)), short_of(all));
+        assert_eq!((fine.exit_code(), fine.reason, fine.message), (0, None, None));
+        let missing = Ending::NotSpawned(SpawnFailure { kind: SpawnFailureKind::NotFound, message: "x".into() });
+        assert_eq!(classify(missing, short_of(all)).reason, Some(Reason::CommandNotFound));
+        assert_eq!(classify(Ending::SpoolFailed("x".into()), short_of(all)).reason, Some(Reason::SpoolFailed));
+        let not_memory = Shortage { oom_kills: 0, ..all };
+        assert_eq!(classify(Ending::Lost("x".into()), short_of(not_memory)).reason, Some(Reason::GuestLost));
+        assert_eq!(classify(Ending::NotLaunched("x".into()), short_of(not_memory)).reason, Some(Reason::LaunchFailed));
+        let late = Circumstances { causes: Causes { time_limit: true, ..Causes::default() }, ..short_of(all) };
+        let late = classify(Ending::Exited(ExitStatus::Code(0)), late);
+        assert_eq!((late.reason, late.exit_code()), (Some(Reason::Timeout), 124));
+        assert!(late.message.is_some_and(|message| message.contains("60s; the host")));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use holm_domain::{
     BootMicros,
-    run::{Cancel, Outcome, RunSpec},
+    run::{Cancel, Outcome, RunSpec, Usage},
 };
 use holm_runtime::AttemptId;
 use serde::{Deserialize, Serialize};
@@ -151,6 +151,9 @@ pub struct Status {
     pub unenforced: Vec<String>,
     /// How the run ended, when it has.
     pub outcome: Option<Outcome>,
+    /// What the sandbox used, when it has ended.
+    #[serde(default)]
+    pub usage: Usage,
     /// The structured result that the command left, when it has ended and left one.
     pub result: Option<serde_json::Value>,
     /// The length of the archive of changes, when there is one.

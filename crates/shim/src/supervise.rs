@@ -5,10 +5,20 @@
 //! everything has died is the kernel's to say and nobody else's: a sandbox that does not die is told of as such, and killed
 //! again and again.
 
-use std::{cell::RefCell, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
-use holm_domain::{BootMicros, log::Stream, run::EventKind};
-use holm_runtime::{Sandbox, SandboxHandle};
+use holm_domain::{
+    BootMicros,
+    log::Stream,
+    run::{EventKind, ExitStatus, Usage},
+};
+use holm_runtime::{Counted, Sandbox, SandboxHandle};
 use holm_wire::{
     guest_api::{OutputFrame, OutputStream},
     host_api::Refused,
@@ -21,7 +31,7 @@ use crate::{
     events::{EventFile, Refusals},
     exit,
     guest::Readiness,
-    outcome::{Circumstances, Ending, classify},
+    outcome::{Circumstances, Ending, Shortage, classify},
     protocol::{Command, Launch, Phase, Status},
     spool::writer::Writer,
     watchdog::{View, Watchdog},
@@ -42,7 +52,15 @@ pub struct Attempt {
     spool_acked: Notify,
     events: RefCell<EventFile>,
     refusals: RefCell<Refusals>,
+    output_bytes: Cell<u64>,
     leave: watch::Sender<bool>,
+}
+
+/// What the host's kernel says of a sandbox that has died.
+#[derive(Debug, Clone, Copy, Default)]
+struct Traces {
+    counted: Counted,
+    disk_full: bool,
 }
 
 /// The status of an attempt that has just begun.
@@ -55,6 +73,7 @@ pub fn first_status(launch: &Launch) -> Status {
         events: 0,
         unenforced: Vec::new(),
         outcome: None,
+        usage: Usage::default(),
         result: None,
         changes: None,
         pid: std::process::id(),
@@ -75,6 +94,7 @@ impl Attempt {
             spool_acked: Notify::new(),
             events: RefCell::new(events),
             refusals: RefCell::default(),
+            output_bytes: Cell::new(0),
             leave: watch::Sender::new(false),
         })
     }
@@ -103,12 +123,12 @@ impl Attempt {
     }
 
     async fn to_the_end(&self, launched: Result<Sandbox, holm_runtime::Error>, readiness: Readiness) {
-        let (ending, oom) = match launched {
+        let (ending, traces) = match launched {
             Ok(sandbox) => self.in_sandbox(sandbox, readiness).await,
             Err(error) => {
                 // There is nothing that could live.
                 self.watchdog.input(Input::Ended);
-                (Ending::NotLaunched(error.to_string()), false)
+                (Ending::NotLaunched(error.to_string()), Traces::default())
             }
         };
         let ending = match self.settle() {
@@ -116,11 +136,11 @@ impl Attempt {
             Err(error) => Ending::SpoolFailed(error.to_string()),
         };
         let causes = self.watchdog.view().borrow().causes;
-        self.tell_end(ending, causes, oom);
+        self.tell_end(ending, causes, traces);
     }
 
     /// Works with the guest until it is done or stopped, and does not return before everything in the sandbox has died.
-    async fn in_sandbox(&self, sandbox: Sandbox, readiness: Readiness) -> (Ending, bool) {
+    async fn in_sandbox(&self, sandbox: Sandbox, readiness: Readiness) -> (Ending, Traces) {
         let Sandbox { lane_in, lane_out, setup, env, handle } = sandbox;
         let handle: Arc<dyn SandboxHandle> = Arc::from(handle);
         self.watchdog.arm(handle.clone());
@@ -136,10 +156,11 @@ impl Attempt {
                 }
             }
         };
-        let oom = handle.out_of_memory();
+        let has_failed = matches!(ending, Ending::Exited(exit) if exit != ExitStatus::Code(0));
+        let disk_full = has_failed && handle.disk_is_full() == Some(true);
         self.watchdog.input(Input::Dismiss);
         self.death(&mut view).await;
-        (ending, oom)
+        (ending, Traces { counted: handle.counted(), disk_full })
     }
 
     /// Waits until everything in the sandbox has died, however long that takes, and tells when it takes long.
@@ -169,12 +190,14 @@ impl Attempt {
         Ok(())
     }
 
-    fn tell_end(&self, ending: Ending, causes: Causes, out_of_memory: bool) {
-        let circumstances = Circumstances { causes, out_of_memory, time_limit: self.launch.spec.limits.timeout() };
+    fn tell_end(&self, ending: Ending, causes: Causes, traces: Traces) {
+        let usage = self.usage(&ending, traces.counted);
+        let circumstances = Circumstances { causes, shortage: self.shortage(traces), time_limit: self.time_limit() };
         let outcome = classify(ending, circumstances);
         tracing::info!(?outcome, "the attempt has ended");
         let mut last = self.status.borrow().clone();
         last.phase = Phase::Ended;
+        last.usage = usage;
         if outcome.kind != holm_domain::run::OutcomeKind::Succeeded {
             last.changes = None;
         }
@@ -184,6 +207,27 @@ impl Attempt {
             tracing::error!(%error, "the final status cannot be written");
         }
         self.status.send_replace(last);
+    }
+
+    fn time_limit(&self) -> Duration {
+        self.launch.spec.limits.timeout()
+    }
+
+    fn usage(&self, ending: &Ending, counted: Counted) -> Usage {
+        // What was killed was not waited for by its parents: a part would be taken for the whole.
+        let waited = if matches!(ending, Ending::Exited(_)) { counted.waited } else { Usage::default() };
+        Usage { log_bytes: Some(self.output_bytes.get()), ..counted.usage.or(waited) }
+    }
+
+    fn shortage(&self, Traces { counted, disk_full }: Traces) -> Shortage {
+        let peak = counted.usage.memory_peak_bytes;
+        Shortage {
+            oom_kills: counted.oom_kills.unwrap_or(0),
+            // What the guest itself may have beyond the limit is more than the kernel's count can be off.
+            of_host_memory: peak.is_some_and(|peak| peak < self.launch.spec.limits.memory_bytes),
+            disk_full,
+            pids_refused: counted.pids_refused.unwrap_or(0),
+        }
     }
 
     /// Stays for the agent, as long as it may still hold the lease, and then some.
@@ -276,6 +320,7 @@ impl Attempt {
             OutputStream::Stderr => Stream::Stderr,
         };
         self.spool.borrow_mut().push(stream, &frame.data, clock::now())?;
+        self.output_bytes.set(self.output_bytes.get() + frame.data.len() as u64);
         self.spool_pushed.notify_one();
         self.progress();
         Ok(())
@@ -344,7 +389,7 @@ async fn stopped(view: &mut watch::Receiver<View>) -> &'static str {
 
 /// The status of an attempt that came to nothing before a sandbox was there.
 pub fn stillborn(launch: &Launch, causes: Causes, message: String) -> Status {
-    let circumstances = Circumstances { causes, out_of_memory: false, time_limit: launch.spec.limits.timeout() };
+    let circumstances = Circumstances { causes, time_limit: launch.spec.limits.timeout(), ..Circumstances::default() };
     let outcome = Some(classify(Ending::NotLaunched(message), circumstances));
     Status { phase: Phase::Ended, outcome, ..first_status(launch) }
 }

@@ -5,7 +5,7 @@ use std::{os::fd::AsRawFd as _, path::PathBuf, time::Duration};
 
 use holm_domain::{
     BootMicros,
-    run::{Cancel, ExitStatus, Outcome},
+    run::{Cancel, ExitStatus, Outcome, Usage},
 };
 use holm_shim::{
     client::{self, Commands, Statuses},
@@ -27,6 +27,7 @@ fn status(next_seq: u64) -> Status {
         events: 0,
         unenforced: Vec::new(),
         outcome: None,
+        usage: Usage::default(),
         result: None,
         changes: None,
         pid: std::process::id(),

@@ -240,6 +240,7 @@ async fn finish<C: ControlPlane>(
         message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
     }
     let AttemptId { run, fence } = attempt;
-    let body = FinishRun { agent: shared.agent, fence, outcome, result: end.result.clone(), next_log_seq };
+    let (agent, usage, result) = (shared.agent, end.usage, end.result.clone());
+    let body = FinishRun { agent, fence, outcome, usage, result, next_log_seq };
     persist("finish", shared.config.patience, || shared.control.finish(run, body.clone())).await
 }

@@ -1,6 +1,6 @@
 //! What is known of a sandbox from outside, and how failures of our own become outcomes.
 
-use holm_domain::run::{Outcome, OutcomeKind, Reason};
+use holm_domain::run::{Outcome, OutcomeKind, Reason, Usage};
 use holm_runtime::Error;
 use holm_shim::protocol::{Phase, Status, UNENFORCED_BYTES_MAX, UNENFORCED_MAX};
 
@@ -9,6 +9,8 @@ use holm_shim::protocol::{Phase, Status, UNENFORCED_BYTES_MAX, UNENFORCED_MAX};
 pub(crate) struct End {
     /// How the run ended.
     pub(crate) outcome: Outcome,
+    /// What the sandbox used, where there was one whose shim lived to tell it.
+    pub(crate) usage: Option<Usage>,
     /// The structured result that the command left.
     pub(crate) result: Option<serde_json::Value>,
     /// The length of the archive of changes.
@@ -60,6 +62,7 @@ impl Seen {
         if status.phase == Phase::Ended {
             self.end = Some(End {
                 outcome: believable(status.outcome.clone()),
+                usage: Some(status.usage),
                 result: status.result.clone(),
                 changes: status.changes,
                 next_seq: Some(status.next_seq),
@@ -77,7 +80,7 @@ impl Seen {
         } else {
             Outcome::failed(Reason::LaunchFailed, "the shim died before the command was started")
         };
-        self.end = Some(End { outcome, result: None, changes: None, next_seq: None });
+        self.end = Some(End { outcome, usage: None, result: None, changes: None, next_seq: None });
     }
 }
 
@@ -126,6 +129,7 @@ pub(crate) mod tests {
             events: 1,
             unenforced: vec!["landlock: no".to_owned()],
             outcome,
+            usage: Usage { pids_peak: Some(4), ..Usage::default() },
             result: None,
             changes: None,
             pid: 1,
@@ -139,7 +143,8 @@ pub(crate) mod tests {
         assert!(!seen.started && seen.end.is_none());
         seen.take(3, &status(Phase::Ended, Some(Outcome::exited(ExitStatus::Code(2)))));
         assert!(seen.started);
-        assert_eq!(seen.end.unwrap().next_seq, Some(7));
+        let end = seen.end.unwrap();
+        assert_eq!((end.next_seq, end.usage.and_then(|usage| usage.pids_peak)), (Some(7), Some(4)));
     }
 
     #[test]
@@ -195,7 +200,8 @@ pub(crate) mod tests {
         assert_eq!(early.end.unwrap().outcome.reason, Some(Reason::LaunchFailed));
         let mut late = Seen { started: true, ..Seen::default() };
         late.lose();
-        assert_eq!(late.end.unwrap().outcome.reason, Some(Reason::GuestLost));
+        let end = late.end.unwrap();
+        assert_eq!((end.outcome.reason, end.usage), (Some(Reason::GuestLost), None));
     }
 
     #[test]

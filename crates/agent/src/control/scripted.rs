@@ -339,7 +339,8 @@ impl ControlPlane for Scripted {
             if body.outcome.message.as_ref().is_some_and(|message| message.len() > 4_096) || body.result.is_some() {
                 return Err(ControlError::Refused("as the server does with what is too long".to_owned()));
             }
-            let decided = grant::finish(&world.runs[&run], body.agent, body.fence, body.outcome, body.result, now());
+            let FinishRun { agent, fence, outcome, usage, result, .. } = body;
+            let decided = grant::finish(&world.runs[&run], agent, fence, outcome, usage, result, now());
             match decided {
                 Ok(Some(decision)) => {
                     world.finishes += 1;

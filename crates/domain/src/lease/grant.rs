@@ -10,7 +10,7 @@ use crate::{
     AgentId, UnixMicros,
     lease::Lease,
     limits::LeaseConfig,
-    run::{Decision, EventKind, Outcome, Run, RunState, SandboxInfo},
+    run::{Decision, EventKind, Outcome, Run, RunState, SandboxInfo, Usage},
 };
 
 /// The operation bears a fence that is not that of a live lease.
@@ -121,6 +121,7 @@ pub fn finish(
     agent: AgentId,
     fence: u64,
     outcome: Outcome,
+    usage: Option<Usage>,
     result: Option<serde_json::Value>,
     now: UnixMicros,
 ) -> Result<Option<Decision>, FinishRefused> {
@@ -137,6 +138,7 @@ pub fn finish(
     }
     let mut run = run.clone();
     run.version += 1;
+    run.usage = usage;
     run.result = result;
     let ended = run.end(outcome, now);
     Ok(Some(Decision { run, events: vec![ended] }))

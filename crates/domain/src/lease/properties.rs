@@ -87,7 +87,7 @@ fn apply(run: &Run, op: Op, now: UnixMicros) -> (Option<Decision>, bool) {
         }
         Op::Finish(by, behind, code) => {
             let outcome = Outcome::exited(ExitStatus::Code(code));
-            let finished = finish(run, agent(by), fence(behind), outcome, None, now);
+            let finished = finish(run, agent(by), fence(behind), outcome, None, None, now);
             (finished.ok().flatten(), is_live(by, behind))
         }
         Op::Expire => {
@@ -169,7 +169,8 @@ proptest! {
     fn an_end_that_is_repeated_changes_nothing(code: u8, other: u8) {
         let run = claim(&queued(UnixMicros(1)), agent(0), UnixMicros(2), &config()).map(|decision| decision.run);
         let run = run.ok_or_else(|| TestCaseError::fail("a queued run is granted"))?;
-        let end = |run: &Run, code| finish(run, agent(0), 1, Outcome::exited(ExitStatus::Code(code)), None, UnixMicros(3));
+        let outcome = |code| Outcome::exited(ExitStatus::Code(code));
+        let end = |run: &Run, code| finish(run, agent(0), 1, outcome(code), None, None, UnixMicros(3));
         let ended = end(&run, code).ok().flatten().map(|decision| decision.run);
         let ended = ended.ok_or_else(|| TestCaseError::fail("the first end is taken"))?;
         prop_assert_eq!(end(&ended, code), Ok(None));

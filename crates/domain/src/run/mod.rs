@@ -1,8 +1,8 @@
 //! A run: one workload from submission to its end.
 //!
 //! [`Run`] is the whole of what is decided about one workload; the modules beside this one say what it is asked to do
-//! ([`spec`]), how it ended ([`outcome`]) and what is told of it ([`event`]). The transitions that involve a lease are in
-//! [`crate::lease::grant`]; those that do not are here.
+//! ([`spec`]), how it ended ([`outcome`]), what it used ([`usage`]) and what is told of it ([`event`]). The transitions that
+//! involve a lease are in [`crate::lease::grant`]; those that do not are here.
 //!
 //! What always holds: a run that has ended never changes again; its lease is there exactly while its state is one that an
 //! agent owns; `fence` never decreases; every state that is not final has a deadline ([`Run::deadline`]).
@@ -10,6 +10,7 @@
 pub mod event;
 pub mod outcome;
 pub mod spec;
+pub mod usage;
 
 use std::collections::BTreeMap;
 
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use event::{Event, EventKind};
 pub use outcome::{ExitStatus, Outcome, OutcomeKind, Reason};
 pub use spec::{Mount, RootSource, RunSpec, WorkDir};
+pub use usage::Usage;
 
 use crate::{AgentId, OrgId, ProjectId, RunId, TokenId, UnixMicros, lease::Lease, limits::LeaseConfig};
 
@@ -121,6 +123,8 @@ pub struct Run {
     pub result: Option<serde_json::Value>,
     /// How it ended.
     pub outcome: Option<Outcome>,
+    /// What its last sandbox used, where that was told.
+    pub usage: Option<Usage>,
     /// When it was submitted.
     pub queued_at: UnixMicros,
     /// When it is given up if no agent has claimed it.
@@ -175,6 +179,7 @@ pub fn admit(admission: Admission, spec: RunSpec, now: UnixMicros, config: &Leas
         sandbox: None,
         result: None,
         outcome: None,
+        usage: None,
         queued_at: now,
         queue_deadline_at: now.plus(config.queue_deadline),
         claimed_at: None,

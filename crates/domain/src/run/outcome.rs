@@ -10,6 +10,8 @@ pub const EXIT_NOT_EXECUTABLE: i32 = 126;
 pub const EXIT_NOT_FOUND: i32 = 127;
 /// The exit code for a command that was ended by its time limit, as timeout(1) uses it.
 pub const EXIT_TIMEOUT: i32 = 124;
+/// The exit code for a sandbox of which the kernel killed more than the command because its memory ran out: that of SIGKILL.
+pub const EXIT_OUT_OF_MEMORY: i32 = 137;
 
 /// How a process ended, as wait(2) tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +57,12 @@ pub enum Reason {
     Cancelled,
     /// The time limit passed.
     Timeout,
+    /// It failed, and the kernel had killed a process of it because there was no more memory for it.
+    OutOfMemory,
+    /// It failed, and its writable file system was full.
+    DiskLimit,
+    /// It failed, and the kernel had refused it a process because it had as many as it may.
+    PidsLimit,
     /// The channel to the guest broke, or the guest spoke nonsense.
     GuestLost,
     /// The host could not keep the output: its disk is full or fails.
@@ -131,6 +139,7 @@ impl Outcome {
             (_, Some(Reason::CommandNotFound), _) => EXIT_NOT_FOUND,
             (_, Some(Reason::CommandNotExecutable), _) => EXIT_NOT_EXECUTABLE,
             (OutcomeKind::Cancelled, _, None) => 130,
+            (_, Some(Reason::OutOfMemory), None) => EXIT_OUT_OF_MEMORY,
             (_, _, Some(ExitStatus::Code(code))) if code != 0 => i32::from(code),
             (_, _, Some(ExitStatus::Signal(signal))) => 128 + i32::from(signal),
             _ => EXIT_HOLM,
@@ -157,6 +166,9 @@ mod tests {
         assert_eq!(Outcome::failed(Reason::CommandNotFound, "").exit_code(), 127);
         assert_eq!(Outcome::failed(Reason::CommandNotExecutable, "").exit_code(), 126);
         assert_eq!(Outcome::failed(Reason::GuestLost, "").exit_code(), 125);
+        assert_eq!(Outcome::failed(Reason::OutOfMemory, "").exit_code(), 137);
+        let out_of_memory = Outcome { exit: Some(ExitStatus::Code(2)), ..Outcome::failed(Reason::OutOfMemory, "") };
+        assert_eq!(out_of_memory.exit_code(), 2);
         assert_eq!(Outcome::timed_out("").exit_code(), 124);
         assert_eq!(Outcome::cancelled("").exit_code(), 130);
     }

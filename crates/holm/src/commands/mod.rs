@@ -1,5 +1,6 @@
 //! What the commands do, one file each.
 
+mod advice;
 pub mod cancel;
 pub mod completion;
 pub mod config;

@@ -1,13 +1,15 @@
 //! `holm show`: everything that is known of a run.
 
+use std::time::Duration;
+
 use holm_api::{client::ClientError, runs::RunView};
 use holm_domain::{
     RunId,
-    run::{Event, ExitStatus, RootSource},
+    run::{Event, ExitStatus, RootSource, Usage},
 };
 use serde::Serialize;
 
-use super::{events, instant, ps, status};
+use super::{advice, events, instant, ps, status};
 use crate::{
     output::{Cell, escaped},
     session::Session,
@@ -71,6 +73,7 @@ fn pairs(run: &RunView) -> Vec<(&'static str, Cell)> {
     if let Some(outcome) = &run.outcome {
         add("message", outcome.message.as_deref().map(escaped));
         add("exit", outcome.exit.map(exit));
+        add("to do", advice::of(run));
     }
     add("image", Some(image(&run.spec.root)));
     add("work dir", run.spec.work_dir.as_ref().map(|dir| escaped(&dir.source)));
@@ -98,6 +101,7 @@ fn pairs(run: &RunView) -> Vec<(&'static str, Cell)> {
     add("started", run.started_at.map(instant));
     add("ended", run.ended_at.map(instant));
     add("took", run.started_at.zip(run.ended_at).map(|(start, end)| show_duration(end.since(start))));
+    add("used", run.usage.as_ref().and_then(used));
     add("attempt", Some(format!("{} (fence {})", run.attempt, run.fence)));
     add("agent", run.agent.or(run.sandbox.as_ref().map(|sandbox| sandbox.agent)).map(|id| id.to_string()));
     if let Some(sandbox) = &run.sandbox {
@@ -112,6 +116,25 @@ fn pairs(run: &RunView) -> Vec<(&'static str, Cell)> {
     pairs
 }
 
+/// What of it is known; nothing if nothing is.
+fn used(usage: &Usage) -> Option<String> {
+    let seconds = |micros: u64| format!("{:.2} s", Duration::from_micros(micros).as_secs_f64());
+    let cpu = match (usage.cpu_user_us, usage.cpu_system_us) {
+        (Some(user), Some(system)) => Some(format!("{} cpu ({} system)", seconds(user + system), seconds(system))),
+        _ => None,
+    };
+    let parts = [
+        cpu,
+        usage.memory_peak_bytes.map(|bytes| format!("{} memory at most", show_bytes(bytes))),
+        usage.pids_peak.map(|pids| format!("{pids} pids at most")),
+        usage.io_read_bytes.map(|bytes| format!("{} read", show_bytes(bytes))),
+        usage.io_write_bytes.map(|bytes| format!("{} written", show_bytes(bytes))),
+        usage.log_bytes.map(|bytes| format!("{} output", show_bytes(bytes))),
+    ];
+    let known: Vec<String> = parts.into_iter().flatten().collect();
+    (!known.is_empty()).then(|| known.join(", "))
+}
+
 fn exit(exit: ExitStatus) -> String {
     match exit {
         ExitStatus::Code(code) => format!("code {code}"),
@@ -124,5 +147,25 @@ fn image(root: &RootSource) -> String {
         RootSource::Host => "host".to_owned(),
         RootSource::Dir { path } => escaped(&format!("dir:{path}")),
         RootSource::Tar { path } => escaped(&format!("tar:{path}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_known_is_shown() {
+        assert_eq!(used(&Usage::default()), None);
+        let half = Usage { cpu_user_us: Some(1), ..Usage::default() };
+        assert_eq!(used(&half), None);
+        let usage = Usage {
+            cpu_user_us: Some(1_250_000),
+            cpu_system_us: Some(250_000),
+            memory_peak_bytes: Some(64 << 20),
+            log_bytes: Some(0),
+            ..Usage::default()
+        };
+        assert_eq!(used(&usage).as_deref(), Some("1.50 s cpu (0.25 s system), 64 MiB memory at most, 0 B output"));
     }
 }

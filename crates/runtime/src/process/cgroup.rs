@@ -14,6 +14,7 @@ use std::{
 use holm_domain::limits::Limits;
 use rustix::fs::{Access, Mode, OFlags, access, open};
 
+use super::meters;
 use crate::{Context, Descriptor, Error};
 
 /// The tasks of a sandbox that are not the workload's, at their most: the guest, which has one thread, and the init of the
@@ -59,6 +60,8 @@ pub struct Hierarchy {
     pub unified: bool,
     /// What it limits.
     pub controllers: Vec<Controller>,
+    /// Whether it is of version 1 and counts processor time. Version 2 always does.
+    pub counts_cpu: bool,
 }
 
 /// Where groups are made, and what they can limit.
@@ -114,13 +117,14 @@ impl Layout {
         for controller in Controller::ALL {
             let holds = |m: &&Mounted| m.controllers.iter().any(|name| name == controller.name());
             let Some(mounted) = mounted.iter().find(holds) else { continue };
-            let base = own_group(mounted, own, Some(controller)).unwrap_or_else(|| mounted.point.clone());
+            let base = own_group(mounted, own, Some(controller.name())).unwrap_or_else(|| mounted.point.clone());
             if !host.writable(&base) {
                 layout.missing.insert(controller, format!("{} is not writable to this user", base.display()));
                 continue;
             }
-            layout.add(Hierarchy { base, unified: false, controllers: vec![controller] });
+            layout.add(Hierarchy { base, unified: false, controllers: vec![controller], counts_cpu: false });
         }
+        layout.detect_cpu_count(&mounted, own, host);
         if let Some(mounted) = mounted.iter().find(|m| m.unified) {
             layout.detect_unified(mounted, own, host);
         }
@@ -136,8 +140,21 @@ impl Layout {
     /// Two controllers may be one hierarchy of version 1 (cpu,cpuacct).
     fn add(&mut self, new: Hierarchy) {
         match self.hierarchies.iter_mut().find(|known| known.base == new.base) {
-            Some(known) => known.controllers.extend(new.controllers),
+            Some(known) => {
+                known.controllers.extend(new.controllers);
+                known.counts_cpu |= new.counts_cpu;
+            }
             None => self.hierarchies.push(new),
+        }
+    }
+
+    /// Version 1 counts processor time by a controller of its own. Where it may not be used, nothing is missing but a number.
+    fn detect_cpu_count(&mut self, mounted: &[Mounted], own: &str, host: &dyn Host) {
+        const COUNTS: &str = "cpuacct";
+        let Some(mounted) = mounted.iter().find(|m| m.controllers.iter().any(|name| name == COUNTS)) else { return };
+        let base = own_group(mounted, own, Some(COUNTS)).unwrap_or_else(|| mounted.point.clone());
+        if host.writable(&base) {
+            self.add(Hierarchy { base, unified: false, controllers: Vec::new(), counts_cpu: true });
         }
     }
 
@@ -166,7 +183,7 @@ impl Layout {
             };
             let controllers: Vec<Controller> = wanted.iter().copied().filter(offered).collect();
             if best.as_ref().is_none_or(|best| best.controllers.len() < controllers.len()) {
-                best = Some(Hierarchy { base: folder.to_owned(), unified: true, controllers });
+                best = Some(Hierarchy { base: folder.to_owned(), unified: true, controllers, counts_cpu: false });
             }
         }
         for controller in best.iter().flat_map(|best| &best.controllers) {
@@ -183,7 +200,7 @@ impl Layout {
     }
 
     /// Makes the groups of `plan` and sets their limits. Returns descriptors to join them (`cgroup.join.N`), and, where there
-    /// are such, to kill what is in them (`cgroup.kill`) and to see whether memory ran out (`memory.events`).
+    /// are such, to kill what is in them (`cgroup.kill`) and to read what they counted ([`super::meters`]).
     pub fn create(&self, name: &str, limits: &Limits) -> Result<Vec<Descriptor>, Error> {
         let mut descriptors = Vec::new();
         for (n, hierarchy) in self.hierarchies.iter().enumerate() {
@@ -211,10 +228,7 @@ impl Layout {
             if hierarchy.unified && group.join("cgroup.kill").exists() {
                 give("cgroup.kill".to_owned(), "cgroup.kill", OFlags::WRONLY)?;
             }
-            if hierarchy.controllers.contains(&Controller::Memory) {
-                let file = if hierarchy.unified { "memory.events" } else { "memory.oom_control" };
-                give("memory.events".to_owned(), file, OFlags::RDONLY)?;
-            }
+            descriptors.extend(meters::open_all(&group, hierarchy)?);
         }
         Ok(descriptors)
     }
@@ -288,13 +302,13 @@ fn parse_mount(line: &str) -> Option<Mounted> {
 }
 
 /// The folder of the caller's own group in a hierarchy; nothing if it lies outside of what is mounted.
-fn own_group(mounted: &Mounted, own: &str, controller: Option<Controller>) -> Option<PathBuf> {
+fn own_group(mounted: &Mounted, own: &str, controller: Option<&str>) -> Option<PathBuf> {
     let path = own.lines().find_map(|line| {
         let (_, rest) = line.split_once(':')?;
         let (controllers, path) = rest.split_once(':')?;
         let matches = match controller {
             None => controllers.is_empty(),
-            Some(controller) => controllers.split(',').any(|name| name == controller.name()),
+            Some(controller) => controllers.split(',').any(|name| name == controller),
         };
         matches.then_some(path)
     })?;
@@ -360,6 +374,18 @@ mod tests {
         assert_eq!(bases(&layout), wanted);
         assert_eq!(layout.missing, BTreeMap::new());
         assert_eq!(layout.plan("x")[1], Path::new("/sys/fs/cgroup/pids/x"));
+        assert_eq!(layout.hierarchies.iter().map(|h| h.counts_cpu).collect::<Vec<_>>(), [false, false, true]);
+    }
+
+    #[test]
+    fn processor_time_may_be_counted_apart_and_is_not_missed_as_a_limit() {
+        let apart =
+            "33 32 0:29 / /cg/cpu rw - cgroup cgroup rw,cpu\n34 32 0:30 / /cg/cpuacct rw - cgroup cgroup rw,cpuacct\n";
+        let layout = Layout::detect(apart, "", &Told { writable: &["/cg/cpu", "/cg/cpuacct"], files: &[] });
+        let found: Vec<_> = layout.hierarchies.iter().map(|h| (h.controllers.len(), h.counts_cpu)).collect();
+        assert_eq!(found, [(1, false), (0, true)]);
+        let layout = Layout::detect(apart, "", &Told { writable: &["/cg/cpu"], files: &[] });
+        assert!(layout.hierarchies.len() == 1 && !layout.missing.contains_key(&Controller::Cpu));
     }
 
     #[test]
@@ -409,12 +435,20 @@ mod tests {
     fn version_2(dir: &Path, group: &Path) -> Layout {
         fs::create_dir(group).unwrap();
         fs::write(dir.join("cgroup.subtree_control"), "memory pids").unwrap();
-        for file in
-            ["cgroup.procs", "cgroup.kill", "memory.events", "memory.max", "memory.swap.max", "pids.max", "cpu.max"]
-        {
+        for file in [
+            "cgroup.procs",
+            "cgroup.kill",
+            "memory.events",
+            "cpu.stat",
+            "memory.max",
+            "memory.swap.max",
+            "pids.max",
+            "cpu.max",
+        ] {
             fs::write(group.join(file), "").unwrap();
         }
-        let hierarchy = Hierarchy { base: dir.to_owned(), unified: true, controllers: Controller::ALL.to_vec() };
+        let controllers = Controller::ALL.to_vec();
+        let hierarchy = Hierarchy { base: dir.to_owned(), unified: true, controllers, counts_cpu: false };
         Layout { hierarchies: vec![hierarchy], missing: BTreeMap::new() }
     }
 
@@ -427,7 +461,7 @@ mod tests {
             Limits { cpus_milli: MilliCpus(1_500), memory_bytes: 1 << 30, pids: 4_194_304, ..Limits::default() };
         let descriptors = layout.create("group", &limits).unwrap();
         let names: Vec<&str> = descriptors.iter().map(|descriptor| descriptor.name.as_str()).collect();
-        assert_eq!(names, ["cgroup.join.0", "cgroup.kill", "memory.events"]);
+        assert_eq!(names, ["cgroup.join.0", "cgroup.kill", "meter.memory.events", "meter.cpu.stat"]);
         let content = |file: &str| fs::read_to_string(group.join(file)).unwrap();
         assert_eq!(content("cpu.max"), "150000 100000");
         assert_eq!(content("memory.max"), ((1u64 << 30) + GUEST_MEMORY_BYTES).to_string());

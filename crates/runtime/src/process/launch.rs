@@ -7,7 +7,6 @@
 use std::{
     io::Read,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    os::unix::fs::FileExt,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -18,6 +17,7 @@ use std::{
     thread,
 };
 
+use holm_domain::run::Usage;
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
@@ -27,8 +27,12 @@ use rustix::{
     time::Timespec,
 };
 
-use super::blueprint::{Blueprint, take};
-use crate::{Context, Descriptor, Error, Sandbox, SandboxHandle, passing};
+use super::{
+    blueprint::{Blueprint, take},
+    meters::{self, Meters, Waited},
+    sys,
+};
+use crate::{Context, Counted, Descriptor, Error, Sandbox, SandboxHandle, passing};
 
 /// How long the launcher may take, mounts of large trees on a busy host included.
 const LAUNCH_TIME: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
@@ -37,7 +41,9 @@ const LAUNCH_TIME: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
 struct Handle {
     guest: Arc<OwnedFd>,
     kill: Option<OwnedFd>,
-    memory_events: Option<OwnedFd>,
+    meters: Meters,
+    waited: Arc<Waited>,
+    pid: Option<u32>,
 }
 
 impl SandboxHandle for Handle {
@@ -62,15 +68,24 @@ impl SandboxHandle for Handle {
         self.guest.as_fd()
     }
 
-    fn out_of_memory(&self) -> bool {
-        let Some(events) = self.memory_events.as_ref().and_then(|events| events.try_clone().ok()) else { return false };
-        let mut text = [0; 1_024];
-        let read = std::fs::File::from(events).read_at(&mut text, 0).unwrap_or(0);
-        String::from_utf8_lossy(&text[..read])
-            .lines()
-            .filter_map(|line| line.strip_prefix("oom_kill "))
-            .any(|count| count.trim() != "0")
+    fn counted(&self) -> Counted {
+        // The group counts also what was killed, and what its parent did not wait for.
+        let waited = if is_readable(&self.guest) { self.waited.get() } else { Usage::default() };
+        Counted { waited, ..self.meters.read() }
     }
+
+    fn disk_is_full(&self) -> Option<bool> {
+        let full = meters::root_is_full(self.pid?);
+        // Asked after it: as long as the guest was not waited for, nobody else bears its number.
+        full.filter(|_| !is_readable(&self.guest))
+    }
+}
+
+/// Whether what a pidfd stands for has ended.
+fn is_readable(pidfd: &OwnedFd) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut polled = [PollFd::new(pidfd, PollFlags::IN)];
+    poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 impl Drop for Handle {
@@ -84,7 +99,7 @@ impl Drop for Handle {
 /// Makes the sandbox of a blueprint with the program `launcher`.
 pub fn launch(launcher: &Path, plan: Blueprint, mut descriptors: Vec<Descriptor>) -> Result<Sandbox, Error> {
     let kill = take_optional(&mut descriptors, "cgroup.kill");
-    let memory_events = take_optional(&mut descriptors, "memory.events");
+    let meters = Meters::take(&mut descriptors);
     // Never closed: this process runs under an id of the place, so the place is not free before this process has ended.
     std::mem::forget(take_optional(&mut descriptors, "slot"));
     // Nor the lock of the image, which is what the sandbox stands on.
@@ -99,14 +114,16 @@ pub fn launch(launcher: &Path, plan: Blueprint, mut descriptors: Vec<Descriptor>
         descriptors.push(Descriptor { name: name.to_owned(), fd });
     }
     let (setup, env) = (plan.setup.clone(), plan.env.clone());
-    let (sender, receiver) = channel();
+    let waited = Arc::new(Waited::default());
+    let ((sender, receiver), teller) = (channel(), waited.clone());
     let launcher = launcher.to_owned();
     thread::Builder::new()
         .name("sandbox".to_owned())
-        .spawn(move || attend(launcher, plan, descriptors, errors, &sender))
+        .spawn(move || attend(launcher, plan, descriptors, errors, &sender, &teller))
         .context(|| "starting a thread".to_owned())?;
     let guest = receiver.recv().map_err(|_| Error::Malformed("the launching thread ended".to_owned()))??;
-    let handle = Box::new(Handle { guest, kill, memory_events });
+    let pid = meters::number_of(&guest);
+    let handle = Box::new(Handle { guest, kill, meters, waited, pid });
     Ok(Sandbox { lane_in, lane_out, setup, env, handle })
 }
 
@@ -121,6 +138,7 @@ fn attend(
     descriptors: Vec<Descriptor>,
     errors: OwnedFd,
     started: &Sender<Result<Arc<OwnedFd>, Error>>,
+    waited: &Waited,
 ) {
     let guest = match start(&launcher, &plan, descriptors, errors) {
         Ok(guest) => Arc::new(guest),
@@ -133,10 +151,7 @@ fn attend(
     if started.send(Ok(guest.clone())).is_err() {
         let _ = pidfd_send_signal(&*guest, Signal::KILL);
     }
-    let reaped = rustix::io::retry_on_intr(|| waitid(WaitId::PidFd(guest.as_fd()), WaitIdOptions::EXITED));
-    if let Err(error) = reaped {
-        tracing::error!(%error, "the guest could not be waited for");
-    }
+    waited.tell(sys::wait_for(guest.as_fd()));
 }
 
 fn start(launcher: &Path, plan: &Blueprint, descriptors: Vec<Descriptor>, errors: OwnedFd) -> Result<OwnedFd, Error> {

@@ -12,6 +12,7 @@ mod label;
 mod launch;
 mod launcher;
 mod lend;
+mod meters;
 mod mount_table;
 mod reap;
 mod runtime;

@@ -165,3 +165,41 @@ pub fn lock_byte(file: impl AsFd, at: u64) -> io::Result<bool> {
         Err(error) => Err(error),
     }
 }
+
+/// What a process that was waited for has used, together with those that it waited for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resources {
+    /// Time in programs, in microseconds.
+    pub user_us: u64,
+    /// Time in the kernel, in microseconds.
+    pub system_us: u64,
+    /// What was read from block devices, in bytes.
+    pub read_bytes: u64,
+    /// What was written to block devices, in bytes.
+    pub written_bytes: u64,
+}
+
+/// Waits for the end of a child and reaps it: waitid(2), whose fifth argument only the system call itself has.
+pub fn wait_for(child: BorrowedFd<'_>) -> io::Result<Resources> {
+    // SAFETY: `rusage` is plain data for which zero is a valid value.
+    let mut used: libc::rusage = unsafe { std::mem::zeroed() };
+    let nowhere: *mut libc::siginfo_t = std::ptr::null_mut();
+    // SAFETY: the kernel takes a null pointer for the signal's data, and `used` is valid for the whole call.
+    let mut wait = || unsafe {
+        libc::syscall(libc::SYS_waitid, libc::P_PIDFD, child.as_raw_fd(), nowhere, libc::WEXITED, &raw mut used)
+    };
+    while let Err(error) = check(wait()) {
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    let micros = |time: libc::timeval| time.tv_sec.unsigned_abs() * 1_000_000 + time.tv_usec.unsigned_abs();
+    // Blocks of 512 bytes, whatever the device (getrusage(2)).
+    let bytes = |blocks: libc::c_long| blocks.unsigned_abs() * 512;
+    Ok(Resources {
+        user_us: micros(used.ru_utime),
+        system_us: micros(used.ru_stime),
+        read_bytes: bytes(used.ru_inblock),
+        written_bytes: bytes(used.ru_oublock),
+    })
+}

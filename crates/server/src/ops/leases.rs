@@ -247,7 +247,7 @@ pub async fn run_start(app: &App, org: OrgId, id: RunId, body: StartRun) -> Resu
 
 /// Ends a run as its agent says it ended, once its log is complete (SPEC S1). The last act under a lease.
 pub async fn run_finish(app: &App, org: OrgId, id: RunId, body: FinishRun) -> Result<(), Failure> {
-    let FinishRun { agent, fence, outcome, result, next_log_seq } = body;
+    let FinishRun { agent, fence, outcome, usage, result, next_log_seq } = body;
     check_result(result.as_ref())?;
     if outcome.message.as_ref().is_some_and(|message| message.len() > 4_096) {
         return Err(InvalidField::new("outcome.message", "", "give at most 4,096 bytes").into());
@@ -262,7 +262,7 @@ pub async fn run_finish(app: &App, org: OrgId, id: RunId, body: FinishRun) -> Re
         let detail = format!("the log goes on at {stored}, not at {next_log_seq}; append what is missing, then finish");
         return Err(Failure::new(ErrorCode::LogGap, detail).at(LOG_GAP_FIELD, stored));
     }
-    let finish = |run: &Run, now| grant::finish(run, agent, fence, outcome.clone(), result.clone(), now);
+    let finish = |run: &Run, now| grant::finish(run, agent, fence, outcome.clone(), usage, result.clone(), now);
     revise(app, org, id, finish).await.map(drop)
 }
 

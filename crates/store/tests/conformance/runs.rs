@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use holm_domain::{
     OrgId, ProjectId, RunId, UnixMicros,
     lease::grant,
-    run::{Cancel, Decision, EventKind, ExitStatus, Outcome, Run, RunSpec, RunState},
+    run::{Cancel, Decision, EventKind, ExitStatus, Outcome, Run, RunSpec, RunState, Usage},
 };
 use holm_store::{Error, Inserted, Project, RUNS_PAGE_MAX, RunFilter};
 
@@ -44,7 +44,10 @@ async fn every_field_of_a_run_survives(fixture: Fixture) {
         &|run| {
             let outcome = Outcome::exited(ExitStatus::Signal(15));
             let result = Some(serde_json::json!({"n": [1, 2.5, null], "text": "\u{0}"}));
-            grant::finish(run, agent, 1, outcome, result, UnixMicros(5_000)).expect("held").expect("finished")
+            let usage = Usage { memory_peak_bytes: Some(1 << 60), log_bytes: Some(0), ..Usage::default() };
+            grant::finish(run, agent, 1, outcome, Some(usage), result, UnixMicros(5_000))
+                .expect("held")
+                .expect("finished")
         },
     ];
     let mut current = run;

@@ -24,7 +24,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::signals::Interrupts;
+use super::{super::advice, signals::Interrupts};
 use crate::{
     output::{EXIT_PIPE, RawStreams},
     session::Session,
@@ -232,7 +232,10 @@ fn report(session: &Session, run: &RunView) {
         return;
     }
     let message = outcome.message.as_deref().unwrap_or("the run failed, and nobody said why");
-    let text = crate::output::escaped(message);
+    let mut text = crate::output::escaped(message);
+    if let Some(advice) = advice::of(run) {
+        text = format!("{text}: {advice}");
+    }
     match run.cancel {
         Some(Cancel::Kill) if cancelled => output.error(format!("killed: {text}")),
         _ if cancelled => output.error(format!("cancelled: {text}")),

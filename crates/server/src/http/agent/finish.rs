@@ -47,7 +47,7 @@ mod tests {
     };
     use holm_domain::{
         ErrorCode,
-        run::{ExitStatus, Outcome, OutcomeKind, RunState},
+        run::{ExitStatus, Outcome, OutcomeKind, RunState, Usage},
     };
     use serde_json::json;
 
@@ -56,7 +56,7 @@ mod tests {
 
     fn body(world: &World, held: HeldLease, next_log_seq: u64) -> FinishRun {
         let outcome = Outcome::exited(ExitStatus::Code(0));
-        FinishRun { agent: world.agent_id, fence: held.fence, outcome, result: None, next_log_seq }
+        FinishRun { agent: world.agent_id, fence: held.fence, outcome, usage: None, result: None, next_log_seq }
     }
 
     #[tokio::test]
@@ -69,11 +69,15 @@ mod tests {
             let gap = world.agent().post(&path, &body(&world, held, missing)).await.problem(ErrorCode::LogGap);
             assert_eq!((gap.field.as_deref(), gap.value.as_deref()), (Some(LOG_GAP_FIELD), Some("2")));
         }
-        let done = FinishRun { result: Some(json!({"answer": 42})), ..body(&world, held, 2) };
+        let usage = Usage { cpu_user_us: Some(7), log_bytes: Some(0), ..Usage::default() };
+        let result = Some(json!({"answer": 42}));
+        let done = FinishRun { usage: Some(usage), result, ..body(&world, held, 2) };
         for _ in 0..2 {
             assert_eq!(world.agent().post(&path, &done).await.status, StatusCode::NO_CONTENT);
         }
-        let run: RunView = world.member().get(&format!("/v1/runs/{}", held.run)).await.json(StatusCode::OK);
+        let shown = world.member().get(&format!("/v1/runs/{}", held.run)).await;
+        let run: RunView = shown.json(StatusCode::OK);
+        assert_eq!(run.usage, Some(usage));
         assert_eq!((run.state, run.result), (RunState::Ended, Some(json!({"answer": 42}))));
         assert_eq!(run.outcome.unwrap().kind, OutcomeKind::Succeeded);
         let other = FinishRun { outcome: Outcome::exited(ExitStatus::Code(1)), ..body(&world, held, 2) };

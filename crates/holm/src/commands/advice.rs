@@ -1,0 +1,74 @@
+//! What can be done about the end of a run, where the reason of it says that.
+
+use holm_api::runs::RunView;
+use holm_domain::run::Reason;
+
+use crate::units::{show_bytes, show_duration};
+
+/// One sentence without a full stop, if there is something to be done.
+pub fn of(run: &RunView) -> Option<String> {
+    let limits = &run.spec.limits;
+    let peak = run.usage.and_then(|usage| usage.memory_peak_bytes);
+    let more = |flag: &str, had: String| Some(format!("give it more with {flag} (it had {had})"));
+    match run.outcome.as_ref()?.reason? {
+        Reason::OutOfMemory if peak.is_some_and(|peak| peak < limits.memory_bytes) => {
+            Some("the host needs more memory, or fewer runs at once".to_owned())
+        }
+        Reason::OutOfMemory => {
+            let had = show_bytes(limits.memory_bytes);
+            more("--memory", format!("{had}; files that it writes count as memory, too"))
+        }
+        Reason::DiskLimit => more("--disk", show_bytes(limits.disk_bytes)),
+        Reason::PidsLimit => more("--pids", limits.pids.to_string()),
+        Reason::Timeout => more("--timeout", show_duration(limits.timeout())),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holm_domain::{
+        OrgId, ProjectId, RunId, TokenId, UnixMicros,
+        limits::LeaseConfig,
+        run::{Admission, Outcome, RunSpec, Usage, admit},
+    };
+
+    use super::*;
+
+    fn ended(reason: Reason, usage: Option<Usage>) -> RunView {
+        let id = uuid::Uuid::from_u128(1);
+        let admission = Admission {
+            id: RunId::from_uuid(id),
+            org: OrgId::from_uuid(id),
+            project: ProjectId::from_uuid(id),
+            created_by: TokenId::from_uuid(id),
+        };
+        let mut run = admit(admission, RunSpec::new(["x"]), UnixMicros(0), &LeaseConfig::default()).run;
+        run.outcome = Some(Outcome::failed(reason, "it failed"));
+        run.usage = usage;
+        run.into()
+    }
+
+    #[test]
+    fn each_limit_has_its_flag() {
+        let table = [
+            (Reason::OutOfMemory, "--memory (it had 1 GiB; files"),
+            (Reason::DiskLimit, "--disk (it had 1 GiB)"),
+            (Reason::PidsLimit, "--pids (it had 1024)"),
+            (Reason::Timeout, "--timeout (it had 1 h 0 min)"),
+        ];
+        for (reason, words) in table {
+            let advice = of(&ended(reason, None)).unwrap();
+            assert!(advice.contains(words), "{advice}");
+        }
+        assert_eq!(of(&ended(Reason::CommandFailed, None)), None);
+    }
+
+    #[test]
+    fn a_host_without_memory_is_not_helped_by_a_larger_limit() {
+        let small = Usage { memory_peak_bytes: Some(1 << 20), ..Usage::default() };
+        assert!(of(&ended(Reason::OutOfMemory, Some(small))).unwrap().contains("host"));
+        let large = Usage { memory_peak_bytes: Some(1 << 30), ..Usage::default() };
+        assert!(of(&ended(Reason::OutOfMemory, Some(large))).unwrap().contains("--memory"));
+    }
+}
