@@ -2,17 +2,19 @@
 //!
 //! What always holds: results go to standard output, messages of Holm's own to standard error as `holm: …`; a closed pipe
 //! ends the program as SIGPIPE would, without a word; text that comes from elsewhere is shown with its control characters
-//! escaped, unless it is the output of a command that the user asked for.
+//! escaped; the output of a command that the user asked for stays as it is, and is tamed ([`crate::tame`]) on a terminal.
 
 use std::{
     fmt::Write as _,
     fs::File,
     io::{self, IsTerminal, Write},
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
 };
 
 use holm_domain::log::Stream;
 use serde::Serialize;
+
+use crate::tame::Tamer;
 
 /// The exit code of a program that SIGPIPE ended, as shells tell it.
 pub const EXIT_PIPE: u8 = 141;
@@ -171,38 +173,72 @@ impl Output {
     }
 }
 
-/// The standard streams without buffers between, for the exact bytes of a command.
+/// The standard streams without buffers between, for the bytes of a command: exact, or tamed where they go to a terminal.
+///
+/// No command has a terminal of its own yet. The output of one that has is the terminal's, and must not be tamed.
 pub struct RawStreams {
-    stdout: File,
-    stderr: File,
+    stdout: RawStream,
+    stderr: RawStream,
+}
+
+struct RawStream {
+    file: File,
+    tamer: Option<Tamer>,
 }
 
 impl RawStreams {
     /// Duplicates the descriptors, so that what is written is written at once.
     pub fn open() -> io::Result<Self> {
-        let stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-        let stderr = File::from(io::stderr().as_fd().try_clone_to_owned()?);
-        Ok(Self { stdout, stderr })
+        let (stdout, stderr) = (io::stdout(), io::stderr());
+        Ok(Self { stdout: RawStream::of(stdout.as_fd())?, stderr: RawStream::of(stderr.as_fd())? })
     }
 
     /// Writes all of it; waits where the other side is slow.
-    pub fn write(&mut self, stream: Stream, mut bytes: &[u8]) -> io::Result<()> {
-        let file = match stream {
-            Stream::Stdout => &mut self.stdout,
-            Stream::Stderr => &mut self.stderr,
-        };
-        while !bytes.is_empty() {
-            match file.write(bytes) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => bytes = &bytes[written..],
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Somebody else made the shared description non-blocking; a terminal is often in that state.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_writable(file)?,
-                Err(error) => return Err(error),
-            }
+    pub fn write(&mut self, stream: Stream, bytes: &[u8]) -> io::Result<()> {
+        match stream {
+            Stream::Stdout => self.stdout.write(bytes),
+            Stream::Stderr => self.stderr.write(bytes),
         }
-        Ok(())
     }
+
+    /// Writes what was held back: the output has ended.
+    pub fn finish(&mut self) -> io::Result<()> {
+        self.stdout.finish()?;
+        self.stderr.finish()
+    }
+}
+
+impl RawStream {
+    fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let file = File::from(fd.try_clone_to_owned()?);
+        let tamer = file.is_terminal().then(Tamer::default);
+        Ok(Self { file, tamer })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.tamer {
+            None => write_all(&mut self.file, bytes),
+            Some(tamer) => write_all(&mut self.file, &tamer.feed(bytes)),
+        }
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        self.tamer.as_mut().map_or(Ok(()), |tamer| write_all(&mut self.file, &tamer.finish()))
+    }
+}
+
+fn write_all(file: &mut File, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match file.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Somebody else made the shared description non-blocking; a terminal is often in that state.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_writable(file)?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn wait_writable(file: &File) -> io::Result<()> {
@@ -230,6 +266,11 @@ mod tests {
         assert_eq!(escaped("a\x1b[2Jb\n\u{9b}é"), "a\\u{1b}[2Jb\\n\\u{9b}é");
     }
 
+    fn raw(stdout: File, stderr: File) -> RawStreams {
+        let exact = |file| RawStream { file, tamer: None };
+        RawStreams { stdout: exact(stdout), stderr: exact(stderr) }
+    }
+
     #[test]
     fn raw_bytes_pass_a_full_non_blocking_pipe() {
         use std::io::Read as _;
@@ -239,7 +280,7 @@ mod tests {
         let stderr = stdout.try_clone().unwrap();
         let bytes: Vec<u8> = (0..1_000_000u32).map(|n| n as u8).collect();
         let sent = bytes.clone();
-        let thread = std::thread::spawn(move || RawStreams { stdout, stderr }.write(Stream::Stdout, &sent));
+        let thread = std::thread::spawn(move || raw(stdout, stderr).write(Stream::Stdout, &sent));
         let mut got = Vec::new();
         reader.read_to_end(&mut got).unwrap();
         thread.join().unwrap().unwrap();
@@ -252,7 +293,7 @@ mod tests {
         drop(reader);
         let stdout = File::from(std::os::fd::OwnedFd::from(writer));
         let stderr = stdout.try_clone().unwrap();
-        let error = RawStreams { stdout, stderr }.write(Stream::Stderr, b"x").unwrap_err();
+        let error = raw(stdout, stderr).write(Stream::Stderr, b"x").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
 }

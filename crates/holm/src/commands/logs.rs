@@ -38,9 +38,10 @@ pub async fn execute(session: &Session, args: &LogsArgs) -> anyhow::Result<u8> {
         while let Some(entry) = follower.next().await? {
             writer.write(&entry)?;
         }
-        return Ok(0);
+    } else {
+        pages(&client, args, &mut writer).await?;
     }
-    pages(&client, args, &mut writer).await?;
+    writer.streams.finish()?;
     Ok(0)
 }
 

@@ -141,7 +141,7 @@ fn spawn_writer() -> anyhow::Result<(mpsc::Sender<Piece>, JoinHandle<io::Result<
             }
             streams.write(stream, &bytes)?;
         }
-        Ok(())
+        streams.finish()
     });
     Ok((sender, writer))
 }

@@ -1,0 +1,46 @@
+//! Output without measure: one line that does not end, very many that say nothing.
+
+use std::time::Duration;
+
+use holm_e2e::World;
+
+use super::lives_on;
+
+/// What a slow machine takes for the largest outputs.
+const PATIENCE: Duration = Duration::from_secs(240);
+/// Where a line is cut: the longest entry of a log (docs/limits.md).
+const ENTRY_BYTES_MAX: usize = 64 * 1024;
+const LINE_BYTES: usize = 64 << 20;
+const EMPTY_LINES: usize = 500_000;
+
+#[test]
+fn one_line_of_64_mib_comes_back_exactly_in_marked_pieces() {
+    let world = World::up();
+    let script = format!("import sys\nfor n in range(64): sys.stdout.write('y' * {})", LINE_BYTES / 64);
+    let ran = world.running(["--", "/usr/bin/python3", "-c", &script]).wait_for(PATIENCE).succeeds();
+    assert!(ran.stdout.len() == LINE_BYTES && ran.stdout.iter().all(|byte| *byte == b'y'), "{}", ran.stdout.len());
+    let run = world.newest();
+    let page = world.http().get(&format!("/v1/runs/{run}/logs?limit=20")).is(200).json();
+    let entries = page["entries"].as_array().expect("a list");
+    assert_eq!(entries.len(), 20);
+    for entry in entries {
+        assert_eq!(entry["partial"], true, "a piece says that the line goes on");
+        let text = entry["text"].as_str().expect("text");
+        assert!(text.len() <= ENTRY_BYTES_MAX, "{}", text.len());
+    }
+    let view = world.until_ended(&run);
+    assert_eq!(view["usage"]["log_bytes"], LINE_BYTES, "{view}");
+    lives_on(&world);
+}
+
+#[test]
+fn empty_lines_in_great_number_are_all_kept() {
+    let world = World::up();
+    let script = format!("import sys\nsys.stdout.write('\\n' * {EMPTY_LINES})");
+    let ran = world.running(["--", "/usr/bin/python3", "-c", &script]).wait_for(PATIENCE).succeeds();
+    assert!(ran.stdout.len() == EMPTY_LINES && ran.stdout.iter().all(|byte| *byte == b'\n'), "{}", ran.stdout.len());
+    let after = EMPTY_LINES - 10;
+    let page = world.http().get(&format!("/v1/runs/{}/logs?after={after}&limit=100", world.newest())).is(200).json();
+    assert_eq!((page["entries"].as_array().map(Vec::len), &page["last_seq"]), (Some(10), &EMPTY_LINES.into()));
+    lives_on(&world);
+}
