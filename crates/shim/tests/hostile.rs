@@ -122,6 +122,42 @@ async fn lies_about_the_end_are_seen() {
 }
 
 #[tokio::test]
+async fn silence_at_each_step_has_its_deadline() {
+    let table = [
+        ("/setup", Reason::LaunchFailed, "setup"),
+        ("/processes", Reason::GuestLost, "starting the command"),
+        ("/processes/1/output", Reason::GuestLost, "reading the output"),
+        ("/processes/1", Reason::GuestLost, "asking how the command ended"),
+        ("/result", Reason::GuestLost, "reading the result"),
+        ("/changes", Reason::GuestLost, "reading the changes"),
+    ];
+    for (path, reason, words) in table {
+        let mut silent = attempt(Script { silent_at: Some(path), ..honest(b"said\n") });
+        silent.tuning = Tuning { ready_ms: 300, answer_ms: 300, ..silent.tuning };
+        let left = see_through(silent).await;
+        assert_eq!(left.status.outcome.as_ref().unwrap().reason, Some(reason), "{path}");
+        assert!(left.message().contains(words) && left.message().contains("300ms"), "{path}: {}", left.message());
+        assert!(
+            left.took < Duration::from_secs(10) && left.code() == 125 && left.kills >= 1,
+            "{path}: {:?}",
+            left.took
+        );
+    }
+    // Nothing on the acknowledgement of output, of which more than that is sent.
+    let much = vec![b'y'; 600_000];
+    let frames: Vec<u8> = much.chunks(60_000).flat_map(|piece| frame(OutputStream::Stdout, piece)).collect();
+    let script = Script { silent_at: Some("/processes/1/ack"), output: frames, output_bytes: 600_000, ..honest(b"") };
+    let mut silent = attempt(script);
+    silent.tuning.answer_ms = 300;
+    let left = see_through(silent).await;
+    assert!(left.message().contains("acknowledging output"), "{}", left.message());
+    // A command may be silent for as long as it likes: then its time limit counts.
+    let mut quiet = attempt(Script { then: Then::Hang, ..honest(b"") });
+    quiet.spec.limits.timeout_ms = 500;
+    assert_eq!(see_through(quiet).await.code(), 124);
+}
+
+#[tokio::test]
 async fn broken_lanes_are_never_a_success() {
     is_lost("lane in", Script { then: Then::CloseLanes, ..honest(b"some\n") }, "").await;
     is_lost("lane out", Script { closes_out: true, then: Then::Hang, ..honest(b"") }, "lane out").await;

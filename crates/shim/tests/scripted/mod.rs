@@ -30,7 +30,12 @@ use holm_wire::{
     http2::{self, Exchange, Settings},
 };
 use http::{Method, StatusCode};
-use tokio::{net::UnixStream, sync::mpsc};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::UnixStream,
+    sync::{Notify, mpsc},
+};
+use tokio_util::task::AbortOnDropHandle;
 
 /// What a guest does with a request; the default is what an honest one does.
 #[derive(Clone)]
@@ -55,6 +60,22 @@ pub struct Script {
     pub changes: Option<Vec<u8>>,
     pub refused: Vec<Refused>,
     pub closes_out: bool,
+    /// Requests to this path get no answer.
+    pub silent_at: Option<&'static str>,
+    /// What is sent on a lane in place of HTTP/2 once the output was sent, with [`Then::Attack`].
+    pub attack: Option<Attack>,
+}
+
+/// Raw bytes on a lane.
+#[derive(Clone, Copy)]
+pub struct Attack {
+    pub lane: Lane,
+    /// The pieces, by number; the attack is over with the first that is none.
+    pub pieces: fn(u64) -> Option<Vec<u8>>,
+    /// Whether what the shim sends meanwhile is read.
+    pub reads: bool,
+    /// Whether the lane is closed in the end.
+    pub closes: bool,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -63,6 +84,7 @@ pub enum Then {
     CloseLanes,
     Hang,
     Forever,
+    Attack,
 }
 
 pub fn frame(stream: OutputStream, data: &[u8]) -> Vec<u8> {
@@ -86,6 +108,8 @@ pub fn honest(output: &[u8]) -> Script {
         changes: Some(Vec::new()),
         refused: Vec::new(),
         closes_out: false,
+        silent_at: None,
+        attack: None,
     }
 }
 
@@ -93,6 +117,52 @@ struct Played {
     script: Script,
     signals: mpsc::UnboundedSender<Vec<u8>>,
     acked: AtomicUsize,
+    attacks: Notify,
+}
+
+trait Lanelike: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Lanelike for T {}
+
+/// The guest's end of a lane for HTTP/2, and the task that takes the lane over for an attack on it.
+fn attackable(
+    played: &Arc<Played>,
+    lane: UnixStream,
+    which: Lane,
+) -> (Box<dyn Lanelike>, Option<AbortOnDropHandle<()>>) {
+    let Some(attack) = played.script.attack.filter(|attack| attack.lane == which) else {
+        return (Box::new(lane), None);
+    };
+    let (inside, outside) = tokio::io::duplex(64 * 1024);
+    let task = tokio::spawn(take_over(played.clone(), attack, lane, outside));
+    (Box::new(inside), Some(AbortOnDropHandle::new(task)))
+}
+
+async fn take_over(played: Arc<Played>, attack: Attack, mut lane: UnixStream, mut inside: tokio::io::DuplexStream) {
+    tokio::select! {
+        _ = tokio::io::copy_bidirectional(&mut lane, &mut inside) => return,
+        () = played.attacks.notified() => {}
+    }
+    let (mut read, mut write) = lane.split();
+    let drain = async {
+        let mut waste = vec![0; 64 * 1024];
+        while attack.reads && matches!(read.read(&mut waste).await, Ok(1..)) {}
+        std::future::pending::<()>().await;
+    };
+    let send = async {
+        for number in 0.. {
+            let Some(piece) = (attack.pieces)(number) else { break };
+            if write.write_all(&piece).await.is_err() {
+                return;
+            }
+        }
+        if !attack.closes {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        () = drain => {}
+        () = send => {}
+    }
 }
 
 async fn play(played: Arc<Played>, mut lane_in: UnixStream, mut lane_out: UnixStream) {
@@ -102,6 +172,8 @@ async fn play(played: Arc<Played>, mut lane_in: UnixStream, mut lane_out: UnixSt
     let limits = hello::Limits::default();
     hello::guest(&mut lane_in, Lane::In, 1, &limits).await.unwrap();
     hello::guest(&mut lane_out, Lane::Out, 1, &limits).await.unwrap();
+    let (lane_in, _taking_in) = attackable(&played, lane_in, Lane::In);
+    let (lane_out, _taking_out) = attackable(&played, lane_out, Lane::Out);
     let (out, driver) = http2::connect(lane_out, &Settings::GUEST).await.unwrap();
     let driver = tokio::spawn(driver);
     let mut server = http2::accept(lane_in, &Settings::GUEST).await.unwrap();
@@ -134,6 +206,7 @@ impl Played {
         let to = exchange.query("to").map(|to| to.parse::<usize>().unwrap());
         let Exchange { head, body, answer } = exchange;
         match head.uri.path() {
+            path if script.silent_at == Some(path) => std::future::pending().await,
             "/setup" if script.setup != StatusCode::OK => answer.empty(script.setup),
             "/setup" => answer.json(script.setup, &SetUp { unenforced: script.unenforced.clone() }).await,
             "/processes" => match &script.spawn_refusal {
@@ -202,6 +275,12 @@ impl Played {
                 std::future::pending().await
             }
             Then::Hang => std::future::pending().await,
+            Then::Attack => {
+                // What was sent is on its way first, and HTTP/2 between two frames.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                self.attacks.notify_one();
+                std::future::pending().await
+            }
             Then::Forever => loop {
                 out.send(frame(OutputStream::Stdout, &[b'y'; 60_000]).into()).await?;
             },
@@ -300,7 +379,7 @@ fn sandbox(
         stream.set_nonblocking(true).unwrap();
         UnixStream::from_std(stream).unwrap()
     };
-    let played = Arc::new(Played { script, signals, acked: AtomicUsize::new(0) });
+    let played = Arc::new(Played { script, signals, acked: AtomicUsize::new(0), attacks: Notify::new() });
     let guest = tokio::spawn(play(played, lane(guest_in), lane(guest_out))).abort_handle();
     let (ended, life) = rustix::pipe::pipe().unwrap();
     let ids = IdRange { outer_first: 0, count: 1 };
