@@ -43,7 +43,9 @@ enum Command {
     Soak(soak::Arguments),
     /// Run a server and an agent with a temporary state folder.
     Dev,
-    /// Check what the compiler does not: imports between crates, sizes, names, pages.
+    /// Write the table of bounds in docs/limits.md from the code.
+    Limits,
+    /// Check what the compiler does not: imports between crates, sizes, names, pages, the table of bounds.
     Tidy,
 }
 
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         Command::Bench(what) => bench::bench(&what),
         Command::Soak(arguments) => soak::soak(&arguments),
         Command::Dev => dev::dev(),
+        Command::Limits => tidy::write_limits(),
         Command::Tidy => tidy::tidy(),
     });
     match result {

@@ -180,6 +180,11 @@ impl Running {
         String::from_utf8_lossy(&self.stdout.so_far()).into_owned()
     }
 
+    /// How much it has written to descriptor 1 so far.
+    pub fn stdout_bytes(&self) -> usize {
+        self.stdout.bytes.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// What it has written to descriptor 2 so far.
     pub fn stderr(&self) -> String {
         String::from_utf8_lossy(&self.stderr.so_far()).into_owned()

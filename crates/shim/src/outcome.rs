@@ -96,7 +96,11 @@ fn unforced(ending: Ending, shortage: Shortage) -> Outcome {
 /// Gives a failure the reason that the kernel knows, if it knows one, and adds what it knows to the message.
 fn explain(outcome: Outcome, shortage: Shortage) -> Outcome {
     let (Some(reason), OutcomeKind::Failed) = (shortage.reason(), outcome.kind) else { return outcome };
-    let sentences: Vec<String> = outcome.message.into_iter().chain(shortage.sentences()).collect();
+    let mut sentences: Vec<String> = outcome.message.into_iter().chain(shortage.sentences()).collect();
+    if outcome.exit.is_none() {
+        // How the loss of the guest showed matters less than what it was lost by.
+        sentences.rotate_left(1);
+    }
     Outcome { reason: Some(reason), message: Some(clip(sentences.join("; "))), ..outcome }
 }
 
@@ -113,7 +117,8 @@ impl Shortage {
 
     fn sentences(self) -> impl Iterator<Item = String> {
         let times = |count, one: &str, more: &str| if count == 1 { one.to_owned() } else { format!("{count} {more}") };
-        let whose = if self.of_host_memory { "the host had no more memory" } else { "its memory limit was reached" };
+        let whose =
+            if self.of_host_memory { "the host had no more memory" } else { "the run's memory limit was reached" };
         let killed = times(self.oom_kills, "one of its processes", "of its processes");
         let refused = times(self.pids_refused, "one new process", "new processes");
         let memory = format!("{whose} and the kernel killed {killed}");
@@ -242,12 +247,12 @@ mod tests {
                 oom,
                 137,
                 Reason::OutOfMemory,
-                "signal 9; its memory limit was reached and the kernel killed one of its",
+                "signal 9; the run's memory limit was reached and the kernel killed one of its",
             ),
-            (Ending::Exited(ExitStatus::Code(2)), oom, 2, Reason::OutOfMemory, "exit code 2; its memory limit"),
-            (Ending::Lost("gone".into()), oom, 137, Reason::OutOfMemory, "gone; its memory limit"),
-            (Ending::NotLaunched("no".into()), oom, 137, Reason::OutOfMemory, "no; its memory limit"),
-            (other(), oom, 137, Reason::OutOfMemory, "fork; its memory limit"),
+            (Ending::Exited(ExitStatus::Code(2)), oom, 2, Reason::OutOfMemory, "exit code 2; the run's memory limit"),
+            (Ending::Lost("gone".into()), oom, 137, Reason::OutOfMemory, "of its processes; gone"),
+            (Ending::NotLaunched("no".into()), oom, 137, Reason::OutOfMemory, "of its processes; no"),
+            (other(), oom, 137, Reason::OutOfMemory, "of its processes; fork"),
             (
                 Ending::Exited(ExitStatus::Code(1)),
                 full,
@@ -256,7 +261,7 @@ mod tests {
                 "exit code 1; its writable file system is full",
             ),
             (Ending::Exited(ExitStatus::Code(1)), pids, 1, Reason::PidsLimit, "was refused 3 new processes"),
-            (other(), pids, 125, Reason::PidsLimit, "fork; it had as many processes"),
+            (other(), pids, 125, Reason::PidsLimit, "3 new processes; fork"),
             (
                 Ending::Exited(ExitStatus::Code(1)),
                 all,

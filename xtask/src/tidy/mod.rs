@@ -4,6 +4,7 @@
 //! bites. Left out: formatting (rustfmt) and what clippy finds.
 
 mod imports;
+mod limits;
 mod names;
 mod pages;
 mod source;
@@ -56,7 +57,17 @@ pub fn tidy() -> Result<()> {
     findings.extend(source::check_all(&files));
     findings.extend(imports::check(&files)?);
     findings.extend(pages::check(&files));
+    findings.extend(limits::check(&files));
     report(&findings)
+}
+
+/// Writes the table of bounds into its page.
+pub fn write_limits() -> Result<()> {
+    let path = places::root()?.join(limits::PAGE);
+    let page = fs::read_to_string(&path).with_context(|| format!("cannot read {}", limits::PAGE))?;
+    let written = limits::page_with_table(&page, &files()?);
+    let written = written.with_context(|| format!("{} has no place for the table", limits::PAGE))?;
+    fs::write(&path, written).with_context(|| format!("cannot write {}", limits::PAGE))
 }
 
 fn report(findings: &[Finding]) -> Result<()> {

@@ -186,7 +186,7 @@ const FREE_BLOCKS_MIN: u64 = 16;
 /// Whether the file system at the root of process `pid` takes no more files, or hardly any more bytes.
 pub fn root_is_full(pid: u32) -> Option<bool> {
     let free = rustix::fs::statfs(format!("/proc/{pid}/root")).ok()?;
-    Some(u64::try_from(free.f_bavail).unwrap_or(u64::MAX) < FREE_BLOCKS_MIN || free.f_ffree == 0)
+    Some(free.f_bavail < FREE_BLOCKS_MIN || free.f_ffree == 0)
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Output without measure: one line that does not end, very many that say nothing.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use holm_e2e::World;
+use holm_e2e::{World, host};
 
 use super::lives_on;
 
@@ -10,14 +10,39 @@ use super::lives_on;
 const PATIENCE: Duration = Duration::from_secs(240);
 /// Where a line is cut: the longest entry of a log (docs/limits.md).
 const ENTRY_BYTES_MAX: usize = 64 * 1024;
+/// What a shim may have in memory at one instant, however much goes through it.
+const SHIM_BYTES_MAX: u64 = 48 << 20;
 const LINE_BYTES: usize = 64 << 20;
 const EMPTY_LINES: usize = 500_000;
+
+/// The most memory that each living shim of the world has had.
+fn shim_peaks(world: &World) -> Vec<u64> {
+    let mut marks = world.marks();
+    marks.runs.push(world.newest());
+    let shims = marks.processes().into_iter().filter(|pid| host::command_line(*pid).contains(" shim "));
+    let peak = |pid| host::status_field(pid, "VmHWM")?.trim_end_matches(" kB").trim().parse::<u64>().ok();
+    shims.filter_map(peak).map(|kib| kib * 1_024).collect()
+}
 
 #[test]
 fn one_line_of_64_mib_comes_back_exactly_in_marked_pieces() {
     let world = World::up();
-    let script = format!("import sys\nfor n in range(64): sys.stdout.write('y' * {})", LINE_BYTES / 64);
-    let ran = world.running(["--", "/usr/bin/python3", "-c", &script]).wait_for(PATIENCE).succeeds();
+    let gate = world.folder("gate");
+    let script = format!(
+        "import os, sys, time\nfor n in range(64): sys.stdout.write('y' * {})\nsys.stdout.flush()\n\
+         while not os.path.exists('/gate/open'): time.sleep(0.02)",
+        LINE_BYTES / 64
+    );
+    let mount = format!("{}:/gate", gate.display());
+    let running = world.running(["--mount", &mount, "--", "/usr/bin/python3", "-c", &script]);
+    let deadline = Instant::now() + PATIENCE;
+    while running.stdout_bytes() < LINE_BYTES && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let shims = shim_peaks(&world);
+    assert!(shims.len() == 1 && shims[0] <= SHIM_BYTES_MAX, "{shims:?} bytes");
+    std::fs::write(gate.join("open"), "").expect("a file");
+    let ran = running.wait_for(PATIENCE).succeeds();
     assert!(ran.stdout.len() == LINE_BYTES && ran.stdout.iter().all(|byte| *byte == b'y'), "{}", ran.stdout.len());
     let run = world.newest();
     let page = world.http().get(&format!("/v1/runs/{run}/logs?limit=20")).is(200).json();
