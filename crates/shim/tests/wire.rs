@@ -164,7 +164,7 @@ fn status_bytes(field: &str) -> u64 {
 /// What attacks come to: the name and how it ended otherwise than it should have.
 async fn run(case: Case) -> Option<String> {
     let Case { name, attack, reason } = case;
-    let mut attacked = attempt(Script { then: Then::Attack, attack: Some(attack), ..honest(b"said before\n") });
+    let mut attacked = attempt(Script { then: Then::Hang, attack: Some(attack), ..honest(b"said before\n") });
     attacked.spec.limits.timeout_ms = if reason == Reason::Timeout { 1_500 } else { 20_000 };
     // Takes the peak back to what there is now (proc_pid_clear_refs(5)).
     std::fs::write("/proc/self/clear_refs", "5").unwrap();

@@ -62,7 +62,7 @@ pub struct Script {
     pub closes_out: bool,
     /// Requests to this path get no answer.
     pub silent_at: Option<&'static str>,
-    /// What is sent on a lane in place of HTTP/2 once the output was sent, with [`Then::Attack`].
+    /// What is sent on a lane in place of HTTP/2 once the output was sent, with [`Then::Hang`].
     pub attack: Option<Attack>,
 }
 
@@ -84,7 +84,6 @@ pub enum Then {
     CloseLanes,
     Hang,
     Forever,
-    Attack,
 }
 
 pub fn frame(stream: OutputStream, data: &[u8]) -> Vec<u8> {
@@ -274,8 +273,7 @@ impl Played {
                 let _ = close.send(()).await;
                 std::future::pending().await
             }
-            Then::Hang => std::future::pending().await,
-            Then::Attack => {
+            Then::Hang => {
                 // What was sent is on its way first, and HTTP/2 between two frames.
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 self.attacks.notify_one();
