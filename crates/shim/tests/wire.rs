@@ -172,14 +172,6 @@ async fn run(case: Case) -> Option<String> {
     let left = see_through(attacked).await;
     let grown = status_bytes("VmHWM:").saturating_sub(before);
     let outcome = left.status.outcome.clone().unwrap();
-    println!(
-        "{:?} {name}: {:?} after {:?}, {} KiB more, {}",
-        attack.lane,
-        outcome.reason,
-        left.took,
-        grown / 1_024,
-        left.message()
-    );
     let is_so = outcome.reason == Some(reason)
         && left.code() != 0
         && left.kills >= 1
