@@ -64,7 +64,13 @@ pub(crate) enum Event {
     },
     /// An attempt does not need its lease any more.
     Released(Held),
+    /// A newer process of this agent has registered.
+    Superseded,
 }
+
+/// A newer process of this agent has registered: this one is not heard any more, and ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Superseded;
 
 /// How an agent goes away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,6 +121,7 @@ pub(crate) struct Keeper<C> {
     reaping: JoinSet<()>,
     held: watch::Sender<Vec<HeldLease>>,
     phase: Phase,
+    is_superseded: bool,
 }
 
 impl<C: ControlPlane> Keeper<C> {
@@ -133,11 +140,16 @@ impl<C: ControlPlane> Keeper<C> {
             reaping: JoinSet::new(),
             held: watch::channel(Vec::new()).0,
             phase: Phase::Working,
+            is_superseded: false,
         }
     }
 
-    /// Works until `shutdown` and what it asks for are done.
-    pub(crate) async fn run(mut self, survivors: Vec<Survivor>, shutdown: impl Future<Output = Shutdown>) {
+    /// Works until `shutdown` and what it asks for are done, or until a newer process of this agent works.
+    pub(crate) async fn run(
+        mut self,
+        survivors: Vec<Survivor>,
+        shutdown: impl Future<Output = Shutdown>,
+    ) -> Result<(), Superseded> {
         let mut shutdown = std::pin::pin!(shutdown);
         for survivor in survivors {
             self.take_up(survivor);
@@ -163,6 +175,7 @@ impl<C: ControlPlane> Keeper<C> {
             }
         }
         self.pollers.shutdown().await;
+        if self.is_superseded { Err(Superseded) } else { Ok(()) }
     }
 
     fn start_pollers(&mut self) {
@@ -190,6 +203,7 @@ impl<C: ControlPlane> Keeper<C> {
                 let _is_heard = done.send(());
             }
             Event::Renewed { asked_at, result: Ok(renewed) } => self.renewed(asked_at, renewed),
+            Event::Superseded | Event::Renewed { result: Err(ControlError::Superseded), .. } => self.superseded(),
             Event::Renewed { result: Err(error), .. } => tracing::warn!(%error, "leases could not be renewed"),
             Event::Released(held) => {
                 if let Some(entry) = self.attempts.get_mut(&held) {
@@ -301,7 +315,7 @@ impl<C: ControlPlane> Keeper<C> {
                 part.iter().map(|held| HeldLease { run: held.run, fence: held.fence, cancel: known(held) }).collect();
             let shared = self.shared.clone();
             self.renewals.spawn(async move {
-                let body = Renew { agent: shared.agent, leases };
+                let body = Renew { agent: shared.agent, instance: shared.instance(), leases };
                 let asked_at = clock::boot_now();
                 let result = shared.control.renew(body).await;
                 if shared.events.send(Event::Renewed { asked_at, result }).await.is_err() {
@@ -379,6 +393,16 @@ impl<C: ControlPlane> Keeper<C> {
         self.reaping.spawn_blocking(move || {
             reaper::reap(&shared);
         });
+    }
+
+    /// This process may not claim, renew or report. A successor in the same folder takes its shims up; without one they
+    /// keep their deadlines.
+    fn superseded(&mut self) {
+        if !self.is_superseded {
+            self.is_superseded = true;
+            tracing::error!("a newer process of this agent has registered; this one ends");
+            self.begin_shutdown(Shutdown::Leave);
+        }
     }
 
     fn begin_shutdown(&mut self, how: Shutdown) {

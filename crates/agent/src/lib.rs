@@ -34,7 +34,10 @@ mod tests;
 use std::{future::Future, sync::Arc, time::Duration};
 
 use holm_api::agent::Registered;
-use holm_domain::lease::holder::{Holder, HolderConfig};
+use holm_domain::{
+    AgentId,
+    lease::holder::{Holder, HolderConfig},
+};
 use holm_runtime::registry::Registry;
 use tokio::sync::mpsc;
 
@@ -46,7 +49,7 @@ pub use station::Config;
 use crate::{
     control::{ControlError, ControlPlane},
     folder::Folder,
-    keeper::Keeper,
+    keeper::{Keeper, Superseded},
     occupancy::Occupancy,
     station::Shared,
 };
@@ -66,6 +69,12 @@ pub enum AgentError {
     /// The control plane does not take it.
     #[error("this agent cannot register: {0}")]
     Register(ControlError),
+    /// A newer process of this agent works: a copy of its folder, or one that was started while this one slept.
+    #[error(
+        "a newer process of {0} has registered, so this one has ended; if it works with a copy of this agent's folder, \
+         remove `id` from the copy to make it an agent of its own"
+    )]
+    Superseded(AgentId),
     /// The times of leases that the control plane told cannot work.
     #[error("the control plane wants leases of {ttl_ms} ms renewed every {renew_every_ms} ms, which cannot work")]
     Times {
@@ -94,10 +103,13 @@ impl<C: ControlPlane> Agent<C> {
         let Self { config, control, runtimes } = self;
         let folder = Folder::open(&config.dir)?;
         let agent = ids::load_or_draw(folder.path())?;
+        let process = ids::draw_process(folder.path())?;
         let boot_id = clock::boot_id().map_err(AgentError::Boot)?;
         let mut shutdown = std::pin::pin!(shutdown);
         let registered = tokio::select! {
-            registered = registration::persist(&config, &control, &runtimes, agent) => registered.map_err(AgentError::Register)?,
+            registered = registration::persist(&config, &control, &runtimes, agent, process) => {
+                registered.map_err(|error| not_registered(agent, error))?
+            }
             // Shims, if there are any, look after themselves.
             _ = &mut shutdown => return Ok(()),
         };
@@ -111,9 +123,16 @@ impl<C: ControlPlane> Agent<C> {
         let holder = station::Holder::new(Holder::new(HolderConfig { renew_every, retry_every }));
         let (events, heard) = mpsc::channel(EVENTS_MAX);
         let occupancy = Occupancy::default();
-        let shared = Arc::new(Shared { config, agent, boot_id, folder, control, runtimes, occupancy, holder, events });
+        let shared =
+            Arc::new(Shared { config, agent, process, boot_id, folder, control, runtimes, occupancy, holder, events });
         let survivors = recover::survey(&shared).await;
-        Keeper::new(shared, heard).run(survivors, shutdown).await;
-        Ok(())
+        Keeper::new(shared, heard).run(survivors, shutdown).await.map_err(|Superseded| AgentError::Superseded(agent))
+    }
+}
+
+fn not_registered(agent: AgentId, error: ControlError) -> AgentError {
+    match error {
+        ControlError::Superseded => AgentError::Superseded(agent),
+        other => AgentError::Register(other),
     }
 }

@@ -56,7 +56,7 @@ impl<C> Clone for Poller<C> {
 impl<C: ControlPlane> Poller<C> {
     fn body(&self, wait: Duration, free: Capacity, claims_max: u32, held: Vec<HeldLease>) -> Poll {
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).min(60_000);
-        Poll { agent: self.shared.agent, wait_ms, claims_max, free, held }
+        Poll { agent: self.shared.agent, instance: self.shared.instance(), wait_ms, claims_max, free, held }
     }
 
     async fn deliver(&self, asked_at: BootMicros, polled: Polled, offer: Option<Offer>) -> Result<(), Closed> {
@@ -69,8 +69,12 @@ impl<C: ControlPlane> Poller<C> {
     /// Waits before what failed is tried again, and does what helps.
     async fn failed(&self, doing: &'static str, error: &ControlError, backoff: &mut Backoff) {
         tracing::warn!(doing, %error, "no answer");
-        if *error == ControlError::Unregistered {
-            registration::renew(&self.shared).await;
+        match error {
+            ControlError::Unregistered => registration::renew(&self.shared).await,
+            ControlError::Superseded if self.shared.events.send(Event::Superseded).await.is_err() => {
+                tracing::debug!("nobody keeps leases any more");
+            }
+            _ => {}
         }
         backoff.wait().await;
     }

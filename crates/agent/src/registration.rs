@@ -7,12 +7,15 @@ use holm_runtime::registry::Registry;
 use crate::{
     backoff::Backoff,
     control::{ControlError, ControlPlane},
+    ids::Process,
     station::{Config, Shared},
 };
 
-fn body(config: &Config, runtimes: &Registry, agent: AgentId) -> Register {
+fn body(config: &Config, runtimes: &Registry, agent: AgentId, process: Process) -> Register {
     Register {
         agent,
+        instance: process.instance,
+        after: process.after,
         name: config.name.clone(),
         version: config.version.clone(),
         capacity: config.capacity,
@@ -27,8 +30,9 @@ pub(crate) async fn persist<C: ControlPlane>(
     control: &C,
     runtimes: &Registry,
     agent: AgentId,
+    process: Process,
 ) -> Result<Registered, ControlError> {
-    let body = body(config, runtimes, agent);
+    let body = body(config, runtimes, agent, process);
     let mut backoff = Backoff::default();
     loop {
         match control.register(body.clone()).await {
@@ -45,7 +49,8 @@ pub(crate) async fn persist<C: ControlPlane>(
 /// is only told.
 pub(crate) async fn renew<C: ControlPlane>(shared: &Shared<C>) {
     tracing::warn!(agent = %shared.agent, "the control plane does not know this agent; it registers again");
-    if let Err(error) = shared.control.register(body(&shared.config, &shared.runtimes, shared.agent)).await {
+    let body = body(&shared.config, &shared.runtimes, shared.agent, shared.process);
+    if let Err(error) = shared.control.register(body).await {
         tracing::error!(%error, "this agent cannot register again");
     }
 }

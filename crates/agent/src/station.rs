@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use holm_domain::{AgentId, host::Capacity, lease::holder::Held};
+use holm_domain::{AgentId, InstanceId, host::Capacity, lease::holder::Held};
 use holm_runtime::{AttemptId, registry::Registry};
 use holm_shim::protocol::Tuning;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 
-use crate::{clock, folder::Folder, keeper::Event, occupancy::Occupancy, shim_process::ShimProgram};
+use crate::{clock, folder::Folder, ids::Process, keeper::Event, occupancy::Occupancy, shim_process::ShimProgram};
 
 /// How an agent works.
 #[derive(Debug, Clone)]
@@ -66,6 +66,7 @@ impl Config {
 pub(crate) struct Shared<C> {
     pub(crate) config: Config,
     pub(crate) agent: AgentId,
+    pub(crate) process: Process,
     pub(crate) boot_id: String,
     pub(crate) folder: Folder,
     pub(crate) control: C,
@@ -73,6 +74,13 @@ pub(crate) struct Shared<C> {
     pub(crate) occupancy: Occupancy,
     pub(crate) holder: Holder,
     pub(crate) events: mpsc::Sender<Event>,
+}
+
+impl<C> Shared<C> {
+    /// Which process of the agent this is.
+    pub(crate) fn instance(&self) -> InstanceId {
+        self.process.instance
+    }
 }
 
 /// The lease machine. The keeper alone feeds it; attempts only ask.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use holm_domain::{
-    RunId,
+    InstanceId, RunId,
     host::Capacity,
     run::{Cancel, EventKind, OutcomeKind, Reason, Run, RunState},
 };
@@ -587,6 +587,40 @@ fn what_cannot_be_removed_at_first_is_removed_later_and_strangers_too() {
     bench.clean();
     assert_eq!(*bench.runtime.destroy_failures.lock().unwrap(), 0);
     agent.stop(Shutdown::Leave);
+}
+
+#[test]
+fn an_agent_that_is_superseded_ends_and_its_sandbox_dies_by_its_deadline() {
+    let bench = Bench::with_ttl(Duration::from_millis(1_500));
+    let id = bench.control.submit(bench.endless().spec());
+    let agent = bench.start();
+    until("the output", || bench.control.text(id) == "begun\n");
+    // A copy of the folder is at work elsewhere.
+    let copy = InstanceId::from_uuid(uuid::Uuid::from_u128(9));
+    bench.control.world().instances.push(copy);
+    let ended = agent.rt.block_on(async { tokio::time::timeout(PATIENCE, agent.task).await }).unwrap().unwrap();
+    let error = ended.unwrap_err();
+    assert!(matches!(error, AgentError::Superseded(_)), "{error}");
+    assert!(error.to_string().contains("remove `id` from the copy"), "{error}");
+    let another = bench.control.submit(bench.script(&["x"]).spec());
+    let exit = bench.temp.path().join(format!("agent/runs/{id}.1/exit.json"));
+    until("the end of the sandbox", || exit.exists());
+    let outcome = holm_shim::client::read_exit(exit.parent().unwrap()).unwrap().unwrap().outcome.unwrap();
+    assert_eq!(outcome.reason, Some(Reason::LeaseExpired), "{outcome:?}");
+    assert_eq!(
+        (bench.control.run(another).fence, bench.control.world().finishes),
+        (0, 0),
+        "it claims nothing any more"
+    );
+    // The next one in the folder works again, and cleans up.
+    bench.control.expire(id);
+    let next = bench.restart();
+    assert_eq!(bench.ended(another).outcome.unwrap().kind, OutcomeKind::Succeeded);
+    until("the second life", || bench.control.run(id).state == RunState::Running);
+    bench.control.cancel(id, Cancel::Kill);
+    bench.ended(id);
+    bench.clean();
+    next.stop(Shutdown::Leave);
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! The agent protocol: register, poll, renew, start, append, finish.
 //!
 //! Every operation on a run bears the fence of its lease; one with another fence answers 409 `stale_fence` and changes
-//! nothing (SPEC L2). The identity of the agent comes from its token and from `agent`, the id under which it registered.
+//! nothing (SPEC L2). The identity of the agent comes from its token and from `agent`, the id under which it registered
+//! with that token; every operation bears `instance` beside it, the process that asks. The newest process that registered
+//! is heard; any other is answered with 409 `agent_superseded`.
 
 use std::collections::BTreeMap;
 
 use holm_domain::{
-    AgentId, OrgId, ProjectId, RunId,
+    AgentId, InstanceId, OrgId, ProjectId, RunId,
     host::{Capacity, RuntimeInfo},
     run::{Cancel, EventKind, Outcome, RunSpec, SandboxInfo, Usage},
 };
@@ -19,6 +21,13 @@ pub struct Register {
     /// The identity that the agent drew once and keeps in its state folder.
     #[schema(value_type = String)]
     pub agent: AgentId,
+    /// This process of the agent, drawn at its start. The newest that registers is heard from then on, and no other.
+    #[schema(value_type = String)]
+    pub instance: InstanceId,
+    /// The process before this one, as the agent's state folder tells; it is not heard any more.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub after: Option<InstanceId>,
     /// A name for people: 1 to 128 characters.
     pub name: String,
     /// The version of the agent.
@@ -65,6 +74,9 @@ pub struct Poll {
     /// Who asks.
     #[schema(value_type = String)]
     pub agent: AgentId,
+    /// Which process of the agent asks.
+    #[schema(value_type = String)]
+    pub instance: InstanceId,
     /// How long to wait at most, in milliseconds: 0 to 60,000.
     pub wait_ms: u64,
     /// How many runs may be claimed by this call: 0 to 64.
@@ -151,6 +163,9 @@ pub struct Renew {
     /// Who asks.
     #[schema(value_type = String)]
     pub agent: AgentId,
+    /// Which process of the agent asks.
+    #[schema(value_type = String)]
+    pub instance: InstanceId,
     /// The leases.
     pub leases: Vec<HeldLease>,
 }
@@ -181,6 +196,9 @@ pub struct RenewedLease {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StartRun {
+    /// Which process of the agent asks.
+    #[schema(value_type = String)]
+    pub instance: InstanceId,
     /// The number of the lease.
     pub fence: u64,
     /// The place in which the run executes; its agent is the one that asks.
@@ -196,6 +214,9 @@ pub struct Fenced {
     /// Who asks.
     #[param(value_type = String)]
     pub agent: AgentId,
+    /// Which process of the agent asks.
+    #[param(value_type = String)]
+    pub instance: InstanceId,
     /// The number of the lease.
     pub fence: u64,
 }
@@ -221,6 +242,9 @@ pub struct AppendEvents {
     /// Who asks.
     #[schema(value_type = String)]
     pub agent: AgentId,
+    /// Which process of the agent asks.
+    #[schema(value_type = String)]
+    pub instance: InstanceId,
     /// The number of the lease.
     pub fence: u64,
     /// The number of the first of these events within the lease, from 1; repeated ones are stored once.
@@ -237,6 +261,9 @@ pub struct FinishRun {
     /// Who asks.
     #[schema(value_type = String)]
     pub agent: AgentId,
+    /// Which process of the agent asks.
+    #[schema(value_type = String)]
+    pub instance: InstanceId,
     /// The number of the lease.
     pub fence: u64,
     /// How the run ended.

@@ -53,6 +53,8 @@ codes! {
     IdempotencyMismatch = "idempotency_mismatch", 409, "The idempotency key was used for another request";
     /// The operation bears a fence that is not the newest.
     StaleFence = "stale_fence", 409, "The lease is no longer held";
+    /// A newer process of the agent has registered.
+    AgentSuperseded = "agent_superseded", 409, "A newer process of this agent has registered";
     /// A log batch does not follow the one before.
     LogGap = "log_gap", 409, "The log batch does not follow what is stored";
     /// The body is larger than is accepted.

@@ -1,10 +1,17 @@
-//! A machine with an agent on it, as the control plane knows it.
+//! A machine with an agent on it, as the control plane knows it, and who speaks for that agent.
+//!
+//! What always holds: an agent speaks with the token by which it registered first, until that is revoked or expires; its
+//! newest process speaks for it, and none before it ever again. When agents enrol with keys, [`Host::hears`] is where
+//! that is decided.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AgentId, OrgId, UnixMicros};
+use crate::{AgentId, InstanceId, OrgId, TokenId, UnixMicros, lease::Claimant};
+
+/// How many earlier processes of an agent are remembered.
+pub const SUPERSEDED_MAX: usize = 16;
 
 /// How much of something there is on a host, or is free on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -61,8 +68,136 @@ pub struct Host {
     pub runtimes: Vec<RuntimeInfo>,
     /// Names and values by which it is found.
     pub labels: BTreeMap<String, String>,
+    /// The token with which its agent speaks.
+    pub token: TokenId,
+    /// The newest process of its agent.
+    pub instance: InstanceId,
+    /// Earlier ones, the last one last: a word of theirs that was under way for long changes nothing.
+    pub superseded: Vec<InstanceId>,
     /// When its agent registered first.
     pub registered_at: UnixMicros,
     /// When its agent was heard of last.
     pub seen_at: UnixMicros,
+}
+
+/// Why somebody does not speak for an agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotHeard {
+    /// The agent registered with another token, which still works.
+    #[error("{agent} registered with {bound}, and speaks with no other token")]
+    OtherToken {
+        /// The agent.
+        agent: AgentId,
+        /// Its token.
+        bound: TokenId,
+    },
+    /// A newer process of the agent registered.
+    #[error("a newer process of {agent} has registered; {instance} does not speak for it any more")]
+    Superseded {
+        /// The agent.
+        agent: AgentId,
+        /// The process that is not heard.
+        instance: InstanceId,
+    },
+}
+
+impl Host {
+    /// Whether the process `by` speaks for the agent of this host with `token`.
+    pub fn hears(&self, by: Claimant, token: TokenId) -> Result<(), NotHeard> {
+        if self.token != token {
+            return Err(NotHeard::OtherToken { agent: self.id, bound: self.token });
+        }
+        if self.instance != by.instance {
+            return Err(NotHeard::Superseded { agent: self.id, instance: by.instance });
+        }
+        Ok(())
+    }
+
+    /// What becomes of this record when its agent registers as `wanted`: the newest registration wins. `after` is the
+    /// process that the new one found in its folder, `is_bound` whether the token of this record still works.
+    pub fn registered_as(&self, mut wanted: Host, after: Option<InstanceId>, is_bound: bool) -> Result<Host, NotHeard> {
+        if self.token != wanted.token && is_bound {
+            return Err(NotHeard::OtherToken { agent: self.id, bound: self.token });
+        }
+        if self.superseded.contains(&wanted.instance) {
+            return Err(NotHeard::Superseded { agent: self.id, instance: wanted.instance });
+        }
+        wanted.registered_at = self.registered_at;
+        wanted.superseded.clone_from(&self.superseded);
+        for earlier in [after, Some(self.instance)].into_iter().flatten() {
+            if earlier != wanted.instance && !wanted.superseded.contains(&earlier) {
+                wanted.superseded.push(earlier);
+            }
+        }
+        let surplus = wanted.superseded.len().saturating_sub(SUPERSEDED_MAX);
+        wanted.superseded.drain(..surplus);
+        Ok(wanted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn process(number: u128) -> InstanceId {
+        InstanceId::from_uuid(Uuid::from_u128(number))
+    }
+
+    fn host(token: u128, instance: u128) -> Host {
+        Host {
+            id: AgentId::from_uuid(Uuid::nil()),
+            org: OrgId::from_uuid(Uuid::nil()),
+            name: String::new(),
+            version: String::new(),
+            capacity: Capacity::default(),
+            runtimes: Vec::new(),
+            labels: BTreeMap::new(),
+            token: TokenId::from_uuid(Uuid::from_u128(token)),
+            instance: process(instance),
+            superseded: Vec::new(),
+            registered_at: UnixMicros(1),
+            seen_at: UnixMicros(1),
+        }
+    }
+
+    fn hears(host: &Host, instance: u128, token: u128) -> Result<(), NotHeard> {
+        let by = Claimant { agent: host.id, instance: process(instance) };
+        host.hears(by, TokenId::from_uuid(Uuid::from_u128(token)))
+    }
+
+    #[test]
+    fn the_newest_registration_wins_and_no_late_word_undoes_it() {
+        let first = host(1, 1);
+        let again = first.registered_as(host(1, 1), None, true).unwrap();
+        assert_eq!(again, first, "repeating it changes nothing");
+        // The process 2 was killed before its registration was heard; 3 found its word in the folder.
+        let third = again.registered_as(host(1, 3), Some(process(2)), true).unwrap();
+        assert_eq!((hears(&third, 3, 1), third.registered_at), (Ok(()), UnixMicros(1)));
+        for late in [1, 2] {
+            assert!(matches!(hears(&third, late, 1), Err(NotHeard::Superseded { .. })));
+            let refused = third.registered_as(host(1, late), None, true);
+            assert!(matches!(refused, Err(NotHeard::Superseded { .. })), "{late}");
+        }
+    }
+
+    #[test]
+    fn another_token_is_heard_only_once_the_first_does_not_work_any_more() {
+        let known = host(1, 1);
+        assert!(matches!(hears(&known, 1, 2), Err(NotHeard::OtherToken { .. })));
+        assert!(matches!(known.registered_as(host(2, 2), None, true), Err(NotHeard::OtherToken { .. })));
+        let moved = known.registered_as(host(2, 2), None, false).unwrap();
+        assert_eq!(hears(&moved, 2, 2), Ok(()));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut known = host(1, 0);
+        for instance in 1..100 {
+            known = known.registered_as(host(1, instance), None, true).unwrap();
+        }
+        assert_eq!(known.superseded.len(), SUPERSEDED_MAX);
+        assert_eq!(known.superseded.last(), Some(&process(98)));
+    }
 }

@@ -122,6 +122,10 @@ id!(
     AgentId, "agt"
 );
 id!(
+    /// One process of an agent, drawn anew at each start: it tells an agent from its predecessors and from its copies.
+    InstanceId, "ins"
+);
+id!(
     /// An API token; its secret is another thing.
     TokenId, "tok"
 );

@@ -19,5 +19,5 @@ pub mod schedule;
 pub mod time;
 
 pub use error::ErrorCode;
-pub use ids::{AgentId, OrgId, ProjectId, RunId, TokenId};
+pub use ids::{AgentId, InstanceId, OrgId, ProjectId, RunId, TokenId};
 pub use time::{BootMicros, UnixMicros};

@@ -12,7 +12,7 @@ use holm_api::{
     runs::RunView,
 };
 use holm_domain::{
-    AgentId, ErrorCode, OrgId, RunId, UnixMicros,
+    AgentId, ErrorCode, InstanceId, OrgId, RunId, UnixMicros,
     access::Role,
     host::{Capacity, RuntimeInfo},
     log::{BatchBuilder, Stream},
@@ -43,6 +43,7 @@ pub struct World {
     pub clock: Clock,
     pub org: OrgId,
     pub agent_id: AgentId,
+    pub instance: InstanceId,
     admin: String,
     member: String,
     agent: String,
@@ -80,6 +81,7 @@ impl World {
             clock: clock.clone(),
             org: made.org,
             agent_id: AgentId::from_uuid(Uuid::from_u128(7)),
+            instance: InstanceId::from_uuid(Uuid::from_u128(1)),
             admin: made.admin.unwrap().expose_secret().to_owned(),
             agent: made.agent.unwrap().expose_secret().to_owned(),
         };
@@ -134,6 +136,20 @@ impl World {
         self.with_secret(&self.other_agent)
     }
 
+    /// Another token with the role `agent` in the same org.
+    pub async fn second_agent(&self) -> Caller {
+        let (store, clock) = (&self.app().store, &self.clock);
+        let (_, secret) = token_issue(store, clock, self.org, Role::Agent, "second".into(), None).await.unwrap();
+        self.with_secret(secret.expose_secret())
+    }
+
+    /// Revokes the token of [`World::agent`].
+    pub async fn revoke_agent_token(&self) {
+        let token = self.app().store.token_by_hash(&crate::auth::hash(&self.agent)).await.unwrap().unwrap();
+        let path = format!("/v1/tokens/{}", token.id);
+        assert_eq!(self.admin().delete(&path).await.status, StatusCode::NO_CONTENT);
+    }
+
     pub fn registration(&self) -> Register {
         let runtime = RuntimeInfo {
             name: "process".into(),
@@ -142,6 +158,8 @@ impl World {
         };
         Register {
             agent: self.agent_id,
+            instance: self.instance,
+            after: None,
             name: "host-1".into(),
             version: "0.1.0".into(),
             capacity: self.poll().free,
@@ -150,10 +168,18 @@ impl World {
         }
     }
 
+    /// Another agent of the org, which registers with the same token.
+    pub async fn another_agent(&self) -> AgentId {
+        let agent = AgentId::from_uuid(Uuid::from_u128(9));
+        let body = Register { agent, ..self.registration() };
+        assert_eq!(self.agent().post("/agent/v1/register", &body).await.status, StatusCode::OK);
+        agent
+    }
+
     /// A poll that claims up to 64 runs and does not wait.
     pub fn poll(&self) -> Poll {
         let free = Capacity { runs: 64, cpus_milli: 4_000, memory_bytes: 1 << 40 };
-        Poll { agent: self.agent_id, wait_ms: 0, claims_max: 64, free, held: Vec::new() }
+        Poll { agent: self.agent_id, instance: self.instance, wait_ms: 0, claims_max: 64, free, held: Vec::new() }
     }
 
     pub async fn queue_run(&self) -> RunId {
@@ -175,22 +201,28 @@ impl World {
         held
     }
 
+    /// The path of an operation under a lease whose body is not JSON.
+    pub fn fenced(&self, held: HeldLease, operation: &str) -> String {
+        let HeldLease { run, fence, .. } = held;
+        format!("/agent/v1/runs/{run}/{operation}?agent={}&instance={}&fence={fence}", self.agent_id, self.instance)
+    }
+
     pub async fn append_log(&self, held: HeldLease, first: u64, lines: &[&str]) {
-        let path = format!("/agent/v1/runs/{}/logs?agent={}&fence={}", held.run, self.agent_id, held.fence);
+        let path = self.fenced(held, "logs");
         let answer = self.agent().send("POST", &path, LOG_BATCH, batch(first, lines)).await;
         let appended: Appended = answer.json(StatusCode::OK);
         assert_eq!(appended.next_seq, first + lines.len() as u64);
     }
 
     pub async fn put_changes(&self, held: HeldLease, archive: &[u8]) {
-        let path = format!("/agent/v1/runs/{}/changes?agent={}&fence={}", held.run, self.agent_id, held.fence);
+        let path = self.fenced(held, "changes");
         assert_eq!(self.agent().send("PUT", &path, TAR, archive.to_vec()).await.status, StatusCode::NO_CONTENT);
     }
 
     pub async fn finish(&self, held: HeldLease, next_log_seq: u64) {
         let outcome = Outcome::exited(ExitStatus::Code(0));
-        let body =
-            FinishRun { agent: self.agent_id, fence: held.fence, outcome, usage: None, result: None, next_log_seq };
+        let (agent, instance) = (self.agent_id, self.instance);
+        let body = FinishRun { agent, instance, fence: held.fence, outcome, usage: None, result: None, next_log_seq };
         let path = format!("/agent/v1/runs/{}/finish", held.run);
         assert_eq!(self.agent().post(&path, &body).await.status, StatusCode::NO_CONTENT);
     }

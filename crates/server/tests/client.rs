@@ -13,7 +13,7 @@ use holm_api::{
     runs::{After, CancelRun, CreateRun, ListRuns},
 };
 use holm_domain::{
-    AgentId, ErrorCode, UnixMicros,
+    AgentId, ErrorCode, InstanceId, UnixMicros,
     host::{Capacity, RuntimeInfo},
     log::{BatchBuilder, Stream},
     run::{EventKind, ExitStatus, Outcome, RunSpec, RunState, SandboxInfo},
@@ -63,11 +63,18 @@ fn agent(number: u8) -> AgentId {
     format!("agt_0000000000000000000000000{number}").parse().unwrap()
 }
 
+/// The process of an agent; there is one of each.
+fn instance() -> InstanceId {
+    InstanceId::from_uuid(uuid::Uuid::from_u128(1))
+}
+
 async fn register(client: &Client, id: AgentId) {
     let runtime =
         RuntimeInfo { name: "process".into(), capabilities: vec!["root.host".into()], unenforced: Vec::new() };
     let body = Register {
         agent: id,
+        instance: instance(),
+        after: None,
         name: format!("host {id}"),
         version: "0.1.0".into(),
         capacity: FREE,
@@ -78,7 +85,7 @@ async fn register(client: &Client, id: AgentId) {
 }
 
 fn poll(id: AgentId, claims_max: u32) -> Poll {
-    Poll { agent: id, wait_ms: 0, claims_max, free: FREE, held: Vec::new() }
+    Poll { agent: id, instance: instance(), wait_ms: 0, claims_max, free: FREE, held: Vec::new() }
 }
 
 fn submission() -> CreateRun {
@@ -98,21 +105,23 @@ fn batch(first: u64, lines: &[&[u8]]) -> Bytes {
 /// What the agent does with a run that it claimed.
 async fn execute(client: &Client, id: AgentId, claimed: &ClaimedRun) {
     let (run, fence) = (claimed.run, claimed.fence);
-    let by = Fenced { agent: id, fence };
+    let by = Fenced { agent: id, instance: instance(), fence };
     let sandbox = SandboxInfo { agent: id, runtime: "process".into(), image_digest: None, unenforced: Vec::new() };
-    client.agent_start(run, &StartRun { fence, sandbox }, DEADLINE).await.unwrap();
+    client.agent_start(run, &StartRun { instance: instance(), fence, sandbox }, DEADLINE).await.unwrap();
     let held = HeldLease { run, fence, cancel: None };
-    let renewed = client.agent_renew(&Renew { agent: id, leases: vec![held] }, DEADLINE).await.unwrap();
+    let renewed =
+        client.agent_renew(&Renew { agent: id, instance: instance(), leases: vec![held] }, DEADLINE).await.unwrap();
     assert_eq!(renewed.leases[0].ttl_ms, Some(30_000));
     let next = client.agent_append_logs(run, &by, batch(1, &[b"one\n", b"\xff\n"])).await.unwrap().next_seq;
     assert_eq!(next, 3);
     let refused = EventKind::EgressRefused { host: "example.org".into(), port: 443, protocol: "tcp".into(), count: 1 };
-    let events = AppendEvents { agent: id, fence, first_seq: 1, events: vec![refused] };
+    let events = AppendEvents { agent: id, instance: instance(), fence, first_seq: 1, events: vec![refused] };
     client.agent_append_events(run, &events, DEADLINE).await.unwrap();
     let pieces = stream::iter([Ok(Bytes::from_static(b"half ")), Ok(Bytes::from_static(b"and half"))]);
     client.agent_put_changes(run, &by, pieces, 13).await.unwrap();
     let outcome = Outcome::exited(ExitStatus::Code(3));
-    let finish = FinishRun { agent: id, fence, outcome, usage: None, result: None, next_log_seq: 3 };
+    let (agent, instance) = (id, instance());
+    let finish = FinishRun { agent, instance, fence, outcome, usage: None, result: None, next_log_seq: 3 };
     client.agent_finish(run, &finish, DEADLINE).await.unwrap();
 }
 
@@ -205,7 +214,7 @@ async fn a_follower_carries_on_over_a_restart_of_its_server() {
     register(&host, agent(1)).await;
     let run = user.run_create(&submission(), None).await.unwrap().id;
     let claimed = host.agent_poll(&poll(agent(1), 1), DEADLINE).await.unwrap().claimed.remove(0);
-    let by = Fenced { agent: agent(1), fence: claimed.fence };
+    let by = Fenced { agent: agent(1), instance: instance(), fence: claimed.fence };
     host.agent_append_logs(run, &by, batch(1, &[b"before\n"])).await.unwrap();
     let mut log = user.run_logs_follow(run, 0);
     assert_eq!(log.next().await.unwrap().unwrap().seq, 1);
@@ -218,8 +227,8 @@ async fn a_follower_carries_on_over_a_restart_of_its_server() {
     assert_eq!(log.next().await.unwrap().unwrap().seq, 2);
     user.run_cancel(run, &CancelRun { kill: true }).await.unwrap();
     let outcome = Outcome::cancelled("killed");
-    let finish =
-        FinishRun { agent: agent(1), fence: claimed.fence, outcome, usage: None, result: None, next_log_seq: 3 };
+    let (agent, instance, fence) = (agent(1), instance(), claimed.fence);
+    let finish = FinishRun { agent, instance, fence, outcome, usage: None, result: None, next_log_seq: 3 };
     host.agent_finish(run, &finish, DEADLINE).await.unwrap();
     assert!(log.next().await.unwrap().is_none());
     server.end().await;
@@ -235,14 +244,14 @@ async fn a_long_log_is_sealed_and_reads_the_same() {
     register(&host, agent(1)).await;
     let run = user.run_create(&submission(), None).await.unwrap().id;
     let claimed = host.agent_poll(&poll(agent(1), 1), DEADLINE).await.unwrap().claimed.remove(0);
-    let by = Fenced { agent: agent(1), fence: claimed.fence };
+    let by = Fenced { agent: agent(1), instance: instance(), fence: claimed.fence };
     let line = [&[b'x'; 32 * 1024][..], b"\n"].concat();
     for n in 0..20 {
         host.agent_append_logs(run, &by, batch(1 + 2 * n, &[&line, &line])).await.unwrap();
     }
     let outcome = Outcome::exited(ExitStatus::Code(0));
-    let finish =
-        FinishRun { agent: agent(1), fence: claimed.fence, outcome, usage: None, result: None, next_log_seq: 41 };
+    let (agent, instance, fence) = (agent(1), instance(), claimed.fence);
+    let finish = FinishRun { agent, instance, fence, outcome, usage: None, result: None, next_log_seq: 41 };
     host.agent_finish(run, &finish, DEADLINE).await.unwrap();
     let sealed = async {
         while store.blobs().list_of_run(made.org, run).next().await.is_none() {

@@ -33,6 +33,7 @@ create table hosts (
   org {text} not null references orgs (id),
   name {text} not null,
   version {text} not null,
+  instance {text} not null,
   body {text} not null,
   registered_at bigint not null,
   seen_at bigint not null

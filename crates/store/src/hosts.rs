@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use holm_domain::{
-    AgentId, OrgId, UnixMicros,
+    AgentId, InstanceId, OrgId, TokenId, UnixMicros,
     host::{Capacity, Host, RuntimeInfo},
 };
 use serde::{Deserialize, Serialize};
@@ -18,12 +18,12 @@ use crate::{
 pub const HOSTS_MAX: u32 = 10_000;
 
 impl Store {
-    /// Stores a host or brings its record up to date; the time of its first registration stays. A conflict if the agent is
-    /// known under another org.
-    pub async fn host_upsert(&self, host: &Host) -> Result<()> {
+    /// Stores a host, or brings its record up to date if the process that registered last is still `expect_instance`; a
+    /// conflict otherwise, and if the agent is known under another org. The time of its first registration stays.
+    pub async fn host_upsert(&self, expect_instance: Option<InstanceId>, host: &Host) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.host_upsert(host),
-            Backend::Sql(db) => host_upsert(db, host).await,
+            Backend::Memory(memory) => memory.host_upsert(expect_instance, host),
+            Backend::Sql(db) => host_upsert(db, expect_instance, host).await,
         }
     }
 
@@ -54,15 +54,15 @@ impl Store {
 
 queries! {
     of "host" in "org";
-    HOST_UPSERT = "insert into hosts (id, org, name, version, body, registered_at, seen_at)
-        select $1, $2, $3, $4, $5, $6, $7 where (select count(*) from hosts where org = $2 and id <> $1) < $8
-        on conflict (id) do update set name = excluded.name, version = excluded.version, body = excluded.body,
-          seen_at = excluded.seen_at
-        where hosts.org = excluded.org";
+    HOST_UPSERT = "insert into hosts (id, org, name, version, instance, body, registered_at, seen_at)
+        select $1, $2, $3, $4, $5, $6, $7, $8 where (select count(*) from hosts where org = $2 and id <> $1) < $9
+        on conflict (id) do update set name = excluded.name, version = excluded.version, instance = excluded.instance,
+          body = excluded.body, seen_at = excluded.seen_at
+        where hosts.org = excluded.org and hosts.instance = $10";
     HOST_COUNT = "select count(*) as hosts from hosts where org = $1 and id <> $2";
     HOST_SEEN = "update hosts set seen_at = case when seen_at < $3 then $3 else seen_at end where org = $1 and id = $2";
-    HOST_GET = "select id, org, name, version, body, registered_at, seen_at from hosts where org = $1 and id = $2";
-    HOST_LIST = "select id, org, name, version, body, registered_at, seen_at from hosts where org = $1
+    HOST_GET = "select id, org, name, version, instance, body, registered_at, seen_at from hosts where org = $1 and id = $2";
+    HOST_LIST = "select id, org, name, version, instance, body, registered_at, seen_at from hosts where org = $1
         order by name, id limit $2";
 }
 
@@ -72,11 +72,13 @@ struct HostBody {
     capacity: Capacity,
     runtimes: Vec<RuntimeInfo>,
     labels: BTreeMap<String, String>,
+    token: TokenId,
+    superseded: Vec<InstanceId>,
 }
 
 fn read(row: &Row) -> Result<Host> {
     let row = row.of("hosts", "id")?;
-    let HostBody { capacity, runtimes, labels } = row.body("body")?;
+    let HostBody { capacity, runtimes, labels, token, superseded } = row.body("body")?;
     Ok(Host {
         id: row.parsed("id")?,
         org: row.parsed("org")?,
@@ -85,20 +87,36 @@ fn read(row: &Row) -> Result<Host> {
         capacity,
         runtimes,
         labels,
+        token,
+        instance: row.parsed("instance")?,
+        superseded,
         registered_at: row.at("registered_at")?,
         seen_at: row.at("seen_at")?,
     })
 }
 
-async fn host_upsert(db: &Db, host: &Host) -> Result<()> {
-    let Host { id, org, name, version, registered_at, seen_at, .. } = host;
-    let (runtimes, labels) = (host.runtimes.clone(), host.labels.clone());
-    let body = encode("a host", &HostBody { capacity: host.capacity, runtimes, labels })?;
-    let values = args![*id, *org, name.as_str(), version.as_str(), body, *registered_at, *seen_at, HOSTS_MAX];
+async fn host_upsert(db: &Db, expect_instance: Option<InstanceId>, host: &Host) -> Result<()> {
+    let Host {
+        id,
+        org,
+        name,
+        version,
+        capacity,
+        runtimes,
+        labels,
+        token,
+        instance,
+        superseded,
+        registered_at,
+        seen_at,
+    } = host.clone();
+    let body = encode("a host", &HostBody { capacity, runtimes, labels, token, superseded })?;
+    let expected = expect_instance.map(|instance| instance.to_string()).unwrap_or_default();
+    let values = args![id, org, name, version, instance, body, registered_at, seen_at, HOSTS_MAX, expected];
     if db.execute(HOST_UPSERT, values).await? == 1 {
         return Ok(());
     }
-    let others = db.row(HOST_COUNT, args![*org, *id]).await?.ok_or(Error::NotFound { what: "host" })?;
+    let others = db.row(HOST_COUNT, args![org, id]).await?.ok_or(Error::NotFound { what: "host" })?;
     if others.under("hosts", org).number("hosts")? >= u64::from(HOSTS_MAX) {
         return full_unless_one(0, "hosts of an org", HOSTS_MAX);
     }

@@ -32,6 +32,14 @@ impl Store {
         }
     }
 
+    /// The token, if the org has it. It may be expired or revoked.
+    pub async fn token_get(&self, org: OrgId, id: TokenId) -> Result<Option<Token>> {
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.token_get(org, id)),
+            Backend::Sql(db) => token_get(db, org, id).await,
+        }
+    }
+
     /// The newest [`TOKENS_MAX`] tokens of the org: first those that are not revoked, each group newest first.
     pub async fn token_list(&self, org: OrgId) -> Result<Vec<Token>> {
         match &self.backend {
@@ -55,6 +63,8 @@ queries! {
         select $1, $2, $3, $4, $5, $6, $7, $8
         where (select count(*) from tokens where org = $2 and revoked_at is null) < $9";
     TOKEN_BY_HASH = "select id, org, role, name, hash, created_at, expires_at, revoked_at from tokens where hash = $1";
+    TOKEN_GET = "select id, org, role, name, hash, created_at, expires_at, revoked_at from tokens
+        where org = $1 and id = $2";
     TOKEN_LIST = "select id, org, role, name, hash, created_at, expires_at, revoked_at from tokens where org = $1
         order by case when revoked_at is null then 0 else 1 end, id desc limit $2";
     TOKEN_REVOKE = "update tokens set revoked_at = coalesce(revoked_at, $3) where org = $1 and id = $2";
@@ -84,6 +94,10 @@ async fn token_create(db: &Db, token: &Token) -> Result<()> {
 
 async fn token_by_hash(db: &Db, hash: &[u8; 32]) -> Result<Option<Token>> {
     db.row(TOKEN_BY_HASH, args![hash]).await?.as_ref().map(read).transpose()
+}
+
+async fn token_get(db: &Db, org: OrgId, id: TokenId) -> Result<Option<Token>> {
+    db.row(TOKEN_GET, args![org, id]).await?.as_ref().map(read).transpose()
 }
 
 async fn token_list(db: &Db, org: OrgId) -> Result<Vec<Token>> {

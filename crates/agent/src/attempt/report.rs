@@ -79,7 +79,7 @@ impl<C: ControlPlane> Reporter<'_, C> {
     async fn start(&self, of_guest: Vec<String>) -> Result<(), ControlError> {
         let mut sandbox = self.sandbox.clone();
         sandbox.unenforced.extend(of_guest);
-        let body = StartRun { fence: self.attempt.fence, sandbox };
+        let body = StartRun { instance: self.shared.instance(), fence: self.attempt.fence, sandbox };
         let Shared { control, config, .. } = self.shared;
         persist("start", config.patience, || control.start(self.attempt.run, body.clone())).await
     }
@@ -115,7 +115,9 @@ impl<C: ControlPlane> Reporter<'_, C> {
                 Ok(Some(format!("the output ends before sequence {}", told.unwrap_or_default())))
             }
             Ok(()) => Ok(None),
-            Err(Loss::Control(error @ (ControlError::StaleFence | ControlError::Unavailable(_)))) => Err(error),
+            Err(Loss::Control(
+                error @ (ControlError::StaleFence | ControlError::Superseded | ControlError::Unavailable(_)),
+            )) => Err(error),
             Err(loss) => {
                 tracing::error!(run = %self.attempt.run, %loss, "the output cannot be stored");
                 Ok(Some(format!("the output could not be stored: {loss}")))
@@ -131,7 +133,7 @@ impl<C: ControlPlane> Reporter<'_, C> {
 
     async fn send_logs(&self, logs: &mut LogSource) -> Result<(), Loss> {
         let AttemptId { run, fence } = self.attempt;
-        let fenced = Fenced { agent: self.shared.agent, fence };
+        let fenced = Fenced { agent: self.shared.agent, instance: self.shared.instance(), fence };
         let Shared { control, config, .. } = self.shared;
         while let Some((first_seq, _, batches)) = logs.read().await? {
             let append = || control.append_logs(run, fenced, batches.clone());
@@ -155,7 +157,13 @@ impl<C: ControlPlane> Reporter<'_, C> {
                 Err(error) => return Ok(self.pass_over_events(&error)),
             };
             let count = events.len() as u64;
-            let body = AppendEvents { agent: self.shared.agent, fence, first_seq: told + 1, events };
+            let body = AppendEvents {
+                agent: self.shared.agent,
+                instance: self.shared.instance(),
+                fence,
+                first_seq: told + 1,
+                events,
+            };
             let append = || control.append_events(run, body.clone());
             match persist("append_events", config.patience, append).await {
                 Ok(()) => told += count,
@@ -174,7 +182,7 @@ impl<C: ControlPlane> Reporter<'_, C> {
 
     async fn put_changes(&self, length: u64) -> Result<Result<(), String>, ControlError> {
         let AttemptId { run, fence } = self.attempt;
-        let fenced = Fenced { agent: self.shared.agent, fence };
+        let fenced = Fenced { agent: self.shared.agent, instance: self.shared.instance(), fence };
         let path = self.dir.join(CHANGES_FILE_NAME);
         let Shared { control, config, .. } = self.shared;
         let (path, control) = (&path, control);
@@ -240,7 +248,14 @@ async fn finish<C: ControlPlane>(
         message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
     }
     let AttemptId { run, fence } = attempt;
-    let (agent, usage, result) = (shared.agent, end.usage, end.result.clone());
-    let body = FinishRun { agent, fence, outcome, usage, result, next_log_seq };
+    let body = FinishRun {
+        agent: shared.agent,
+        instance: shared.instance(),
+        fence,
+        outcome,
+        usage: end.usage,
+        result: end.result.clone(),
+        next_log_seq,
+    };
     persist("finish", shared.config.patience, || shared.control.finish(run, body.clone())).await
 }

@@ -37,6 +37,7 @@ impl From<ClientError> for ControlError {
         }
         match error {
             ClientError::Problem(problem) if problem.code == ErrorCode::StaleFence => Self::StaleFence,
+            ClientError::Problem(problem) if problem.code == ErrorCode::AgentSuperseded => Self::Superseded,
             ClientError::Problem(problem) if problem.code == ErrorCode::LogGap => {
                 let told = problem.value.as_deref().filter(|_| problem.field.as_deref() == Some(LOG_GAP_FIELD));
                 Self::LogGap { next_seq: told.and_then(|value| value.parse().ok()) }
@@ -113,6 +114,7 @@ mod tests {
     #[test]
     fn problems_are_told_apart() {
         assert_eq!(problem(ErrorCode::StaleFence, None), ControlError::StaleFence);
+        assert_eq!(problem(ErrorCode::AgentSuperseded, None), ControlError::Superseded);
         assert_eq!(problem(ErrorCode::LogGap, Some("17")), ControlError::LogGap { next_seq: Some(17) });
         assert_eq!(problem(ErrorCode::LogGap, None), ControlError::LogGap { next_seq: None });
         assert_eq!(problem_at("agent", ErrorCode::NotFound, Some("agent_1")), ControlError::Unregistered);

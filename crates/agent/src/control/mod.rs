@@ -30,6 +30,9 @@ pub enum ControlError {
     /// The control plane does not know this agent: it must register first.
     #[error("this agent is not registered")]
     Unregistered,
+    /// A newer process of this agent has registered: this one is not heard any more.
+    #[error("a newer process of this agent has registered")]
+    Superseded,
     /// The control plane was not reached or is not up to it now; the same may succeed later.
     #[error("the control plane is not available: {0}")]
     Unavailable(String),

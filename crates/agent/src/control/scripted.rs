@@ -12,8 +12,11 @@ use holm_api::agent::{
     Registered, Renew, Renewed, RenewedLease, StartRun,
 };
 use holm_domain::{
-    AgentId, OrgId, ProjectId, RunId, TokenId, UnixMicros,
-    lease::grant::{self, FinishRefused},
+    AgentId, InstanceId, OrgId, ProjectId, RunId, TokenId, UnixMicros,
+    lease::{
+        Claimant,
+        grant::{self, FinishRefused},
+    },
     limits::LeaseConfig,
     log::parse_all,
     run::{Admission, Cancel, EventKind, Run, RunSpec, RunState, admit},
@@ -57,6 +60,8 @@ pub(crate) struct World {
     pub(crate) faults: BTreeMap<Op, Fault>,
     pub(crate) hung: Vec<Op>,
     pub(crate) agents: Vec<AgentId>,
+    /// The processes that registered, in order; the last one is heard.
+    pub(crate) instances: Vec<InstanceId>,
     /// How many answers that grant something are lost.
     pub(crate) grants_lost: u32,
     /// Whether no agent is known any more.
@@ -167,8 +172,17 @@ impl Scripted {
         };
     }
 
+    /// Refuses whoever is not the newest process.
+    fn heard(&self, instance: InstanceId) -> Result<(), ControlError> {
+        match self.world().instances.last() {
+            Some(newest) if *newest == instance => Ok(()),
+            _ => Err(ControlError::Superseded),
+        }
+    }
+
     fn poll_once(&self, body: &Poll, received: UnixMicros) -> Polled {
         let mut world = self.world();
+        let by = Claimant { agent: body.agent, instance: body.instance };
         let mut polled = Polled::default();
         let mut free = body.free;
         let ttl_ms = (now().since(received) + self.config.ttl).as_millis() as u64;
@@ -177,7 +191,7 @@ impl Scripted {
         };
         let unlisted: Vec<Run> = world.runs.values().filter(|run| is_unlisted(run)).cloned().collect();
         for run in unlisted.into_iter().take(body.claims_max as usize) {
-            let Some(decision) = grant::claim_again(&run, body.agent, now(), &self.config) else { continue };
+            let Some(decision) = grant::claim_again(&run, by, now(), &self.config) else { continue };
             polled.claimed.push(granted(&world, &decision.run, ttl_ms));
             world.runs.insert(run.id, decision.run);
         }
@@ -190,7 +204,7 @@ impl Scripted {
                 continue;
             }
             free = free.less(&demand);
-            let Some(decision) = grant::claim(&world.runs[&id], body.agent, now(), &self.config) else { continue };
+            let Some(decision) = grant::claim(&world.runs[&id], by, now(), &self.config) else { continue };
             let run = decision.run;
             polled.claimed.push(granted(&world, &run, ttl_ms));
             world.runs.insert(id, run);
@@ -230,6 +244,12 @@ impl ControlPlane for Scripted {
     async fn register(&self, body: Register) -> Result<Registered, ControlError> {
         let mut world = self.world();
         world.agents.push(body.agent);
+        let is_late = world.instances.iter().rev().skip(1).any(|earlier| *earlier == body.instance);
+        if is_late {
+            return Err(ControlError::Superseded);
+        }
+        world.instances.retain(|known| *known != body.instance);
+        world.instances.push(body.instance);
         world.is_forgetful = false;
         Ok(Registered {
             lease_ttl_ms: self.config.ttl.as_millis() as u64,
@@ -244,6 +264,7 @@ impl ControlPlane for Scripted {
             if self.world().is_forgetful {
                 return Err(ControlError::Unregistered);
             }
+            self.heard(body.instance)?;
             let polled = self.poll_once(&body, received);
             let grants_lost = self.world().grants_lost;
             if !polled.claimed.is_empty() && grants_lost > 0 {
@@ -259,11 +280,13 @@ impl ControlPlane for Scripted {
 
     async fn renew(&self, body: Renew) -> Result<Renewed, ControlError> {
         let config = self.config;
+        self.heard(body.instance)?;
         self.faulty(Op::Renew, |world| {
             let mut leases = Vec::new();
+            let by = Claimant { agent: body.agent, instance: body.instance };
             for lease in body.leases {
                 let run = world.runs[&lease.run].clone();
-                let renewed = grant::renew(&run, body.agent, lease.fence, now(), &config).ok();
+                let renewed = grant::renew(&run, by, lease.fence, now(), &config).ok();
                 let ttl_ms = renewed.as_ref().map(|_| config.ttl.as_millis() as u64);
                 leases.push(RenewedLease { run: lease.run, fence: lease.fence, ttl_ms, cancel: run.cancel });
                 world.runs.extend(renewed.map(|decision| (lease.run, decision.run)));
@@ -274,6 +297,7 @@ impl ControlPlane for Scripted {
     }
 
     async fn start(&self, run: RunId, body: StartRun) -> Result<(), ControlError> {
+        self.heard(body.instance)?;
         self.faulty(Op::Start, |world| {
             let agent = body.sandbox.agent;
             let decision = grant::start(&world.runs[&run], agent, body.fence, body.sandbox, now())
@@ -285,6 +309,7 @@ impl ControlPlane for Scripted {
     }
 
     async fn append_logs(&self, run: RunId, fenced: Fenced, batches: Bytes) -> Result<Appended, ControlError> {
+        self.heard(fenced.instance)?;
         self.faulty(Op::Logs, |world| {
             held(world, run, fenced.agent, fenced.fence)?;
             let stored = world.output.entry(run).or_default();
@@ -302,6 +327,7 @@ impl ControlPlane for Scripted {
     }
 
     async fn append_events(&self, run: RunId, body: AppendEvents) -> Result<(), ControlError> {
+        self.heard(body.instance)?;
         self.faulty(Op::Events, |world| {
             held(world, run, body.agent, body.fence)?;
             let stored = world.events.entry(run).or_default();
@@ -320,6 +346,7 @@ impl ControlPlane for Scripted {
         file: std::fs::File,
         length: u64,
     ) -> Result<(), ControlError> {
+        self.heard(fenced.instance)?;
         self.faulty(Op::Changes, |world| {
             held(world, run, fenced.agent, fenced.fence)?;
             let mut bytes = Vec::new();
@@ -331,6 +358,7 @@ impl ControlPlane for Scripted {
     }
 
     async fn finish(&self, run: RunId, body: FinishRun) -> Result<(), ControlError> {
+        self.heard(body.instance)?;
         self.faulty(Op::Finish, |world| {
             let stored = world.output.get(&run).map_or(1, |entries| entries.len() as u64 + 1);
             if held(world, run, body.agent, body.fence).is_ok() && body.next_log_seq != stored {

@@ -8,7 +8,7 @@
 
 use crate::{
     AgentId, UnixMicros,
-    lease::Lease,
+    lease::{Claimant, Lease},
     limits::LeaseConfig,
     run::{Decision, EventKind, Outcome, Run, RunState, SandboxInfo, Usage},
 };
@@ -34,8 +34,9 @@ pub enum FinishRefused {
     Inconsistent(Outcome),
 }
 
-/// Grants a queued run to `agent`. Nothing if the run is not in the queue, or is bound to another host.
-pub fn claim(run: &Run, agent: AgentId, now: UnixMicros, config: &LeaseConfig) -> Option<Decision> {
+/// Grants a queued run to `by`. Nothing if the run is not in the queue, or is bound to another host.
+pub fn claim(run: &Run, by: Claimant, now: UnixMicros, config: &LeaseConfig) -> Option<Decision> {
+    let Claimant { agent, instance } = by;
     if run.state != RunState::Queued || run.affinity.is_some_and(|bound| bound != agent) {
         return None;
     }
@@ -47,16 +48,18 @@ pub fn claim(run: &Run, agent: AgentId, now: UnixMicros, config: &LeaseConfig) -
     run.claimed_at = Some(now);
     run.started_at = None;
     run.sandbox = None;
-    run.lease = Some(Lease { agent, fence: run.fence, expires_at: now.plus(config.ttl) });
+    run.lease = Some(Lease { agent, instance, fence: run.fence, expires_at: now.plus(config.ttl) });
     let events = vec![EventKind::Claimed { agent, fence: run.fence }];
     Some(Decision { run, events })
 }
 
-/// Grants once more, under the same fence, a run that `agent` was granted and of which it shows no sign of knowing: the
-/// answer that told it was lost. Not at once after the last time, and not for longer than the first grant would have
-/// lasted: a run that its agent does not take up goes back to the queue.
-pub fn claim_again(run: &Run, agent: AgentId, now: UnixMicros, config: &LeaseConfig) -> Option<Decision> {
-    let lease = run.lease.filter(|lease| lease.agent == agent && run.state == RunState::Claimed)?;
+/// Grants once more, under the same fence, a run that `by` was granted and of which it shows no sign of knowing: the
+/// answer that told it was lost. Only to the very process that asked: any other may be beside one that got the answer and
+/// made a sandbox. Not at once after the last time, and not for longer than the first grant would have lasted: a run that
+/// its agent does not take up goes back to the queue.
+pub fn claim_again(run: &Run, by: Claimant, now: UnixMicros, config: &LeaseConfig) -> Option<Decision> {
+    let is_its_own = |lease: &Lease| lease.agent == by.agent && lease.instance == by.instance;
+    let lease = run.lease.filter(|lease| is_its_own(lease) && run.state == RunState::Claimed)?;
     let since_grant = config.ttl.saturating_sub(lease.expires_at.since(now));
     if since_grant < config.claim_again_after() || now >= run.claimed_at?.plus(config.ttl) {
         return None;
@@ -74,16 +77,17 @@ pub fn held(run: &Run, agent: AgentId, fence: u64) -> Result<Lease, StaleFence> 
         .ok_or(StaleFence { given: fence, newest: run.fence })
 }
 
-/// Extends a lease from `now`. Past the run's own time limit and its overhead a lease is not renewed any more, so that no
+/// Extends a lease from `now`. A process that took over what its predecessor held, under the fence that it found, holds it
+/// from then on; that it is the agent's newest was checked before. Past the run's own time limit and its overhead a lease is not renewed any more, so that no
 /// agent can hold a run for ever (SPEC L4).
 pub fn renew(
     run: &Run,
-    agent: AgentId,
+    by: Claimant,
     fence: u64,
     now: UnixMicros,
     config: &LeaseConfig,
 ) -> Result<Decision, StaleFence> {
-    let lease = held(run, agent, fence)?;
+    let lease = held(run, by.agent, fence)?;
     let begun = run.started_at.or(run.claimed_at).unwrap_or(run.queued_at);
     let limit = begun.plus(run.spec.limits.timeout()).plus(config.overhead);
     if now >= limit {
@@ -91,7 +95,8 @@ pub fn renew(
     }
     let mut run = run.clone();
     run.version += 1;
-    run.lease = Some(Lease { expires_at: lease.expires_at.max(now.plus(config.ttl)), ..lease });
+    let expires_at = lease.expires_at.max(now.plus(config.ttl));
+    run.lease = Some(Lease { instance: by.instance, expires_at, ..lease });
     Ok(Decision { run, events: Vec::new() })
 }
 

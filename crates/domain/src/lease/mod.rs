@@ -10,13 +10,24 @@ mod properties;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AgentId, UnixMicros};
+use crate::{AgentId, InstanceId, UnixMicros};
+
+/// One process of an agent: who claims and renews.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Claimant {
+    /// The agent.
+    pub agent: AgentId,
+    /// Which of its processes.
+    pub instance: InstanceId,
+}
 
 /// The right of one agent to work on one run until it expires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Lease {
     /// Who has it.
     pub agent: AgentId,
+    /// The process of that agent which claimed or renewed it last. It alone may be told of the claim once more.
+    pub instance: InstanceId,
     /// Its number; later leases of the same run have larger ones.
     pub fence: u64,
     /// When it expires by the server's clock. The server waits a margin beyond that before it grants anew.

@@ -7,11 +7,12 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::{
+    Claimant,
     grant::{self, claim, claim_again, expire, finish, renew, start},
     holder::{Action, Held, Holder, HolderConfig, Input, StopReason},
 };
 use crate::{
-    AgentId, BootMicros, OrgId, ProjectId, RunId, TokenId, UnixMicros,
+    AgentId, BootMicros, InstanceId, OrgId, ProjectId, RunId, TokenId, UnixMicros,
     limits::LeaseConfig,
     run::{
         Admission, Cancel, Decision, EventKind, ExitStatus, Outcome, OutcomeKind, Run, RunSpec, RunState, SandboxInfo,
@@ -27,6 +28,18 @@ fn config() -> LeaseConfig {
 
 fn agent(number: u8) -> AgentId {
     AgentId::from_uuid(Uuid::from_u128(u128::from(number)))
+}
+
+/// Who asks: an agent, and which of its processes.
+type By = (u8, u8);
+
+fn by() -> impl Strategy<Value = By> {
+    (0..3u8, 0..2u8)
+}
+
+fn claimant((number, process): By) -> Claimant {
+    let instance = InstanceId::from_uuid(Uuid::from_u128(u128::from(process)));
+    Claimant { agent: agent(number), instance }
 }
 
 fn queued(now: UnixMicros) -> Run {
@@ -45,9 +58,9 @@ fn sandbox(by: AgentId) -> SandboxInfo {
 
 #[derive(Debug, Clone, Copy)]
 enum Op {
-    Claim(u8),
-    ClaimAgain(u8),
-    Renew(u8, u64),
+    Claim(By),
+    ClaimAgain(By),
+    Renew(By, u64),
     Start(u8, u64),
     Finish(u8, u64, u8),
     Expire,
@@ -58,9 +71,9 @@ enum Op {
 fn op() -> impl Strategy<Value = Op> {
     // Fences are given as how far they are behind the newest, so that live ones are hit often.
     prop_oneof![
-        3 => (0..3u8).prop_map(Op::Claim),
-        1 => (0..3u8).prop_map(Op::ClaimAgain),
-        3 => (0..3u8, 0..3u64).prop_map(|(by, behind)| Op::Renew(by, behind)),
+        3 => by().prop_map(Op::Claim),
+        2 => by().prop_map(Op::ClaimAgain),
+        3 => (by(), 0..3u64).prop_map(|(by, behind)| Op::Renew(by, behind)),
         2 => (0..3u8, 0..3u64).prop_map(|(by, behind)| Op::Start(by, behind)),
         1 => (0..3u8, 0..3u64, 0..2u8).prop_map(|(by, behind, code)| Op::Finish(by, behind, code)),
         3 => Just(Op::Expire),
@@ -76,11 +89,13 @@ fn apply(run: &Run, op: Op, now: UnixMicros) -> (Option<Decision>, bool) {
     let is_live =
         |by: u8, behind: u64| run.lease.is_some_and(|lease| lease.agent == agent(by) && lease.fence == fence(behind));
     match op {
-        Op::Claim(by) => (claim(run, agent(by), now, &config), run.state == RunState::Queued),
+        Op::Claim(by) => (claim(run, claimant(by), now, &config), run.state == RunState::Queued),
         Op::ClaimAgain(by) => {
-            (claim_again(run, agent(by), now, &config), is_live(by, 0) && run.state == RunState::Claimed)
+            let is_its_own = run.lease.is_some_and(|lease| lease.instance == claimant(by).instance);
+            let is_claimed = run.state == RunState::Claimed;
+            (claim_again(run, claimant(by), now, &config), is_live(by.0, 0) && is_its_own && is_claimed)
         }
-        Op::Renew(by, behind) => (renew(run, agent(by), fence(behind), now, &config).ok(), is_live(by, behind)),
+        Op::Renew(by, behind) => (renew(run, claimant(by), fence(behind), now, &config).ok(), is_live(by.0, behind)),
         Op::Start(by, behind) => {
             let started = start(run, agent(by), fence(behind), sandbox(agent(by)), now);
             (started.ok().flatten(), is_live(by, behind) && run.state == RunState::Claimed)
@@ -116,6 +131,8 @@ fn check_step(before: &Run, decision: &Decision, op: Op) -> Result<(), TestCaseE
     if let (Some(old), Some(new)) = (before.lease, after.lease) {
         prop_assert!(new.expires_at >= old.expires_at, "a renewal never shortens a lease");
         prop_assert_eq!((new.agent, new.fence), (old.agent, old.fence), "a lease never passes from one to another");
+        let is_taken_over = new.instance != old.instance;
+        prop_assert!(!is_taken_over || matches!(op, Op::Renew(..)), "only who shows the fence takes a lease over");
     }
     if matches!(op, Op::Expire) {
         let requeued = decision.events.contains(&EventKind::Requeued);
@@ -156,7 +173,7 @@ proptest! {
             let Some(deadline) = run.deadline(&config()) else { return Ok(()) };
             let by = if run.state == RunState::Queued { agents.next() } else { None };
             let decision = match by {
-                Some(by) => claim(&run, agent(by), UnixMicros(deadline.0 - 1), &config()),
+                Some(by) => claim(&run, claimant((by, 0)), UnixMicros(deadline.0 - 1), &config()),
                 None => expire(&run, deadline, &config()).or_else(|| run.give_up(deadline)),
             };
             prop_assert!(decision.is_some(), "the deadline of {:?} has no owner", run);
@@ -167,7 +184,7 @@ proptest! {
 
     #[test]
     fn an_end_that_is_repeated_changes_nothing(code: u8, other: u8) {
-        let run = claim(&queued(UnixMicros(1)), agent(0), UnixMicros(2), &config()).map(|decision| decision.run);
+        let run = claim(&queued(UnixMicros(1)), claimant((0, 0)), UnixMicros(2), &config()).map(|decision| decision.run);
         let run = run.ok_or_else(|| TestCaseError::fail("a queued run is granted"))?;
         let outcome = |code| Outcome::exited(ExitStatus::Code(code));
         let end = |run: &Run, code| finish(run, agent(0), 1, outcome(code), None, None, UnixMicros(3));
@@ -291,7 +308,7 @@ proptest! {
         let (there, back) = claim_trip;
         let mut at = 1_000_000i64;
         let asked_at = host(at);
-        let granted = claim(&queued(server(at)), agent(0), server(at + there), &config);
+        let granted = claim(&queued(server(at)), claimant((0, 0)), server(at + there), &config);
         let mut run = granted.map(|decision| decision.run).ok_or_else(|| TestCaseError::fail("granted"))?;
         at += there + back;
         let lease = Held { run: run.id, fence: run.fence };
@@ -303,7 +320,7 @@ proptest! {
         for (pause, there, back, is_lost, is_doubled) in renewals {
             at += pause;
             let asked_at = host(at);
-            let Ok(decision) = renew(&run, agent(0), run.fence, server(at + there), &config) else { break };
+            let Ok(decision) = renew(&run, claimant((0, 0)), run.fence, server(at + there), &config) else { break };
             if grant::expire(&run, server(at + there), &config).is_some() {
                 break;
             }
@@ -327,7 +344,7 @@ proptest! {
             prop_assert!(deadline.0 as i64 + skew + margin <= regrant_at.0, "less than the margin lies between");
         }
         let too_early = UnixMicros(regrant_at.0 - 1);
-        prop_assert!(expire(&run, too_early, &config).is_none() && claim(&run, agent(1), too_early, &config).is_none());
+        prop_assert!(expire(&run, too_early, &config).is_none() && claim(&run, claimant((1, 0)), too_early, &config).is_none());
     }
 }
 
@@ -343,10 +360,15 @@ fn newest(known: Option<BootMicros>, actions: &[Action]) -> Option<BootMicros> {
 fn a_grant_is_told_once_more_for_as_long_as_it_would_have_lasted() {
     let config = config();
     let begun = UnixMicros(1_000_000);
-    let granted = claim(&queued(begun), agent(1), begun, &config).unwrap().run;
-    let at = |run: &Run, by: u8, after: Duration| claim_again(run, agent(by), begun.plus(after), &config);
+    let granted = claim(&queued(begun), claimant((1, 0)), begun, &config).unwrap().run;
+    let at = |run: &Run, by: u8, after: Duration| claim_again(run, claimant((by, 0)), begun.plus(after), &config);
     assert!(at(&granted, 1, Duration::from_millis(999)).is_none(), "its answer may be on its way");
     assert!(at(&granted, 2, SECOND).is_none(), "it is another's");
+    let successor = claimant((1, 1));
+    let told = claim_again(&granted, successor, begun.plus(SECOND), &config);
+    assert!(told.is_none(), "a process beside the one that asked would make a second sandbox under one fence");
+    let taken_over = renew(&granted, successor, 1, begun.plus(SECOND), &config).unwrap().run;
+    assert!(at(&taken_over, 1, 2 * SECOND).is_none(), "it is its successor's");
     let Decision { run: again, events } = at(&granted, 1, SECOND).unwrap();
     assert_eq!((again.fence, again.attempt, again.state), (granted.fence, granted.attempt, RunState::Claimed));
     assert_eq!((again.lease.unwrap().expires_at, events.len()), (begun.plus(31 * SECOND), 0));

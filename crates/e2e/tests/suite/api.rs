@@ -144,7 +144,7 @@ fn roles_do_what_they_may_and_nothing_else() {
     member.get("/v1/tokens").is_problem(403, "forbidden");
     member.post("/v1/tokens", &json!({ "name": "x", "role": "admin" })).is_problem(403, "forbidden");
     agent.get("/v1/runs").is_problem(403, "forbidden");
-    let renewal = json!({ "agent": "agt_00000000000000000000000000", "leases": [] });
+    let renewal = json!({ "agent": "agt_00000000000000000000000000", "instance": "ins_00000000000000000000000000", "leases": [] });
     assert_eq!(member.post("/agent/v1/renew", &renewal).is_problem(403, "forbidden")["code"], "forbidden");
     assert_ne!(agent.post("/agent/v1/renew", &renewal).status, 403, "the protocol is what an agent may speak");
 }
@@ -181,20 +181,31 @@ fn holders_of(dir: &std::path::Path, secret: &[u8], found: &mut BTreeSet<std::pa
 #[test]
 fn an_operation_without_the_newest_fence_is_refused() {
     let world = World::up();
-    let (_, secret) = token(&world.http(), "agent");
-    let agent = world.http().with_token(Some(&secret));
+    let word = |file: &str| std::fs::read_to_string(world.home().join(file)).expect("a file").trim().to_owned();
+    let agent = world.http().with_token(Some(&word("agent-token")));
     let id = world.detach(["--", "sleep", "600"]);
     let view = world.until_state(&id, "running");
+    let instance = word("agent/instance");
     let finish = json!({
         "agent": view["agent"],
+        "instance": instance,
         "fence": view["fence"].as_u64().expect("a number") + 1,
         "outcome": { "kind": "succeeded", "exit": { "code": 0 }, "reason": null, "message": null },
         "result": null,
         "next_log_seq": 1,
     });
     agent.post(&format!("/agent/v1/runs/{id}/finish"), &finish).is_problem(409, "stale_fence");
-    let append = format!("/agent/v1/runs/{id}/logs?agent={}&fence=0", view["agent"].as_str().expect("an agent"));
+    let by = view["agent"].as_str().expect("an agent");
+    let append = format!("/agent/v1/runs/{id}/logs?agent={by}&instance={instance}&fence=0");
     let answer = agent.send("POST", &append, &[("content-type", "application/vnd.holm.log-batch")], b"");
     assert!(answer.status >= 400, "{}", answer.status);
+    // The right fence is not enough: neither an earlier process of the agent nor another token may use it.
+    let (_, secret) = token(&world.http(), "agent");
+    let mut live = finish;
+    live["fence"] = view["fence"].clone();
+    let stranger = world.http().with_token(Some(&secret));
+    stranger.post(&format!("/agent/v1/runs/{id}/finish"), &live).is_problem(403, "forbidden");
+    live["instance"] = "ins_00000000000000000000000000".into();
+    agent.post(&format!("/agent/v1/runs/{id}/finish"), &live).is_problem(409, "agent_superseded");
     assert_eq!(world.show(&id)["state"], "running");
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use holm_api::agent::Fenced;
-use holm_domain::{ErrorCode, OrgId, RunId, lease::grant, run::RunState};
+use holm_domain::{ErrorCode, OrgId, RunId, access::Token, lease::Claimant, run::RunState};
 use holm_store::{BlobKey, BlobStream, Error, PutStreamError};
 
 use super::{leases::held_run, run_of};
@@ -28,12 +28,14 @@ pub enum BodyBroke {
 /// Stores the archive of a run that the agent holds; the whole of it or nothing.
 pub async fn changes_put<E: std::fmt::Display + Send>(
     app: &App,
-    org: OrgId,
+    token: &Token,
     id: RunId,
     by: Fenced,
     body: impl Stream<Item = Result<Bytes, E>> + Send,
 ) -> Result<(), Failure> {
-    held_run(app, org, id, by.agent, by.fence).await?;
+    let org = token.org;
+    let claimant = Claimant { agent: by.agent, instance: by.instance };
+    held_run(app, token, id, claimant, by.fence).await?;
     let limits = &app.config.limits;
     let key = BlobKey::run_changes(org, id, by.fence);
     let body = with_idle_limit(body, limits.upload_idle_timeout);
@@ -53,8 +55,7 @@ pub async fn changes_put<E: std::fmt::Display + Send>(
         }
     })?;
     // The lease may have been lost during a long upload. Then nobody will ever ask for this key.
-    let run = run_of(app, org, id).await;
-    if let Err(failure) = run.and_then(|run| Ok(grant::held(&run, by.agent, by.fence).map(drop)?)) {
+    if let Err(failure) = held_run(app, token, id, claimant, by.fence).await {
         app.store.blobs().delete(&key).await?;
         return Err(failure);
     }

@@ -3,8 +3,9 @@
 use holm_api::{agent::AppendEvents, runs::EventPage};
 use holm_domain::{
     OrgId, RunId,
+    access::Token,
     error::InvalidField,
-    lease::grant::StaleFence,
+    lease::{Claimant, grant::StaleFence},
     run::{EventKind, RunState},
 };
 use holm_store::EventAppended;
@@ -21,11 +22,11 @@ use crate::{
 const FOLLOW_READ: u32 = 1_000;
 
 /// Stores what an agent tells of a run that it holds; an event that was stored before is not stored again.
-pub async fn event_append(app: &App, org: OrgId, id: RunId, body: AppendEvents) -> Result<(), Failure> {
+pub async fn event_append(app: &App, token: &Token, id: RunId, body: AppendEvents) -> Result<(), Failure> {
     check(&body)?;
-    let AppendEvents { agent, fence, first_seq, events } = body;
-    let run = held_run(app, org, id, agent, fence).await?;
-    match app.store.event_append(org, id, fence, first_seq, &events, app.now()).await? {
+    let AppendEvents { agent, instance, fence, first_seq, events } = body;
+    let run = held_run(app, token, id, Claimant { agent, instance }, fence).await?;
+    match app.store.event_append(token.org, id, fence, first_seq, &events, app.now()).await? {
         EventAppended::Stored { .. } => {
             app.wakers.ring_run(id);
             Ok(())

@@ -1,46 +1,82 @@
 //! Hosts: register an agent, note that it was heard of, show all.
 
 use holm_api::{
-    agent::{Register, Registered},
+    agent::{AGENT_FIELD, Register, Registered},
     hosts::HostView,
 };
 use holm_domain::{
-    AgentId, ErrorCode, OrgId,
+    ErrorCode, OrgId,
+    access::Token,
     error::InvalidField,
-    host::Host,
+    host::{Host, NotHeard},
+    lease::Claimant,
     limits::{LABEL_BYTES_MAX, LABELS_MAX},
 };
 
 use super::tokens::check_name;
-use crate::{app::App, problem::Failure};
+use crate::{app::App, config::SWAPS_MAX, problem::Failure};
 
 /// The most runtimes of a host, and the most capabilities or remarks of one.
 const RUNTIMES_MAX: usize = 64;
 
-/// Takes a host in, or brings its record up to date.
-pub async fn agent_register(app: &App, org: OrgId, body: Register) -> Result<Registered, Failure> {
+/// Takes a host in, or brings its record up to date. The process that registers is the one that is heard from then on;
+/// decided and saved until nobody else was faster.
+pub async fn agent_register(app: &App, by: &Token, body: Register) -> Result<Registered, Failure> {
     check(&body)?;
+    let after = body.after;
+    let wanted = host_wanted(app, by, body);
+    for _ in 0..SWAPS_MAX {
+        let known = app.store.host_get(by.org, wanted.id).await?;
+        let host = match &known {
+            None => wanted.clone(),
+            Some(known) => known.registered_as(wanted.clone(), after, is_bound(app, known).await?)?,
+        };
+        match app.store.host_upsert(known.as_ref().map(|known| known.instance), &host).await {
+            Ok(()) => {
+                tracing::info!(agent = %host.id, instance = %host.instance, "registered");
+                // What an earlier process waits for is answered now.
+                app.wakers.ring_org(by.org);
+                return Ok(times(app));
+            }
+            // The id is taken in another org; to say so would tell that it exists.
+            Err(holm_store::Error::Conflict { .. }) if known.is_none() && !is_there(app, by.org, &host).await? => {
+                let detail = "the agent's id cannot be used here; remove `agent/id` to draw a new one";
+                return Err(Failure::new(ErrorCode::Conflict, detail));
+            }
+            Err(holm_store::Error::Conflict { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let cause = format!("{SWAPS_MAX} attempts to register {} found it registered by another process", wanted.id);
+    Err(Failure::unavailable("many processes register as this agent at once; try again", cause))
+}
+
+async fn is_there(app: &App, org: OrgId, host: &Host) -> Result<bool, Failure> {
+    Ok(app.store.host_get(org, host.id).await?.is_some())
+}
+
+/// Whether the token with which the agent of `host` speaks still works.
+async fn is_bound(app: &App, host: &Host) -> Result<bool, Failure> {
+    let token = app.store.token_get(host.org, host.token).await?;
+    Ok(token.is_some_and(|token| token.is_live(app.now())))
+}
+
+fn host_wanted(app: &App, by: &Token, body: Register) -> Host {
     let now = app.now();
-    let host = Host {
+    Host {
         id: body.agent,
-        org,
+        org: by.org,
         name: body.name,
         version: body.version,
         capacity: body.capacity,
         runtimes: body.runtimes,
         labels: body.labels,
+        token: by.id,
+        instance: body.instance,
+        superseded: Vec::new(),
         registered_at: now,
         seen_at: now,
-    };
-    app.store.host_upsert(&host).await.map_err(|error| match error {
-        // The id is taken in another org; to say so would tell that it exists.
-        holm_store::Error::Conflict { .. } => {
-            Failure::new(ErrorCode::Conflict, "the agent's id cannot be used here; remove `agent/id` to draw a new one")
-        }
-        other => other.into(),
-    })?;
-    app.wakers.ring_org(org);
-    Ok(times(app))
+    }
 }
 
 fn times(app: &App) -> Registered {
@@ -72,17 +108,38 @@ fn check(body: &Register) -> Result<(), InvalidField> {
     Ok(())
 }
 
-/// The host of a registered agent; its record says at most a third of a lease late when it was heard of.
-pub(crate) async fn host_heard(app: &App, org: OrgId, agent: AgentId) -> Result<Host, Failure> {
-    let host = app.store.host_get(org, agent).await?;
+/// The host for whose agent the process `by` speaks with `token`. Its record says at most a third of a lease late when it
+/// was heard of.
+pub(crate) async fn host_heard(app: &App, token: &Token, by: Claimant) -> Result<Host, Failure> {
+    let Claimant { agent, .. } = by;
+    let host = app.store.host_get(token.org, agent).await?;
     let host = host.ok_or_else(|| {
-        Failure::new(ErrorCode::NotFound, "the agent is not registered in this org; register first").at("agent", agent)
+        let detail = "the agent is not registered in this org; register first";
+        Failure::new(ErrorCode::NotFound, detail).at(AGENT_FIELD, agent)
     })?;
+    host.hears(by, token.id)?;
     let now = app.now();
     if now.since(host.seen_at) >= app.config.lease.renew_every() {
-        app.store.host_seen(org, agent, now).await?;
+        app.store.host_seen(token.org, agent, now).await?;
     }
     Ok(host)
+}
+
+impl From<NotHeard> for Failure {
+    fn from(error: NotHeard) -> Self {
+        match error {
+            NotHeard::OtherToken { agent, bound } => {
+                let detail = format!(
+                    "the agent registered with {bound} and speaks with no other token while that works; give it that \
+                     token, or revoke that one first, or remove `agent/id` in its state folder to draw a new identity"
+                );
+                Self::new(ErrorCode::Forbidden, detail).at(AGENT_FIELD, agent)
+            }
+            NotHeard::Superseded { instance, .. } => {
+                Self::new(ErrorCode::AgentSuperseded, error.to_string()).at("instance", instance)
+            }
+        }
+    }
 }
 
 /// All hosts of the org, by name.

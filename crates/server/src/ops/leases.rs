@@ -10,10 +10,11 @@ use holm_api::agent::{
     RenewedLease, StartRun,
 };
 use holm_domain::{
-    AgentId, ErrorCode, OrgId, RunId, UnixMicros,
+    ErrorCode, RunId, UnixMicros,
+    access::Token,
     error::InvalidField,
     host::{Capacity, Host},
-    lease::grant,
+    lease::{Claimant, grant},
     limits::RESULT_BYTES_MAX,
     run::{Cancel, OutcomeKind, Reason, Run},
     schedule,
@@ -29,15 +30,16 @@ use crate::{
 
 /// Waits until there is something for the agent: runs that it can claim, or word about runs that it holds. Answers with
 /// nothing once `wait_ms` have passed or the server is to end.
-pub async fn lease_poll(app: &App, org: OrgId, poll: Poll) -> Result<Polled, Failure> {
+pub async fn lease_poll(app: &App, token: &Token, poll: Poll) -> Result<Polled, Failure> {
     let received = Received { at: Instant::now(), time: app.now() };
     check_poll(&poll)?;
-    let _pass = app.polls.enter(org)?;
-    let listener = app.wakers.listen_org(org);
+    let _pass = app.polls.enter(token.org)?;
+    let listener = app.wakers.listen_org(token.org);
+    let by = Claimant { agent: poll.agent, instance: poll.instance };
     let until = received.at + Duration::from_millis(poll.wait_ms);
     loop {
         let heard = listener.heard();
-        let host = host_heard(app, org, poll.agent).await?;
+        let host = host_heard(app, token, by).await?;
         let polled = look(app, &host, &poll, received).await?;
         let left = until.saturating_duration_since(Instant::now());
         if !polled.is_empty() || left.is_zero() || app.shutdown.is_cancelled() {
@@ -142,7 +144,7 @@ async fn lease_claim_again(
             continue;
         }
         let ttl_ms = received.ttl_ms(app.config.lease.ttl);
-        let Some(decision) = grant::claim_again(run, host.id, app.now(), &app.config.lease) else { continue };
+        let Some(decision) = grant::claim_again(run, claimant(host), app.now(), &app.config.lease) else { continue };
         let Some(runtime) = schedule::runtime_for(&run.spec, host) else { continue };
         let Some(next_log_seq) = save(app, run.version, &decision).await? else { continue };
         room.take(&demand);
@@ -174,10 +176,15 @@ async fn lease_claim(app: &App, host: &Host, room: &mut Room, received: Received
 async fn grant_one(app: &App, host: &Host, run: &Run, received: Received) -> Result<Option<ClaimedRun>, Failure> {
     let Some(runtime) = schedule::runtime_for(&run.spec, host) else { return Ok(None) };
     let ttl_ms = received.ttl_ms(app.config.lease.ttl);
-    let Some(decision) = grant::claim(run, host.id, app.now(), &app.config.lease) else { return Ok(None) };
+    let Some(decision) = grant::claim(run, claimant(host), app.now(), &app.config.lease) else { return Ok(None) };
     let Some(next_log_seq) = save(app, run.version, &decision).await? else { return Ok(None) };
     tracing::info!(run = %run.id, agent = %host.id, fence = decision.run.fence, "claimed");
     Ok(Some(told(decision.run, runtime, ttl_ms, next_log_seq)))
+}
+
+/// The process that was heard.
+fn claimant(host: &Host) -> Claimant {
+    Claimant { agent: host.id, instance: host.instance }
 }
 
 fn told(granted: Run, runtime: &str, ttl_ms: u64, next_log_seq: u64) -> ClaimedRun {
@@ -198,23 +205,24 @@ fn millis(span: Duration) -> u64 {
 }
 
 /// Extends leases, each by itself: one that is refused says nothing about the others.
-pub async fn lease_renew(app: &App, org: OrgId, body: Renew) -> Result<Renewed, Failure> {
+pub async fn lease_renew(app: &App, token: &Token, body: Renew) -> Result<Renewed, Failure> {
     if body.leases.is_empty() || body.leases.len() > LEASES_MAX {
         let problem = format!("give 1 to {LEASES_MAX} leases");
         return Err(InvalidField::new("leases", body.leases.len(), problem).into());
     }
-    host_heard(app, org, body.agent).await?;
+    let by = Claimant { agent: body.agent, instance: body.instance };
+    host_heard(app, token, by).await?;
     let mut leases = Vec::with_capacity(body.leases.len());
     for lease in body.leases {
-        leases.push(renew_one(app, org, body.agent, lease).await?);
+        leases.push(renew_one(app, token, by, lease).await?);
     }
     Ok(Renewed { leases })
 }
 
-async fn renew_one(app: &App, org: OrgId, agent: AgentId, lease: HeldLease) -> Result<RenewedLease, Failure> {
+async fn renew_one(app: &App, token: &Token, by: Claimant, lease: HeldLease) -> Result<RenewedLease, Failure> {
     let HeldLease { run, fence, .. } = lease;
     let config = &app.config.lease;
-    let renewed = revise(app, org, run, |run, now| grant::renew(run, agent, fence, now, config).map(Some)).await;
+    let renewed = revise(app, token.org, run, |run, now| grant::renew(run, by, fence, now, config).map(Some)).await;
     match renewed {
         Ok(renewed) => Ok(RenewedLease { run, fence, ttl_ms: Some(millis(config.ttl)), cancel: renewed.cancel }),
         Err(failure) if matches!(failure.code(), ErrorCode::StaleFence | ErrorCode::NotFound) => {
@@ -224,16 +232,17 @@ async fn renew_one(app: &App, org: OrgId, agent: AgentId, lease: HeldLease) -> R
     }
 }
 
-/// The run, if the agent holds it under `fence`.
-pub(crate) async fn held_run(app: &App, org: OrgId, id: RunId, agent: AgentId, fence: u64) -> Result<Run, Failure> {
-    let run = run_of(app, org, id).await?;
-    grant::held(&run, agent, fence)?;
+/// The run, if the agent that `by` speaks for holds it under `fence`.
+pub(crate) async fn held_run(app: &App, token: &Token, id: RunId, by: Claimant, fence: u64) -> Result<Run, Failure> {
+    host_heard(app, token, by).await?;
+    let run = run_of(app, token.org, id).await?;
+    grant::held(&run, by.agent, fence)?;
     Ok(run)
 }
 
 /// Records that the command of a run was started. Saying so again changes nothing.
-pub async fn run_start(app: &App, org: OrgId, id: RunId, body: StartRun) -> Result<(), Failure> {
-    let StartRun { fence, sandbox } = body;
+pub async fn run_start(app: &App, token: &Token, id: RunId, body: StartRun) -> Result<(), Failure> {
+    let StartRun { instance, fence, sandbox } = body;
     let texts = sandbox.unenforced.iter().chain(&sandbox.image_digest).chain(std::iter::once(&sandbox.runtime));
     if sandbox.unenforced.len() > 64 || texts.clone().any(|text| text.len() > 1_024) {
         let given = sandbox.unenforced.len();
@@ -241,13 +250,14 @@ pub async fn run_start(app: &App, org: OrgId, id: RunId, body: StartRun) -> Resu
             InvalidField::new("sandbox", given, "give at most 64 remarks, and texts of at most 1,024 bytes").into()
         );
     }
+    host_heard(app, token, Claimant { agent: sandbox.agent, instance }).await?;
     let start = |run: &Run, now| grant::start(run, sandbox.agent, fence, sandbox.clone(), now);
-    revise(app, org, id, start).await.map(drop)
+    revise(app, token.org, id, start).await.map(drop)
 }
 
 /// Ends a run as its agent says it ended, once its log is complete (SPEC S1). The last act under a lease.
-pub async fn run_finish(app: &App, org: OrgId, id: RunId, body: FinishRun) -> Result<(), Failure> {
-    let FinishRun { agent, fence, outcome, usage, result, next_log_seq } = body;
+pub async fn run_finish(app: &App, token: &Token, id: RunId, body: FinishRun) -> Result<(), Failure> {
+    let FinishRun { agent, instance, fence, outcome, usage, result, next_log_seq } = body;
     check_result(result.as_ref())?;
     if outcome.message.as_ref().is_some_and(|message| message.len() > 4_096) {
         return Err(InvalidField::new("outcome.message", "", "give at most 4,096 bytes").into());
@@ -256,14 +266,15 @@ pub async fn run_finish(app: &App, org: OrgId, id: RunId, body: FinishRun) -> Re
         let given = serde_json::to_string(&outcome).unwrap_or_default();
         return Err(InvalidField::new("outcome", given, "only the server ends a run that way").into());
     }
-    let run = run_of(app, org, id).await?;
-    let stored = app.store.log_head(org, id).await?;
+    host_heard(app, token, Claimant { agent, instance }).await?;
+    let run = run_of(app, token.org, id).await?;
+    let stored = app.store.log_head(token.org, id).await?;
     if grant::held(&run, agent, fence).is_ok() && next_log_seq != stored {
         let detail = format!("the log goes on at {stored}, not at {next_log_seq}; append what is missing, then finish");
         return Err(Failure::new(ErrorCode::LogGap, detail).at(LOG_GAP_FIELD, stored));
     }
     let finish = |run: &Run, now| grant::finish(run, agent, fence, outcome.clone(), usage, result.clone(), now);
-    revise(app, org, id, finish).await.map(drop)
+    revise(app, token.org, id, finish).await.map(drop)
 }
 
 fn check_result(result: Option<&serde_json::Value>) -> Result<(), Failure> {

@@ -12,7 +12,8 @@ use holm_api::{
 };
 use holm_domain::{
     ErrorCode, OrgId, RunId,
-    lease::grant::StaleFence,
+    access::Token,
+    lease::{Claimant, grant::StaleFence},
     log::{Batch, parse_all},
     run::RunState,
 };
@@ -32,8 +33,9 @@ use crate::{
 const FOLLOW_READ_BYTES: usize = 256 * 1024;
 
 /// Stores what of `bytes` is new, if it follows what is stored.
-pub async fn log_append(app: &App, org: OrgId, id: RunId, by: Fenced, bytes: Bytes) -> Result<Appended, Failure> {
-    let run = held_run(app, org, id, by.agent, by.fence).await?;
+pub async fn log_append(app: &App, token: &Token, id: RunId, by: Fenced, bytes: Bytes) -> Result<Appended, Failure> {
+    let org = token.org;
+    let run = held_run(app, token, id, Claimant { agent: by.agent, instance: by.instance }, by.fence).await?;
     let (first, last) = sequences(&bytes)?;
     match app.store.log_append(org, id, by.fence, first, last, bytes).await? {
         LogAppended::Stored { next, unsealed_bytes } => {

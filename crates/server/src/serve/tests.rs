@@ -148,7 +148,7 @@ async fn a_connection_that_does_not_end_is_cut() {
     let world = World::with_limits(|limits| limits.drain_timeout = Duration::from_millis(50)).await;
     let held = world.claim_run().await;
     let serving = Serving::begin(&world).await;
-    let path = format!("/agent/v1/runs/{}/changes?agent={}&fence={}", held.run, world.agent_id, held.fence);
+    let path = world.fenced(held, "changes");
     let mut stream = TcpStream::connect(serving.address).await.unwrap();
     let head = format!(
         "PUT {path} HTTP/1.1\r\nhost: holm\r\nauthorization: Bearer {}\r\ncontent-type: application/x-tar\r\n\

@@ -1,6 +1,6 @@
 //! Orgs, projects, tokens and hosts in memory.
 
-use holm_domain::{AgentId, OrgId, TokenId, UnixMicros, access::Token, host::Host};
+use holm_domain::{AgentId, InstanceId, OrgId, TokenId, UnixMicros, access::Token, host::Host};
 
 use super::{Memory, State};
 use crate::{Error, HOSTS_MAX, Org, PROJECTS_MAX, Project, Result, TOKENS_MAX};
@@ -75,6 +75,10 @@ impl Memory {
         self.lock().tokens.values().find(|token| token.hash == *hash).cloned()
     }
 
+    pub(crate) fn token_get(&self, org: OrgId, id: TokenId) -> Option<Token> {
+        self.lock().tokens.get(&id).filter(|token| token.org == org).cloned()
+    }
+
     pub(crate) fn token_list(&self, org: OrgId) -> Vec<Token> {
         let mut found: Vec<Token> = self.lock().tokens.values().filter(|token| token.org == org).cloned().collect();
         found.sort_by_key(|token| (token.revoked_at.is_some(), std::cmp::Reverse(token.id)));
@@ -90,7 +94,7 @@ impl Memory {
         Ok(())
     }
 
-    pub(crate) fn host_upsert(&self, host: &Host) -> Result<()> {
+    pub(crate) fn host_upsert(&self, expect_instance: Option<InstanceId>, host: &Host) -> Result<()> {
         let mut state = self.lock();
         state.org_must_be(host.org)?;
         let Some(known) = state.hosts.get(&host.id) else {
@@ -99,7 +103,7 @@ impl Memory {
             state.hosts.insert(host.id, host.clone());
             return Ok(());
         };
-        if known.org != host.org {
+        if known.org != host.org || Some(known.instance) != expect_instance {
             return Err(Error::Conflict { what: "host" });
         }
         let registered_at = known.registered_at;

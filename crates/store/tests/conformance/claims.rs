@@ -16,7 +16,7 @@ use holm_domain::{
 };
 use holm_store::{Error, EventAppended, LogAppended, Store};
 
-use crate::support::{Fixture, Tenant, agent, batch, cases, config, entry, refused, save};
+use crate::support::{Fixture, Tenant, batch, cases, claimant, config, entry, refused, save};
 
 cases!(
     two_claimers_never_both_win,
@@ -27,7 +27,7 @@ cases!(
 
 /// Claims `run` as it was read; whether this claim won.
 async fn claim(store: &Store, run: &Run) -> bool {
-    let decision = grant::claim(run, agent(), UnixMicros(2_000), &config()).expect("claimable");
+    let decision = grant::claim(run, claimant(), UnixMicros(2_000), &config()).expect("claimable");
     match save(store, &decision).await {
         Ok(_) => true,
         Err(Error::Conflict { what: "run" }) => false,
@@ -121,7 +121,7 @@ async fn appends_under_an_old_fence_change_nothing(fixture: Fixture) {
         assert_eq!(told(stale).await.expect("answered"), EventAppended::StaleFence, "nobody holds a lease");
         assert_eq!(logged(stale, 2).await.expect("answered"), LogAppended::StaleFence);
     }
-    let anew = grant::claim(&expired.run, agent(), UnixMicros(9_000), &config()).expect("claimable");
+    let anew = grant::claim(&expired.run, claimant(), UnixMicros(9_000), &config()).expect("claimable");
     let saved = tenant.save(&anew).await.expect("claimed");
     assert_eq!(saved.next_log_seq, 2, "the log goes on where it was");
     assert_eq!(logged(1, 2).await.expect("answered"), LogAppended::StaleFence);
@@ -185,7 +185,7 @@ async fn appends_race_with_the_end_of_their_lease(fixture: Fixture) {
     let mut run = tenant.queued().await;
     let (mut events, mut entries) = (BTreeMap::new(), 0);
     for fence in 1..=10u64 {
-        let claimed = grant::claim(&run, agent(), UnixMicros(2_000), &config()).expect("claimable");
+        let claimed = grant::claim(&run, claimant(), UnixMicros(2_000), &config()).expect("claimable");
         let next = tenant.save(&claimed).await.expect("claimed").next_log_seq;
         assert_eq!(next, entries + 1);
         let taken = Arc::new(AtomicBool::new(false));

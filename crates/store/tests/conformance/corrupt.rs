@@ -97,7 +97,7 @@ async fn other_rows_that_cannot_be_read_are_named(fixture: Fixture) {
     let made: Token = token(tenant.org, 1);
     let known: Host = host(tenant.org, "a");
     store.token_create(&made).await.expect("made");
-    store.host_upsert(&known).await.expect("registered");
+    store.host_upsert(None, &known).await.expect("registered");
     let run = tenant.claimed().await.id;
     let (token_id, host_id): (TokenId, AgentId) = (made.id, known.id);
     tamper(&fixture, "update tokens set role = 'root'").await;

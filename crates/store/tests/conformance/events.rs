@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use holm_domain::{
     RunId, UnixMicros,
-    lease::grant,
+    lease::{Claimant, grant},
     run::{EventKind, Run},
 };
 use holm_store::{EVENTS_APPEND_MAX, Error, EventAppended, Store};
 
-use crate::support::{Fixture, Tenant, cases, config, refused, save, uuid};
+use crate::support::{Fixture, Tenant, cases, claimant, config, refused, save, uuid};
 
 cases!(
     pages_go_on_after_a_number,
@@ -60,8 +60,7 @@ async fn a_repeated_event_is_stored_once(fixture: Fixture) {
     assert_eq!(hosts(&tenant, run.id).await, ["a", "b", "c"]);
     let expired = grant::expire(&run, UnixMicros(i64::MAX), &config()).expect("expired");
     tenant.save(&expired).await.expect("saved");
-    let anew =
-        grant::claim(&expired.run, run.lease.expect("leased").agent, UnixMicros(9), &config()).expect("claimable");
+    let anew = grant::claim(&expired.run, claimant(), UnixMicros(9), &config()).expect("claimable");
     tenant.save(&anew).await.expect("claimed");
     append(&tenant, run.id, 2, 1, &["d"]).await;
     assert_eq!(hosts(&tenant, run.id).await, ["a", "b", "c", "d"], "another lease counts anew");
@@ -74,8 +73,8 @@ async fn renew(store: Store, run: Run, times: u32) {
         for attempt in 0.. {
             let current = store.run_get(run.org, run.id).await.expect("read").expect("there");
             let lease = current.lease.expect("leased");
-            let mut decision =
-                grant::renew(&current, lease.agent, lease.fence, UnixMicros(3_000), &config()).expect("held");
+            let by = Claimant { agent: lease.agent, instance: lease.instance };
+            let mut decision = grant::renew(&current, by, lease.fence, UnixMicros(3_000), &config()).expect("held");
             decision.events.push(EventKind::Requeued);
             match save(&store, &decision).await {
                 Ok(_) => break,

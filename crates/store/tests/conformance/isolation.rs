@@ -7,7 +7,7 @@ use holm_domain::{
 };
 use holm_store::{Error, RunFilter};
 
-use crate::support::{Fixture, agent, batch, cases, config, host, refused, save, token};
+use crate::support::{Fixture, batch, cases, claimant, config, host, refused, save, token};
 
 cases!(reads_of_another_org_find_nothing, writes_of_another_org_change_nothing);
 
@@ -21,7 +21,7 @@ async fn reads_of_another_org_find_nothing(fixture: Fixture) {
     let (run, queued) = (tenant.claimed().await, tenant.queued().await);
     let holder = run.lease.expect("leased").agent;
     store.log_append(tenant.org, run.id, 1, 1, 1, batch(1, 1, 10)).await.expect("appended");
-    store.host_upsert(&host(tenant.org, "a")).await.expect("registered");
+    store.host_upsert(None, &host(tenant.org, "a")).await.expect("registered");
     store.token_create(&token(tenant.org, 1)).await.expect("made");
     let org = other.org;
     assert_eq!(store.run_get(org, run.id).await.expect("read"), None);
@@ -66,6 +66,6 @@ async fn writes_of_another_org_change_nothing(fixture: Fixture) {
     assert_eq!(store.log_head(tenant.org, run.id).await.expect("read"), 1);
     let expired = grant::expire(&run, UnixMicros(i64::MAX), &config()).expect("expired");
     tenant.save(&expired).await.expect("saved");
-    let anew = grant::claim(&expired.run, agent(), UnixMicros(1), &config()).expect("claimable");
+    let anew = grant::claim(&expired.run, claimant(), UnixMicros(1), &config()).expect("claimable");
     tenant.save(&anew).await.expect("claimed");
 }

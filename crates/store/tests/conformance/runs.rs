@@ -9,7 +9,7 @@ use holm_domain::{
 };
 use holm_store::{Error, Inserted, Project, RUNS_PAGE_MAX, RunFilter};
 
-use crate::support::{Fixture, Tenant, agent, batch, cases, config, refused, sandbox, save, uuid};
+use crate::support::{Fixture, Tenant, batch, cases, claimant, config, refused, sandbox, save, uuid};
 
 cases!(
     every_field_of_a_run_survives,
@@ -36,9 +36,10 @@ async fn every_field_of_a_run_survives(fixture: Fixture) {
     tenant.insert(&run, &events).await.expect("inserted");
     let stored = |id| tenant.store.run_get(tenant.org, id);
     assert_eq!(stored(run.id).await.expect("read"), Some(run.clone()));
-    let agent = agent();
+    let by = claimant();
+    let agent = by.agent;
     let steps: [&(dyn Fn(&Run) -> Decision + Sync); 4] = [
-        &|run| grant::claim(run, agent, UnixMicros(2_000), &config()).expect("claimable"),
+        &|run| grant::claim(run, by, UnixMicros(2_000), &config()).expect("claimable"),
         &|run| grant::start(run, agent, 1, sandbox(agent), UnixMicros(3_000)).expect("held").expect("started"),
         &|run| run.request_cancel(Cancel::Terminate, UnixMicros(4_000)).expect("asked"),
         &|run| {
@@ -77,8 +78,8 @@ async fn every_field_of_a_run_survives(fixture: Fixture) {
 async fn a_save_with_an_old_version_changes_nothing(fixture: Fixture) {
     let tenant = fixture.tenant().await;
     let run = tenant.queued().await;
-    let mine = grant::claim(&run, agent(), UnixMicros(2_000), &config()).expect("claimable");
-    let late = grant::claim(&run, agent(), UnixMicros(2_000), &config()).expect("claimable");
+    let mine = grant::claim(&run, claimant(), UnixMicros(2_000), &config()).expect("claimable");
+    let late = grant::claim(&run, claimant(), UnixMicros(2_000), &config()).expect("claimable");
     tenant.save(&mine).await.expect("claimed");
     let lost = tenant.save(&late).await;
     assert!(matches!(lost, Err(Error::Conflict { what: "run" })), "{lost:?}");
@@ -94,7 +95,7 @@ async fn what_cannot_be_saved_is_refused(fixture: Fixture) {
     let store = &tenant.store;
     let same = store.run_save(run.version, &run, &[], None, UnixMicros(1)).await;
     assert!(matches!(same, Err(Error::Invalid { .. })), "a save must bring a new version: {same:?}");
-    let mut crooked = grant::claim(&run, agent(), UnixMicros(2_000), &config()).expect("claimable");
+    let mut crooked = grant::claim(&run, claimant(), UnixMicros(2_000), &config()).expect("claimable");
     crooked.run.fence += 1;
     let refused = tenant.save(&crooked).await;
     assert!(matches!(refused, Err(Error::Invalid { .. })), "lease and run must agree: {refused:?}");
@@ -261,9 +262,10 @@ async fn deadlines_are_found(fixture: Fixture) {
 
 async fn leases_are_found_by_agent(fixture: Fixture) {
     let tenant = fixture.tenant().await;
-    let (one, two) = (agent(), agent());
+    let holders = [claimant(), claimant()];
+    let [one, two] = holders.map(|holder| holder.agent);
     let mut held = Vec::new();
-    for holder in [one, one, two] {
+    for holder in [holders[0], holders[0], holders[1]] {
         let run = tenant.queued().await;
         let decision = grant::claim(&run, holder, UnixMicros(2_000), &config()).expect("claimable");
         tenant.save(&decision).await.expect("claimed");
@@ -275,7 +277,7 @@ async fn leases_are_found_by_agent(fixture: Fixture) {
     let expired = grant::expire(&held[0], UnixMicros(i64::MAX), &config()).expect("expired");
     tenant.save(&expired).await.expect("saved");
     assert_eq!(store.runs_of_agent(tenant.org, one).await.expect("read"), held[1..2]);
-    let anew = grant::claim(&expired.run, two, UnixMicros(3_000), &config()).expect("claimable");
+    let anew = grant::claim(&expired.run, holders[1], UnixMicros(3_000), &config()).expect("claimable");
     tenant.save(&anew).await.expect("claimed");
     assert_eq!(store.lease_counts(tenant.org).await.expect("counted"), BTreeMap::from([(one, 1), (two, 2)]));
 }
@@ -284,7 +286,7 @@ async fn a_key_makes_one_run(fixture: Fixture) {
     let (tenant, other) = (fixture.tenant().await, fixture.tenant().await);
     let (first, second) = (tenant.admit(RunSpec::new(["a"])).run, tenant.admit(RunSpec::new(["b"])).run);
     assert_eq!(tenant.insert_once(&first, "key", 1).await.expect("inserted"), Inserted::New);
-    let claimed = grant::claim(&first, agent(), UnixMicros(2_000), &config()).expect("claimable");
+    let claimed = grant::claim(&first, claimant(), UnixMicros(2_000), &config()).expect("claimable");
     tenant.save(&claimed).await.expect("claimed");
     let existing = Inserted::Existing { run: Box::new(claimed.run.clone()), digest: [1; 32] };
     assert_eq!(tenant.insert_once(&second, "key", 2).await.expect("answered"), existing, "as it is now");
@@ -333,7 +335,7 @@ async fn a_deleted_run_leaves_nothing(fixture: Fixture) {
     let store = &tenant.store;
     let first = tenant.admit(RunSpec::new(["true"])).run;
     tenant.insert_once(&first, "key", 1).await.expect("inserted");
-    let claimed = grant::claim(&first, agent(), UnixMicros(2_000), &config()).expect("claimable");
+    let claimed = grant::claim(&first, claimant(), UnixMicros(2_000), &config()).expect("claimable");
     tenant.save(&claimed).await.expect("claimed");
     let run = claimed.run;
     store.event_append(tenant.org, run.id, 1, 1, &[refused("a")], UnixMicros(1)).await.expect("appended");

@@ -7,10 +7,10 @@ use std::{
 
 use bytes::Bytes;
 use holm_domain::{
-    AgentId, OrgId, ProjectId, RunId, TokenId, UnixMicros,
+    AgentId, InstanceId, OrgId, ProjectId, RunId, TokenId, UnixMicros,
     access::{Role, Token},
     host::{Capacity, Host, RuntimeInfo},
-    lease::grant,
+    lease::{Claimant, grant},
     limits::LeaseConfig,
     log::{BatchBuilder, Stream, parse_all},
     run::{Admission, Decision, EventKind, Run, RunSpec, SandboxInfo, admit},
@@ -121,6 +121,15 @@ pub fn agent() -> AgentId {
     AgentId::from_uuid(uuid())
 }
 
+/// A process of an agent of its own.
+pub fn claimant() -> Claimant {
+    Claimant { agent: agent(), instance: instance() }
+}
+
+pub fn instance() -> InstanceId {
+    InstanceId::from_uuid(uuid())
+}
+
 /// An org with a project on a store.
 #[derive(Clone)]
 pub struct Tenant {
@@ -157,7 +166,7 @@ impl Tenant {
     /// A run that an agent has claimed.
     pub async fn claimed(&self) -> Run {
         let run = self.queued().await;
-        let decision = grant::claim(&run, agent(), UnixMicros(2_000), &config()).expect("claimable");
+        let decision = grant::claim(&run, claimant(), UnixMicros(2_000), &config()).expect("claimable");
         self.save(&decision).await.expect("claimed");
         decision.run
     }
@@ -280,6 +289,9 @@ pub fn host(org: OrgId, name: &str) -> Host {
             unenforced: vec!["disk".to_owned()],
         }],
         labels: [("zone".to_owned(), "a".to_owned())].into(),
+        token: TokenId::from_uuid(uuid()),
+        instance: instance(),
+        superseded: vec![instance()],
         registered_at: UnixMicros(100),
         seen_at: UnixMicros(100),
     }

@@ -3,7 +3,7 @@
 use holm_domain::{OrgId, ProjectId, TokenId, UnixMicros, access::Role, host::Host};
 use holm_store::{Error, Org, Project, Store, TOKENS_MAX};
 
-use crate::support::{Engine, Fixture, agent, cases, host, token, uuid};
+use crate::support::{Engine, Fixture, agent, cases, host, instance, token, uuid};
 
 cases!(
     orgs_are_found_by_id_and_name,
@@ -108,6 +108,8 @@ async fn tokens_are_listed_and_revoked(fixture: Fixture) {
     assert_eq!(listed[2].revoked_at, Some(UnixMicros(50)), "the first revocation stays");
     let foreign = store.token_revoke(other.org, tokens[0].id, UnixMicros(50)).await;
     assert!(matches!(foreign, Err(Error::NotFound { what: "token" })), "{foreign:?}");
+    assert_eq!(store.token_get(tenant.org, tokens[2].id).await.expect("read").as_ref(), Some(&listed[2]));
+    assert_eq!(store.token_get(other.org, tokens[2].id).await.expect("read"), None, "another org's is not there");
     let untouched = store.token_by_hash(&[1; 32]).await.expect("read").expect("there");
     assert_eq!(untouched.revoked_at, None);
     assert_eq!(store.token_list(other.org).await.expect("listed"), []);
@@ -138,12 +140,22 @@ async fn hosts_register_again_and_again(fixture: Fixture) {
     let tenant = fixture.tenant().await;
     let store = &fixture.store;
     let (first, second) = (host(tenant.org, "b"), host(tenant.org, "a"));
-    store.host_upsert(&first).await.expect("registered");
-    store.host_upsert(&second).await.expect("registered");
+    store.host_upsert(None, &first).await.expect("registered");
+    store.host_upsert(None, &second).await.expect("registered");
     assert_eq!(store.host_get(tenant.org, first.id).await.expect("read"), Some(first.clone()));
-    let later =
-        Host { version: "0.2.0".to_owned(), registered_at: UnixMicros(900), seen_at: UnixMicros(900), ..first.clone() };
-    store.host_upsert(&later).await.expect("registered again");
+    let later = Host {
+        version: "0.2.0".to_owned(),
+        instance: instance(),
+        superseded: vec![first.instance],
+        registered_at: UnixMicros(900),
+        seen_at: UnixMicros(900),
+        ..first.clone()
+    };
+    for expected in [None, Some(later.instance)] {
+        let beaten = store.host_upsert(expected, &later).await;
+        assert!(matches!(beaten, Err(Error::Conflict { what: "host" })), "{beaten:?}");
+    }
+    store.host_upsert(Some(first.instance), &later).await.expect("registered again");
     let expected = Host { registered_at: first.registered_at, ..later };
     assert_eq!(store.host_list(tenant.org).await.expect("listed"), [second, expected.clone()], "by name");
     store.host_seen(tenant.org, first.id, UnixMicros(950)).await.expect("seen");
@@ -156,8 +168,8 @@ async fn hosts_stay_with_their_org(fixture: Fixture) {
     let (tenant, other) = (fixture.tenant().await, fixture.tenant().await);
     let store = &fixture.store;
     let mine = host(tenant.org, "mine");
-    store.host_upsert(&mine).await.expect("registered");
-    let stolen = store.host_upsert(&Host { org: other.org, ..mine.clone() }).await;
+    store.host_upsert(None, &mine).await.expect("registered");
+    let stolen = store.host_upsert(Some(mine.instance), &Host { org: other.org, ..mine.clone() }).await;
     assert!(matches!(stolen, Err(Error::Conflict { what: "host" })), "{stolen:?}");
     assert_eq!(store.host_get(tenant.org, mine.id).await.expect("read"), Some(mine.clone()));
     assert_eq!(store.host_get(other.org, mine.id).await.expect("read"), None);
@@ -165,7 +177,7 @@ async fn hosts_stay_with_their_org(fixture: Fixture) {
         let unknown = store.host_seen(org, id, UnixMicros(5_000)).await;
         assert!(matches!(unknown, Err(Error::NotFound { what: "host" })), "{unknown:?}");
     }
-    let nowhere = store.host_upsert(&host(OrgId::from_uuid(uuid()), "x")).await;
+    let nowhere = store.host_upsert(None, &host(OrgId::from_uuid(uuid()), "x")).await;
     assert!(matches!(nowhere, Err(Error::NotFound { what: "org" })), "{nowhere:?}");
 }
 

@@ -24,7 +24,7 @@ use crate::{
     request_body(content = [u8], content_type = "application/x-tar"),
     responses(
         (status = 204, description = "It is stored."),
-        (status = 409, description = "`stale_fence`", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "`stale_fence`, `agent_superseded`", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "`too_large`", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -42,7 +42,7 @@ pub async fn changes(
         let detail = format!("an archive of changes may have at most {max} bytes");
         return Err(Failure::new(ErrorCode::TooLarge, detail).at("content-length", length));
     }
-    ops::changes::changes_put(&app, caller.org(), id, by, request.into_body().into_data_stream()).await?;
+    ops::changes::changes_put(&app, &caller.token, id, by, request.into_body().into_data_stream()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -59,7 +59,7 @@ mod tests {
     use crate::testing::World;
 
     fn path(world: &World, held: HeldLease) -> String {
-        format!("/agent/v1/runs/{}/changes?agent={}&fence={}", held.run, world.agent_id, held.fence)
+        world.fenced(held, "changes")
     }
 
     async fn blobs(world: &World, held: HeldLease) -> usize {

@@ -24,7 +24,7 @@ use crate::{
     request_body = AppendEvents,
     responses(
         (status = 204, description = "They are stored."),
-        (status = 409, description = "`stale_fence`", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "`stale_fence`, `agent_superseded`", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "`invalid_field`", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -34,7 +34,7 @@ pub async fn events(
     RunPath(id): RunPath,
     Json(body): Json<AppendEvents>,
 ) -> Result<StatusCode, Failure> {
-    ops::events::event_append(&app, caller.org(), id, body).await?;
+    ops::events::event_append(&app, &caller.token, id, body).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -57,6 +57,7 @@ mod tests {
         let path = format!("/agent/v1/runs/{}/events", held.run);
         let body = |first_seq, events: Vec<EventKind>| AppendEvents {
             agent: world.agent_id,
+            instance: world.instance,
             fence: held.fence,
             first_seq,
             events,

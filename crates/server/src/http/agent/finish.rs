@@ -24,7 +24,7 @@ use crate::{
     request_body = FinishRun,
     responses(
         (status = 204, description = "The run has ended."),
-        (status = 409, description = "`stale_fence`, `log_gap`", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "`stale_fence`, `agent_superseded`, `log_gap`", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "`too_large`: the result.", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "`invalid_field`", body = Problem, content_type = "application/problem+json"),
     )
@@ -35,7 +35,7 @@ pub async fn finish(
     RunPath(id): RunPath,
     Json(body): Json<FinishRun>,
 ) -> Result<StatusCode, Failure> {
-    ops::leases::run_finish(&app, caller.org(), id, body).await?;
+    ops::leases::run_finish(&app, &caller.token, id, body).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -56,7 +56,8 @@ mod tests {
 
     fn body(world: &World, held: HeldLease, next_log_seq: u64) -> FinishRun {
         let outcome = Outcome::exited(ExitStatus::Code(0));
-        FinishRun { agent: world.agent_id, fence: held.fence, outcome, usage: None, result: None, next_log_seq }
+        let (agent, instance) = (world.agent_id, world.instance);
+        FinishRun { agent, instance, fence: held.fence, outcome, usage: None, result: None, next_log_seq }
     }
 
     #[tokio::test]

@@ -28,7 +28,7 @@ use crate::{
     request_body(content = [u8], content_type = "application/vnd.holm.log-batch"),
     responses(
         (status = 200, description = "Everything below `next_seq` is stored.", body = Appended),
-        (status = 409, description = "`stale_fence`, `log_gap`", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "`stale_fence`, `agent_superseded`, `log_gap`", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "`too_large`", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -41,7 +41,7 @@ pub async fn logs(
     Body(bytes): Body,
 ) -> Result<axum::Json<Appended>, Failure> {
     media_type(&headers, LOG_BATCH)?;
-    Ok(axum::Json(ops::logs::log_append(&app, caller.org(), id, by, bytes).await?))
+    Ok(axum::Json(ops::logs::log_append(&app, &caller.token, id, by, bytes).await?))
 }
 
 #[cfg(test)]
@@ -57,7 +57,7 @@ mod tests {
     use crate::testing::{World, batch};
 
     fn path(world: &World, held: HeldLease) -> String {
-        format!("/agent/v1/runs/{}/logs?agent={}&fence={}", held.run, world.agent_id, held.fence)
+        world.fenced(held, "logs")
     }
 
     #[tokio::test]
@@ -91,7 +91,8 @@ mod tests {
         world.agent().send("POST", &path(&world, old), LOG_BATCH, body.clone()).await.problem(ErrorCode::StaleFence);
         let foreign = world.other_org_agent().send("POST", &path(&world, held), LOG_BATCH, body.clone()).await;
         foreign.problem(ErrorCode::NotFound);
-        let stranger = path(&world, held).replace(&world.agent_id.to_string(), "agt_00000000000000000000000009");
+        let another = world.another_agent().await;
+        let stranger = path(&world, held).replace(&world.agent_id.to_string(), &another.to_string());
         world.agent().send("POST", &stranger, LOG_BATCH, body.clone()).await.problem(ErrorCode::StaleFence);
         world.member().send("POST", &path(&world, held), LOG_BATCH, body.clone()).await.problem(ErrorCode::Forbidden);
         world.finish(held, 1).await;

@@ -25,7 +25,9 @@ use crate::{
     request_body = Poll,
     responses(
         (status = 200, description = "What there is.", body = Polled),
+        (status = 403, description = "`forbidden`: the agent speaks with another token.", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "`not_found`: register first.", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "`agent_superseded`: a newer process of the agent has registered.", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "`invalid_field`", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "`too_many` polls.", body = Problem, content_type = "application/problem+json"),
     )
@@ -35,7 +37,7 @@ pub async fn poll(
     caller: May<Serve>,
     Json(body): Json<Poll>,
 ) -> Result<axum::Json<Polled>, Failure> {
-    Ok(axum::Json(ops::leases::lease_poll(&app, caller.org(), body).await?))
+    Ok(axum::Json(ops::leases::lease_poll(&app, &caller.token, body).await?))
 }
 
 #[cfg(test)]

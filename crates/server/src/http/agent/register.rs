@@ -18,13 +18,15 @@ use crate::{
 
 /// Register an agent
 ///
-/// Repeating it brings the record of the host up to date. The answer says by which times leases work here.
+/// Repeating it brings the record of the host up to date. The newest process that registers is heard from then on, and
+/// none before it. The answer says by which times leases work here.
 #[utoipa::path(
     post, path = "/agent/v1/register", tag = "agent", operation_id = "agent_register",
     request_body = Register,
     responses(
         (status = 200, description = "The times of leases.", body = Registered),
-        (status = 409, description = "`conflict`: the id cannot be used.", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "`forbidden`: the agent speaks with another token.", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "`conflict`: the id cannot be used; `agent_superseded`: a newer process has registered.", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub async fn register(
@@ -32,16 +34,117 @@ pub async fn register(
     caller: May<Serve>,
     Json(body): Json<Register>,
 ) -> Result<axum::Json<Registered>, Failure> {
-    Ok(axum::Json(ops::hosts::agent_register(&app, caller.org(), body).await?))
+    Ok(axum::Json(ops::hosts::agent_register(&app, &caller.token, body).await?))
 }
 
 #[cfg(test)]
 mod tests {
-    use holm_domain::ErrorCode;
+    use std::time::Duration;
+
+    use holm_api::agent::{AppendEvents, FinishRun, Poll, Renew, StartRun};
+    use holm_domain::{
+        ErrorCode, InstanceId,
+        run::{EventKind, ExitStatus, Outcome, SandboxInfo},
+    };
     use http::StatusCode;
+    use uuid::Uuid;
 
     use super::*;
-    use crate::testing::World;
+    use crate::testing::{Caller, World, batch};
+
+    fn process(number: u128) -> InstanceId {
+        InstanceId::from_uuid(Uuid::from_u128(number))
+    }
+
+    /// Every operation under a lease of `world`'s agent, asked by `caller` as the process `instance`.
+    async fn every_operation(
+        world: &World,
+        caller: &Caller,
+        held: holm_api::agent::HeldLease,
+        instance: InstanceId,
+        code: ErrorCode,
+    ) {
+        let (agent, fence) = (world.agent_id, held.fence);
+        let path = |operation: &str| format!("/agent/v1/runs/{}/{operation}", held.run);
+        let query = format!("?agent={agent}&instance={instance}&fence={fence}");
+        let poll = Poll { instance, ..world.poll() };
+        caller.post("/agent/v1/poll", &poll).await.problem(code);
+        let renew = Renew { agent, instance, leases: vec![held] };
+        caller.post("/agent/v1/renew", &renew).await.problem(code);
+        let sandbox = SandboxInfo { agent, runtime: "process".into(), image_digest: None, unenforced: Vec::new() };
+        caller.post(&path("start"), &StartRun { instance, fence, sandbox }).await.problem(code);
+        let logs = path("logs") + &query;
+        caller.send("POST", &logs, holm_api::LOG_BATCH, batch(1, &["a\n"])).await.problem(code);
+        let events = vec![EventKind::ResultRefused { problem: "no".into() }];
+        caller
+            .post(&path("events"), &AppendEvents { agent, instance, fence, first_seq: 1, events })
+            .await
+            .problem(code);
+        let changes = path("changes") + &query;
+        caller.send("PUT", &changes, holm_api::TAR, vec![0; 10]).await.problem(code);
+        let outcome = Outcome::exited(ExitStatus::Code(0));
+        let finish = FinishRun { agent, instance, fence, outcome, result: None, next_log_seq: 1 };
+        caller.post(&path("finish"), &finish).await.problem(code);
+    }
+
+    #[tokio::test]
+    async fn a_process_that_was_superseded_can_do_nothing_and_its_successor_takes_over() {
+        let world = World::new().await;
+        let held = world.claim_run().await;
+        let newer = Register { instance: process(2), after: Some(world.instance), ..world.registration() };
+        world.agent().post("/agent/v1/register", &newer).await.json::<Registered>(StatusCode::OK);
+        every_operation(&world, &world.agent(), held, world.instance, ErrorCode::AgentSuperseded).await;
+        let late = world.agent().post("/agent/v1/register", &world.registration()).await;
+        let problem = late.problem(ErrorCode::AgentSuperseded);
+        assert_eq!(problem.value, Some(world.instance.to_string()));
+        let renew = Renew { agent: world.agent_id, instance: process(2), leases: vec![held] };
+        let renewed: holm_api::agent::Renewed =
+            world.agent().post("/agent/v1/renew", &renew).await.json(StatusCode::OK);
+        assert_eq!(renewed.leases[0].ttl_ms, Some(30_000), "it found the fence in the folder");
+    }
+
+    #[tokio::test]
+    async fn the_first_token_speaks_for_an_agent_and_another_only_after_its_end() {
+        let world = World::new().await;
+        let held = world.claim_run().await;
+        let stranger = world.second_agent().await;
+        every_operation(&world, &stranger, held, world.instance, ErrorCode::Forbidden).await;
+        let body = Register { instance: process(2), ..world.registration() };
+        let problem = stranger.post("/agent/v1/register", &body).await.problem(ErrorCode::Forbidden);
+        assert_eq!(problem.field.as_deref(), Some("agent"));
+        assert!(problem.detail.contains("tok_") && problem.detail.contains("revoke"), "{problem}");
+        world.revoke_agent_token().await;
+        stranger.post("/agent/v1/register", &body).await.json::<Registered>(StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn a_claim_whose_answer_was_lost_goes_to_nobody_but_the_process_that_asked() {
+        let world = World::new().await;
+        let lost = world.claim_run().await;
+        let newer = Register { instance: process(2), ..world.registration() };
+        world.agent().post("/agent/v1/register", &newer).await.json::<Registered>(StatusCode::OK);
+        let poll = Poll { instance: process(2), ..world.poll() };
+        for _ in 0..10 {
+            world.clock.advance(Duration::from_secs(1));
+            let polled: holm_api::agent::Polled =
+                world.agent().post("/agent/v1/poll", &poll).await.json(StatusCode::OK);
+            assert!(polled.is_empty(), "two processes would hold one fence: {polled:?}");
+        }
+        world.clock.advance(Duration::from_secs(30));
+        crate::tasks::reap::reap(world.app()).await.unwrap();
+        let polled: holm_api::agent::Polled = world.agent().post("/agent/v1/poll", &poll).await.json(StatusCode::OK);
+        assert_eq!((polled.claimed[0].run, polled.claimed[0].fence), (lost.run, lost.fence + 1));
+    }
+
+    #[tokio::test]
+    async fn a_waiting_poll_hears_at_once_that_it_is_superseded() {
+        let world = World::new().await;
+        let poll = Poll { wait_ms: 60_000, ..world.poll() };
+        let newer = Register { instance: process(2), ..world.registration() };
+        let agent = world.agent();
+        let (waited, _) = tokio::join!(agent.post("/agent/v1/poll", &poll), agent.post("/agent/v1/register", &newer));
+        waited.problem(ErrorCode::AgentSuperseded);
+    }
 
     #[tokio::test]
     async fn an_agent_registers_again_and_never_in_two_orgs() {
@@ -52,6 +155,7 @@ mod tests {
         let other = world.other_org_agent().post("/agent/v1/register", &body).await;
         other.problem(ErrorCode::Conflict);
         world.member().post("/agent/v1/register", &body).await.problem(ErrorCode::Forbidden);
+        world.second_agent().await.post("/agent/v1/register", &body).await.problem(ErrorCode::Forbidden);
         let nameless = Register { name: String::new(), ..body };
         let problem = world.agent().post("/agent/v1/register", &nameless).await.problem(ErrorCode::InvalidField);
         assert_eq!(problem.field.as_deref(), Some("name"));

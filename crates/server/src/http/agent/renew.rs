@@ -24,7 +24,9 @@ use crate::{
     request_body = Renew,
     responses(
         (status = 200, description = "One answer for each lease.", body = Renewed),
+        (status = 403, description = "`forbidden`: the agent speaks with another token.", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "`not_found`: register first.", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "`agent_superseded`: a newer process of the agent has registered.", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub async fn renew(
@@ -32,7 +34,7 @@ pub async fn renew(
     caller: May<Serve>,
     Json(body): Json<Renew>,
 ) -> Result<axum::Json<Renewed>, Failure> {
-    Ok(axum::Json(ops::leases::lease_renew(&app, caller.org(), body).await?))
+    Ok(axum::Json(ops::leases::lease_renew(&app, &caller.token, body).await?))
 }
 
 #[cfg(test)]
@@ -48,7 +50,7 @@ mod tests {
     use crate::{tasks::reap::reap, testing::World};
 
     async fn ask(world: &World, leases: Vec<HeldLease>) -> Renewed {
-        let body = Renew { agent: world.agent_id, leases };
+        let body = Renew { agent: world.agent_id, instance: world.instance, leases };
         world.agent().post("/agent/v1/renew", &body).await.json(StatusCode::OK)
     }
 
@@ -73,9 +75,9 @@ mod tests {
         let stale = HeldLease { fence: 2, ..held };
         let answers = ask(&world, vec![held, stale]).await.leases;
         assert_eq!((answers[0].cancel, answers[1].ttl_ms), (Some(Cancel::Terminate), None));
-        let foreign = Renew { agent: world.agent_id, leases: vec![held] };
+        let foreign = Renew { agent: world.agent_id, instance: world.instance, leases: vec![held] };
         world.other_org_agent().post("/agent/v1/renew", &foreign).await.problem(ErrorCode::NotFound);
-        let empty = Renew { agent: world.agent_id, leases: Vec::new() };
+        let empty = Renew { agent: world.agent_id, instance: world.instance, leases: Vec::new() };
         world.agent().post("/agent/v1/renew", &empty).await.problem(ErrorCode::InvalidField);
     }
 }

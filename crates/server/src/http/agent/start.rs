@@ -23,7 +23,7 @@ use crate::{
     request_body = StartRun,
     responses(
         (status = 204, description = "It is recorded."),
-        (status = 409, description = "`stale_fence`", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "`stale_fence`, `agent_superseded`", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub async fn start(
@@ -32,7 +32,7 @@ pub async fn start(
     RunPath(id): RunPath,
     Json(body): Json<StartRun>,
 ) -> Result<StatusCode, Failure> {
-    ops::leases::run_start(&app, caller.org(), id, body).await?;
+    ops::leases::run_start(&app, &caller.token, id, body).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -40,7 +40,7 @@ pub async fn start(
 mod tests {
     use holm_api::runs::RunView;
     use holm_domain::{
-        AgentId, ErrorCode,
+        ErrorCode,
         run::{RunState, SandboxInfo},
     };
 
@@ -58,9 +58,9 @@ mod tests {
             image_digest: None,
             unenforced: vec!["limits.memory: no cgroup".into()],
         };
-        let body = StartRun { fence: held.fence, sandbox };
+        let body = StartRun { instance: world.instance, fence: held.fence, sandbox };
         world.agent().post(&path, &StartRun { fence: 9, ..body.clone() }).await.problem(ErrorCode::StaleFence);
-        let stranger = SandboxInfo { agent: AgentId::from_uuid(uuid::Uuid::from_u128(9)), ..body.sandbox.clone() };
+        let stranger = SandboxInfo { agent: world.another_agent().await, ..body.sandbox.clone() };
         world.agent().post(&path, &StartRun { sandbox: stranger, ..body.clone() }).await.problem(ErrorCode::StaleFence);
         world.other_org_agent().post(&path, &body).await.problem(ErrorCode::NotFound);
         let before: RunView = world.member().get(&format!("/v1/runs/{}", held.run)).await.json(StatusCode::OK);
