@@ -107,6 +107,21 @@ pub fn show_duration(span: Duration) -> String {
     }
 }
 
+/// An age for people, in one unit as docker has it: finer than that nobody reads a list.
+pub fn show_age(span: Duration) -> String {
+    let seconds = span.as_secs();
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match (minutes, hours, days) {
+        (0, ..) => format!("{seconds} s"),
+        (_, 0, _) => format!("{minutes} min"),
+        (_, 1..48, _) => format!("{hours} h"),
+        (.., 2..14) => format!("{days} days"),
+        (.., 14..60) => format!("{} weeks", days / 7),
+        (.., 60..730) => format!("{} months", days / 30),
+        _ => format!("{} years", days / 365),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -157,6 +172,21 @@ mod tests {
         assert_eq!(show_cpus(2000), "2");
         assert_eq!(show_duration(Duration::from_millis(12)), "12 ms");
         assert_eq!(show_duration(Duration::from_secs(90)), "1 min 30 s");
+        const DAY: u64 = 86_400;
+        for (seconds, age) in [
+            (0, "0 s"),
+            (59, "59 s"),
+            (90, "1 min"),
+            (3_599, "59 min"),
+            (3_600, "1 h"),
+            (47 * 3_600, "47 h"),
+            (2 * DAY, "2 days"),
+            (20 * DAY, "2 weeks"),
+            (61 * DAY, "2 months"),
+            (800 * DAY, "2 years"),
+        ] {
+            assert_eq!(show_age(Duration::from_secs(seconds)), age);
+        }
     }
 
     proptest! {

@@ -12,6 +12,8 @@ pub const EXIT_NOT_FOUND: i32 = 127;
 pub const EXIT_TIMEOUT: i32 = 124;
 /// The exit code for a sandbox of which the kernel killed more than the command because its memory ran out: that of SIGKILL.
 pub const EXIT_OUT_OF_MEMORY: i32 = 137;
+/// The exit code for a command that was ended because somebody asked, as a shell has it after Ctrl-C.
+pub const EXIT_CANCELLED: i32 = 130;
 
 /// How a process ended, as wait(2) tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,16 +131,19 @@ impl Outcome {
         Self { kind: OutcomeKind::Lost, ..Self::failed(Reason::AgentLost, message) }
     }
 
-    /// The exit code that `holm run` ends with: the command's own, 128 plus the signal, or one of 124 to 127.
+    /// The exit code that `holm run` ends with: the command's own, 128 plus the signal, or one of 124 to 127 and 130.
+    ///
+    /// The time limit and a request to end have one code each, however the command then ended: what it answered to SIGTERM
+    /// is in `exit`.
     ///
     /// Never 0 unless the command itself ended with 0 (SPEC R9).
     pub fn exit_code(&self) -> i32 {
         match (self.kind, self.reason, self.exit) {
             (OutcomeKind::Succeeded, _, _) => 0,
             (OutcomeKind::TimedOut, _, _) => EXIT_TIMEOUT,
+            (OutcomeKind::Cancelled, _, _) => EXIT_CANCELLED,
             (_, Some(Reason::CommandNotFound), _) => EXIT_NOT_FOUND,
             (_, Some(Reason::CommandNotExecutable), _) => EXIT_NOT_EXECUTABLE,
-            (OutcomeKind::Cancelled, _, None) => 130,
             (_, Some(Reason::OutOfMemory), None) => EXIT_OUT_OF_MEMORY,
             (_, _, Some(ExitStatus::Code(code))) if code != 0 => i32::from(code),
             (_, _, Some(ExitStatus::Signal(signal))) => 128 + i32::from(signal),
@@ -171,6 +176,10 @@ mod tests {
         assert_eq!(out_of_memory.exit_code(), 2);
         assert_eq!(Outcome::timed_out("").exit_code(), 124);
         assert_eq!(Outcome::cancelled("").exit_code(), 130);
+        for exit in [ExitStatus::Signal(15), ExitStatus::Signal(9), ExitStatus::Code(0), ExitStatus::Code(3)] {
+            let asked = Outcome { exit: Some(exit), ..Outcome::cancelled("") };
+            assert_eq!(asked.exit_code(), 130, "{exit:?}: one code, whoever asked and whatever the command answered");
+        }
     }
 
     #[test]

@@ -15,7 +15,9 @@ fn one_ctrl_c_asks_the_command_to_end() {
     let view = world.show(&world.newest());
     assert_eq!(view["outcome"]["kind"], "cancelled", "{view}");
     assert_eq!(view["cancel"], "terminate", "{view}");
-    assert_ne!(ran.code, 0, "a cancelled run is no success: {ran}");
+    assert_eq!(ran.code, 130, "cancelled, whatever the command answered: {ran}");
+    let listed = world.holm(["ps", "--all"]).succeeds();
+    assert!(listed.text().contains("cancelled (130)"), "the same everywhere: {listed}");
     assert_eq!(ran.text(), "ready\nasked\n");
 }
 
