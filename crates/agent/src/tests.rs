@@ -140,6 +140,21 @@ fn a_run_from_claim_to_nothing_being_left() {
 }
 
 #[test]
+fn a_bad_event_does_not_take_the_later_ones_along() {
+    let bench = Bench::new();
+    let told = |host: &str| EventKind::EgressRefused { host: host.into(), port: 1, protocol: "tcp".into(), count: 1 };
+    let events = vec![told("a"), EventKind::Requeued, told("b")];
+    let id = bench.control.submit(Script { events, ..bench.script(&["x"]) }.spec());
+    let agent = bench.start();
+    assert_eq!(bench.ended(id).outcome.unwrap().kind, OutcomeKind::Succeeded);
+    let stored: Vec<EventKind> = bench.control.world().events[&id].values().cloned().collect();
+    assert_eq!((stored.len(), &stored[0], &stored[2]), (3, &told("a"), &told("b")));
+    assert!(matches!(stored[1], EventKind::EventRefused { .. }), "{stored:?}");
+    bench.clean();
+    agent.stop(Shutdown::Leave);
+}
+
+#[test]
 fn places_are_given_back_after_every_kind_of_end() {
     let bench = Bench { capacity: Capacity { runs: 1, cpus_milli: 1, memory_bytes: 1 << 30 }, ..Bench::new() };
     let good = bench.script(&["x"]);

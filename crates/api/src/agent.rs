@@ -235,7 +235,8 @@ pub struct Appended {
     pub next_seq: u64,
 }
 
-/// `POST /agent/v1/runs/{id}/events`: the body; at most 256 events.
+/// `POST /agent/v1/runs/{id}/events`: the body; at most 256 events. Numbers have no gap: an event that is not accepted is
+/// recorded as refused under its number.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AppendEvents {
@@ -251,7 +252,36 @@ pub struct AppendEvents {
     pub first_seq: u64,
     /// The events.
     #[schema(value_type = Vec<Object>)]
-    pub events: Vec<EventKind>,
+    pub events: Vec<ToldEvent>,
+}
+
+/// An event as an agent tells it. One that cannot be accepted is recorded as refused in its place; those after it stay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ToldEvent {
+    /// One that is understood.
+    Known(EventKind),
+    /// One that is not.
+    Unknown(serde_json::Value),
+}
+
+impl From<EventKind> for ToldEvent {
+    fn from(kind: EventKind) -> Self {
+        Self::Known(kind)
+    }
+}
+
+impl From<ToldEvent> for EventKind {
+    /// What is recorded of it.
+    fn from(told: ToldEvent) -> Self {
+        match told {
+            ToldEvent::Known(kind) => kind.as_told(),
+            ToldEvent::Unknown(value) => match serde_json::from_value::<EventKind>(value) {
+                Ok(kind) => kind.as_told(),
+                Err(error) => EventKind::refused(format!("it cannot be read: {error}")),
+            },
+        }
+    }
 }
 
 /// `POST /agent/v1/runs/{id}/finish`: the body. The last act under a lease.

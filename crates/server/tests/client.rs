@@ -115,7 +115,7 @@ async fn execute(client: &Client, id: AgentId, claimed: &ClaimedRun) {
     let next = client.agent_append_logs(run, &by, batch(1, &[b"one\n", b"\xff\n"])).await.unwrap().next_seq;
     assert_eq!(next, 3);
     let refused = EventKind::EgressRefused { host: "example.org".into(), port: 443, protocol: "tcp".into(), count: 1 };
-    let events = AppendEvents { agent: id, instance: instance(), fence, first_seq: 1, events: vec![refused] };
+    let events = AppendEvents { agent: id, instance: instance(), fence, first_seq: 1, events: vec![refused.into()] };
     client.agent_append_events(run, &events, DEADLINE).await.unwrap();
     let pieces = stream::iter([Ok(Bytes::from_static(b"half ")), Ok(Bytes::from_static(b"and half"))]);
     client.agent_put_changes(run, &by, pieces, 13).await.unwrap();

@@ -124,6 +124,9 @@ impl LineBuffer {
     }
 }
 
+/// The longest line of the file of events that is looked at, in bytes.
+const EVENT_BYTES_MAX: usize = 8 * 1024;
+
 fn too_long() -> Error {
     Error::Malformed(format!("longer than {LINE_BYTES_MAX} bytes"))
 }
@@ -165,9 +168,10 @@ pub fn may_have_started(dir: &Path) -> io::Result<bool> {
 /// The events of the attempt whose folder is `dir` with sequences beyond `after`, in order, at most `count_max`.
 ///
 /// The file is bounded and stays until the folder goes, so an agent that was restarted may read from 0 again: the store
-/// keeps each (run, fence, sequence) once. A last line that is still being written is left for the next call.
+/// keeps each (run, fence, sequence) once. A last line that is still being written is left for the next call. A line that
+/// is no event of a shim counts as one that was refused: those after it keep their sequences.
 pub fn read_events(dir: &Path, after: u64, count_max: usize) -> Result<Vec<EventKind>, Error> {
-    let bytes = read_limited(&dir.join(EVENTS_FILE_NAME), EVENTS_MAX * 8 * 1024);
+    let bytes = read_limited(&dir.join(EVENTS_FILE_NAME), EVENTS_MAX * EVENT_BYTES_MAX as u64);
     let Some(bytes) = bytes.map_err(io_error("reading the events"))? else { return Ok(Vec::new()) };
     let mut events = Vec::new();
     for (index, line) in bytes.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n")).enumerate() {
@@ -175,11 +179,42 @@ pub fn read_events(dir: &Path, after: u64, count_max: usize) -> Result<Vec<Event
         if seq <= after || events.len() >= count_max {
             continue;
         }
-        let event: SourceEvent = serde_json::from_slice(line).map_err(|error| Error::Malformed(error.to_string()))?;
-        if event.seq != seq || !event.event.may_come_from_agent() || !event.event.is_within_limits() {
-            return Err(Error::Malformed(format!("event {seq} is not one that a shim tells")));
-        }
-        events.push(event.event);
+        events.push(event_of(line, seq));
     }
     Ok(events)
+}
+
+/// The event in a line that must have the number `seq`.
+fn event_of(line: &[u8], seq: u64) -> EventKind {
+    if line.len() > EVENT_BYTES_MAX {
+        return EventKind::refused(format!("its line has {} bytes; at most {EVENT_BYTES_MAX} are read", line.len()));
+    }
+    match serde_json::from_slice::<SourceEvent>(line) {
+        Ok(told) if told.seq == seq => told.event.as_told(),
+        Ok(told) => EventKind::refused(format!("its shim numbers it {} where {seq} follows", told.seq)),
+        Err(error) => EventKind::refused(format!("it cannot be read: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_is_no_event_does_not_take_the_later_ones_along() {
+        let temp = tempfile::tempdir().unwrap();
+        let told = |seq: u64, problem: &str| {
+            let event = EventKind::ResultRefused { problem: problem.to_owned() };
+            serde_json::to_string(&SourceEvent { seq, event }).unwrap()
+        };
+        let long = "x".repeat(EVENT_BYTES_MAX + 1);
+        let only_the_servers = r#"{"seq":5,"event":{"kind":"requeued"}}"#;
+        let lines = [&told(1, "a"), "{", &told(7, "wrong"), &long, only_the_servers, &told(6, "b"), "unfinished"];
+        std::fs::write(temp.path().join(EVENTS_FILE_NAME), lines.join("\n")).unwrap();
+        let events = read_events(temp.path(), 0, 10).unwrap();
+        let good = |problem: &str| EventKind::ResultRefused { problem: problem.to_owned() };
+        assert_eq!((events.len(), &events[0], &events[5]), (6, &good("a"), &good("b")));
+        assert!(events[1..5].iter().all(|event| matches!(event, EventKind::EventRefused { .. })), "{events:?}");
+        assert_eq!(read_events(temp.path(), 5, 10).unwrap(), [good("b")]);
+    }
 }

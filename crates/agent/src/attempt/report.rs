@@ -157,6 +157,7 @@ impl<C: ControlPlane> Reporter<'_, C> {
                 Err(error) => return Ok(self.pass_over_events(&error)),
             };
             let count = events.len() as u64;
+            let events = events.into_iter().map(Into::into).collect();
             let body = AppendEvents {
                 agent: self.shared.agent,
                 instance: self.shared.instance(),

@@ -332,7 +332,7 @@ impl ControlPlane for Scripted {
             held(world, run, body.agent, body.fence)?;
             let stored = world.events.entry(run).or_default();
             for (seq, event) in (body.first_seq..).zip(body.events) {
-                stored.entry((body.fence, seq)).or_insert(event);
+                stored.entry((body.fence, seq)).or_insert(event.into());
             }
             Ok(())
         })

@@ -62,6 +62,11 @@ pub enum EventKind {
         /// How long its death was waited for, in milliseconds.
         waited_ms: u64,
     },
+    /// What its agent told here was not accepted. Told by the agent, or by the server in its place.
+    EventRefused {
+        /// What was wrong with it.
+        problem: String,
+    },
     /// It ended.
     Ended {
         /// How.
@@ -72,8 +77,27 @@ pub enum EventKind {
 impl EventKind {
     /// Whether an agent may report this kind; all others are told by the server alone.
     pub const fn may_come_from_agent(&self) -> bool {
-        use EventKind::{EgressRefused, ResultRefused, SandboxUndying};
-        matches!(self, EgressRefused { .. } | ResultRefused { .. } | SandboxUndying { .. })
+        use EventKind::{EgressRefused, EventRefused, ResultRefused, SandboxUndying};
+        matches!(self, EgressRefused { .. } | ResultRefused { .. } | EventRefused { .. } | SandboxUndying { .. })
+    }
+
+    /// The record that something was told and not accepted; a long `problem` is cut.
+    pub fn refused(mut problem: String) -> Self {
+        problem.truncate(problem.floor_char_boundary(TEXT_BYTES_MAX));
+        EventKind::EventRefused { problem }
+    }
+
+    /// What is recorded of it when an agent tells it: itself, or that it was refused and why. The numbers of what is told
+    /// have no gap, so one that is bad must not take those after it along.
+    pub fn as_told(self) -> Self {
+        let problem = if !self.may_come_from_agent() {
+            "only the server tells events of its kind"
+        } else if !self.is_within_limits() {
+            "a text in it is too long, or its protocol is unknown"
+        } else {
+            return self;
+        };
+        Self::refused(problem.to_owned())
     }
 
     /// Whether every text in it is within its limit.
@@ -82,7 +106,9 @@ impl EventKind {
             EventKind::EgressRefused { host, protocol, .. } => {
                 host.len() <= TEXT_BYTES_MAX && ["tcp", "udp", "dns"].contains(&protocol.as_str())
             }
-            EventKind::ResultRefused { problem } => problem.len() <= TEXT_BYTES_MAX,
+            EventKind::ResultRefused { problem } | EventKind::EventRefused { problem } => {
+                problem.len() <= TEXT_BYTES_MAX
+            }
             _ => true,
         }
     }
@@ -98,4 +124,22 @@ pub struct Event {
     /// What happened.
     #[serde(flatten)]
     pub kind: EventKind,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_not_be_told_is_told_as_refused() {
+        let good = EventKind::ResultRefused { problem: "x".repeat(TEXT_BYTES_MAX) };
+        assert_eq!(good.clone().as_told(), good);
+        let long = EventKind::ResultRefused { problem: "x".repeat(TEXT_BYTES_MAX + 1) };
+        for bad in [EventKind::Queued, EventKind::Requeued, long] {
+            let told = bad.as_told();
+            assert!(matches!(told, EventKind::EventRefused { .. }) && told.is_within_limits(), "{told:?}");
+        }
+        let told = EventKind::refused("ü".repeat(TEXT_BYTES_MAX));
+        assert!(told.may_come_from_agent() && told.is_within_limits());
+    }
 }

@@ -86,6 +86,7 @@ fn sentence(kind: &EventKind) -> String {
             let waited = Duration::from_millis(*waited_ms);
             format!("the sandbox was killed and has not died within {waited:?}; the run ends when it has")
         }
+        EventKind::EventRefused { problem } => format!("an event was refused: {}", escaped(problem)),
         EventKind::Ended { outcome } => {
             let message = outcome.message.as_deref().map(|text| format!(": {}", escaped(text))).unwrap_or_default();
             format!("ended, exit code {}{message}", outcome.exit_code())

@@ -75,7 +75,7 @@ mod tests {
         caller.post(&path("start"), &StartRun { instance, fence, sandbox }).await.problem(code);
         let logs = path("logs") + &query;
         caller.send("POST", &logs, holm_api::LOG_BATCH, batch(1, &["a\n"])).await.problem(code);
-        let events = vec![EventKind::ResultRefused { problem: "no".into() }];
+        let events = vec![EventKind::ResultRefused { problem: "no".into() }.into()];
         caller
             .post(&path("events"), &AppendEvents { agent, instance, fence, first_seq: 1, events })
             .await
