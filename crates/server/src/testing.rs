@@ -143,11 +143,20 @@ impl World {
         self.with_secret(secret.expose_secret())
     }
 
-    /// Revokes the token of [`World::agent`].
+    /// Revokes the token of [`World::agent`], as another server on the same store would.
     pub async fn revoke_agent_token(&self) {
-        let token = self.app().store.token_by_hash(&crate::auth::hash(&self.agent)).await.unwrap().unwrap();
-        let path = format!("/v1/tokens/{}", token.id);
-        assert_eq!(self.admin().delete(&path).await.status, StatusCode::NO_CONTENT);
+        self.revoke(&self.agent).await;
+    }
+
+    /// Revokes the token of [`World::member`], as another server on the same store would.
+    pub async fn revoke_member_token(&self) {
+        self.revoke(&self.member).await;
+    }
+
+    async fn revoke(&self, secret: &str) {
+        let store = &self.app().store;
+        let token = store.token_by_hash(&crate::auth::hash(secret)).await.unwrap().unwrap();
+        store.token_revoke(self.org, token.id, self.clock.now()).await.unwrap();
     }
 
     pub fn registration(&self) -> Register {

@@ -7,15 +7,16 @@
 
 pub mod bootstrap;
 
-use std::{marker::PhantomData, sync::Arc};
+use std::{marker::PhantomData, sync::Arc, time::Duration};
 
 use axum::{extract::FromRequestParts, http::request::Parts};
 use holm_domain::{
-    ErrorCode, OrgId,
+    ErrorCode, OrgId, TokenId,
     access::{Action, Token},
 };
 use http::{HeaderMap, header::AUTHORIZATION};
 use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
 
 use crate::{app::App, ids::SECRET_PREFIX, problem::Failure};
 
@@ -98,6 +99,51 @@ async fn authenticate(headers: &HeaderMap, app: &App) -> Result<Token, Failure> 
     let secret = bearer(headers).ok_or_else(|| refused("send the header `authorization: Bearer holm_…`"))?;
     let token = app.store.token_by_hash(&hash(secret)).await?;
     token.filter(|token| token.is_live(app.now())).ok_or_else(|| refused("the token is unknown, revoked or expired"))
+}
+
+/// How often a token is looked at again while something goes on that it opened.
+const RECHECK_EVERY: Duration = Duration::from_secs(1);
+
+/// A token under which something goes on for long: a stream, a wait, a transfer. It is looked at again, on whichever server
+/// it was revoked, at most once in [`RECHECK_EVERY`] by its key.
+#[derive(Debug)]
+pub struct Lasting {
+    org: OrgId,
+    id: TokenId,
+    looked_at: Instant,
+}
+
+impl Lasting {
+    /// The token was looked at just now.
+    pub fn new(token: &Token) -> Self {
+        Self { org: token.org, id: token.id, looked_at: Instant::now() }
+    }
+
+    /// Refuses to go on once the token does not work any more.
+    pub async fn check(&mut self, app: &App) -> Result<(), Failure> {
+        if self.looked_at.elapsed() < RECHECK_EVERY {
+            return Ok(());
+        }
+        let token = app.store.token_get(self.org, self.id).await?;
+        self.looked_at = Instant::now();
+        if token.is_some_and(|token| token.is_live(app.now())) {
+            return Ok(());
+        }
+        Err(Failure::new(ErrorCode::Unauthenticated, "the token was revoked or has expired"))
+    }
+
+    /// What `future` yields, unless the token does not work any more before.
+    pub async fn guard<T>(&mut self, app: &App, future: impl Future<Output = T>) -> Result<T, Failure> {
+        let mut future = std::pin::pin!(future);
+        loop {
+            self.check(app).await?;
+            let left = RECHECK_EVERY.saturating_sub(self.looked_at.elapsed());
+            match tokio::time::timeout(left, &mut future).await {
+                Ok(yielded) => return Ok(yielded),
+                Err(_) => continue,
+            }
+        }
+    }
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {

@@ -3,7 +3,7 @@
 //! The id of each event is its sequence within the run, so a client that lost its connection says with `Last-Event-ID`
 //! where it was and gets each later entry once and in order, from any server (SPEC S2). A stream that is complete says so
 //! with a last event and ends; one that ends without it (shutdown, an error, the longest life of a stream) is to be
-//! resumed. What a step costs depends on what is new, not on what is stored.
+//! resumed. Its token is looked at every second: a revocation ends the stream. What a step costs depends on what is new, not on what is stored.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use futures_util::stream;
 use holm_api::LAST_EVENT_ID;
-use holm_domain::{RunId, error::InvalidField};
+use holm_domain::{RunId, access::Token, error::InvalidField};
 use http::{
     HeaderMap, HeaderValue,
     header::{CACHE_CONTROL, CONTENT_TYPE},
@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use crate::{
     app::App,
+    auth::Lasting,
     config::{KEEP_ALIVE_EVERY, REREAD_EVERY},
     gate::Pass,
     problem::Failure,
@@ -29,7 +30,7 @@ use crate::{
 
 /// The media type of server-sent events.
 pub const EVENT_STREAM: &str = "text/event-stream";
-/// How long a stream lives at most. The client resumes, and its token is looked at again.
+/// How long a stream lives at most. The client resumes.
 const LIFE_MAX: Duration = Duration::from_secs(3_600);
 
 /// Where a stream is to begin, in the query.
@@ -82,6 +83,7 @@ struct Follow<S> {
     app: Arc<App>,
     listener: Listener<RunId>,
     source: S,
+    token: Lasting,
     ended: bool,
     spoke_at: Instant,
     ends_at: Instant,
@@ -94,6 +96,10 @@ impl<S: Source> Follow<S> {
     async fn next(&mut self) -> Option<Bytes> {
         while !self.ended && !self.app.shutdown.is_cancelled() && Instant::now() < self.ends_at {
             let heard = self.listener.heard();
+            if let Err(failure) = self.token.check(&self.app).await {
+                tracing::info!(%failure, "a stream ends with its token");
+                return None;
+            }
             match self.source.step(&self.app).await {
                 Ok(Step::New(bytes)) => return Some(spoken(&mut self.spoke_at, bytes)),
                 Ok(Step::End(bytes)) => {
@@ -124,11 +130,12 @@ fn spoken(at: &mut Instant, bytes: Bytes) -> Bytes {
     bytes
 }
 
-/// Answers with a live stream of `source`, which is about `run`.
-pub fn respond<S: Source>(app: Arc<App>, run: RunId, source: S, pass: Pass) -> Response {
+/// Answers with a live stream of `source`, which is about `run`, for as long as `token` works.
+pub fn respond<S: Source>(app: Arc<App>, token: &Token, run: RunId, source: S, pass: Pass) -> Response {
     let now = Instant::now();
     let listener = app.wakers.listen_run(run);
-    let follow = Follow { app, listener, source, ended: false, spoke_at: now, ends_at: now + LIFE_MAX, _pass: pass };
+    let (token, ends_at) = (Lasting::new(token), now + LIFE_MAX);
+    let follow = Follow { app, listener, source, token, ended: false, spoke_at: now, ends_at, _pass: pass };
     let body = stream::unfold(follow, |mut follow| async move {
         let bytes = follow.next().await?;
         Some((Ok::<_, std::convert::Infallible>(bytes), follow))

@@ -3,16 +3,16 @@
 //! The key bears the fence, so what an agent uploads under an old lease is never what is shown: shown is the archive of the
 //! lease under which the run ended.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use holm_api::agent::Fenced;
-use holm_domain::{ErrorCode, OrgId, RunId, access::Token, lease::Claimant, run::RunState};
+use holm_domain::{ErrorCode, RunId, access::Token, lease::Claimant, run::RunState};
 use holm_store::{BlobKey, BlobStream, Error, PutStreamError};
 
 use super::{leases::held_run, run_of};
-use crate::{app::App, problem::Failure};
+use crate::{app::App, auth::Lasting, problem::Failure};
 
 /// Why a body broke off.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +23,9 @@ pub enum BodyBroke {
     /// Nothing came for too long.
     #[error("nothing came for {} seconds", .0.as_secs())]
     Idle(Duration),
+    /// Its token does not work any more.
+    #[error("{0}")]
+    Refused(Failure),
 }
 
 /// Stores the archive of a run that the agent holds; the whole of it or nothing.
@@ -38,21 +41,18 @@ pub async fn changes_put<E: std::fmt::Display + Send>(
     held_run(app, token, id, claimant, by.fence).await?;
     let limits = &app.config.limits;
     let key = BlobKey::run_changes(org, id, by.fence);
-    let body = with_idle_limit(body, limits.upload_idle_timeout);
+    let body = while_it_may(app, Lasting::new(token), body, limits.upload_idle_timeout);
     let stored = app.store.blobs().put_stream(&key, body, limits.changes_bytes_max).await;
     stored.map_err(|error| match error {
         PutStreamError::Store(Error::Limit { max, .. }) => {
             Failure::new(ErrorCode::TooLarge, format!("an archive of changes may have at most {max} bytes"))
         }
         PutStreamError::Store(error) => error.into(),
-        PutStreamError::Source(cause)
-            if cause.is::<BodyBroke>() && matches!(cause.downcast_ref(), Some(BodyBroke::Idle(_))) =>
-        {
-            Failure::new(ErrorCode::DeadlineExceeded, cause.to_string())
-        }
-        PutStreamError::Source(cause) => {
-            Failure::new(ErrorCode::InvalidRequest, format!("the body broke off: {cause}"))
-        }
+        PutStreamError::Source(cause) => match cause.downcast_ref() {
+            Some(BodyBroke::Refused(failure)) => failure.clone(),
+            Some(BodyBroke::Idle(_)) => Failure::new(ErrorCode::DeadlineExceeded, cause.to_string()),
+            _ => Failure::new(ErrorCode::InvalidRequest, format!("the body broke off: {cause}")),
+        },
     })?;
     // The lease may have been lost during a long upload. Then nobody will ever ask for this key.
     if let Err(failure) = held_run(app, token, id, claimant, by.fence).await {
@@ -62,28 +62,47 @@ pub async fn changes_put<E: std::fmt::Display + Send>(
     Ok(())
 }
 
-fn with_idle_limit<E: std::fmt::Display + Send>(
+/// The body for as long as its token works and something comes.
+fn while_it_may<E: std::fmt::Display + Send>(
+    app: &App,
+    token: Lasting,
     body: impl Stream<Item = Result<Bytes, E>> + Send,
     limit: Duration,
 ) -> impl Stream<Item = Result<Bytes, BodyBroke>> + Send {
-    futures_util::stream::unfold(Some(Box::pin(body)), move |body| async move {
-        let mut body = body?;
-        match tokio::time::timeout(limit, body.next()).await {
-            Ok(None) => None,
-            Ok(Some(Ok(piece))) => Some((Ok(piece), Some(body))),
-            Ok(Some(Err(error))) => Some((Err(BodyBroke::Connection(error.to_string())), None)),
-            Err(_) => Some((Err(BodyBroke::Idle(limit)), None)),
+    futures_util::stream::unfold(Some((token, Box::pin(body))), move |going_on| async move {
+        let (mut token, mut body) = going_on?;
+        match token.guard(app, tokio::time::timeout(limit, body.next())).await {
+            Ok(Ok(None)) => None,
+            Ok(Ok(Some(Ok(piece)))) => Some((Ok(piece), Some((token, body)))),
+            Ok(Ok(Some(Err(error)))) => Some((Err(BodyBroke::Connection(error.to_string())), None)),
+            Ok(Err(_)) => Some((Err(BodyBroke::Idle(limit)), None)),
+            Err(failure) => Some((Err(BodyBroke::Refused(failure)), None)),
         }
     })
 }
 
-/// The archive that the run left under its last lease.
-pub async fn changes_get(app: &App, org: OrgId, id: RunId) -> Result<BlobStream, Failure> {
+/// The archive that the run left under its last lease, for as long as `token` works.
+pub async fn changes_get(app: &Arc<App>, token: &Token, id: RunId) -> Result<BlobStream, Failure> {
+    let org = token.org;
     let run = run_of(app, org, id).await?;
     if run.state != RunState::Ended {
         let detail = "the changes are there once the run has ended";
         return Err(Failure::new(ErrorCode::Conflict, detail).at("state", run.state.as_str()));
     }
     let found = app.store.blobs().get_stream(&BlobKey::run_changes(org, id, run.fence)).await?;
-    found.ok_or_else(|| Failure::new(ErrorCode::NotFound, format!("{id} left no changes")))
+    let found = found.ok_or_else(|| Failure::new(ErrorCode::NotFound, format!("{id} left no changes")))?;
+    let (app, token, pieces) = (Arc::clone(app), Lasting::new(token), found.pieces);
+    let guarded = futures_util::stream::unfold(Some((token, pieces)), move |going_on| {
+        let app = Arc::clone(&app);
+        async move {
+            let (mut token, mut pieces) = going_on?;
+            match token.check(&app).await {
+                Ok(()) => pieces.next().await.map(|piece| (piece, Some((token, pieces)))),
+                Err(failure) => {
+                    Some((Err(Error::Unavailable { doing: "go on with a download", source: failure.into() }), None))
+                }
+            }
+        }
+    });
+    Ok(BlobStream { size: found.size, pieces: guarded.boxed() })
 }

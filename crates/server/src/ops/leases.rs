@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use super::{hosts::host_heard, revise, run_of, save};
 use crate::{
     app::App,
+    auth::Lasting,
     config::{CLAIMS_MAX, LEASES_MAX, POLL_WAIT_MS_MAX, QUEUE_LOOK_MAX, REREAD_EVERY},
     problem::Failure,
 };
@@ -36,9 +37,11 @@ pub async fn lease_poll(app: &App, token: &Token, poll: Poll) -> Result<Polled, 
     let _pass = app.polls.enter(token.org)?;
     let listener = app.wakers.listen_org(token.org);
     let by = Claimant { agent: poll.agent, instance: poll.instance };
+    let mut lasting = Lasting::new(token);
     let until = received.at + Duration::from_millis(poll.wait_ms);
     loop {
         let heard = listener.heard();
+        lasting.check(app).await?;
         let host = host_heard(app, token, by).await?;
         let polled = look(app, &host, &poll, received).await?;
         let left = until.saturating_duration_since(Instant::now());

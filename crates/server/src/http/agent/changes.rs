@@ -100,4 +100,18 @@ mod tests {
         answer.problem(ErrorCode::DeadlineExceeded);
         assert_eq!(blobs(&world, held).await, 0);
     }
+
+    #[tokio::test]
+    async fn an_upload_ends_with_its_token() {
+        let world = World::new().await;
+        let held = world.claim_run().await;
+        let first = stream::once(async { Ok::<_, std::io::Error>(Bytes::from_static(b"abc")) });
+        let body = Body::from_stream(first.chain(stream::pending()));
+        let (agent, path) = (world.agent(), path(&world, held));
+        let begun = tokio::time::Instant::now();
+        let (answer, ()) = tokio::join!(agent.send_body("PUT", &path, TAR, body), world.revoke_agent_token());
+        answer.problem(ErrorCode::Unauthenticated);
+        assert!(begun.elapsed() < Duration::from_millis(2_500), "{:?}", begun.elapsed());
+        assert_eq!(blobs(&world, held).await, 0);
+    }
 }

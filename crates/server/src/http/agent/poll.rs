@@ -177,6 +177,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_revoked_token_waits_no_longer() {
+        let world = World::new().await;
+        let poll = Poll { wait_ms: 60_000, ..world.poll() };
+        let begun = Instant::now();
+        let agent = world.agent();
+        let (answer, ()) = tokio::join!(agent.post("/agent/v1/poll", &poll), world.revoke_agent_token());
+        answer.problem(ErrorCode::Unauthenticated);
+        assert!(begun.elapsed() < Duration::from_millis(2_500), "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test]
     async fn a_server_that_ends_answers_waiting_polls_at_once() {
         let world = World::new().await;
         let poll = Poll { wait_ms: 60_000, ..world.poll() };

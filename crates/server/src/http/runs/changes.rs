@@ -36,7 +36,7 @@ pub async fn changes(
     caller: May<Read>,
     RunPath(id): RunPath,
 ) -> Result<Response, Failure> {
-    let blob = ops::changes::changes_get(&app, caller.org(), id).await?;
+    let blob = ops::changes::changes_get(&app, &caller.token, id).await?;
     let mut response = Response::new(Body::from_stream(blob.pieces));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(TAR));
     response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(blob.size));

@@ -43,11 +43,13 @@ pub async fn logs_follow(
     let after = follow::position(&headers, &from)?;
     ops::run_of(&app, caller.org(), id).await?;
     let pass = app.streams.enter(caller.org())?;
-    Ok(follow::respond(app, id, LogSource::new(caller.org(), id, after), pass))
+    Ok(follow::respond(app, &caller.token, id, LogSource::new(caller.org(), id, after), pass))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use holm_api::LAST_EVENT_ID;
     use holm_domain::ErrorCode;
 
@@ -97,6 +99,26 @@ mod tests {
         assert_eq!(stream.events(1).await.len(), 1);
         world.app().shutdown.cancel();
         assert!(stream.rest().await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_revoked_token_loses_its_streams_within_two_seconds() {
+        let world = World::new().await;
+        let held = world.claim_run().await;
+        let mut quiet = world.member().follow(&format!("/v1/runs/{}/logs/follow", held.run)).await;
+        world.append_log(held, 1, &["a\n"]).await;
+        assert_eq!(quiet.events(1).await.len(), 1);
+        let mut events = world.member().follow(&format!("/v1/runs/{}/events/follow", held.run)).await;
+        assert_eq!(events.events(2).await.len(), 2);
+        let other = world.admin().follow(&format!("/v1/runs/{}/logs/follow", held.run)).await;
+        let begun = tokio::time::Instant::now();
+        // As another server would: this one is told nothing.
+        world.revoke_member_token().await;
+        assert!(quiet.rest().await.is_empty(), "no `end`: the client asks again and is refused");
+        assert!(events.rest().await.is_empty());
+        assert!(begun.elapsed() < Duration::from_millis(2_500), "{:?}", begun.elapsed());
+        world.finish(held, 2).await;
+        assert_eq!(other.rest().await.len(), 2, "the streams of others go on");
     }
 
     #[tokio::test]
