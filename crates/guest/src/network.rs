@@ -30,12 +30,6 @@ pub fn set_up() -> io::Result<()> {
     Ok(())
 }
 
-/// The index of `lo`.
-pub fn loopback_index() -> io::Result<u32> {
-    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    Ok(rustix::net::netdevice::name_to_index(&socket, "lo")?)
-}
-
 /// Sends one request and reads its acknowledgement.
 fn call(socket: &impl std::os::fd::AsFd, message: &[u8]) -> io::Result<()> {
     send(socket, message, SendFlags::empty())?;

@@ -4,6 +4,7 @@
 use std::{
     ffi::CString,
     io,
+    net::Ipv6Addr,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
@@ -90,18 +91,53 @@ pub fn attach_filter(socket: BorrowedFd<'_>, program: &[libc::sock_filter]) -> i
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Binds a packet socket to one protocol on one interface.
-pub fn bind_packet(socket: BorrowedFd<'_>, interface: u32, protocol: u16) -> io::Result<()> {
-    // SAFETY: an all-zero sockaddr_ll is a valid one.
-    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = protocol.to_be();
-    address.sll_ifindex = interface as i32;
-    // SAFETY: a live address with its size.
+/// Asks a raw socket of IPv6 to tell, with each datagram, where it was sent to.
+pub fn tell_destinations(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: a live integer with its size.
     let result = unsafe {
-        libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t)
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IPV6,
+            libc::IPV6_RECVPKTINFO,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Takes a datagram without waiting: its length, where it came from, and where it was sent to as far as the socket tells.
+pub fn take_ipv6(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Ipv6Addr, Option<Ipv6Addr>)> {
+    // SAFETY: all-zero structures of these types are valid ones.
+    let (mut from, mut head): (libc::sockaddr_in6, libc::msghdr) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // Of u64, so that the headers in it are aligned.
+    let mut control = [0_u64; 16];
+    head.msg_name = (&raw mut from).cast();
+    head.msg_namelen = size_of::<libc::sockaddr_in6>() as libc::socklen_t;
+    (head.msg_iov, head.msg_iovlen) = (&raw mut part, 1);
+    (head.msg_control, head.msg_controllen) = (control.as_mut_ptr().cast(), size_of_val(&control));
+    // SAFETY: `head` refers to live buffers with their sizes.
+    let count = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut head, libc::MSG_DONTWAIT) };
+    let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+    let address = |address: libc::in6_addr| Ipv6Addr::from(address.s6_addr);
+    // SAFETY: the kernel filled `head`; the macros walk the control buffer within the length that it set.
+    let mut control = unsafe { libc::CMSG_FIRSTHDR(&raw const head) };
+    while !control.is_null() {
+        // SAFETY: as above; a header that is not null lies whole in the buffer.
+        let this = unsafe { &*control };
+        let is_info = (this.cmsg_level, this.cmsg_type) == (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO);
+        if is_info && this.cmsg_len >= size_of::<libc::cmsghdr>() + size_of::<libc::in6_pktinfo>() {
+            // SAFETY: the length was checked; the data may be unaligned.
+            let info: libc::in6_pktinfo =
+                unsafe { libc::CMSG_DATA(control).cast::<libc::in6_pktinfo>().read_unaligned() };
+            return Ok((count, address(from.sin6_addr), Some(address(info.ipi6_addr))));
+        }
+        // SAFETY: as above.
+        control = unsafe { libc::CMSG_NXTHDR(&raw const head, control) };
+    }
+    Ok((count, address(from.sin6_addr), None))
 }
 
 /// Mixes entropy into the kernel's random number generator, credits it, and makes the generator use it at once.

@@ -17,7 +17,6 @@ use std::{
 };
 
 use holm_wire::host_api::Refused;
-use rustix::net::{RecvFlags, SocketAddrAny, recvfrom};
 use tokio::{io::unix::AsyncFd, sync::Notify};
 
 /// The largest number of destinations that are remembered; what goes beyond is counted under one name.
@@ -56,19 +55,18 @@ const DRAIN_MAX: usize = 1_024;
 /// Where attempts are seen.
 struct Source {
     socket: AsyncFd<OwnedFd>,
-    /// Looks at one datagram; may answer it.
-    look: fn(BorrowedFd<'_>, &[u8], Option<&SocketAddrAny>) -> Option<Destination>,
+    /// Takes one datagram without waiting, and may answer it.
+    look: fn(BorrowedFd<'_>) -> io::Result<Option<Destination>>,
 }
 
 impl Source {
     /// Takes what is there to be taken without waiting.
     fn drain(&self, refusals: &Refusals) {
-        let mut buffer = [0_u8; 2048];
         for _ in 0..DRAIN_MAX {
-            let fd = self.socket.get_ref();
-            let Ok((count, _, from)) = recvfrom(fd, &mut buffer[..], RecvFlags::DONTWAIT) else { return };
-            if let Some(destination) = (self.look)(fd.as_fd(), &buffer[..count], from.as_ref()) {
-                refusals.add(destination);
+            match (self.look)(self.socket.get_ref().as_fd()) {
+                Ok(Some(destination)) => refusals.add(destination),
+                Ok(None) => {}
+                Err(_) => return,
             }
         }
     }
@@ -77,8 +75,8 @@ impl Source {
 impl Refusals {
     /// Begins to look. The workload must not have been started: the name server's port is taken before it can be.
     pub fn watch(self: &Rc<Self>) -> io::Result<()> {
-        let [v4, v6] = packets::sources()?;
-        for source in [v4, v6, dns::source()?].map(Rc::new) {
+        let sources = packets::sources()?.into_iter().chain([dns::source()?]);
+        for source in sources.map(Rc::new) {
             self.sources.borrow_mut().push(source.clone());
             let refusals = self.clone();
             tokio::task::spawn_local(async move {

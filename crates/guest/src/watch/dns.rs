@@ -6,12 +6,14 @@ use std::{
     os::fd::BorrowedFd,
 };
 
-use rustix::net::{AddressFamily, SendFlags, SocketAddrAny, SocketFlags, SocketType, bind, sendto, socket_with};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recvfrom, sendto, socket_with};
 
 use super::{Destination, Source};
 
 const ADDRESS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 53), 53);
 const HEADER: usize = 12;
+/// More than a question of one name takes.
+const QUESTION_BYTES_MAX: usize = 2_048;
 const NAME_BYTES_MAX: usize = 255;
 const REFUSED: u8 = 5;
 
@@ -23,12 +25,21 @@ pub(super) fn source() -> io::Result<Source> {
     Ok(Source { socket: crate::sys::watched(socket)?, look: answer })
 }
 
-fn answer(socket: BorrowedFd<'_>, question: &[u8], from: Option<&SocketAddrAny>) -> Option<Destination> {
+fn answer(socket: BorrowedFd<'_>) -> io::Result<Option<Destination>> {
+    let mut question = [0; QUESTION_BYTES_MAX];
+    let (count, _, from) = recvfrom(socket, &mut question[..], RecvFlags::DONTWAIT)?;
+    let asked = asked(&question[..count]);
+    if let (Some((_, reply)), Some(from)) = (&asked, from) {
+        // An asker that is gone already gets none.
+        let _ = sendto(socket, reply, SendFlags::DONTWAIT, &from);
+    }
+    Ok(asked.map(|(name, _)| Destination { host: name, port: 0, protocol: "dns" }))
+}
+
+/// The name that is asked for, and the answer.
+fn asked(question: &[u8]) -> Option<(String, Vec<u8>)> {
     let (name, end) = name_of(question)?;
-    let reply = refuse(question.get(..end)?)?;
-    // An asker that is gone already gets none.
-    let _ = sendto(socket, &reply, SendFlags::DONTWAIT, from?);
-    Some(Destination { host: name, port: 0, protocol: "dns" })
+    Some((name, refuse(question.get(..end)?)?))
 }
 
 /// The name in the one question of a query, and where the question ends.

@@ -3,47 +3,79 @@
 //! A refused TCP connection shows as a reset that answers a SYN: acknowledging, with sequence 0, from the address that was
 //! tried. Looking for that instead of for the SYN leaves out connections that a server inside has taken. The kernel's
 //! filters let nothing else through, so watching costs nothing while programs inside talk to each other.
+//!
+//! Raw sockets see all that arrives, since every address is local. Packet sockets would see the same, but each waits for an
+//! RCU grace period (8 ms and more) when it is closed, and so would the end of every run.
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr},
     os::fd::{AsFd, BorrowedFd},
 };
 
-use rustix::net::{AddressFamily, Protocol, SocketAddrAny, SocketFlags, SocketType, socket_with};
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, ipproto, recv, socket_with};
 
 use super::{Destination, Source};
-use crate::{network, sys};
+use crate::sys;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const RST_ACK: u8 = 0x14;
 const LOOPBACK_NET: u8 = 127;
-const IPV6_HEADER: usize = 40;
 /// How much of a packet is looked at: the largest IPv4 header and a TCP header.
 const SNAP: u32 = 128;
 const DROP: u32 = 0;
+/// Where a filter finds the IP header, whatever the socket hands out (SKF_NET_OFF).
+const NET_OFF: u32 = libc::SKF_NET_OFF as u32;
+const IPV6_DESTINATION: u32 = 24;
 
-/// One source for each version of IP.
-pub(super) fn sources() -> io::Result<[Source; 2]> {
-    Ok([
-        source(libc::ETH_P_IP as u16, &ipv4_filter(), |_, packet, _| parse_ipv4(packet))?,
-        source(libc::ETH_P_IPV6 as u16, &ipv6_filter(), |_, packet, _| parse_ipv6(packet))?,
-    ])
+/// One source for each version of IP and each protocol. A kernel without IPv6 has none for it.
+pub(super) fn sources() -> io::Result<Vec<Source>> {
+    let mut sources = vec![
+        source(AddressFamily::INET, ipproto::TCP, &ipv4_filter(), look_ipv4)?,
+        source(AddressFamily::INET, ipproto::UDP, &ipv4_filter(), look_ipv4)?,
+    ];
+    let ipv6 = [
+        source(AddressFamily::INET6, ipproto::TCP, &ipv6_tcp_filter(), look_ipv6_tcp),
+        source(AddressFamily::INET6, ipproto::UDP, &ipv6_udp_filter(), look_ipv6_udp),
+    ];
+    for source in ipv6 {
+        match source {
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
+            other => sources.push(other?),
+        }
+    }
+    Ok(sources)
 }
 
-fn source(
-    protocol: u16,
-    filter: &[libc::sock_filter],
-    look: fn(BorrowedFd<'_>, &[u8], Option<&SocketAddrAny>) -> Option<Destination>,
-) -> io::Result<Source> {
-    // Protocol 0 receives nothing until it is bound: no packet slips in before the filter is there.
+type Look = fn(BorrowedFd<'_>) -> io::Result<Option<Destination>>;
+
+fn source(family: AddressFamily, protocol: Protocol, filter: &[libc::sock_filter], look: Look) -> io::Result<Source> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let none: Option<Protocol> = None;
-    let socket = socket_with(AddressFamily::PACKET, SocketType::DGRAM, flags, none)?;
+    let socket = socket_with(family, SocketType::RAW, flags, Some(protocol))?;
     sys::attach_filter(socket.as_fd(), filter)?;
-    sys::bind_packet(socket.as_fd(), network::loopback_index()?, protocol)?;
-    Ok(Source { socket: crate::sys::watched(socket)?, look })
+    if family == AddressFamily::INET6 {
+        sys::tell_destinations(socket.as_fd())?;
+    }
+    Ok(Source { socket: sys::watched(socket)?, look })
+}
+
+fn look_ipv4(socket: BorrowedFd<'_>) -> io::Result<Option<Destination>> {
+    let mut packet = [0; SNAP as usize];
+    let (count, _) = recv(socket, &mut packet[..], RecvFlags::DONTWAIT)?;
+    Ok(parse_ipv4(&packet[..count]))
+}
+
+fn look_ipv6_tcp(socket: BorrowedFd<'_>) -> io::Result<Option<Destination>> {
+    let mut segment = [0; SNAP as usize];
+    let (count, from, to) = sys::take_ipv6(socket, &mut segment)?;
+    Ok(to.and_then(|to| transport(TCP, from.into(), to.into(), &segment[..count])))
+}
+
+fn look_ipv6_udp(socket: BorrowedFd<'_>) -> io::Result<Option<Destination>> {
+    let mut segment = [0; SNAP as usize];
+    let (count, from, to) = sys::take_ipv6(socket, &mut segment)?;
+    Ok(to.and_then(|to| transport(UDP, from.into(), to.into(), &segment[..count])))
 }
 
 fn ipv4_filter() -> Vec<libc::sock_filter> {
@@ -68,14 +100,30 @@ fn ipv4_filter() -> Vec<libc::sock_filter> {
     ]
 }
 
-fn ipv6_filter() -> Vec<libc::sock_filter> {
+/// The header of IPv6 is cut off before: a segment begins at 0.
+fn ipv6_tcp_filter() -> Vec<libc::sock_filter> {
     vec![
-        load_byte(6),
-        jump_if_equal(TCP.into(), 0, 3),
-        load_byte(53),
+        load_byte(13),
         instruction(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, RST_ACK.into()),
-        jump_if_equal(RST_ACK.into(), 1, 2),
-        jump_if_equal(UDP.into(), 0, 1),
+        jump_if_equal(RST_ACK.into(), 0, 3),
+        load_word(4),
+        jump_if_equal(0, 0, 1),
+        accept(SNAP),
+        accept(DROP),
+    ]
+}
+
+/// Everything but what goes to ::1.
+fn ipv6_udp_filter() -> Vec<libc::sock_filter> {
+    vec![
+        load_word(NET_OFF.wrapping_add(IPV6_DESTINATION)),
+        jump_if_equal(0, 0, 6),
+        load_word(NET_OFF.wrapping_add(IPV6_DESTINATION + 4)),
+        jump_if_equal(0, 0, 4),
+        load_word(NET_OFF.wrapping_add(IPV6_DESTINATION + 8)),
+        jump_if_equal(0, 0, 2),
+        load_word(NET_OFF.wrapping_add(IPV6_DESTINATION + 12)),
+        jump_if_equal(1, 1, 0),
         accept(SNAP),
         accept(DROP),
     ]
@@ -87,6 +135,10 @@ fn instruction(code: u32, jump_true: u8, jump_false: u8, k: u32) -> libc::sock_f
 
 fn load_byte(at: u32) -> libc::sock_filter {
     instruction(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, at)
+}
+
+fn load_word(at: u32) -> libc::sock_filter {
+    instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, at)
 }
 
 fn jump_if_equal(value: u32, jump_true: u8, jump_false: u8) -> libc::sock_filter {
@@ -105,11 +157,6 @@ fn parse_ipv4(packet: &[u8]) -> Option<Destination> {
     }
     let address = |at: usize| Some(IpAddr::V4(Ipv4Addr::from(u32_at(packet, at)?)));
     transport(*packet.get(9)?, address(12)?, address(16)?, packet.get(header..)?)
-}
-
-fn parse_ipv6(packet: &[u8]) -> Option<Destination> {
-    let address = |at: usize| Some(IpAddr::V6(Ipv6Addr::from(*packet.get(at..)?.first_chunk::<16>()?)));
-    transport(*packet.get(6)?, address(8)?, address(24)?, packet.get(IPV6_HEADER..)?)
 }
 
 fn transport(protocol: u8, source: IpAddr, destination: IpAddr, segment: &[u8]) -> Option<Destination> {
@@ -173,7 +220,10 @@ mod tests {
         let packet = ipv4(TCP, [1, 2, 3, 4], [1, 2, 3, 4], &tcp(443, 0, 0x14));
         for length in 0..packet.len() - 6 {
             assert_eq!(parse_ipv4(&packet[..length]), None, "{length} bytes");
-            assert_eq!(parse_ipv6(&packet[..length]), None, "{length} bytes");
+        }
+        let (address, segment) = (IpAddr::V6(std::net::Ipv6Addr::LOCALHOST), tcp(443, 0, 0x14));
+        for length in 0..14 {
+            assert_eq!(transport(TCP, address, address, &segment[..length]), None, "{length} bytes");
         }
     }
 }
