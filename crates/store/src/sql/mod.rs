@@ -85,7 +85,11 @@ impl Db {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(WAIT_MAX);
-        let pool = |connections| PoolOptions::new().max_connections(connections).acquire_timeout(WAIT_MAX);
+        // A file does not hang up: asking whether it is still there would cost each query a second way to the thread that
+        // holds the connection and back.
+        let pool = |connections| {
+            PoolOptions::new().max_connections(connections).acquire_timeout(WAIT_MAX).test_before_acquire(false)
+        };
         let writer = pool(1).connect_with(options.clone()).await.map_err(|error| opening(error.into()))?;
         let db = Self::Sqlite {
             writer,
