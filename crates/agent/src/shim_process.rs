@@ -6,10 +6,7 @@
 use std::{
     ffi::OsString,
     io,
-    os::{
-        fd::OwnedFd,
-        unix::{net::UnixStream, process::CommandExt as _},
-    },
+    os::{fd::OwnedFd, unix::net::UnixStream},
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -25,7 +22,8 @@ use tokio::io::unix::AsyncFd;
 /// The variables of the agent's environment that a shim gets; none of them may bear a secret.
 const ENV_PASSED: [&str; 3] = ["RUST_LOG", "HOLM_LOG", "RUST_BACKTRACE"];
 
-/// How a shim is started; `shim` and the label of the attempt are added as arguments.
+/// How a shim is started; `shim`, the label of the attempt, and the user and group id that it is to take are added as
+/// arguments.
 #[derive(Debug, Clone)]
 pub struct ShimProgram {
     /// The program.
@@ -59,6 +57,9 @@ pub(crate) struct ShimProcess {
 }
 
 /// Spawns a shim that waits on the returned socket for its orders.
+///
+/// It gives up the agent's user id itself, first of all: were the id to be set between fork and exec, the agent's memory
+/// would have to be copied for it (posix_spawn(3) shares it, and sets no ids).
 pub(crate) fn spawn(program: &ShimProgram, label: &str, ids: Option<(u32, u32)>) -> io::Result<(Child, UnixStream)> {
     let (ours, theirs) = UnixStream::pair()?;
     let mut command = Command::new(&program.program);
@@ -66,7 +67,7 @@ pub(crate) fn spawn(program: &ShimProgram, label: &str, ids: Option<(u32, u32)>)
     command.env_clear().envs(ENV_PASSED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     command.current_dir("/").stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
     if let Some((uid, gid)) = ids {
-        command.uid(uid).gid(gid);
+        command.args([uid.to_string(), gid.to_string()]);
     }
     Ok((command.spawn()?, ours))
 }

@@ -1,7 +1,7 @@
 //! The `holm` binary: control plane, agent, shim and command line.
 //!
-//! `holm shim` and `holm launch` are started by Holm itself, for every sandbox, and are decided before anything else
-//! happens: the launcher must still have one thread only, and neither has a use for what a command line needs.
+//! `holm shim` is started by Holm itself, for every sandbox, and is decided before anything else happens: it has no use for
+//! what a command line needs.
 
 mod cli;
 mod commands;
@@ -30,13 +30,9 @@ use session::Session;
 const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    match std::env::args_os().nth(1) {
-        Some(name) if name == "shim" => {
-            serve::logging::start_for_shim();
-            return holm_shim::shim_main(serve::runtime_of_shim);
-        }
-        Some(name) if name == "launch" => return holm_runtime::process::launcher_main(),
-        _ => {}
+    if std::env::args_os().nth(1).is_some_and(|name| name == "shim") {
+        serve::logging::start_for_shim();
+        return holm_shim::shim_main(serve::runtime_of_shim);
     }
     let args: Vec<OsString> = std::env::args_os().collect();
     if let Err(error) = detach_if_asked(&args) {

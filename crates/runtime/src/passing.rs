@@ -1,5 +1,5 @@
-//! One message with descriptors over a Unix stream socket: how the agent hands a sandbox's parts to its shim, and the shim
-//! to the launcher.
+//! One message with descriptors over a Unix stream socket: how the agent hands a sandbox's parts to its shim, and the
+//! launcher the guest.
 //!
 //! A message is a head of 8 bytes (length of the body and number of descriptors, both little-endian), with which all
 //! descriptors travel (SCM_RIGHTS, unix(7)), and a JSON body. What always holds: bodies and counts have limits, a message

@@ -10,7 +10,11 @@
 
 use std::{collections::BTreeMap, io};
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit};
+use rustix::{
+    fs::{Gid, Uid},
+    process::{DumpableBehavior, Resource, Rlimit},
+    thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid},
+};
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch,
@@ -72,6 +76,22 @@ const REFUSED: &[i64] = &[
     libc::SYS_quotactl,
     libc::SYS_personality,
 ];
+
+/// Takes the user and the group id that follow the label on the command line (`shim LABEL UID GID`), for good; without them
+/// the shim stays what it is. To be called while there is one thread.
+pub fn take_own_ids(arguments: &[String]) -> io::Result<()> {
+    let [_, _, _, uid, gid] = arguments else { return Ok(()) };
+    let number = |text: &String| text.parse::<u32>().map_err(|_| io::Error::other(format!("`{text}` is no id")));
+    let (uid, gid) = (Uid::from_raw(number(uid)?), Gid::from_raw(number(gid)?));
+    if uid.is_root() || gid.as_raw() == 0 {
+        return Err(io::Error::other("a shim is never root"));
+    }
+    set_thread_groups(&[])?;
+    set_thread_res_gid(gid, gid, gid)?;
+    set_thread_res_uid(uid, uid, uid)?;
+    // The kernel closes /proc/self to a process that has changed its ids; the launcher needs it once more.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(io::Error::from)
+}
 
 /// Gives up what the shim does not need from now on.
 pub fn confine() -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! The beginning and the end of the process: what it is handed, what it gives up, and what it leaves behind whatever happens.
 //!
-//! The order matters. The control socket and the watchdog stand before the sandbox is made, so that nothing is ever without
+//! The order matters. The agent's user id goes first, before anything is read. The control socket and the watchdog stand before the sandbox is made, so that nothing is ever without
 //! a deadline. The sandbox is made by the main thread, which lives as long as the process: the kernel ties what is in the
 //! sandbox to the thread that made it (PR_SET_PDEATHSIG, prctl(2)). Privileges are given up after that, because what the
 //! shim gives up before would be missing inside, and before the first byte of the guest's is read.
@@ -70,6 +70,7 @@ struct Received {
 }
 
 fn receive() -> Result<Received, Error> {
+    confine::take_own_ids(&std::env::args().collect::<Vec<_>>()).map_err(system("taking a user id of its own"))?;
     inherited::close_all().map_err(system("closing inherited descriptors"))?;
     let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(system("standard input"))?;
     // Who made the socket pair is who started the shim; a user id of its own was given to the shim since.

@@ -1,6 +1,6 @@
 //! A shim as a process of its own, with the real `process` runtime and the real guest.
 //!
-//! This program plays the agent (itself), the launcher (`launch`) and the shim (`shim`).
+//! This program plays the agent (itself) and the shim (`shim`).
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -20,7 +20,7 @@ use holm_domain::{
 };
 use holm_runtime::{
     AttemptId, Descriptor, Prepared, Request, Resources, Runtime as _, SharedRuntime, Stop, passing,
-    process::{Config, ProcessRuntime, launcher_main},
+    process::{Config, ProcessRuntime},
 };
 use holm_shim::{
     client::{self, Statuses},
@@ -34,7 +34,6 @@ use rustix::net::{AddressFamily, SocketType};
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     match arguments.get(1).map(String::as_str) {
-        Some("launch") => launcher_main(),
         Some("confined") => confined(),
         Some("shim") => holm_shim::shim_main(|name| {
             let config = Config::new("shim".parse().ok()?, "/nonexistent".into());
@@ -108,7 +107,7 @@ fn start_tuned(spec: RunSpec, deadline: Duration, tuning: Tuning) -> Started {
     command.arg("shim").arg(&label).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
     if let Some((uid, gid)) = shim_ids {
         std::os::unix::fs::chown(&dir, Some(uid), Some(gid)).unwrap();
-        command.uid(uid).gid(gid);
+        command.args([uid.to_string(), gid.to_string()]);
     }
     let shim = command.spawn().unwrap();
     let launch = Launch {

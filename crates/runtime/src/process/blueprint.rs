@@ -16,7 +16,7 @@ use crate::{Context, Descriptor, Error};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Blueprint {
-    /// Launcher and guest bear it.
+    /// Shim, launcher and guest bear it.
     pub label: String,
     /// Whether there are ids beside one: the descriptor `userns` then is the guest's user namespace.
     pub mapped: bool,
@@ -24,8 +24,8 @@ pub struct Blueprint {
     pub disk_bytes: u64,
     /// Whether set-user-id programs of the image may work.
     pub set_id: bool,
-    /// The root file system.
-    pub root: Root,
+    /// The root file system, below a writable layer.
+    pub lower: Source,
     /// The lower layer of the work dir.
     pub work: Option<Source>,
     /// Further trees, in the order in which they are mounted.
@@ -34,51 +34,6 @@ pub struct Blueprint {
     pub setup: guest_api::Setup,
     /// The workload's environment as the runtime knows it.
     pub env: Vec<(String, String)>,
-}
-
-/// A root file system.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Root {
-    /// Folders of the host below a fresh root.
-    Host {
-        /// The first level: `usr`, `bin`, `lib`, …
-        top: Vec<Entry>,
-        /// The host's /etc, of which only `etc_entries` is shown.
-        etc: Source,
-        /// Paths below /etc.
-        etc_entries: Vec<Entry>,
-    },
-    /// One tree below a writable layer.
-    Layer {
-        /// The tree.
-        lower: Source,
-    },
-}
-
-/// Something of the host that is shown at the same place inside.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Entry {
-    /// A symbolic link, made anew.
-    Link {
-        /// Where it stands, relative.
-        path: String,
-        /// What it says.
-        target: String,
-    },
-    /// A folder.
-    Dir {
-        /// Where it stands, relative.
-        path: String,
-        /// The tree, where it is not part of one that is there already.
-        source: Option<Source>,
-    },
-    /// A file.
-    File {
-        /// Where it stands, relative.
-        path: String,
-    },
 }
 
 /// A tree of the host that is mounted inside.

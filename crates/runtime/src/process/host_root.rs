@@ -1,15 +1,26 @@
 //! The root file system `host`: the host's programs and libraries, and of /etc what programs need and nobody keeps secret.
 //!
-//! What stands in /etc is shown by an allow list; files that would tell about the host or its users (passwd, group, hosts,
-//! resolv.conf, machine-id) are written anew by the launcher.
+//! It is an image like any other: a folder with the frame (/etc, empty /home, /var, …), made anew whenever what it shows
+//! of the host changes, below the run's own writable layer. The folders with programs are mounted on it. What stands in /etc
+//! is copied by an allow list; files that would tell about the host or its users (passwd, group, hosts, resolv.conf,
+//! machine-id) are not the host's. What always holds: nothing is shown that not every user of the host may read.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
-use super::blueprint::{Entry, Source};
-use crate::{Context, Error};
+use sha2::{Digest, Sha256};
+
+use super::image::{Image, Images};
+use crate::{Context, Error, Stop};
 
 /// The folders with programs and libraries, each a symbolic link below /usr on most hosts.
-pub const TOP: &[&str] = &["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
+const TOP: &[&str] = &["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 
 /// Names in /etc that are shown; a `*` at the end stands for anything. Folders are shown with all that is in them.
 const ETC: &[&str] = &[
@@ -67,38 +78,252 @@ const ETC_PARTS: &[(&str, &[&str])] = &[
     ("openssl", &["openssl.cnf"]),
 ];
 
-/// The most names in /etc that are looked at.
-const NAMES_MAX: usize = 4_096;
+/// The most files, folders and links that are copied.
+const ENTRIES_MAX: usize = 32_768;
+/// The most bytes that are copied.
+const BYTES_MAX: u64 = 128 * 1024 * 1024;
+/// The deepest path below /etc.
+const DEPTH_MAX: usize = 16;
+/// How old a look at the host may be. A change of the host is seen by runs that start that much later.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// The frame: folders that every root has, with their modes.
+const FOLDERS: &[(&str, u32)] = &[
+    ("dev", 0o755),
+    ("etc", 0o755),
+    ("home", 0o755),
+    ("mnt", 0o755),
+    ("opt", 0o755),
+    ("proc", 0o555),
+    ("root", 0o700),
+    ("run", 0o755),
+    ("run/holm", 0o755),
+    ("run/lock", 0o1777),
+    ("srv", 0o755),
+    ("sys", 0o555),
+    ("tmp", 0o1777),
+    ("var", 0o755),
+    ("var/cache", 0o755),
+    ("var/lib", 0o755),
+    ("var/log", 0o755),
+    ("var/tmp", 0o1777),
+];
+const LINKS: &[(&str, &str)] = &[("etc/mtab", "/proc/self/mounts"), ("var/run", "/run")];
+/// The user beside root, where a sandbox has more ids than one.
+const USER_ID: u32 = 1_000;
 
-/// What is shown of the first level, without trees: a tree is added by who may make it.
-pub fn top(root: &Path) -> Result<Vec<Entry>, Error> {
-    let mut entries = Vec::new();
-    for name in TOP {
-        entries.extend(entry(root, name)?);
-    }
-    Ok(entries)
+/// The image of the host, made when it is asked for.
+pub struct HostRoot {
+    /// Whether a sandbox has more ids than one.
+    mapped: bool,
+    seen: Mutex<Option<(Instant, Arc<View>)>>,
 }
 
-/// What is shown of `etc`.
-pub fn etc(etc: &Path) -> Result<Vec<Entry>, Error> {
-    let mut names: Vec<String> = Vec::new();
-    for found in fs::read_dir(etc).context(|| format!("reading {}", etc.display()))?.take(NAMES_MAX) {
-        let found = found.context(|| format!("reading {}", etc.display()))?;
-        names.extend(found.file_name().into_string().ok().filter(|name| allowed(name)));
+/// What is shown of the host.
+struct View {
+    seen: Vec<Seen>,
+    bytes: u64,
+    digest: String,
+}
+
+impl HostRoot {
+    /// Nothing is looked at yet.
+    pub fn new(mapped: bool) -> Self {
+        Self { mapped, seen: Mutex::default() }
     }
-    names.sort();
-    let mut entries = Vec::new();
-    for name in names {
+
+    /// The image of the host as it is now, and the host's folders that are to be mounted on it, as paths.
+    pub fn image(&self, images: &Images, stop: &Stop) -> Result<(Image, Vec<String>), Error> {
+        let view = self.look()?;
+        let image = images.get_passing(&view.digest, stop, |root| self.fill(&view.seen, root).map(|()| view.bytes))?;
+        let mounted = view.seen.iter().filter(|seen| seen.is_mounted());
+        Ok((image, mounted.map(|seen| format!("/{}", seen.path)).collect()))
+    }
+
+    fn look(&self) -> Result<Arc<View>, Error> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((looked_at, view)) = &*seen
+            && looked_at.elapsed() < LOOK_AGAIN
+        {
+            return Ok(view.clone());
+        }
+        let looked_at = Instant::now();
+        let view = Arc::new(self.view(Path::new("/"))?);
+        *seen = Some((looked_at, view.clone()));
+        Ok(view)
+    }
+
+    /// What is shown of the host whose root is `root`. After a boot all has another digest: images are not synced to the
+    /// disk.
+    fn view(&self, root: &Path) -> Result<View, Error> {
+        let Look { seen, bytes } = look(root)?;
+        let boot = "/proc/sys/kernel/random/boot_id";
+        let mut hash = Sha256::new_with_prefix(fs::read(boot).context(|| format!("reading {boot}"))?);
+        hash.update([u8::from(self.mapped)]);
+        for seen in &seen {
+            hash.update(seen.fingerprint());
+        }
+        let digest = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(View { seen, bytes, digest })
+    }
+
+    fn fill(&self, seen: &[Seen], root: &Path) -> io::Result<()> {
+        fs::set_permissions(root, Permissions::from_mode(0o755))?;
+        for (path, mode) in FOLDERS {
+            folder(&root.join(path), *mode)?;
+        }
+        for (path, target) in LINKS {
+            symlink(target, root.join(path))?;
+        }
+        if self.mapped {
+            folder(&root.join("home/holm"), 0o700)?;
+            chown(root.join("home/holm"), Some(USER_ID), Some(USER_ID))?;
+        }
+        for (name, content) in users(self.mapped) {
+            file(&root.join("etc").join(name), 0o644, &mut content.as_bytes())?;
+        }
+        seen.iter().try_for_each(|seen| seen.copy(root))
+    }
+}
+
+/// Something of the host that is shown.
+#[derive(Debug)]
+struct Seen {
+    /// Where it stands on the host.
+    source: PathBuf,
+    /// Where it is shown, relative.
+    path: String,
+    meta: Metadata,
+}
+
+impl Seen {
+    /// Whether it is a folder of the first level, which is mounted and not copied.
+    fn is_mounted(&self) -> bool {
+        self.meta.is_dir() && TOP.contains(&&*self.path)
+    }
+
+    /// Changes whenever what it stands for does. A folder of the first level is itself whatever is in it.
+    fn fingerprint(&self) -> String {
+        let Self { path, meta, .. } = self;
+        let times = match self.is_mounted() {
+            true => String::new(),
+            false => format!("{}.{} {}.{}", meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()),
+        };
+        let size = if meta.is_dir() { 0 } else { meta.size() };
+        format!("{path}\0{} {} {} {size} {times}\0", meta.dev(), meta.ino(), meta.mode())
+    }
+
+    fn copy(&self, root: &Path) -> io::Result<()> {
+        let at = root.join(&self.path);
+        if let Some(parent) = at.parent() {
+            DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
+        }
+        let mode = self.meta.mode() & 0o755;
+        if self.meta.is_symlink() {
+            symlink(fs::read_link(&self.source)?, at)
+        } else if self.meta.is_dir() {
+            folder(&at, mode)
+        } else {
+            let source = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&self.source)?;
+            file(&at, mode, &mut source.take(self.meta.size()))
+        }
+    }
+}
+
+fn folder(path: &Path, mode: u32) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    fs::set_permissions(path, Permissions::from_mode(mode))
+}
+
+fn file(path: &Path, mode: u32, content: &mut impl Read) -> io::Result<()> {
+    let mut file = File::create_new(path)?;
+    io::copy(content, &mut file)?;
+    file.flush()?;
+    file.set_permissions(Permissions::from_mode(mode))
+}
+
+/// What is shown of the host whose root is `root`, folders before what is in them.
+fn look(root: &Path) -> Result<Look, Error> {
+    let mut look = Look { seen: Vec::new(), bytes: 0 };
+    for name in TOP {
+        look.at(&root.join(name), name)?;
+    }
+    let etc = root.join("etc");
+    for name in names(&etc)?.into_iter().filter(|name| allowed(name)) {
         match ETC_PARTS.iter().find(|(folder, _)| *folder == name) {
-            None => entries.extend(entry(etc, &name)?),
+            None => look.all(&etc.join(&name), &format!("etc/{name}"), DEPTH_MAX)?,
             Some((folder, parts)) => {
                 for part in *parts {
-                    entries.extend(entry(etc, &format!("{folder}/{part}"))?);
+                    look.all(&etc.join(folder).join(part), &format!("etc/{folder}/{part}"), DEPTH_MAX)?;
                 }
             }
         }
     }
-    Ok(entries)
+    Ok(look)
+}
+
+struct Look {
+    seen: Vec<Seen>,
+    bytes: u64,
+}
+
+impl Look {
+    /// Takes down what stands at `source`, with everything in it.
+    fn all(&mut self, source: &Path, path: &str, depth: usize) -> Result<(), Error> {
+        if !self.at(source, path)? {
+            return Ok(());
+        }
+        if depth == 0 {
+            return Err(Error::Image(format!("{} is deeper than {DEPTH_MAX} folders", source.display())));
+        }
+        for name in names(source)? {
+            self.all(&source.join(&name), &format!("{path}/{name}"), depth - 1)?;
+        }
+        Ok(())
+    }
+
+    /// Takes down what stands at `source`; whether it is a folder. Nothing if there is nothing, if not everybody may read
+    /// it, or if it is no file, folder or link.
+    fn at(&mut self, source: &Path, path: &str) -> Result<bool, Error> {
+        let meta = match fs::symlink_metadata(source) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(false);
+            }
+            other => other.context(|| format!("looking at {}", source.display()))?,
+        };
+        let readable = if meta.is_dir() { 0o005 } else { 0o004 };
+        let is_known_kind = meta.is_dir() || meta.is_file();
+        if !meta.is_symlink() && (!is_known_kind || meta.mode() & readable != readable) {
+            return Ok(false);
+        }
+        let is_dir = meta.is_dir();
+        self.bytes += if meta.is_file() { meta.size() } else { 0 };
+        if self.bytes > BYTES_MAX || self.seen.len() >= ENTRIES_MAX {
+            let problem = format!("the host's /etc has more than {ENTRIES_MAX} entries or {BYTES_MAX} bytes to show");
+            return Err(Error::Image(format!("{problem}, {} among them", source.display())));
+        }
+        self.seen.push(Seen { source: source.to_owned(), path: path.to_owned(), meta });
+        Ok(is_dir)
+    }
+}
+
+/// The names in a folder that are text, sorted. One that has gone or is closed has none.
+fn names(folder: &Path) -> Result<Vec<String>, Error> {
+    let context = || format!("reading {}", folder.display());
+    let entries = match fs::read_dir(folder) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
+            return Ok(Vec::new());
+        }
+        other => other.context(context)?,
+    };
+    let mut names = Vec::new();
+    for entry in entries.take(ENTRIES_MAX) {
+        names.extend(entry.context(context)?.file_name().into_string());
+    }
+    names.sort();
+    Ok(names)
 }
 
 fn allowed(name: &str) -> bool {
@@ -108,47 +333,21 @@ fn allowed(name: &str) -> bool {
     })
 }
 
-/// What stands at a path. Nothing if there is nothing, if not everybody may read it, or if it is no file, folder or link.
-fn entry(base: &Path, path: &str) -> Result<Option<Entry>, Error> {
-    use std::os::unix::fs::PermissionsExt;
-    let full = base.join(path);
-    let context = || format!("looking at {}", full.display());
-    let meta = match fs::symlink_metadata(&full) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(None);
-        }
-        other => other.context(context)?,
-    };
-    let path = path.to_owned();
-    if meta.is_symlink() {
-        let target = fs::read_link(&full).context(context)?;
-        // A link whose target is no text leads nowhere that is shown.
-        return Ok(target.into_os_string().into_string().ok().map(|target| Entry::Link { path, target }));
-    }
-    let readable = if meta.is_dir() { 0o005 } else { 0o004 };
-    if meta.permissions().mode() & readable != readable {
-        return Ok(None);
-    }
-    Ok(match meta.is_dir() {
-        true => Some(Entry::Dir { path, source: None::<Source> }),
-        false if meta.is_file() => Some(Entry::File { path }),
-        false => None,
-    })
-}
-
-/// The files of /etc that are written anew.
-pub fn generated(hostname: &str, mapped: bool) -> Vec<(&'static str, String)> {
-    let holm_user = if mapped { "holm:x:1000:1000:holm:/home/holm:/bin/sh\n" } else { "" };
-    let holm_group = if mapped { "holm:x:1000:\n" } else { "" };
+/// The files of /etc that name the users.
+fn users(mapped: bool) -> [(&'static str, String); 2] {
+    let id = USER_ID;
+    let holm_user = if mapped { format!("holm:x:{id}:{id}:holm:/home/holm:/bin/sh\n") } else { String::new() };
+    let holm_group = if mapped { format!("holm:x:{id}:\n") } else { String::new() };
     let passwd = format!(
         "root:x:0:0:root:/root:/bin/sh\n{holm_user}nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
     );
-    let group = format!("root:x:0:\ntty:x:5:\n{holm_group}nogroup:x:65534:\n");
-    let hosts = format!("127.0.0.1 localhost {hostname}\n::1 localhost ip6-localhost ip6-loopback\n");
-    vec![
-        ("passwd", passwd),
-        ("group", group),
-        ("hosts", hosts),
+    [("passwd", passwd), ("group", format!("root:x:0:\ntty:x:5:\n{holm_group}nogroup:x:65534:\n"))]
+}
+
+/// The files of /etc that tell of the machine, in every root file system.
+pub fn machine_files(hostname: &str) -> [(&'static str, String); 3] {
+    [
+        ("hosts", format!("127.0.0.1 localhost {hostname}\n::1 localhost ip6-localhost ip6-loopback\n")),
         ("hostname", format!("{hostname}\n")),
         ("resolv.conf", "nameserver 127.0.0.53\noptions timeout:1 attempts:1\n".to_owned()),
     ]
@@ -157,40 +356,111 @@ pub fn generated(hostname: &str, mapped: bool) -> Vec<(&'static str, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use crate::process::image::Budget;
 
-    fn path_of(entry: &Entry) -> &str {
-        match entry {
-            Entry::Link { path, .. } | Entry::Dir { path, .. } | Entry::File { path } => path,
+    /// A host with this much of a root.
+    fn host() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let etc = dir.path().join("etc");
+        for folder in ["usr/bin", "etc/ssl/certs", "etc/ssl/private", "etc/ssh", "etc/alternatives", "etc/python3/sub"]
+        {
+            fs::create_dir_all(dir.path().join(folder)).unwrap();
         }
+        symlink("usr/bin", dir.path().join("bin")).unwrap();
+        for file in ["shadow", "passwd", "nsswitch.conf", "services", "machine-id", "pythonrc", "ssl/openssl.cnf"] {
+            fs::write(etc.join(file), file).unwrap();
+        }
+        for file in ["ssl/private/key", "python3/sub/secret", "python3/sub/open"] {
+            fs::write(etc.join(file), file).unwrap();
+        }
+        symlink("/usr/share/zoneinfo/Etc/UTC", etc.join("localtime")).unwrap();
+        for closed in ["services", "python3/sub/secret"] {
+            fs::set_permissions(etc.join(closed), Permissions::from_mode(0o600)).unwrap();
+        }
+        fs::set_permissions(etc.join("python3/sub/open"), Permissions::from_mode(0o4755)).unwrap();
+        dir
+    }
+
+    fn shown(root: &Path) -> Vec<String> {
+        look(root).unwrap().seen.into_iter().map(|seen| seen.path).collect()
     }
 
     #[test]
     fn only_the_list_is_shown_and_no_secret_in_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let etc_dir = dir.path();
-        for file in ["shadow", "passwd", "nsswitch.conf", "services", "machine-id", "pythonrc"] {
-            fs::write(etc_dir.join(file), "").unwrap();
-        }
-        for folder in ["ssl/certs", "ssl/private", "ssh", "alternatives", "python3"] {
-            fs::create_dir_all(etc_dir.join(folder)).unwrap();
-        }
-        fs::write(etc_dir.join("ssl/openssl.cnf"), "").unwrap();
-        symlink("/usr/share/zoneinfo/Etc/UTC", etc_dir.join("localtime")).unwrap();
-        fs::set_permissions(etc_dir.join("services"), fs::Permissions::from_mode(0o600)).unwrap();
-        let entries = etc(etc_dir).unwrap();
-        let shown: Vec<&str> = entries.iter().map(path_of).collect();
-        let wanted =
-            ["alternatives", "localtime", "nsswitch.conf", "python3", "pythonrc", "ssl/certs", "ssl/openssl.cnf"];
-        assert_eq!(shown, wanted);
-        let target = "/usr/share/zoneinfo/Etc/UTC".to_owned();
-        assert_eq!(entries[1], Entry::Link { path: "localtime".into(), target });
+        let host = host();
+        let wanted = [
+            "usr",
+            "bin",
+            "etc/alternatives",
+            "etc/localtime",
+            "etc/nsswitch.conf",
+            "etc/python3",
+            "etc/python3/sub",
+            "etc/python3/sub/open",
+            "etc/pythonrc",
+            "etc/ssl/certs",
+            "etc/ssl/openssl.cnf",
+        ];
+        assert_eq!(shown(host.path()), wanted);
+    }
+
+    fn image(host: &Path, images: &Path) -> Image {
+        let root = HostRoot::new(false);
+        *root.seen.lock().unwrap() = Some((Instant::now(), Arc::new(root.view(host).unwrap())));
+        let (image, top) = root.image(&Images::new(images, Budget::default()), &Stop::default()).unwrap();
+        assert_eq!(top, ["/usr"]);
+        image
     }
 
     #[test]
-    fn generated_files_name_the_users_that_there_are() {
-        let with = generated("h", true);
-        assert!(with[0].1.contains("holm:x:1000:") && with[1].1.contains("holm:x:1000:"));
-        assert!(!generated("h", false)[0].1.contains("holm"));
+    fn an_image_has_what_is_shown_and_nothing_of_the_hosts_users() {
+        let (host, images) = (host(), tempfile::tempdir().unwrap());
+        let image = image(host.path(), images.path());
+        let read = |path: &str| fs::read_to_string(image.root.join(path)).unwrap();
+        assert_eq!(read("etc/python3/sub/open"), "python3/sub/open");
+        assert!(read("etc/passwd").starts_with("root:x:0:0:") && !read("etc/passwd").contains("holm"));
+        assert!(users(true)[0].1.contains("holm:x:1000:") && users(true)[1].1.contains("holm:x:1000:"));
+        assert_eq!(fs::read_link(image.root.join("bin")).unwrap(), Path::new("usr/bin"));
+        assert!(!image.root.join("usr/bin").exists(), "folders of the first level are mounted, not copied");
+        assert!(!image.root.join("etc/shadow").exists() && !image.root.join("etc/python3/sub/secret").exists());
+        let mode = |path: &str| fs::metadata(image.root.join(path)).unwrap().mode() & 0o7777;
+        assert_eq!((mode("etc/python3/sub/open"), mode("tmp"), mode("root")), (0o755, 0o1777, 0o700));
+    }
+
+    #[test]
+    fn a_change_of_the_host_makes_another_image_and_the_same_host_the_same() {
+        let (host, images) = (host(), tempfile::tempdir().unwrap());
+        let first = image(host.path(), images.path());
+        fs::write(host.path().join("usr/bin/new"), "").unwrap();
+        assert_eq!(image(host.path(), images.path()).root, first.root);
+        fs::write(host.path().join("etc/nsswitch.conf"), "changed").unwrap();
+        let second = image(host.path(), images.path());
+        assert_ne!(second.root, first.root);
+        assert_eq!(fs::read_to_string(second.root.join("etc/nsswitch.conf")).unwrap(), "changed");
+        assert_eq!(fs::read_to_string(first.root.join("etc/nsswitch.conf")).unwrap(), "nsswitch.conf", "runs use it");
+    }
+
+    #[test]
+    fn an_image_of_the_host_that_nobody_uses_goes_and_one_in_use_stays() {
+        let (host, dir) = (host(), tempfile::tempdir().unwrap());
+        let images = Images::new(dir.path(), Budget { bytes: u64::MAX, count: 0 });
+        let image = image(host.path(), dir.path());
+        images.tidy();
+        assert!(image.root.exists());
+        drop(image.lock);
+        images.tidy();
+        assert!(!image.root.exists());
+    }
+
+    #[test]
+    fn too_much_is_refused() {
+        let host = host();
+        let mut path = host.path().join("etc/alternatives");
+        for _ in 0..=DEPTH_MAX {
+            path.push("d");
+        }
+        fs::create_dir_all(path).unwrap();
+        let error = look(host.path()).err().unwrap();
+        assert!(error.to_string().contains("deeper"), "{error}");
     }
 }

@@ -6,8 +6,8 @@ use crate::AttemptId;
 
 const PREFIX: &str = "holm";
 const LABEL_BYTES_MAX: usize = 32;
-/// The verbs of `holm` after which the label of an attempt stands.
-pub const LABELLED_VERBS: [&[u8]; 2] = [b"shim", b"launch"];
+/// The verb of `holm` after which the label of an attempt stands, and after that the ids that a shim takes, if any.
+pub const LABELLED_VERB: &[u8] = b"shim";
 /// The one argument of the guest: what is inside can read it, as its init is a copy of the guest.
 pub const GUEST_NAME: &CStr = c"holm-guest";
 /// The one variable in the guest's environment, with the label of the attempt: nobody inside may read it.

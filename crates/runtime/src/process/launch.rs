@@ -1,6 +1,6 @@
 //! The shim's side of a launch.
 //!
-//! A thread of its own starts the launcher and stays until the guest has ended: the kernel kills the guest when that thread
+//! A thread of its own forks the launcher and stays until the guest has ended: the kernel kills the guest when that thread
 //! ends (PR_SET_PDEATHSIG counts threads, not processes), and somebody has to reap it. So the life of a sandbox hangs on the
 //! shim's process and on nothing that the shim does with its other threads.
 
@@ -8,8 +8,6 @@ use std::{
     io::Read,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     os::unix::net::UnixStream,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
     sync::{
         Arc,
         mpsc::{Sender, channel},
@@ -23,12 +21,13 @@ use rustix::{
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, socketpair},
     pipe::{PipeFlags, pipe_with},
-    process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid},
+    process::{Signal, WaitId, WaitIdOptions, kill_process, pidfd_send_signal, waitid},
     time::Timespec,
 };
 
 use super::{
     blueprint::{Blueprint, take},
+    launcher,
     meters::{self, Meters, Waited},
     sys,
 };
@@ -96,8 +95,8 @@ impl Drop for Handle {
     }
 }
 
-/// Makes the sandbox of a blueprint with the program `launcher`.
-pub fn launch(launcher: &Path, plan: Blueprint, mut descriptors: Vec<Descriptor>) -> Result<Sandbox, Error> {
+/// Makes the sandbox of a blueprint.
+pub fn launch(plan: Blueprint, mut descriptors: Vec<Descriptor>) -> Result<Sandbox, Error> {
     let kill = take_optional(&mut descriptors, "cgroup.kill");
     let meters = Meters::take(&mut descriptors);
     // Never closed: this process runs under an id of the place, so the place is not free before this process has ended.
@@ -116,10 +115,9 @@ pub fn launch(launcher: &Path, plan: Blueprint, mut descriptors: Vec<Descriptor>
     let (setup, env) = (plan.setup.clone(), plan.env.clone());
     let waited = Arc::new(Waited::default());
     let ((sender, receiver), teller) = (channel(), waited.clone());
-    let launcher = launcher.to_owned();
     thread::Builder::new()
         .name("sandbox".to_owned())
-        .spawn(move || attend(launcher, plan, descriptors, errors, &sender, &teller))
+        .spawn(move || attend(plan, descriptors, errors, &sender, &teller))
         .context(|| "starting a thread".to_owned())?;
     let guest = receiver.recv().map_err(|_| Error::Malformed("the launching thread ended".to_owned()))??;
     let pid = meters::number_of(&guest);
@@ -133,14 +131,13 @@ fn take_optional(descriptors: &mut Vec<Descriptor>, name: &str) -> Option<OwnedF
 
 /// The thread's whole life: launch, tell how it went, wait for the end.
 fn attend(
-    launcher: PathBuf,
     plan: Blueprint,
     descriptors: Vec<Descriptor>,
     errors: OwnedFd,
     started: &Sender<Result<Arc<OwnedFd>, Error>>,
     waited: &Waited,
 ) {
-    let guest = match start(&launcher, &plan, descriptors, errors) {
+    let guest = match start(&plan, descriptors, errors) {
         Ok(guest) => Arc::new(guest),
         Err(error) => {
             // Who waits for it is there as long as nothing was sent.
@@ -154,34 +151,30 @@ fn attend(
     waited.tell(sys::wait_for(guest.as_fd()));
 }
 
-fn start(launcher: &Path, plan: &Blueprint, descriptors: Vec<Descriptor>, errors: OwnedFd) -> Result<OwnedFd, Error> {
+fn start(plan: &Blueprint, descriptors: Vec<Descriptor>, errors: OwnedFd) -> Result<OwnedFd, Error> {
     let (socket, launchers) = UnixStream::pair().context(|| "making a socket".to_owned())?;
-    let mut child = Command::new(launcher)
-        .args(["launch", &plan.label])
-        .env_clear()
-        .current_dir("/")
-        .stdin(OwnedFd::from(launchers))
-        .stdout(Stdio::null())
-        .spawn()
-        .context(|| format!("starting {} launch", launcher.display()))?;
-    let received = passing::send(&socket, plan, &descriptors).and_then(|()| {
-        drop(descriptors);
-        passing::receive::<()>(&socket)
-    });
+    // SAFETY: the launcher makes system calls, allocates, and takes no lock of this process's (see its module); it never
+    // returns.
+    #[allow(unsafe_code)]
+    let forked = unsafe { sys::fork() }.context(|| "starting the launcher".to_owned())?;
+    let Some(launcher) = forked else { launcher::run(&launchers, plan, descriptors) };
+    drop((launchers, descriptors));
+    let received = passing::receive::<()>(&socket);
     let guest = received.ok().and_then(|(_, mut descriptors)| take_optional(&mut descriptors, "guest"));
     let problem = read_errors(errors);
     if guest.is_none() || !problem.as_ref().is_ok_and(String::is_empty) {
-        // Whatever was started is of no use.
-        let _ = child.kill();
+        // Whatever was started is of no use. The launcher was not waited for: its number is still its own.
+        let _ = kill_process(launcher, Signal::KILL);
         if let Some(guest) = &guest {
             let _ = pidfd_send_signal(guest, Signal::KILL);
             let _ = waitid(WaitId::PidFd(guest.as_fd()), WaitIdOptions::EXITED);
         }
     }
-    let status = child.wait().context(|| "waiting for the launcher".to_owned())?;
+    rustix::io::retry_on_intr(|| waitid(WaitId::Pid(launcher), WaitIdOptions::EXITED))
+        .context(|| "waiting for the launcher".to_owned())?;
     match (problem?, guest) {
         (problem, Some(guest)) if problem.is_empty() => Ok(guest),
-        (problem, _) if problem.is_empty() => Err(Error::Launch(format!("the launcher ended with {status}"))),
+        (problem, _) if problem.is_empty() => Err(Error::Launch("the launcher ended without a word".to_owned())),
         (problem, _) => Err(Error::Launch(problem)),
     }
 }

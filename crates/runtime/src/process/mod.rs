@@ -21,7 +21,6 @@ mod tree;
 
 pub use image::{Budget as ImageBudget, LIMITS as IMAGE_LIMITS, READY_WITHIN as IMAGE_READY_WITHIN};
 pub use label::Label;
-pub use launcher::launcher_main;
 pub use runtime::ProcessRuntime;
 
 /// A folder inside that holds what is the guest's own, such as the layers of the work dir.
@@ -42,23 +41,14 @@ pub struct Config {
     pub guarded: Vec<PathBuf>,
     /// The file in which all agents of the host reserve places of user ids; used as root only.
     pub slots: PathBuf,
-    /// The program that is executed as `PROGRAM launch LABEL` and calls [`launcher_main`]; the running one as a rule.
-    pub launcher: PathBuf,
 }
 
 impl Config {
     /// The usual places, and nothing lent.
     pub fn new(label: Label, images: PathBuf) -> Self {
         let slots = PathBuf::from("/run/holm-uid-slots");
-        Self {
-            label,
-            images,
-            image_budget: ImageBudget::default(),
-            lend: Vec::new(),
-            guarded: Vec::new(),
-            slots,
-            launcher: PathBuf::from("/proc/self/exe"),
-        }
+        let image_budget = ImageBudget::default();
+        Self { label, images, image_budget, lend: Vec::new(), guarded: Vec::new(), slots }
     }
 }
 

@@ -19,7 +19,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_s
 use super::{
     cgroup::{Hierarchy, Layout},
     ids::{self, Reservation, Slot},
-    label::{GUEST_LABEL, GUEST_NAME, LABELLED_VERBS, Label},
+    label::{GUEST_LABEL, GUEST_NAME, LABELLED_VERB, Label},
     runtime::NAME,
 };
 use crate::{AttemptId, Context, Error, Resources, StepReport};
@@ -65,14 +65,19 @@ fn report(step: String, result: Result<(), Error>) -> StepReport {
 }
 
 fn kill_all(name: &str, slots: &Path, resources: &Resources, kept: &mut Option<Reservation>) -> Result<(), Error> {
-    let labelled = kill_until_none(name, &Resources { uid_slot: None, ..resources.clone() });
-    let Some(slot) = resources.uid_slot else { return labelled };
     let mut reserve = || -> Result<bool, Error> {
-        if kept.is_none() {
+        if let (None, Some(slot)) = (&kept, resources.uid_slot) {
             *kept = ids::reserve(slots, slot)?;
         }
         Ok(kept.is_some())
     };
+    if reserve()? && groups_are_empty(name, resources)? {
+        return Ok(());
+    }
+    let labelled = kill_until_none(name, &Resources { uid_slot: None, ..resources.clone() });
+    if resources.uid_slot.is_none() {
+        return labelled;
+    }
     if labelled.is_err() {
         // Whoever held the place may be dead, and what lives in it must not get company.
         reserve()?;
@@ -90,6 +95,18 @@ fn kill_all(name: &str, slots: &Path, resources: &Resources, kept: &mut Option<R
         std::thread::sleep(RETRY_EVERY);
     }
     Ok(())
+}
+
+/// Whether there are groups and nothing is in them. If the place is free as well, none of the attempt's processes is left, and
+/// nobody needs to look at every process of the host: the shim, which held the place, has let go, and whatever it made was
+/// born into the groups. A launcher that has not joined them yet ends by itself, for it finds its shim gone.
+fn groups_are_empty(name: &str, resources: &Resources) -> Result<bool, Error> {
+    for group in &resources.cgroups {
+        if !is_ours(group, name) || !members(group)?.is_empty() {
+            return Ok(false);
+        }
+    }
+    Ok(!resources.cgroups.is_empty())
 }
 
 fn kill_until_none(name: &str, resources: &Resources) -> Result<(), Error> {
@@ -186,18 +203,24 @@ fn start_of(path: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// The label that a process bears: shim and launcher as their last argument, after their verb; the guest in its environment,
+/// The label that a process bears: shim and launcher after their verb, with nothing but ids behind it; the guest in its environment,
 /// which nobody inside may read, as its command line can be.
 fn label_of(command: &[u8], environment: impl FnOnce() -> Option<Vec<u8>>) -> Option<String> {
     let arguments: Vec<&[u8]> = command.strip_suffix(&[0])?.split(|byte| *byte == 0).collect();
     let label = match arguments.as_slice() {
-        [_, verb, label] if LABELLED_VERBS.contains(verb) => label.to_vec(),
+        [_, verb, label, ids @ ..] if *verb == LABELLED_VERB && ids.len() <= 2 && ids.iter().all(is_number) => {
+            label.to_vec()
+        }
         [program] if *program == GUEST_NAME.to_bytes() => {
             environment()?.strip_suffix(&[0])?.strip_prefix(GUEST_LABEL.as_bytes())?.strip_prefix(b"=")?.to_vec()
         }
         _ => return None,
     };
     String::from_utf8(label).ok()
+}
+
+fn is_number(text: &&[u8]) -> bool {
+    !text.is_empty() && text.iter().all(u8::is_ascii_digit)
 }
 
 fn belongs(pid: Pid, name: &str, slot: Option<u32>) -> bool {
@@ -336,7 +359,7 @@ mod tests {
     fn a_label_counts_where_holms_programs_bear_it() {
         let some = Some(LABEL.to_owned());
         assert_eq!(label(&["/usr/bin/holm", "shim", LABEL], ""), some);
-        assert_eq!(label(&["/proc/self/exe", "launch", LABEL], ""), some);
+        assert_eq!(label(&["/proc/self/exe", "shim", LABEL, "1879048192", "1879048192"], ""), some);
         assert_eq!(label(&["holm-guest"], &format!("HOLM_LABEL={LABEL}\0")), some);
     }
 
@@ -346,7 +369,10 @@ mod tests {
         for arguments in [
             &["grep", LABEL][..],
             &["holm", "logs", LABEL],
-            &["vi", "shim", "launch", LABEL],
+            &["vi", "a", "shim", LABEL],
+            &["holm", "launch", LABEL],
+            &["holm", "shim", LABEL, "1", "1", "1"],
+            &["holm", "shim", LABEL, ""],
             &["holm", "shim", LABEL, "more"],
             &["holm", LABEL, "shim"],
             &["holm-guest", LABEL],

@@ -16,11 +16,12 @@ use rustix::process::geteuid;
 
 use super::{
     Config, HIDDEN,
-    blueprint::{Bind, Blueprint, Entry, Root, Source},
+    blueprint::{Bind, Blueprint, Source},
     cgroup::{Controller, Layout},
     guard::{Guards, Shown, View},
-    host_root, ids,
-    image::Images,
+    host_root::HostRoot,
+    ids,
+    image::{Image, Images},
     launch,
     lend::{Lending, Lent, lend, lend_layer},
     reap,
@@ -51,6 +52,8 @@ struct Host {
     /// Why no sandbox can be made at all, if so.
     broken: Option<String>,
     groups: Layout,
+    images: Images,
+    root: HostRoot,
 }
 
 impl ProcessRuntime {
@@ -66,7 +69,9 @@ impl ProcessRuntime {
             let works = if mapped { ids::Slot(0).outer_namespace().map(drop) } else { ids::probe_own() };
             let groups = Layout::of_this_host();
             let broken = works.err().or(groups.as_ref().err().map(clone_error)).map(|error| error.to_string());
-            Host { mapped, broken, groups: groups.unwrap_or_default() }
+            let images = Images::new(&self.config.images, self.config.image_budget);
+            let root = HostRoot::new(mapped);
+            Host { mapped, broken, groups: groups.unwrap_or_default(), images, root }
         })
     }
 
@@ -170,7 +175,7 @@ impl Runtime for ProcessRuntime {
         };
         making.give("guest.binary", guest::memfd()?);
         let spec = &request.spec;
-        let (root, image_digest) = making.root(&self.config, lending, spec, stop)?;
+        let (lower, image_digest, mut binds) = making.root(host, lending, spec, stop)?;
         let work = match &spec.work_dir {
             None => None,
             Some(work) => {
@@ -178,15 +183,15 @@ impl Runtime for ProcessRuntime {
                 Some(making.source("work", lent, Use::Layer { set_id: false })?)
             }
         };
-        let binds = making.binds(lending, spec)?;
+        binds.extend(making.binds(lending, spec)?);
         // Last, so that a request that cannot be met leaves none behind even for a moment.
         making.descriptors.extend(host.groups.create(&label, &spec.limits)?);
         let set_id = spec.allow_sudo && slot.is_some();
-        let setup = setup(request, &root, &binds, slot.is_some());
+        let setup = setup(request, &binds, slot.is_some());
         let env = env(spec);
         let mapped = slot.is_some();
         let disk_bytes = spec.limits.disk_bytes;
-        let plan = Blueprint { label: label.clone(), mapped, disk_bytes, set_id, root, work, binds, setup, env };
+        let plan = Blueprint { label: label.clone(), mapped, disk_bytes, set_id, lower, work, binds, setup, env };
         Ok(Prepared {
             launch: serde_json::to_value(&plan).map_err(|error| Error::Malformed(error.to_string()))?,
             descriptors: making.descriptors,
@@ -199,7 +204,7 @@ impl Runtime for ProcessRuntime {
 
     fn launch(&self, launch: serde_json::Value, descriptors: Vec<Descriptor>) -> Result<Sandbox, Error> {
         let plan = serde_json::from_value(launch).map_err(|error| Error::Malformed(error.to_string()))?;
-        launch::launch(&self.config.launcher, plan, descriptors)
+        launch::launch(plan, descriptors)
     }
 
     fn destroy(&self, resources: &Resources) -> Vec<StepReport> {
@@ -214,7 +219,7 @@ impl Runtime for ProcessRuntime {
     }
 
     fn tidy(&self) -> Vec<StepReport> {
-        Images::new(&self.config.images, self.config.image_budget).tidy()
+        self.host().images.tidy()
     }
 
     fn inventory(&self) -> Result<Vec<Resources>, Error> {
@@ -261,43 +266,46 @@ impl Making {
         self.source(name, lent, Use::ReadOnly)
     }
 
+    /// The image, its digest where it has one, and what of the host is mounted on it.
     fn root(
         &mut self,
-        config: &Config,
+        host: &Host,
         lending: Lending<'_>,
         spec: &RunSpec,
         stop: &Stop,
-    ) -> Result<(Root, Option<String>), Error> {
+    ) -> Result<(Source, Option<String>, Vec<Bind>), Error> {
         let used = Use::Layer { set_id: spec.allow_sudo && self.ids.is_some() };
         match &spec.root {
-            RootSource::Host => Ok((self.host_root(lending.view)?, None)),
+            RootSource::Host => {
+                let (image, top) = host.root.image(&host.images, stop)?;
+                Ok((self.layer(image, used)?, None, self.top(top, lending.view)?))
+            }
             RootSource::Dir { path } => {
                 let lower = self.source("lower", lend_layer(lending, Path::new(path))?, used)?;
-                Ok((Root::Layer { lower }, None))
+                Ok((lower, None, Vec::new()))
             }
             RootSource::Tar { path } => {
                 let archive = lend(lending, Path::new(path), false, Shown::Layer)?;
-                let images = Images::new(&config.images, config.image_budget);
-                let image = images.get(&archive, self.ids.is_some(), stop)?;
-                // The shim holds it as long as it lives: what a sandbox stands on is not removed.
-                self.give("image", image.lock);
-                let lower = self.source("lower", own(&image.root)?, used)?;
-                Ok((Root::Layer { lower }, Some(image.digest)))
+                let image = host.images.get(&archive, self.ids.is_some(), stop)?;
+                let digest = image.digest.clone();
+                Ok((self.layer(image, used)?, Some(digest), Vec::new()))
             }
         }
     }
 
-    fn host_root(&mut self, view: &View) -> Result<Root, Error> {
-        let mut top = host_root::top(Path::new("/"))?;
-        for entry in &mut top {
-            if let Entry::Dir { path, source } = entry {
-                *source = Some(self.shown(&format!("top.{path}"), &Path::new("/").join(&*path), view)?);
-            }
-        }
-        let etc_entries = host_root::etc(Path::new("/etc"))?;
-        // As a whole it is shown to nobody: only what is on the list.
-        let etc = self.source("etc", own(Path::new("/etc"))?, Use::ReadOnly)?;
-        Ok(Root::Host { top, etc, etc_entries })
+    fn layer(&mut self, image: Image, used: Use) -> Result<Source, Error> {
+        // The shim holds it as long as it lives: what a sandbox stands on is not removed.
+        self.give("image", image.lock);
+        self.source("lower", own(&image.root)?, used)
+    }
+
+    /// The host's folders with programs, at the same places.
+    fn top(&mut self, paths: Vec<String>, view: &View) -> Result<Vec<Bind>, Error> {
+        let mut bind = |target: String| {
+            let source = self.shown(&format!("top{target}"), Path::new(&target), view)?;
+            Ok(Bind { source, target, read_only: true, directory: true })
+        };
+        paths.into_iter().map(&mut bind).collect()
     }
 
     fn binds(&mut self, lending: Lending<'_>, spec: &RunSpec) -> Result<Vec<Bind>, Error> {
@@ -323,7 +331,7 @@ fn own(path: &Path) -> Result<Lent, Error> {
     open().context(|| format!("opening {}", path.display()))
 }
 
-fn setup(request: &Request, root: &Root, binds: &[Bind], mapped: bool) -> Setup {
+fn setup(request: &Request, binds: &[Bind], mapped: bool) -> Setup {
     let spec = &request.spec;
     let work_dir = spec
         .work_dir
@@ -333,14 +341,7 @@ fn setup(request: &Request, root: &Root, binds: &[Bind], mapped: bool) -> Setup 
         true => IdRange { outer_first: 1, count: ids::WORKLOAD_IDS },
         false => IdRange { outer_first: 0, count: 1 },
     };
-    // Links are no mount points.
-    let top: &[Entry] = if let Root::Host { top, .. } = root { top } else { &[] };
-    let folders = top.iter().filter_map(|entry| match entry {
-        Entry::Dir { path, .. } => Some(format!("/{path}")),
-        _ => None,
-    });
-    let lent = binds.iter().filter(|bind| bind.read_only).map(|bind| bind.target.clone());
-    let read_only = folders.chain(lent).collect();
+    let read_only = binds.iter().filter(|bind| bind.read_only).map(|bind| bind.target.clone()).collect();
     // A name of a machine has no `_` (RFC 1123 §2.1).
     let hostname = request.attempt.run.to_string().replace('_', "-");
     let writes_to_host = binds.iter().any(|bind| !bind.read_only);

@@ -59,6 +59,18 @@ pub unsafe fn clone_process(flags: libc::c_int) -> io::Result<Cloned> {
     Ok(Cloned::Parent { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
 }
 
+/// fork(2), for a child that does more than make system calls.
+///
+/// # Safety
+/// The C library sees to it that memory can be allocated in the child. Any other lock that another thread held is held for
+/// ever there: the child must take none that another thread of the caller may take (that of the log, for example), and must
+/// neither return into the caller's frames nor run their destructors.
+pub unsafe fn fork() -> io::Result<Option<Pid>> {
+    // SAFETY: the caller's promise.
+    let pid = check(i64::from(unsafe { libc::fork() }))?;
+    Ok(Pid::from_raw(pid as i32))
+}
+
 /// Ends the calling process at once, without running destructors: for a child of [`clone_process`].
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit takes no pointers and does not return.

@@ -3,7 +3,8 @@
 //! What always holds: an image stands under its digest only when it is whole and on the disk, and is never changed
 //! afterwards; the bytes that were unpacked are the bytes that the digest was taken of; whoever uses an image or makes it
 //! holds its lock, which goes to the shim and lasts as long as that, so nothing in use is ever removed. What is half made
-//! is not an image, and is removed by whoever made it or, after a crash, by the next pass ([`Images::tidy`]).
+//! is not an image, and is removed by whoever made it or, after a crash, by the next pass ([`Images::tidy`]). The images of
+//! the host ([`super::host_root`]) stand beside them under digests of what they show.
 //!
 //! | in the folder | is |
 //! |---|---|
@@ -125,18 +126,51 @@ impl Images {
         let dir = self.open_dir()?;
         let mut file = File::open(format!("/proc/self/fd/{}", archive.fd.as_raw_fd())).map_err(image)?;
         let digest = digest::digest(&dir.join("known"), &mut file, watch).map_err(image)?;
-        let mut lock = Lock::open(&dir, &digest)?;
+        self.get_made(&dir, &digest, watch, |unfinished| {
+            refuse_compressed(&mut file)?;
+            self.fill(unfinished, &digest, &mut file, owners, watch)?;
+            // Contents before the name: a power cut leaves all or nothing.
+            let dir_file = File::open(&dir).context(|| format!("opening {}", dir.display()))?;
+            syncfs(&dir_file).context(|| format!("writing {} to the disk", unfinished.display()))
+        })
+    }
+
+    /// The image of a digest that no power cut outlives, filled by `fill` if it is not there yet: `fill` gets its root folder,
+    /// and returns the bytes that it takes.
+    pub fn get_passing(
+        &self,
+        digest: &str,
+        stop: &Stop,
+        fill: impl Fn(&Path) -> io::Result<u64>,
+    ) -> Result<Image, Error> {
+        let watch = Watch { stop, until: Instant::now() + READY_WITHIN };
+        let dir = self.open_dir()?;
+        self.get_made(&dir, digest, &watch, |unfinished| {
+            let root = make_root(unfinished)?;
+            let bytes = fill(&root).context(|| format!("making {}", root.display()))?;
+            write_size(unfinished, bytes)
+        })
+    }
+
+    fn get_made(
+        &self,
+        dir: &Path,
+        digest: &str,
+        watch: &Watch<'_>,
+        mut fill: impl FnMut(&Path) -> Result<(), Error>,
+    ) -> Result<Image, Error> {
+        let mut lock = Lock::open(dir, digest)?;
         loop {
             lock.share(watch)?;
-            if shelf::size_of(&dir, &digest).is_some() {
+            if shelf::size_of(dir, digest).is_some() {
                 lock.touch()?;
-                let root = dir.join(&digest).join("root");
+                let root = dir.join(digest).join("root");
                 return Ok(Image { root, digest: format!("sha256:{digest}"), lock: lock.into() });
             }
             lock.own(watch)?;
             // Another one may have made it while this one waited.
-            if shelf::size_of(&dir, &digest).is_none() {
-                self.make(&dir, &digest, &mut file, owners, watch)?;
+            if shelf::size_of(dir, digest).is_none() {
+                make(dir, digest, watch, &mut fill)?;
             }
         }
     }
@@ -149,26 +183,6 @@ impl Images {
         self.dir.canonicalize().context(|| format!("resolving {}", self.dir.display()))
     }
 
-    /// Makes the image of `digest`, whose lock the caller owns: whole, or not at all.
-    fn make(&self, dir: &Path, digest: &str, file: &mut File, owners: bool, watch: &Watch<'_>) -> Result<(), Error> {
-        refuse_compressed(file)?;
-        let [unfinished, folder] = [format!("unfinished-{digest}"), digest.to_owned()].map(|name| dir.join(name));
-        shelf::remove(&unfinished)?;
-        shelf::discard(dir, digest)?;
-        let made = self.fill(&unfinished, digest, file, owners, watch).and_then(|()| {
-            // Contents before the name, and the name before anybody relies on it: a power cut leaves all or nothing.
-            let dir_file = File::open(dir).context(|| format!("opening {}", dir.display()))?;
-            syncfs(&dir_file).context(|| format!("writing {} to the disk", unfinished.display()))?;
-            watch.check().map_err(image)?;
-            fs::rename(&unfinished, &folder).context(|| format!("keeping {}", folder.display()))?;
-            dir_file.sync_all().context(|| format!("writing {} to the disk", dir.display()))
-        });
-        if made.is_err() {
-            shelf::remove(&unfinished)?;
-        }
-        made
-    }
-
     fn fill(
         &self,
         unfinished: &Path,
@@ -177,17 +191,50 @@ impl Images {
         owners: bool,
         watch: &Watch<'_>,
     ) -> Result<(), Error> {
-        let root = unfinished.join("root");
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o755).create(&root).context(|| format!("making {}", root.display()))?;
+        let root = make_root(unfinished)?;
         let unpacked = unpack::unpack(&root, file, &self.limits, owners, watch);
         let unpacked = unpacked.map_err(|problem| Error::Image(problem.to_string()))?;
         if unpacked.digest != digest {
             return Err(Error::Image("it was changed while it was unpacked".to_owned()));
         }
-        let size = unfinished.join("bytes");
-        fs::write(&size, unpacked.bytes.to_string()).context(|| format!("writing {}", size.display()))
+        write_size(unfinished, unpacked.bytes)
     }
+}
+
+/// Makes the image of `digest`, whose lock the caller owns: whole, or not at all.
+fn make(
+    dir: &Path,
+    digest: &str,
+    watch: &Watch<'_>,
+    fill: &mut impl FnMut(&Path) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let [unfinished, folder] = [format!("unfinished-{digest}"), digest.to_owned()].map(|name| dir.join(name));
+    shelf::remove(&unfinished)?;
+    shelf::discard(dir, digest)?;
+    let made = fill(&unfinished).and_then(|()| {
+        watch.check().map_err(image)?;
+        fs::rename(&unfinished, &folder).context(|| format!("keeping {}", folder.display()))?;
+        // The name before anybody relies on it.
+        let dir_file = File::open(dir).context(|| format!("opening {}", dir.display()))?;
+        dir_file.sync_all().context(|| format!("writing {} to the disk", dir.display()))
+    });
+    if made.is_err() {
+        shelf::remove(&unfinished)?;
+    }
+    made
+}
+
+fn make_root(unfinished: &Path) -> Result<PathBuf, Error> {
+    let root = unfinished.join("root");
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o755).create(&root).context(|| format!("making {}", root.display()))?;
+    Ok(root)
+}
+
+/// What it takes of the budget.
+fn write_size(unfinished: &Path, bytes: u64) -> Result<(), Error> {
+    let size = unfinished.join("bytes");
+    fs::write(&size, bytes.to_string()).context(|| format!("writing {}", size.display()))
 }
 
 fn image(error: io::Error) -> Error {

@@ -465,7 +465,10 @@ fn what_was_unpacked_is_what_the_digest_is_of() {
     // Another archive comes into its place between the look and the unpacking, and goes before anybody looks again.
     case.add(EntryType::Regular, "x", "", 0o644, "evil").write();
     let mut file = File::open(case.tar()).unwrap();
-    let problem = case.images.make(&dir, &good, &mut file, false, &watch).unwrap_err().to_string();
+    let problem =
+        make(&dir, &good, &watch, &mut |unfinished| case.images.fill(unfinished, &good, &mut file, false, &watch))
+            .unwrap_err()
+            .to_string();
     assert!(problem.contains("changed while it was unpacked"), "{problem}");
     assert_eq!(case.left(), Vec::<String>::new());
 }

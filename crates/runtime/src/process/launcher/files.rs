@@ -112,11 +112,6 @@ impl Tree {
         make().context(|| format!("making the mount point {path}"))
     }
 
-    /// Makes the folders above a path that are missing.
-    pub fn folders_above(&self, path: &str) -> Result<(), Error> {
-        self.missing_folders(path).context(|| format!("making the folders above {path}"))
-    }
-
     fn missing_folders(&self, path: &str) -> io::Result<()> {
         let parent = Path::new(path).parent().unwrap_or(Path::new("/"));
         let mut sofar = String::new();

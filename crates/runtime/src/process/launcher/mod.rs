@@ -1,13 +1,14 @@
-//! The launcher: `holm launch LABEL`, started by the shim for the moment between a plan and a sandbox.
+//! The launcher: a fork of the shim for the moment between a plan and a sandbox.
 //!
-//! It has one thread, so it may change its own user namespace. In order: it receives the blueprint, joins the control
-//! groups, enters the guest's user namespace (or makes one), and copies itself into new mount, pid, network, ipc, uts and
-//! cgroup namespaces; the copy is a child of the shim (CLONE_PARENT), makes the root file system and becomes the guest.
-//! The launcher sends the shim the guest's pidfd and ends.
+//! It has one thread, so it may change its own user namespace. In order: it joins the control groups, enters the guest's
+//! user namespace (or makes one), and copies itself into new mount, pid, network, ipc, uts and cgroup namespaces; the copy
+//! is a child of the shim (CLONE_PARENT), makes the root file system and becomes the guest. The launcher sends the shim the
+//! guest's pidfd and ends. It executes no program of its own: starting `holm` once more would cost a tenth of a launch.
 //!
 //! What always holds: launcher and guest are killed by the kernel when the shim's thread that waits for them ends
 //! (PR_SET_PDEATHSIG), so nothing outlives a shim that was killed; no descriptor but the two lanes reaches the guest; the
-//! first error stops everything and reaches the shim as a sentence.
+//! first error stops everything and reaches the shim as a sentence; nothing here logs, for the lock of the log may have been
+//! held when the shim was copied.
 
 mod files;
 mod layers;
@@ -16,10 +17,8 @@ mod root;
 use std::{
     ffi::CString,
     fs,
-    io::{self, Write},
     os::fd::{AsFd, OwnedFd},
     os::unix::net::UnixStream,
-    process::ExitCode,
 };
 
 use rustix::{
@@ -61,44 +60,26 @@ const NAMESPACES: i32 = libc::CLONE_NEWNS
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWCGROUP;
 
-/// The whole life of a launcher. Its standard input is the socket to the shim.
-pub fn launcher_main() -> ExitCode {
-    let received = receive();
-    let (socket, blueprint, mut descriptors) = match received {
-        Ok(received) => received,
-        // The shim sees that nothing comes, and this line where its own errors go.
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "holm launch: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let errors = match take(&mut descriptors, "errors") {
-        Ok(errors) => errors,
-        Err(_) => return ExitCode::FAILURE,
-    };
-    match start(&socket, blueprint, descriptors, &errors) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => report(&errors, &error),
+/// The whole life of a launcher, in a fork of the shim. `socket` leads to the shim.
+pub fn run(socket: &UnixStream, plan: &Blueprint, mut parts: Vec<Descriptor>) -> ! {
+    let Ok(errors) = take(&mut parts, "errors") else { sys::exit_now(1) };
+    if let Err(error) = start(socket, plan, parts, &errors) {
+        report(&errors, &error);
+        sys::exit_now(1);
     }
-}
-
-fn receive() -> Result<(UnixStream, Blueprint, Vec<Descriptor>), Error> {
-    let socket = fcntl_dupfd_cloexec(io::stdin(), ABOVE).context(|| "taking the socket".to_owned())?;
-    let socket = UnixStream::from(socket);
-    let (blueprint, descriptors) = passing::receive(&socket).map_err(|error| Error::Malformed(error.to_string()))?;
-    Ok((socket, blueprint, descriptors))
+    sys::exit_now(0)
 }
 
 /// Tells the shim what went wrong. A write to a pipe of less than 4 KiB is not divided.
-fn report(errors: &OwnedFd, error: &Error) -> ExitCode {
+fn report(errors: &OwnedFd, error: &Error) {
     let mut text = error.to_string().into_bytes();
     text.truncate(4_000);
     let _ = rustix::io::write(errors, &text);
-    ExitCode::FAILURE
 }
 
-fn start(socket: &UnixStream, plan: Blueprint, mut parts: Vec<Descriptor>, errors: &OwnedFd) -> Result<(), Error> {
+fn start(socket: &UnixStream, plan: &Blueprint, mut parts: Vec<Descriptor>, errors: &OwnedFd) -> Result<(), Error> {
     die_with_parent()?;
+    alive(socket)?;
     fs::write("/proc/self/oom_score_adj", OOM_SCORE).context(|| "setting the OOM score".to_owned())?;
     join_groups(&mut parts)?;
     if plan.mapped {
@@ -115,7 +96,7 @@ fn start(socket: &UnixStream, plan: Blueprint, mut parts: Vec<Descriptor>, error
             passing::send(socket, &(), &guest).map_err(|error| Error::Malformed(error.to_string()))
         }
         Cloned::Child => {
-            let error = match become_guest(socket, &plan, parts) {
+            let error = match become_guest(socket, plan, parts) {
                 Ok(never) => match never {},
                 Err(error) => error,
             };
