@@ -10,6 +10,7 @@ use std::{
     os::unix::ffi::OsStrExt as _,
 };
 
+use proptest::prelude::*;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use tar::EntryType;
 use tempfile::TempDir;
@@ -17,7 +18,7 @@ use tempfile::TempDir;
 use super::*;
 
 /// An entry as a hostile sandbox would write it: the `tar` crate refuses to write some of these names.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 struct Entry {
     name: Vec<u8>,
     kind: EntryType,
@@ -57,7 +58,9 @@ fn header(entry: &Entry) -> tar::Header {
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(entry.kind);
     header.set_mode(entry.mode);
-    (header.set_uid(0), header.set_gid(0), header.set_size(entry.bytes.len() as u64));
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_size(entry.bytes.len() as u64);
     header.set_device_major(0).unwrap();
     header.set_device_minor(0).unwrap();
     header.as_old_mut().name[..entry.name.len()].copy_from_slice(&entry.name);
@@ -357,11 +360,17 @@ fn repositories_of_any_name_are_not_made_and_not_touched() {
 
 #[test]
 fn wide_directories_need_few_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let host = Host::new();
-    for n in 0..3_000 {
-        fs::create_dir_all(host.work().join(format!("old/{n}/x"))).unwrap();
+    for n in 0..1_000 {
+        fs::create_dir_all(host.work().join(format!("old/{n}"))).unwrap();
     }
-    host.write_back(&[deleted("old")]).unwrap();
+    // Enough for every test of this program at once, and not for a descriptor a directory.
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(600), ..limit }).unwrap();
+    let outcome = host.write_back(&[deleted("old")]);
+    setrlimit(Resource::Nofile, limit).unwrap();
+    outcome.unwrap();
     assert!(!host.work().join("old").exists());
 }
 
@@ -476,4 +485,76 @@ fn links_that_come_and_go_lead_nobody_out() {
     let left: Vec<_> = fs::read_dir(&outside).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["secret"]);
     assert_eq!(fs::read_to_string(outside.join("secret")).unwrap(), "secret");
+}
+
+/// Entries of every kind, under names and with targets that are worth trying, in any order.
+fn any_entry() -> impl Strategy<Value = Entry> {
+    let name = proptest::sample::select(vec![
+        "a",
+        "src",
+        "src/x",
+        "old",
+        "old/deep",
+        "old/deep/x",
+        "l",
+        "l/x",
+        "l/../x",
+        "../outside/secret",
+        "/etc/x",
+        "way-out/x",
+        ".git",
+        ".GIT/config",
+        "src/git~1",
+        "HEAD",
+        "objects",
+        "refs",
+        "src/HEAD",
+        "src/objects",
+        "src/refs",
+        ".wh.a",
+        ".",
+    ]);
+    let target =
+        proptest::sample::select(vec!["a", "..", "../outside", "/etc/passwd", "src", "old/deep/x", ".git/config"]);
+    let kind = proptest::sample::select(vec![
+        EntryType::Regular,
+        EntryType::Directory,
+        EntryType::Symlink,
+        EntryType::Link,
+        EntryType::Char,
+        EntryType::Fifo,
+    ]);
+    let mode = proptest::sample::select(vec![0o644, 0o755, 0o700, 0o4755, 0o2755, 0o1777]);
+    (name, target, kind, mode, any::<bool>()).prop_map(|(name, target, kind, mode, is_opaque)| {
+        let is_link = matches!(kind, EntryType::Symlink | EntryType::Link);
+        let entry = Entry { kind, mode, link: if is_link { target } else { "" }, ..file(name, "") };
+        let bytes = if kind == EntryType::Regular { b"written".to_vec() } else { Vec::new() };
+        let record = (is_opaque && kind == EntryType::Directory).then(|| opaque("").record).flatten();
+        Entry { bytes, record, ..entry }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #[test]
+    fn whatever_the_archive_says_nothing_gets_out(entries in proptest::collection::vec(any_entry(), 1..7)) {
+        let host = Host::new();
+        symlink(host.dir.path().join("outside"), host.work().join("way-out")).unwrap();
+        let before = host.picture();
+        let result = host.write_back(&entries);
+        let outside: Vec<_> = fs::read_dir(host.dir.path().join("outside")).unwrap().map(Result::unwrap).collect();
+        prop_assert_eq!(outside.len(), 1);
+        prop_assert_eq!(fs::read_to_string(outside[0].path()).unwrap(), "secret");
+        if let Err(error) = &result && !format!("{error:#}").contains("in the middle") {
+            prop_assert_eq!(host.picture(), before);
+        }
+        for line in host.picture() {
+            let lower = line.to_lowercase();
+            prop_assert!(!lower.contains("/.git") && !lower.contains("git~1"), "{line}");
+            let mode = u32::from_str_radix(line.rsplit(' ').nth(1).unwrap(), 8).unwrap();
+            prop_assert_eq!(mode & 0o6000, 0, "{}", line);
+        }
+        let is_there = |dir: &str| ["HEAD", "objects", "refs"].iter().all(|name| host.work().join(dir).join(name).symlink_metadata().is_ok());
+        prop_assert!(!is_there(".") && !is_there("src"));
+    }
 }

@@ -14,7 +14,8 @@ fn head(flag: u8, name: &[u8], size: u64) -> Header {
     header.as_old_mut().name[..name.len()].copy_from_slice(name);
     header.set_entry_type(EntryType::new(flag));
     header.set_mode(0o644);
-    (header.set_uid(0), header.set_gid(0));
+    header.set_uid(0);
+    header.set_gid(0);
     header.set_size(size);
     header.set_cksum();
     header

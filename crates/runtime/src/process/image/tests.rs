@@ -48,7 +48,8 @@ impl Case {
         header.as_gnu_mut().unwrap().linkname[..link.len()].copy_from_slice(link.as_bytes());
         header.set_entry_type(kind);
         header.set_mode(mode);
-        (header.set_uid(uid), header.set_gid(gid));
+        header.set_uid(uid);
+        header.set_gid(gid);
         header.set_size(content.len() as u64);
         header.set_cksum();
         self.builder.append(&header, content.as_bytes()).unwrap();
@@ -261,7 +262,9 @@ fn a_few_bytes_with_a_large_hole_take_few_bytes() {
     header.as_gnu_mut().unwrap().name[..5].copy_from_slice(b"holes");
     header.as_gnu_mut().unwrap().realsize.copy_from_slice(b"20000000000\0"); // 2 GiB
     header.set_mode(0o644);
-    (header.set_uid(0), header.set_gid(0), header.set_size(0));
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_size(0);
     header.set_cksum();
     let mut case = Case::new();
     case.builder.append(&header, &b""[..]).unwrap();
