@@ -149,6 +149,10 @@ fn on_the_lane_out() -> Vec<Case> {
             let data = framed(DATA, 0, stream, &[b' '; 16_000]);
             Some(if n < 250 { [framed(HEADERS, END_HEADERS, stream, &request()), data].concat() } else { data })
         }),
+        on(lane, "bodies that stay open", Timeout, |n| {
+            let data = framed(DATA, 0, stream_of(n), &[b' '; 3_000]);
+            (n < 250).then(|| [framed(HEADERS, END_HEADERS, stream_of(n), &request()), data].concat())
+        }),
         deaf(on(lane, "requests without end", Timeout, |n| {
             Some(framed(HEADERS, END_HEADERS | END_STREAM, stream_of(n), &request()))
         })),
