@@ -19,6 +19,12 @@ pub fn command_line(pid: u32) -> String {
     String::from_utf8_lossy(&bytes).replace('\0', " ").trim_end().to_owned()
 }
 
+/// The environment of a process with blanks between its variables; empty where it may not be read.
+pub fn environment(pid: u32) -> String {
+    let bytes = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).replace('\0', " ").trim_end().to_owned()
+}
+
 /// The processes whose command line contains `word`, other than this one.
 pub fn find(word: &str) -> Vec<u32> {
     let own = std::process::id();

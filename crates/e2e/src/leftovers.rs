@@ -31,10 +31,12 @@ impl Marks {
     fn is_mine(&self, pid: u32) -> bool {
         // The copy of the binary is the world's own, so whoever executes it belongs to the world. The guest and what runs
         // inside execute other files, and what a shim executes is hidden from its own user: they are known by their control
-        // group, or by the run that their command line names.
+        // group, or by the run that a shim's command line and the guest's environment name.
         let executes = host::executable(pid).is_some_and(|path| path.starts_with(&self.dir));
         let (groups, line) = (host::control_groups(pid), host::command_line(pid));
-        executes || self.runs.iter().any(|run| groups.contains(run.as_str()) || line.contains(run.as_str()))
+        let guests = if line.starts_with("holm-guest") { host::environment(pid) } else { String::new() };
+        let named = [groups, line, guests];
+        executes || self.runs.iter().any(|run| named.iter().any(|text| text.contains(run.as_str())))
     }
 
     /// Everything that is left, a line each.

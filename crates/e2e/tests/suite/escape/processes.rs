@@ -28,6 +28,8 @@ import signal
 seen = [open("/proc/%s/cmdline" % p).read() for p in os.listdir("/proc") if p.isdigit() and int(p) != os.getpid()]
 print("seen", len(seen))
 print("canary", any("{word}" in line for line in seen))
+# What is told of the agent and of the lease stays outside.
+print("labelled", [line for line in seen if "holm." in line or os.environ["HOLM_RUN_ID"] in line])
 for pid in [{ids}]:
     attempt("kill", lambda: os.kill(pid, signal.SIGKILL))
     attempt("pidfd", lambda: os.pidfd_open(pid))
@@ -43,6 +45,7 @@ print("end", flush=True)
     for user in users() {
         let ran = world.run(["--user", user, "--", "/usr/bin/python3", "-c", &probe::program(&body)]).succeeds();
         assert!(ran.text().contains("canary False") && ran.text().contains("end"), "{ran}");
+        assert!(ran.text().contains("labelled []\n"), "{ran}");
         assert!(ran.text().contains("seen 1\n"), "the init inside, and nobody else: {ran}");
         let mut attempts = Attempts::of(ran);
         attempts.refused("kill", &["ESRCH"]);
