@@ -5,7 +5,7 @@
 //! listens.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     hash::Hash,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -18,17 +18,7 @@ use tokio::sync::{Notify, futures::Notified};
 pub struct Wakers {
     orgs: Arc<Bells<OrgId>>,
     runs: Arc<Bells<RunId>>,
-    sealable: Mutex<BTreeMap<(OrgId, RunId), SealFrom>>,
     seal: Notify,
-}
-
-/// How much of a log must lie in rows before it is worth sealing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum SealFrom {
-    /// As much as fills a blob: more is to come.
-    Full,
-    /// As much as is worth a blob: the run has ended, nothing more will come.
-    Ended,
 }
 
 impl Wakers {
@@ -42,18 +32,9 @@ impl Wakers {
         Bells::listen(&self.runs, run)
     }
 
-    /// Says that the log of a run is worth sealing.
-    pub fn want_sealed(&self, org: OrgId, run: RunId, from: SealFrom) {
-        let mut sealable = self.sealable.lock().unwrap_or_else(PoisonError::into_inner);
-        let wanted = sealable.entry((org, run)).or_insert(from);
-        *wanted = from.max(*wanted);
-        drop(sealable);
+    /// Says that a log became worth sealing; which one stands in the store.
+    pub fn want_sealed(&self) {
         self.seal.notify_one();
-    }
-
-    /// Takes one log that is worth sealing, in no order of age.
-    pub fn take_sealable(&self) -> Option<((OrgId, RunId), SealFrom)> {
-        self.sealable.lock().unwrap_or_else(PoisonError::into_inner).pop_first()
     }
 
     /// Waits until a log is worth sealing.

@@ -15,6 +15,7 @@ use holm_api::{
 use holm_domain::{
     AgentId, ErrorCode, InstanceId, UnixMicros,
     host::{Capacity, RuntimeInfo},
+    lease::grant,
     log::{BatchBuilder, Stream},
     run::{EventKind, ExitStatus, Outcome, RunSpec, RunState, SandboxInfo},
 };
@@ -266,5 +267,37 @@ async fn a_long_log_is_sealed_and_reads_the_same() {
         seqs.push(entry.seq);
     }
     assert_eq!(seqs, (1..=40).collect::<Vec<_>>());
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_a_killed_server_left_unsealed_is_sealed_by_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, store) = Running::begin(folder.path(), "a.sock", Config::default()).await;
+    let made = secrets(&store).await;
+    let user = Client::new(server.endpoint.clone(), made.admin.unwrap()).unwrap();
+    let host = Client::new(server.endpoint.clone(), made.agent.unwrap()).unwrap();
+    register(&host, agent(1)).await;
+    let run = user.run_create(&submission(), None).await.unwrap().id;
+    let claimed = host.agent_poll(&poll(agent(1), 1), DEADLINE).await.unwrap().claimed.remove(0);
+    let by = Fenced { agent: agent(1), instance: instance(), fence: claimed.fence };
+    let line = [&[b'x'; 32 * 1024][..], b"\n"].concat();
+    for n in 0..20 {
+        host.agent_append_logs(run, &by, batch(1 + 2 * n, &[&line, &line])).await.unwrap();
+    }
+    server.end().await;
+    // The end is stored, and the server is killed before any task of it hears of that.
+    let stored = store.run_get(made.org, run).await.unwrap().unwrap();
+    let outcome = Outcome::exited(ExitStatus::Code(0));
+    let ended = grant::finish(&stored, agent(1), claimed.fence, outcome, None, UnixMicros(9)).unwrap().unwrap();
+    store.run_save(stored.version, &ended.run, &ended.events, None, UnixMicros(9)).await.unwrap();
+    drop(store);
+    let (server, store) = Running::begin(folder.path(), "b.sock", Config::default()).await;
+    let sealed = async {
+        while store.blobs().list_of_run(made.org, run).next().await.is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, sealed).await.expect("nobody but the store knows of it");
     server.end().await;
 }

@@ -90,8 +90,8 @@ create table leases (
 );
 create index leases_of_agent on leases (org, agent, run);
 
--- One row a run: the fence under which appends are taken (0 without a lease) and the next sequences. Its lock puts all
--- appends to a run in order.
+-- One row a run: the fence under which appends are taken (0 without a lease), the next sequences, and from how many bytes
+-- in rows on its log is worth sealing. Its lock puts all appends to a run in order.
 create table log_heads (
   org {text} not null,
   run {text} not null,
@@ -99,9 +99,12 @@ create table log_heads (
   next_log_seq bigint not null,
   next_event_seq bigint not null,
   unsealed_bytes bigint not null,
+  seal_from bigint not null,
   primary key (org, run),
   foreign key (org, run) references runs (org, id) on delete cascade
 );
+-- By the run alone, which is unique as well: the primary key, which holds every head, is then no way to the few.
+create index log_heads_sealable on log_heads (run) where unsealed_bytes >= seal_from;
 
 -- fence and source_seq are set for what an agent told: its own number within the lease.
 create table events (
@@ -132,3 +135,13 @@ create table log_segments (
   foreign key (org, run) references log_heads (org, run) on delete cascade
 );
 create index log_segments_unsealed on log_segments (org, run, last_seq) where data is not null;
+
+-- Runs that were deleted and whose objects are to be removed.
+create table doomed_runs (
+  org {text} not null references orgs (id),
+  run {text} not null,
+  doomed_at bigint not null,
+  sweep_at bigint not null,
+  primary key (org, run)
+);
+create index doomed_runs_due on doomed_runs (sweep_at, run);

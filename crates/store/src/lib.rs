@@ -8,12 +8,14 @@
 //! - a change of a run, its lease, the fence of its log and the events that tell of it are one transaction, made by
 //!   compare-and-swap on the version of the run;
 //! - an append under a fence that is not the newest changes nothing; an append that is repeated is stored once;
+//! - a deletion notes in its transaction that the objects of the run are doomed, and they are removed from that note;
 //! - a row that cannot be read is an error that names it ([`Error::Corrupt`]), never a row that is skipped;
 //! - SQL is one constant a query, the same text for both engines.
 //!
 //! Left out: who may ask (`holm-server`), retries of conflicts (the caller decides anew), search in logs.
 
 mod blobs;
+mod doomed;
 mod error;
 mod events;
 mod hosts;
@@ -32,12 +34,14 @@ mod tokens;
 use std::sync::Arc;
 
 pub use blobs::{BLOB_READ_BYTES_MAX, BlobKey, BlobStream, Blobs, PutStreamError};
+pub use doomed::{DOOMED_PAGE_MAX, Doomed};
 pub use error::{Cause, Error, Result};
 pub use events::{EVENTS_APPEND_MAX, EVENTS_PAGE_MAX, EventAppended};
 pub use hosts::HOSTS_MAX;
 pub use leases::{Due, DuePlace, LEASES_PAGE_MAX};
 pub use logs::{
-    LOG_APPEND_BYTES_MAX, LOG_INLINE_BYTES, LOG_READ_BYTES_MAX, LOG_SEGMENT_BYTES, LogAppended, Sealed, Segment,
+    LOG_APPEND_BYTES_MAX, LOG_INLINE_BYTES, LOG_READ_BYTES_MAX, LOG_SEGMENT_BYTES, LogAppended, SEALABLE_PAGE_MAX,
+    Sealable, Sealed, Segment,
 };
 pub use orgs::Org;
 pub use projects::{PROJECTS_MAX, Project};

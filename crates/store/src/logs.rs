@@ -11,7 +11,7 @@ use holm_domain::{OrgId, RunId, log::Batch};
 
 use crate::{
     Backend, Error, Result, Store,
-    error::{NUMBER_MAX, limit},
+    error::{NUMBER_MAX, limit, page},
 };
 #[cfg(test)]
 pub(crate) use sql::QUERIES;
@@ -70,6 +70,20 @@ pub struct Sealed {
     pub blobs: u32,
     /// How many bytes went from rows into them.
     pub bytes: u64,
+}
+
+/// The most logs of one page.
+pub const SEALABLE_PAGE_MAX: u32 = 1_000;
+
+/// A log of which so much lies in rows that it is worth sealing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sealable {
+    /// The org.
+    pub org: OrgId,
+    /// The run.
+    pub run: RunId,
+    /// From how many bytes on it is worth it.
+    pub bytes_min: usize,
 }
 
 /// One attempt to append.
@@ -147,6 +161,16 @@ impl Store {
         match &self.backend {
             Backend::Memory(_) => Ok(Sealed::default()),
             Backend::Sql(db) => sql::log_seal(db, &self.blobs, org, run, bytes_min).await,
+        }
+    }
+
+    /// Logs of all orgs that are worth sealing, behind the one of the run `after`; for the server's own task. What is worth
+    /// it stands in the store, so nothing is forgotten with a server. In memory there is nothing to move.
+    pub async fn log_sealable(&self, after: Option<RunId>, limit: u32) -> Result<Vec<Sealable>> {
+        let limit = page(limit, SEALABLE_PAGE_MAX)?;
+        match &self.backend {
+            Backend::Memory(_) => Ok(Vec::new()),
+            Backend::Sql(db) => sql::log_sealable(db, after, limit).await,
         }
     }
 

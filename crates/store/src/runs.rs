@@ -141,14 +141,17 @@ impl Store {
         }
     }
 
-    /// Removes a run, its events, its log and its objects, if the stored version is still `expect_version`.
-    pub async fn run_delete(&self, org: OrgId, id: RunId, expect_version: u64) -> Result<()> {
+    /// Removes a run, its events, its log and its objects, if the stored version is still `expect_version`. Objects that are
+    /// not removed now are by [`Store::doomed_sweep`].
+    pub async fn run_delete(&self, org: OrgId, id: RunId, expect_version: u64, now: UnixMicros) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.run_delete(org, id, expect_version)?,
-            Backend::Sql(db) => sql::run_delete(db, org, id, expect_version).await?,
+            Backend::Memory(memory) => memory.run_delete(org, id, expect_version, now)?,
+            Backend::Sql(db) => sql::run_delete(db, org, id, expect_version, now).await?,
         }
-        // The rows are gone and with them every way to the objects; what a crash leaves here can only take space.
-        self.blobs.delete_of_run(org, id).await.map(drop)
+        if let Err(error) = self.blobs.delete_of_run(org, id).await {
+            tracing::warn!(run = %id, %error, "objects of a deleted run are left to the next sweep");
+        }
+        Ok(())
     }
 }
 

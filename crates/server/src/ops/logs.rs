@@ -26,7 +26,6 @@ use crate::{
     config::LOG_PAGE_BYTES_MAX,
     http::follow::{Source, Step, write_event},
     problem::Failure,
-    wakers::SealFrom,
 };
 
 /// How many bytes of batches one look of a follower reads.
@@ -41,7 +40,7 @@ pub async fn log_append(app: &App, token: &Token, id: RunId, by: Fenced, bytes: 
         LogAppended::Stored { next, unsealed_bytes } => {
             app.wakers.ring_run(id);
             if unsealed_bytes >= LOG_SEGMENT_BYTES as u64 {
-                app.wakers.want_sealed(org, id, SealFrom::Full);
+                app.wakers.want_sealed();
             }
             Ok(Appended { next_seq: next })
         }

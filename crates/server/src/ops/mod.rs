@@ -19,7 +19,7 @@ use holm_domain::{
     run::{Decision, EventKind, Run, RunState},
 };
 
-use crate::{app::App, config::SWAPS_MAX, problem::Failure, wakers::SealFrom};
+use crate::{app::App, config::SWAPS_MAX, problem::Failure};
 
 /// Reads a run of an org; another org's runs are not there.
 pub async fn run_of(app: &App, org: OrgId, id: RunId) -> Result<Run, Failure> {
@@ -77,6 +77,6 @@ fn announce(app: &App, run: &Run, events: &[EventKind]) {
         app.wakers.ring_org(run.org);
     }
     if run.state == RunState::Ended {
-        app.wakers.want_sealed(run.org, run.id, SealFrom::Ended);
+        app.wakers.want_sealed();
     }
 }

@@ -92,10 +92,7 @@ pub async fn run_delete(app: &App, org: OrgId, id: RunId) -> Result<(), Failure>
         let detail = format!("the run is {}; cancel it and wait for its end", run.state.as_str());
         return Err(Failure::new(ErrorCode::Conflict, detail).at("state", run.state.as_str()));
     }
-    // In a task of its own: a client that hangs up must not leave the blobs behind when the rows are gone.
-    let store = app.store.clone();
-    let removal = tokio::spawn(async move { store.run_delete(org, id, run.version).await });
-    removal.await.map_err(Failure::internal)??;
+    app.store.run_delete(org, id, run.version, app.now()).await?;
     app.wakers.ring_run(id);
     Ok(())
 }

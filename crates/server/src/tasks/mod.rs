@@ -1,4 +1,4 @@
-//! What the server does without being asked: end what is overdue, seal what has grown.
+//! What the server does without being asked: end what is overdue, seal what has grown, sweep what was deleted.
 //!
 //! A task takes no input: it looks at what there is, changes what is not as it should be, and comes to rest. It runs at
 //! intervals, and earlier when somebody knows of work. So it does not matter whether it was called once too often, whether
@@ -6,14 +6,40 @@
 
 pub mod reap;
 pub mod seal;
+pub mod sweep;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use crate::app::App;
 
+/// How often logs are looked for that are worth sealing, where nobody knows of one.
+const SEAL_EVERY: Duration = Duration::from_secs(5);
+/// How often objects of deleted runs are looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+/// Of how many things it is remembered that their trouble was told.
+const TOLD_MAX: usize = 10_000;
+
+/// Things whose trouble was told already, so that it does not fill the log.
+#[derive(Debug)]
+pub struct Told<K>(BTreeSet<K>);
+
+impl<K> Default for Told<K> {
+    fn default() -> Self {
+        Self(BTreeSet::new())
+    }
+}
+
+impl<K: Ord> Told<K> {
+    fn tell(&mut self, about: K, error: &holm_store::Error, what: &'static str) {
+        if self.0.len() < TOLD_MAX && self.0.insert(about) {
+            tracing::error!(%error, "{what}");
+        }
+    }
+}
+
 /// Runs all tasks until the server is to end.
 pub async fn run(app: Arc<App>) {
-    tokio::join!(run_reap(&app), run_seal(&app));
+    tokio::join!(run_reap(&app), run_seal(&app), run_sweep(&app));
 }
 
 /// How often the reaper looks: often enough that an expired lease is noticed within a small part of its length.
@@ -22,7 +48,7 @@ fn reap_every(app: &App) -> Duration {
 }
 
 async fn run_reap(app: &App) {
-    let mut told = reap::Told::default();
+    let mut told = Told::default();
     while !app.shutdown.is_cancelled() {
         if let Err(failure) = reap::reap_telling(app, &mut told).await {
             tracing::error!(%failure, "the reaper could not finish its round; it tries again");
@@ -35,16 +61,27 @@ async fn run_reap(app: &App) {
 }
 
 async fn run_seal(app: &App) {
+    let mut told = Told::default();
     while !app.shutdown.is_cancelled() {
-        if let Err(failure) = seal::seal(app).await {
-            tracing::error!(%failure, "a log could not be sealed; it stays readable as it is, and is tried again");
-            tokio::select! {
-                () = tokio::time::sleep(Duration::from_secs(1)) => {}
-                () = app.shutdown.cancelled() => {}
-            }
+        if let Err(failure) = seal::seal(app, &mut told).await {
+            tracing::error!(%failure, "logs could not be sealed; they stay readable as they are, and are tried again");
         }
         tokio::select! {
             () = app.wakers.sealable() => {}
+            () = tokio::time::sleep(SEAL_EVERY) => {}
+            () = app.shutdown.cancelled() => {}
+        }
+    }
+}
+
+async fn run_sweep(app: &App) {
+    let mut told = Told::default();
+    while !app.shutdown.is_cancelled() {
+        if let Err(failure) = sweep::sweep(app, &mut told).await {
+            tracing::error!(%failure, "objects of deleted runs could not be removed; it is tried again");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(SWEEP_EVERY) => {}
             () = app.shutdown.cancelled() => {}
         }
     }

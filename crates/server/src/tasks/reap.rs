@@ -3,30 +3,14 @@
 //! Every run that has not ended has a deadline, and this task is the one that looks after it. Decisions come from
 //! [`holm_domain::lease::grant::expire`] and [`Run::give_up`]; the compare-and-swap lets any number of servers reap at once.
 
-use std::collections::BTreeSet;
-
 use holm_domain::run::{Decision, Run};
 use holm_store::{Due, DuePlace, Error};
 
+use super::Told;
 use crate::{app::App, ops, problem::Failure};
 
 /// How many overdue runs are looked at together.
 const PAGE: u32 = 256;
-/// How many runs are remembered whose trouble was told.
-const TOLD_MAX: usize = 10_000;
-
-/// Runs whose trouble was told already, so that it does not fill the log.
-#[derive(Debug, Default)]
-pub struct Told(BTreeSet<DuePlace>);
-
-impl Told {
-    fn tell(&mut self, place: &DuePlace, error: &Error) {
-        if self.0.len() < TOLD_MAX && self.0.insert(place.clone()) {
-            tracing::error!(%error, "an overdue run cannot be looked after; it stays as it is until its row is repaired");
-        }
-    }
-}
-
 /// Looks after every run that is overdue now; returns how many it changed.
 #[cfg(test)]
 pub async fn reap(app: &App) -> Result<usize, Failure> {
@@ -35,7 +19,7 @@ pub async fn reap(app: &App) -> Result<usize, Failure> {
 
 /// Looks after every run that is overdue now; returns how many it changed. One that cannot be read or saved is told, and
 /// stands in nobody's way.
-pub async fn reap_telling(app: &App, told: &mut Told) -> Result<usize, Failure> {
+pub async fn reap_telling(app: &App, told: &mut Told<DuePlace>) -> Result<usize, Failure> {
     let now = app.now();
     let mut reaped = 0;
     let mut after: Option<DuePlace> = None;
@@ -47,7 +31,11 @@ pub async fn reap_telling(app: &App, told: &mut Told) -> Result<usize, Failure> 
                 Ok(changed) => reaped += usize::from(changed),
                 Err(error @ Error::Unavailable { .. }) => return Err(error.into()),
                 Err(Error::NotFound { .. }) => {}
-                Err(error) => told.tell(&place, &error),
+                Err(error) => told.tell(
+                    place.clone(),
+                    &error,
+                    "an overdue run cannot be looked after; it stays as it is until its row is repaired",
+                ),
             }
             after = Some(place);
         }

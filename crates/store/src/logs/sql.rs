@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use holm_domain::{OrgId, RunId};
 use serde::{Deserialize, Serialize};
 
-use super::{Attempt, Chunk, LOG_INLINE_BYTES, LOG_SEGMENT_BYTES, LogAppended, Sealed, Segment};
+use super::{Attempt, Chunk, LOG_INLINE_BYTES, LOG_SEGMENT_BYTES, LogAppended, Sealable, Sealed, Segment};
 use crate::{
     BlobKey, Blobs, Error, Result,
     sql::{Db, Fields, Row, args, encode, queries},
@@ -41,6 +41,8 @@ queries! {
             order by last_seq limit $4) c) w
         join log_segments s on s.org = $1 and s.run = $2 and s.last_seq = w.last_seq
         where w.bytes <= $3 and s.data is not null order by s.last_seq";
+    LOG_SEALABLE = "select org, run, seal_from from log_heads
+        where unsealed_bytes >= seal_from and run > $1 order by run limit $2";
     LOG_SEAL = "update log_heads set unsealed_bytes = unsealed_bytes - $3 where org = $1 and run = $2";
     LOG_SEAL_DELETE = "delete from log_segments
         where org = $1 and run = $2 and last_seq >= $3 and last_seq <= $4 and data is not null";
@@ -223,6 +225,16 @@ async fn open(blobs: &Blobs, stored: &Stored, after: u64, bytes_max: u64) -> Res
         bytes: bytes.split_to(usize::try_from(part.bytes).unwrap_or(usize::MAX)),
     };
     Ok((wanted.into_iter().map(cut).collect(), whole))
+}
+
+pub(super) async fn log_sealable(db: &Db, after: Option<RunId>, limit: usize) -> Result<Vec<Sealable>> {
+    let after = after.map(|run| run.to_string()).unwrap_or_default();
+    let read = |row: &Row| {
+        let row = row.of("log_heads", "run")?;
+        let bytes_min = usize::try_from(row.number("seal_from")?).map_err(|error| row.corrupt(error))?;
+        Ok(Sealable { org: row.parsed("org")?, run: row.parsed("run")?, bytes_min })
+    };
+    db.rows(LOG_SEALABLE, args![after, limit]).await?.iter().map(read).collect()
 }
 
 pub(super) async fn log_seal(db: &Db, blobs: &Blobs, org: OrgId, run: RunId, bytes_min: usize) -> Result<Sealed> {

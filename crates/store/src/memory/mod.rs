@@ -15,7 +15,7 @@ use holm_domain::{
     run::{Event, Run},
 };
 
-use crate::{Org, Project, Segment};
+use crate::{Doomed, Org, Project, Segment};
 
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
@@ -29,6 +29,7 @@ struct State {
     tokens: BTreeMap<TokenId, Token>,
     hosts: BTreeMap<AgentId, Host>,
     runs: BTreeMap<RunId, Row>,
+    doomed: BTreeMap<RunId, Doomed>,
     idempotency: BTreeMap<(OrgId, String), ([u8; 32], RunId)>,
 }
 

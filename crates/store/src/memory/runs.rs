@@ -9,8 +9,8 @@ use holm_domain::{
 
 use super::{Memory, Row, State, Stored};
 use crate::{
-    Due, DuePlace, Error, EventAppended, Idempotency, Inserted, LEASES_PAGE_MAX, LogAppended, Result, RunFilter, Saved,
-    Segment,
+    Doomed, Due, DuePlace, Error, EventAppended, Idempotency, Inserted, LEASES_PAGE_MAX, LogAppended, Result,
+    RunFilter, Saved, Segment,
     logs::{Attempt, Chunk},
 };
 
@@ -128,14 +128,33 @@ impl Memory {
         Ok(Saved { next_log_seq: row.next_log_seq, last_event_seq: row.last_event_seq() })
     }
 
-    pub(crate) fn run_delete(&self, org: OrgId, id: RunId, expect_version: u64) -> Result<()> {
+    pub(crate) fn run_delete(&self, org: OrgId, id: RunId, expect_version: u64, now: UnixMicros) -> Result<()> {
         let mut state = self.lock();
         if state.row_mut(org, id)?.run.version != expect_version {
             return Err(Error::Conflict { what: "run" });
         }
         state.runs.remove(&id);
+        state.doomed.insert(id, Doomed { org, run: id, doomed_at: now, sweep_at: now });
         state.idempotency.retain(|_, (_, run)| *run != id);
         Ok(())
+    }
+
+    pub(crate) fn doomed_due(&self, now: UnixMicros, after: Option<&Doomed>, limit: usize) -> Vec<Doomed> {
+        let state = self.lock();
+        let place = |doomed: &Doomed| (doomed.sweep_at, doomed.run);
+        let is_due = |doomed: &Doomed| doomed.sweep_at <= now && after.is_none_or(|after| place(doomed) > place(after));
+        let mut due: Vec<Doomed> = state.doomed.values().copied().filter(is_due).collect();
+        due.sort_by_key(place);
+        due.truncate(limit);
+        due
+    }
+
+    pub(crate) fn doomed_swept(&self, run: RunId, again_at: Option<UnixMicros>) {
+        let mut state = self.lock();
+        match (again_at, state.doomed.get_mut(&run)) {
+            (Some(at), Some(doomed)) => doomed.sweep_at = at,
+            _ => drop(state.doomed.remove(&run)),
+        }
     }
 
     pub(crate) fn runs_due(&self, now: UnixMicros, after: Option<&DuePlace>, limit: usize) -> Vec<Due> {

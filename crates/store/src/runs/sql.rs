@@ -7,7 +7,7 @@ use holm_domain::{
 
 use super::{FILTER_LABELS_MAX, Idempotency, Inserted, RunFilter, Saved};
 use crate::{
-    Error, Result,
+    Error, LOG_INLINE_BYTES, LOG_SEGMENT_BYTES, Result,
     events::event_save,
     sql::{Args, Db, Query, Row, Tx, Value, args, encode, queries},
 };
@@ -32,8 +32,8 @@ queries! {
     RUN_INSERT = "insert into runs (id, org, project, state, version, fence, queued_at, deadline_at, body)
         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
     RUN_INSERT_LABEL = "insert into run_labels (org, key, value, run) values ($1, $2, $3, $4)";
-    RUN_INSERT_HEAD = "insert into log_heads (org, run, fence, next_log_seq, next_event_seq, unsealed_bytes)
-        values ($1, $2, $3, 1, $4, 0)";
+    RUN_INSERT_HEAD = "insert into log_heads (org, run, fence, next_log_seq, next_event_seq, unsealed_bytes, seal_from)
+        values ($1, $2, $3, 1, $4, 0, $5)";
     RUN_INSERT_KEY = "insert into idempotency_keys (org, key, digest, run) values ($1, $2, $3, $4)
         on conflict (org, key) do nothing";
     RUN_BY_KEY = "select r.id, r.org, r.version, r.state, r.body, k.digest
@@ -63,9 +63,17 @@ queries! {
         on conflict (org, run) do update set agent = excluded.agent, fence = excluded.fence,
           version = excluded.version, expires_at = excluded.expires_at";
     RUN_SAVE_NO_LEASE = "delete from leases where org = $1 and run = $2";
-    RUN_SAVE_HEAD = "update log_heads set fence = $3, next_event_seq = next_event_seq + $4
+    RUN_SAVE_HEAD = "update log_heads set fence = $3, next_event_seq = next_event_seq + $4, seal_from = $5
         where org = $1 and run = $2 returning next_log_seq, next_event_seq";
     RUN_DELETE = "delete from runs where org = $1 and id = $2 and version = $3";
+    RUN_DELETE_DOOM = "insert into doomed_runs (org, run, doomed_at, sweep_at) values ($1, $2, $3, $3)
+        on conflict (org, run) do nothing";
+}
+
+/// From how many bytes in rows on the log of the run is worth sealing: as many as fill a blob while more is to come, as many
+/// as are worth one once nothing more will.
+fn seal_from(run: &Run) -> usize {
+    if run.state == RunState::Ended { LOG_INLINE_BYTES } else { LOG_SEGMENT_BYTES }
 }
 
 /// Reads a run. The columns by which it was found must be those of its body.
@@ -130,7 +138,7 @@ async fn insert(
     for (key, value) in run.labels() {
         tx.execute(RUN_INSERT_LABEL, args![*org, key.as_str(), value.as_str(), *id]).await?;
     }
-    tx.execute(RUN_INSERT_HEAD, args![*org, *id, fence_of(run), events.len() + 1]).await?;
+    tx.execute(RUN_INSERT_HEAD, args![*org, *id, fence_of(run), events.len() + 1, seal_from(run)]).await?;
     save_lease(tx, run).await?;
     event_save(tx, run, 1, events, now).await
 }
@@ -198,7 +206,7 @@ pub(super) async fn run_save(
         return Err(changed_or_gone(db, run.org, run.id).await?);
     }
     save_lease(&mut tx, run).await?;
-    let head = tx.row(RUN_SAVE_HEAD, args![run.org, run.id, fence_of(run), events.len()]).await?;
+    let head = tx.row(RUN_SAVE_HEAD, args![run.org, run.id, fence_of(run), events.len(), seal_from(run)]).await?;
     let head = head.ok_or_else(|| Error::corrupt("log_heads", run.id.to_string(), "the row is missing"))?;
     let head = head.under("log_heads", run.id);
     let (next_log_seq, next_event_seq) = (head.number("next_log_seq")?, head.number("next_event_seq")?);
@@ -208,11 +216,14 @@ pub(super) async fn run_save(
     Ok(Saved { next_log_seq, last_event_seq: next_event_seq.saturating_sub(1) })
 }
 
-pub(super) async fn run_delete(db: &Db, org: OrgId, id: RunId, expect_version: u64) -> Result<()> {
-    match db.execute(RUN_DELETE, args![org, id, expect_version]).await? {
-        0 => Err(changed_or_gone(db, org, id).await?),
-        _ => Ok(()),
+pub(super) async fn run_delete(db: &Db, org: OrgId, id: RunId, expect_version: u64, now: UnixMicros) -> Result<()> {
+    let mut tx = db.begin().await?;
+    if tx.execute(RUN_DELETE, args![org, id, expect_version]).await? == 0 {
+        drop(tx);
+        return Err(changed_or_gone(db, org, id).await?);
     }
+    tx.execute(RUN_DELETE_DOOM, args![org, id, now]).await?;
+    tx.commit().await
 }
 
 async fn changed_or_gone(db: &Db, org: OrgId, id: RunId) -> Result<Error> {

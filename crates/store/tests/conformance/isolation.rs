@@ -55,7 +55,7 @@ async fn writes_of_another_org_change_nothing(fixture: Fixture) {
     not_found(store.log_append(org, run.id, 1, 1, 1, batch(1, 1, 10)).await);
     let large = batch(1, 10, 60_000);
     not_found(store.log_append(org, run.id, 1, 1, 10, large).await);
-    not_found(store.run_delete(org, run.id, run.version).await);
+    not_found(store.run_delete(org, run.id, run.version, UnixMicros(1)).await);
     let stolen = Run { org, project: other.project, version: run.version + 1, ..run.clone() };
     not_found(save(store, &Decision { run: stolen.clone(), events: vec![] }).await);
     let again = other.insert(&stolen, &[]).await;

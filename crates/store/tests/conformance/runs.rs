@@ -1,13 +1,14 @@
 //! Runs: stored whole, listed page by page, saved by compare-and-swap.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
+use bytes::Bytes;
 use holm_domain::{
     OrgId, ProjectId, RunId, UnixMicros,
     lease::grant,
     run::{Cancel, Decision, EventKind, ExitStatus, Outcome, Run, RunSpec, RunState, Usage},
 };
-use holm_store::{Error, Inserted, Project, RUNS_PAGE_MAX, RunFilter};
+use holm_store::{BlobKey, Doomed, Error, Inserted, Project, RUNS_PAGE_MAX, RunFilter};
 
 use crate::support::{Fixture, Tenant, batch, cases, claimant, config, refused, sandbox, save, uuid};
 
@@ -24,6 +25,7 @@ cases!(
     a_key_makes_one_run,
     a_key_makes_one_run_however_many_race,
     a_deleted_run_leaves_nothing,
+    objects_of_deleted_runs_are_swept_whoever_crashed,
 );
 
 async fn every_field_of_a_run_survives(fixture: Fixture) {
@@ -342,13 +344,14 @@ async fn a_deleted_run_leaves_nothing(fixture: Fixture) {
     store.log_append(tenant.org, run.id, 1, 1, 3, batch(1, 3, 10)).await.expect("appended");
     store.log_append(tenant.org, run.id, 1, 4, 13, batch(4, 10, 40_000)).await.expect("appended");
     store.log_seal(tenant.org, run.id, 1).await.expect("sealed");
-    let early = store.run_delete(tenant.org, run.id, run.version - 1).await;
+    let early = store.run_delete(tenant.org, run.id, run.version - 1, UnixMicros(7)).await;
     assert!(matches!(early, Err(Error::Conflict { what: "run" })), "{early:?}");
-    let foreign = store.run_delete(OrgId::from_uuid(uuid()), run.id, run.version).await;
+    let foreign = store.run_delete(OrgId::from_uuid(uuid()), run.id, run.version, UnixMicros(7)).await;
     assert!(matches!(foreign, Err(Error::NotFound { what: "run" })), "{foreign:?}");
     assert_eq!(tenant.log(run.id).await.len(), 13, "a refused deletion removes nothing");
-    store.run_delete(tenant.org, run.id, run.version).await.expect("deleted");
-    let again = store.run_delete(tenant.org, run.id, run.version).await;
+    assert_eq!(store.doomed_due(UnixMicros(i64::MAX), None, 10).await.expect("read"), [], "and dooms nothing");
+    store.run_delete(tenant.org, run.id, run.version, UnixMicros(7)).await.expect("deleted");
+    let again = store.run_delete(tenant.org, run.id, run.version, UnixMicros(7)).await;
     assert!(matches!(again, Err(Error::NotFound { what: "run" })), "{again:?}");
     assert_eq!(store.run_get(tenant.org, run.id).await.expect("read"), None);
     assert_eq!(tenant.event_seqs(run.id).await, Vec::<u64>::new());
@@ -359,4 +362,33 @@ async fn a_deleted_run_leaves_nothing(fixture: Fixture) {
     assert_eq!(tenant.insert_once(&anew, "key", 1).await.expect("inserted"), Inserted::New, "the key is free again");
     let gone = save(store, &Decision { run: Run { version: 3, ..run }, events: vec![] }).await;
     assert!(matches!(gone, Err(Error::NotFound { what: "run" })), "{gone:?}");
+}
+
+async fn objects_of_deleted_runs_are_swept_whoever_crashed(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let (store, grace) = (&tenant.store, Duration::from_micros(1_000));
+    let mut doomed = Vec::new();
+    for at in [30, 10, 20] {
+        let run = tenant.claimed().await;
+        store.run_delete(tenant.org, run.id, run.version, UnixMicros(at)).await.expect("deleted");
+        // What a crash between rows and objects leaves, and whoever was still writing.
+        store.blobs().put(&BlobKey::run_changes(tenant.org, run.id, 1), Bytes::from_static(b"x")).await.expect("put");
+        doomed.push(Doomed { org: tenant.org, run: run.id, doomed_at: UnixMicros(at), sweep_at: UnixMicros(at) });
+    }
+    doomed.sort_by_key(|doomed| doomed.doomed_at);
+    let due = |now, after: Option<Doomed>, limit| async move {
+        store.doomed_due(UnixMicros(now), after.as_ref(), limit).await.expect("read")
+    };
+    assert_eq!(due(9, None, 10).await, []);
+    assert_eq!(due(25, None, 10).await, doomed[..2]);
+    assert_eq!(due(100, None, 1).await, doomed[..1]);
+    assert_eq!(due(100, Some(doomed[0]), 10).await, doomed[1..]);
+    let first = doomed[0];
+    let sweep = |now| async move { store.doomed_sweep(&first, UnixMicros(now), grace).await.expect("swept") };
+    assert_eq!((sweep(100).await, sweep(100).await), (1, 0), "may be repeated");
+    assert_eq!(due(100, None, 10).await, doomed[1..]);
+    store.blobs().put(&BlobKey::run_changes(tenant.org, first.run, 2), Bytes::from_static(b"late")).await.expect("put");
+    assert_eq!(due(1_010, Some(doomed[2]), 10).await, [Doomed { sweep_at: UnixMicros(1_010), ..first }]);
+    assert_eq!(sweep(1_010).await, 1, "what came late goes as well");
+    assert_eq!(due(i64::MAX, Some(doomed[2]), 10).await, [], "and the note with it");
 }

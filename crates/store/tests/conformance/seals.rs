@@ -1,7 +1,11 @@
 //! Sealing moves bytes and never changes what is read.
 
-use holm_domain::RunId;
-use holm_store::{Error, LOG_SEGMENT_BYTES, LogAppended, Sealed};
+use holm_domain::{
+    RunId, UnixMicros,
+    lease::grant,
+    run::{ExitStatus, Outcome},
+};
+use holm_store::{Error, LOG_INLINE_BYTES, LOG_SEGMENT_BYTES, LogAppended, Sealable, Sealed};
 
 use crate::support::{Engine, Fixture, Tenant, batch, cases, entries_of, entry, uuid};
 
@@ -9,6 +13,7 @@ cases!(
     a_sealed_log_reads_as_before,
     a_read_within_a_sealed_segment_fetches_little,
     sealing_races_with_appends_reads_and_itself,
+    what_is_worth_sealing_is_found_from_the_store,
 );
 
 async fn append(tenant: &Tenant, run: RunId, first: u64, count: u64, length: usize) {
@@ -105,4 +110,35 @@ async fn sealing_races_with_appends_reads_and_itself(fixture: Fixture) {
     assert!(fixture.engine == Engine::Memory || sealed == whole as u64, "{sealed} of {whole} bytes, each once");
     let expected: Vec<Vec<u8>> = (1..=180).map(|seq| entry(seq, length(seq))).collect();
     assert!(tenant.log(run).await == expected);
+}
+
+async fn what_is_worth_sealing_is_found_from_the_store(fixture: Fixture) {
+    if fixture.engine == Engine::Memory {
+        return;
+    }
+    let tenant = fixture.tenant().await;
+    let [idle, ended, full] = [tenant.claimed().await, tenant.claimed().await, tenant.claimed().await];
+    append(&tenant, idle.id, 1, 3, 60_000).await;
+    for n in 0..2u64 {
+        append(&tenant, ended.id, n * 3 + 1, 3, 60_000).await;
+    }
+    for n in 0..24u64 {
+        append(&tenant, full.id, n * 3 + 1, 3, 60_000).await;
+    }
+    let sealable = |store: holm_store::Store, after| async move { store.log_sealable(after, 10).await.expect("read") };
+    let of = |run, bytes_min| Sealable { org: tenant.org, run, bytes_min };
+    // Another server, which was told nothing, as after a crash.
+    let other = fixture.second_server().await;
+    assert_eq!(sealable(other.clone(), None).await, [of(full.id, LOG_SEGMENT_BYTES)]);
+    let held = ended.lease.expect("leased");
+    let outcome = Outcome::exited(ExitStatus::Code(0));
+    let finished = grant::finish(&ended, held.agent, held.fence, outcome, None, UnixMicros(9)).expect("held");
+    tenant.save(&finished.expect("finished")).await.expect("saved");
+    let both = [of(ended.id, LOG_INLINE_BYTES), of(full.id, LOG_SEGMENT_BYTES)];
+    assert_eq!(sealable(other.clone(), None).await, both);
+    assert_eq!(sealable(other.clone(), Some(ended.id)).await, both[1..]);
+    for found in both {
+        other.log_seal(found.org, found.run, found.bytes_min).await.expect("sealed");
+    }
+    assert_eq!(sealable(other, None).await, [], "it comes to rest");
 }
