@@ -225,13 +225,13 @@ fn lost_answers_and_outages_neither_lose_nor_double_anything() {
     let bench = Bench::new();
     let event = EventKind::ResultRefused { problem: "no".into() };
     let script = Script { events: vec![event], changes: Some("t".into()), ..bench.script(&["a", "b", "c"]) };
-    for op in [Op::Renew, Op::Start, Op::Logs, Op::Events, Op::Changes, Op::Finish] {
+    for op in [Op::Renew, Op::Start, Op::Logs, Op::Events, Op::Changes, Op::Ended, Op::Finish] {
         bench.control.fault(op, Fault::AnswerLost(2));
     }
     let first = bench.control.submit(script.spec());
     let agent = bench.start();
     assert_eq!(bench.ended(first).outcome.unwrap().kind, OutcomeKind::Succeeded);
-    for op in [Op::Renew, Op::Start, Op::Logs, Op::Events, Op::Changes, Op::Finish] {
+    for op in [Op::Renew, Op::Start, Op::Logs, Op::Events, Op::Changes, Op::Ended, Op::Finish] {
         bench.control.fault(op, Fault::NotDone(2));
     }
     let second = bench.control.submit(script.spec());
@@ -549,7 +549,7 @@ fn killed_at_any_point_of_the_runtimes_work_the_run_ends_once_and_nothing_is_lef
 
 #[test]
 fn killed_at_any_point_of_the_report_no_line_is_lost_or_doubled() {
-    for op in [Op::Start, Op::Logs, Op::Events, Op::Changes, Op::Finish] {
+    for op in [Op::Start, Op::Logs, Op::Events, Op::Ended, Op::Changes, Op::Finish] {
         for is_done in [false, true] {
             let bench = Bench::new();
             let event = EventKind::ResultRefused { problem: "no".into() };
@@ -572,6 +572,25 @@ fn killed_at_any_point_of_the_report_no_line_is_lost_or_doubled() {
             second.stop(Shutdown::Leave);
         }
     }
+}
+
+#[test]
+fn a_run_whose_agent_dies_while_it_uploads_is_not_executed_again() {
+    let bench = Bench::new();
+    bench.control.fault(Op::Changes, Fault::Hang { is_done: false });
+    let id = bench.control.submit(Script { changes: Some("t".into()), ..bench.script(&["a"]) }.spec());
+    let first = bench.start();
+    until("the upload", || bench.control.world().hung.contains(&Op::Changes));
+    assert_eq!(bench.control.run(id).state, RunState::Finishing);
+    first.kill();
+    bench.control.expire(id);
+    let outcome = bench.ended(id).outcome.unwrap();
+    assert_eq!((outcome.kind, outcome.reason), (OutcomeKind::Lost, Some(Reason::ReportLost)), "{outcome:?}");
+    bench.control.world().faults.clear();
+    let second = bench.restart();
+    bench.clean();
+    assert_eq!((bench.starts(id, 1), bench.control.run(id).fence), (1, 1));
+    second.stop(Shutdown::Leave);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The agent protocol: register, poll, renew, start, append, finish.
+//! The agent protocol: register, poll, renew, start, append, end, finish.
 //!
 //! Every operation on a run bears the fence of its lease; one with another fence answers 409 `stale_fence` and changes
 //! nothing (SPEC L2). The identity of the agent comes from its token and from `agent`, the id under which it registered
@@ -282,6 +282,23 @@ impl From<ToldEvent> for EventKind {
             },
         }
     }
+}
+
+/// `POST /agent/v1/runs/{id}/ended`: the body. The sandbox is dead; what it left is still being stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SandboxEnded {
+    /// Who asks.
+    #[schema(value_type = String)]
+    pub agent: AgentId,
+    /// Which process of the agent asks.
+    #[schema(value_type = String)]
+    pub instance: InstanceId,
+    /// The number of the lease.
+    pub fence: u64,
+    /// How the run ends if all of that is stored.
+    #[schema(value_type = Object)]
+    pub outcome: Outcome,
 }
 
 /// `POST /agent/v1/runs/{id}/finish`: the body. The last act under a lease.

@@ -33,7 +33,7 @@ pub struct RunView {
     /// What it is asked to do.
     #[schema(value_type = Object)]
     pub spec: RunSpec,
-    /// Where it is on its way: `queued`, `claimed`, `running`, `paused`, `resuming`, `ended`.
+    /// Where it is on its way: `queued`, `claimed`, `running`, `paused`, `resuming`, `finishing`, `ended`.
     #[schema(value_type = String)]
     pub state: RunState,
     /// How many times it was claimed.

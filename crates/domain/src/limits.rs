@@ -93,6 +93,8 @@ pub struct LeaseConfig {
     pub attempts_max: u32,
     /// What a run may take beyond its own time limit for preparation, flushing and teardown.
     pub overhead: Duration,
+    /// How long what a sandbox left may take to be stored once it has ended.
+    pub finishing: Duration,
 }
 
 impl Default for LeaseConfig {
@@ -103,6 +105,7 @@ impl Default for LeaseConfig {
             queue_deadline: Duration::from_secs(24 * 3600),
             attempts_max: 3,
             overhead: Duration::from_secs(900),
+            finishing: Duration::from_secs(2 * 3600),
         }
     }
 }

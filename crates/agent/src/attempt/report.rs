@@ -1,11 +1,11 @@
 //! Telling the control plane of one attempt: that the command was started, its output and events, and how it ended.
 //!
-//! The order is fixed (SPEC S1): start, then output and events as they come, then what is left of them, then the archive of
-//! changes, and the end last. What cannot be stored is never passed over in silence: the run then ends as failed.
+//! The order is fixed (SPEC S1): start, then output and events as they come; that the sandbox has ended, then what is left of
+//! them, then the archive of changes, and the end of the run last. What cannot be stored is never passed over in silence: the run then ends as failed.
 
 use std::path::PathBuf;
 
-use holm_api::agent::{AppendEvents, Fenced, FinishRun, StartRun};
+use holm_api::agent::{AppendEvents, Fenced, FinishRun, SandboxEnded, StartRun};
 use holm_domain::run::{Outcome, Reason, SandboxInfo};
 use holm_runtime::AttemptId;
 use holm_shim::{
@@ -90,9 +90,14 @@ impl<C: ControlPlane> Reporter<'_, C> {
         let mut loss: Option<String> = None;
         loop {
             let seen = self.seen.borrow_and_update().clone();
-            if loss.is_none() {
-                loss = self.send_all(logs, &seen).await?;
-            }
+            let sending = async {
+                match loss {
+                    None => self.send_all(logs, &seen).await,
+                    lost => Ok(lost),
+                }
+            };
+            // Beside the rest of the output, so that a short run does not wait for it.
+            (loss, ()) = tokio::try_join!(sending, self.tell_sandbox_ended(seen.end.as_ref()))?;
             events_told = self.send_events(events_told, seen.events).await?;
             if loss.is_some() {
                 // The command would only wait for room in the spool from now on.
@@ -104,6 +109,23 @@ impl<C: ControlPlane> Reporter<'_, C> {
             if self.seen.changed().await.is_err() {
                 return Err(ControlError::Unavailable("the attempt was given up".to_owned()));
             }
+        }
+    }
+
+    /// From here on the run is not executed again, however long its output and its changes take. A sandbox that was killed
+    /// because its lease ran out is none of ours to end.
+    async fn tell_sandbox_ended(&self, end: Option<&End>) -> Result<(), ControlError> {
+        let Some(end) = end.filter(|end| end.outcome.reason != Some(Reason::LeaseExpired)) else { return Ok(()) };
+        let AttemptId { run, fence } = self.attempt;
+        let Shared { control, config, agent, .. } = self.shared;
+        let outcome = clipped(end.outcome.clone());
+        let body = SandboxEnded { agent: *agent, instance: self.shared.instance(), fence, outcome };
+        match persist("ended", config.patience, || control.ended(run, body.clone())).await {
+            Err(ControlError::Refused(problem)) => {
+                tracing::error!(%run, problem, "the end of the sandbox was not accepted; that of the run is told all the same");
+                Ok(())
+            }
+            result => result,
         }
     }
 
@@ -238,16 +260,20 @@ pub(crate) async fn tell_end<C: ControlPlane>(
     finish(shared, attempt, &end, next_log_seq).await
 }
 
+fn clipped(mut outcome: Outcome) -> Outcome {
+    if let Some(message) = &mut outcome.message {
+        message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
+    }
+    outcome
+}
+
 async fn finish<C: ControlPlane>(
     shared: &Shared<C>,
     attempt: AttemptId,
     end: &End,
     next_log_seq: u64,
 ) -> Result<(), ControlError> {
-    let mut outcome = end.outcome.clone();
-    if let Some(message) = &mut outcome.message {
-        message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
-    }
+    let outcome = clipped(end.outcome.clone());
     let AttemptId { run, fence } = attempt;
     let body = FinishRun {
         agent: shared.agent,

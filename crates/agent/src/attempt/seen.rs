@@ -85,7 +85,8 @@ impl Seen {
 }
 
 fn is_not_its_to_tell(outcome: &Outcome) -> bool {
-    outcome.kind == OutcomeKind::Lost || matches!(outcome.reason, Some(Reason::QueueDeadline | Reason::AgentLost))
+    outcome.kind == OutcomeKind::Lost
+        || matches!(outcome.reason, Some(Reason::QueueDeadline | Reason::AgentLost | Reason::ReportLost))
 }
 
 fn believable(outcome: Option<Outcome>) -> Outcome {

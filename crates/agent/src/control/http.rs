@@ -6,7 +6,7 @@ use bytes::Bytes;
 use holm_api::{
     agent::{
         AGENT_FIELD, AppendEvents, Appended, Fenced, FinishRun, LOG_GAP_FIELD, Poll, Polled, Register, Registered,
-        Renew, Renewed, StartRun,
+        Renew, Renewed, SandboxEnded, StartRun,
     },
     client::{Client, ClientError},
 };
@@ -89,6 +89,10 @@ impl ControlPlane for HttpControl {
         let stream =
             tokio_util::io::ReaderStream::with_capacity(tokio::io::AsyncReadExt::take(file, length), 256 * 1024);
         Ok(self.client.agent_put_changes(run, &fenced, stream, length).await?)
+    }
+
+    async fn ended(&self, run: RunId, body: SandboxEnded) -> Result<(), ControlError> {
+        Ok(self.client.agent_ended(run, &body, SHORT_DEADLINE).await?)
     }
 
     async fn finish(&self, run: RunId, body: FinishRun) -> Result<(), ControlError> {

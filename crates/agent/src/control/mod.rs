@@ -11,7 +11,8 @@ use std::future::Future;
 
 use bytes::Bytes;
 use holm_api::agent::{
-    AppendEvents, Appended, Fenced, FinishRun, Poll, Polled, Register, Registered, Renew, Renewed, StartRun,
+    AppendEvents, Appended, Fenced, FinishRun, Poll, Polled, Register, Registered, Renew, Renewed, SandboxEnded,
+    StartRun,
 };
 use holm_domain::RunId;
 
@@ -68,6 +69,8 @@ pub trait ControlPlane: Send + Sync + 'static {
         file: std::fs::File,
         length: u64,
     ) -> impl Future<Output = Result<(), ControlError>> + Send;
+    /// Tells that the sandbox has ended, while what it left is still being stored.
+    fn ended(&self, run: RunId, body: SandboxEnded) -> impl Future<Output = Result<(), ControlError>> + Send;
     /// Tells how the run ended.
     fn finish(&self, run: RunId, body: FinishRun) -> impl Future<Output = Result<(), ControlError>> + Send;
 }

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use holm_api::agent::{
     AppendEvents, Appended, ClaimedRun, Directive, DirectiveKind, Fenced, FinishRun, Poll, Polled, Register,
-    Registered, Renew, Renewed, RenewedLease, StartRun,
+    Registered, Renew, Renewed, RenewedLease, SandboxEnded, StartRun,
 };
 use holm_domain::{
     AgentId, InstanceId, OrgId, ProjectId, RunId, TokenId, UnixMicros,
@@ -34,6 +34,7 @@ pub(crate) enum Op {
     Logs,
     Events,
     Changes,
+    Ended,
     Finish,
 }
 
@@ -352,6 +353,21 @@ impl ControlPlane for Scripted {
             let mut bytes = Vec::new();
             std::io::Read::read_to_end(&mut std::io::Read::take(file, length), &mut bytes).unwrap();
             world.changes.insert(run, bytes);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn ended(&self, run: RunId, body: SandboxEnded) -> Result<(), ControlError> {
+        let config = self.config;
+        self.heard(body.instance)?;
+        self.faulty(Op::Ended, |world| {
+            let decided = grant::sandbox_ended(&world.runs[&run], body.agent, body.fence, body.outcome, now(), &config);
+            match decided {
+                Ok(decision) => world.runs.extend(decision.map(|decision| (run, decision.run))),
+                Err(FinishRefused::Stale(_)) => return Err(ControlError::StaleFence),
+                Err(error) => return Err(ControlError::Refused(error.to_string())),
+            }
             Ok(())
         })
         .await

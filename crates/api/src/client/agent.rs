@@ -9,7 +9,10 @@ use holm_domain::RunId;
 use super::{Client, ClientError};
 use crate::{
     LOG_BATCH, TAR,
-    agent::{AppendEvents, Appended, Fenced, FinishRun, Poll, Polled, Register, Registered, Renew, Renewed, StartRun},
+    agent::{
+        AppendEvents, Appended, Fenced, FinishRun, Poll, Polled, Register, Registered, Renew, Renewed, SandboxEnded,
+        StartRun,
+    },
 };
 
 /// How long an upload of changes may take at least, and for each further 64 KiB of it in addition.
@@ -69,6 +72,11 @@ impl Client {
         let deadline = UPLOAD_DEADLINE_BASE + Duration::from_secs(length / UPLOAD_BYTES_PER_SECOND_MIN);
         let call = self.inner.put(format!("/agent/v1/runs/{run}/changes")).query(fenced).deadline(deadline);
         call.body(TAR, reqwest::Body::wrap_stream(pieces)).no_content().await
+    }
+
+    /// Tells that the sandbox of a run has ended, while what it left is still being stored.
+    pub async fn agent_ended(&self, run: RunId, body: &SandboxEnded, deadline: Duration) -> Result<(), ClientError> {
+        self.inner.post(format!("/agent/v1/runs/{run}/ended")).body_json(body).deadline(deadline).no_content().await
     }
 
     /// Tells how a run ended.

@@ -1,4 +1,4 @@
-//! The server's half of the lease protocol: claim, renew, start, finish, expire.
+//! The server's half of the lease protocol: claim, renew, start, end of the sandbox, finish, expire.
 //!
 //! Each function takes the run as it is stored and returns what is to be saved in its place, by compare-and-swap on the
 //! run's version. An operation that bears another fence than the newest, or comes when there is no lease, is stale.
@@ -10,7 +10,7 @@ use crate::{
     AgentId, UnixMicros,
     lease::{Claimant, Lease},
     limits::LeaseConfig,
-    run::{Decision, EventKind, Outcome, Run, RunState, SandboxInfo, Usage},
+    run::{Decision, Ending, EventKind, Outcome, Run, RunState, SandboxInfo, Usage},
 };
 
 /// The operation bears a fence that is not that of a live lease.
@@ -77,6 +77,18 @@ pub fn held(run: &Run, agent: AgentId, fence: u64) -> Result<Lease, StaleFence> 
         .ok_or(StaleFence { given: fence, newest: run.fence })
 }
 
+/// When a lease is not renewed any more: past the run's own time limit and its overhead, and once its sandbox has ended,
+/// past the time in which what that left is to be stored.
+fn renewals_end(run: &Run, config: &LeaseConfig) -> UnixMicros {
+    match &run.ending {
+        Some(ending) => ending.deadline_at,
+        None => {
+            let begun = run.started_at.or(run.claimed_at).unwrap_or(run.queued_at);
+            begun.plus(run.spec.limits.timeout()).plus(config.overhead)
+        }
+    }
+}
+
 /// Extends a lease from `now`. A process that took over what its predecessor held, under the fence that it found, holds it
 /// from then on; that it is the agent's newest was checked before. Past the run's own time limit and its overhead a lease is not renewed any more, so that no
 /// agent can hold a run for ever (SPEC L4).
@@ -88,9 +100,7 @@ pub fn renew(
     config: &LeaseConfig,
 ) -> Result<Decision, StaleFence> {
     let lease = held(run, by.agent, fence)?;
-    let begun = run.started_at.or(run.claimed_at).unwrap_or(run.queued_at);
-    let limit = begun.plus(run.spec.limits.timeout()).plus(config.overhead);
-    if now >= limit {
+    if now >= renewals_end(run, config) {
         return Err(StaleFence { given: fence, newest: run.fence });
     }
     let mut run = run.clone();
@@ -118,6 +128,33 @@ pub fn start(
     run.started_at = Some(now);
     run.sandbox = Some(sandbox.clone());
     Ok(Some(Decision { run, events: vec![EventKind::Started { sandbox }] }))
+}
+
+/// Records that the sandbox of a run has ended, how the run will end, and until when what it left is to be stored. From then
+/// on the run is never executed again. Saying so again changes nothing.
+pub fn sandbox_ended(
+    run: &Run,
+    agent: AgentId,
+    fence: u64,
+    outcome: Outcome,
+    now: UnixMicros,
+    config: &LeaseConfig,
+) -> Result<Option<Decision>, FinishRefused> {
+    if run.state == RunState::Ended && fence == run.fence {
+        return Ok(None);
+    }
+    held(run, agent, fence)?;
+    if run.ending.is_some() {
+        return Ok(None);
+    }
+    if !outcome.is_consistent() {
+        return Err(FinishRefused::Inconsistent(outcome));
+    }
+    let mut run = run.clone();
+    run.version += 1;
+    run.state = RunState::Finishing;
+    run.ending = Some(Ending { outcome, deadline_at: now.plus(config.finishing) });
+    Ok(Some(Decision { run, events: Vec::new() }))
 }
 
 /// Ends a run as its agent says it ended. A finish that is repeated under the fence that ended the run changes nothing.
@@ -150,7 +187,8 @@ pub fn finish(
 }
 
 /// Takes an expired lease away: the run returns to the queue, or ends as lost once it was claimed often enough, or as
-/// cancelled if somebody had asked for that. Nothing before expiry plus margin.
+/// cancelled if somebody had asked for that. One whose sandbox has ended ends as that was told, and as no success: what it
+/// left was not stored. Nothing before expiry plus margin.
 pub fn expire(run: &Run, now: UnixMicros, config: &LeaseConfig) -> Option<Decision> {
     let lease = run.lease?;
     if now < lease.expires_at.plus(config.margin) {
@@ -160,7 +198,9 @@ pub fn expire(run: &Run, now: UnixMicros, config: &LeaseConfig) -> Option<Decisi
     run.version += 1;
     run.lease = None;
     let expired = EventKind::LeaseExpired { agent: lease.agent, fence: lease.fence };
-    let next = if run.cancel.is_some() {
+    let next = if let Some(ending) = run.ending.take() {
+        run.end(ending.outcome.report_lost(), now)
+    } else if run.cancel.is_some() {
         run.end(Outcome::cancelled("cancelled; its agent did not answer"), now)
     } else if run.attempt >= config.attempts_max {
         run.end(Outcome::lost(format!("the lease expired {} times without an end", run.attempt)), now)

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{
     Claimant,
-    grant::{self, claim, claim_again, expire, finish, renew, start},
+    grant::{self, claim, claim_again, expire, finish, renew, sandbox_ended, start},
     holder::{Action, Held, Holder, HolderConfig, Input, StopReason},
 };
 use crate::{
@@ -62,6 +62,7 @@ enum Op {
     ClaimAgain(By),
     Renew(By, u64),
     Start(u8, u64),
+    SandboxEnded(u8, u64, u8),
     Finish(u8, u64, u8),
     Expire,
     GiveUp,
@@ -75,6 +76,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => by().prop_map(Op::ClaimAgain),
         3 => (by(), 0..3u64).prop_map(|(by, behind)| Op::Renew(by, behind)),
         2 => (0..3u8, 0..3u64).prop_map(|(by, behind)| Op::Start(by, behind)),
+        1 => (0..3u8, 0..3u64, 0..2u8).prop_map(|(by, behind, code)| Op::SandboxEnded(by, behind, code)),
         1 => (0..3u8, 0..3u64, 0..2u8).prop_map(|(by, behind, code)| Op::Finish(by, behind, code)),
         3 => Just(Op::Expire),
         1 => Just(Op::GiveUp),
@@ -99,6 +101,11 @@ fn apply(run: &Run, op: Op, now: UnixMicros) -> (Option<Decision>, bool) {
         Op::Start(by, behind) => {
             let started = start(run, agent(by), fence(behind), sandbox(agent(by)), now);
             (started.ok().flatten(), is_live(by, behind) && run.state == RunState::Claimed)
+        }
+        Op::SandboxEnded(by, behind, code) => {
+            let outcome = Outcome::exited(ExitStatus::Code(code));
+            let ended = sandbox_ended(run, agent(by), fence(behind), outcome, now, &config);
+            (ended.ok().flatten(), is_live(by, behind) && run.ending.is_none())
         }
         Op::Finish(by, behind, code) => {
             let outcome = Outcome::exited(ExitStatus::Code(code));
@@ -127,6 +134,8 @@ fn check_step(before: &Run, decision: &Decision, op: Op) -> Result<(), TestCaseE
     prop_assert!(before.state != RunState::Ended, "what has ended never changes");
     prop_assert_eq!(after.lease.is_some(), after.state.is_leased());
     prop_assert_eq!(after.outcome.is_some(), after.state == RunState::Ended);
+    prop_assert_eq!(after.ending.is_some(), after.state == RunState::Finishing);
+    prop_assert!(before.ending.is_none() || after.state != RunState::Queued, "never executed again");
     prop_assert_eq!(after.deadline(&config()).is_none(), after.state == RunState::Ended, "nothing waits for ever");
     if let (Some(old), Some(new)) = (before.lease, after.lease) {
         prop_assert!(new.expires_at >= old.expires_at, "a renewal never shortens a lease");
@@ -137,10 +146,13 @@ fn check_step(before: &Run, decision: &Decision, op: Op) -> Result<(), TestCaseE
     if matches!(op, Op::Expire) {
         let requeued = decision.events.contains(&EventKind::Requeued);
         let kind = after.outcome.as_ref().map(|outcome| outcome.kind);
-        let expected = match (before.cancel, before.attempt >= config().attempts_max) {
-            (Some(_), _) => (false, Some(OutcomeKind::Cancelled)),
-            (None, true) => (false, Some(OutcomeKind::Lost)),
-            (None, false) => (true, None),
+        let ending = before.ending.as_ref().map(|ending| ending.outcome.kind);
+        let expected = match (ending, before.cancel, before.attempt >= config().attempts_max) {
+            (Some(OutcomeKind::Succeeded), ..) => (false, Some(OutcomeKind::Lost)),
+            (Some(told), ..) => (false, Some(told)),
+            (None, Some(_), _) => (false, Some(OutcomeKind::Cancelled)),
+            (None, None, true) => (false, Some(OutcomeKind::Lost)),
+            (None, None, false) => (true, None),
         };
         prop_assert_eq!((requeued, kind), expected);
     }
@@ -377,4 +389,26 @@ fn a_grant_is_told_once_more_for_as_long_as_it_would_have_lasted() {
     assert!(at(&again, 1, 30 * SECOND).is_none(), "an agent that never takes it up loses it");
     let started = start(&granted, agent(1), 1, sandbox(agent(1)), begun).unwrap().unwrap().run;
     assert!(at(&started, 1, 2 * SECOND).is_none(), "it shows that it knows");
+}
+
+#[test]
+fn a_run_that_only_uploads_has_a_deadline_of_its_own_and_is_never_queued_again() {
+    let config = config();
+    let begun = UnixMicros(1_000_000);
+    let granted = claim(&queued(begun), claimant((1, 0)), begun, &config).unwrap().run;
+    let started = start(&granted, agent(1), 1, sandbox(agent(1)), begun).unwrap().unwrap().run;
+    let limit = begun.plus(started.spec.limits.timeout()).plus(config.overhead);
+    assert!(renew(&started, claimant((1, 0)), 1, limit, &config).is_err(), "a command has no more time than its limit");
+    let outcome = Outcome::exited(ExitStatus::Code(0));
+    let ended_at = UnixMicros(limit.0 - 1);
+    let ending = sandbox_ended(&started, agent(1), 1, outcome.clone(), ended_at, &config).unwrap().unwrap().run;
+    let again = sandbox_ended(&ending, agent(1), 1, Outcome::exited(ExitStatus::Code(9)), limit, &config).unwrap();
+    assert!(again.is_none(), "what was told first stands");
+    let uploading = renew(&ending, claimant((1, 0)), 1, limit.plus(config.ttl), &config).unwrap().run;
+    let deadline = ended_at.plus(config.finishing);
+    assert!(renew(&uploading, claimant((1, 0)), 1, deadline, &config).is_err(), "nothing goes on for ever");
+    let finished = finish(&uploading, agent(1), 1, outcome.clone(), None, deadline).unwrap().unwrap().run;
+    assert_eq!((finished.outcome, finished.ending), (Some(outcome), None));
+    let lost = expire(&uploading, deadline, &config).unwrap().run;
+    assert_eq!((lost.state, lost.outcome.unwrap().kind), (RunState::Ended, OutcomeKind::Lost));
 }

@@ -5,7 +5,7 @@
 //! involve a lease are in [`crate::lease::grant`]; those that do not are here.
 //!
 //! What always holds: a run that has ended never changes again; its lease is there exactly while its state is one that an
-//! agent owns; `fence` never decreases; every state that is not final has a deadline ([`Run::deadline`]).
+//! agent owns; a run whose sandbox has ended is never queued again; `fence` never decreases; every state that is not final has a deadline ([`Run::deadline`]).
 
 pub mod event;
 pub mod outcome;
@@ -37,14 +37,23 @@ pub enum RunState {
     Paused,
     /// Its sandbox is being restored.
     Resuming,
+    /// Its sandbox has ended, and what it left is being stored. It is never executed again.
+    Finishing,
     /// It is over; see the outcome.
     Ended,
 }
 
 impl RunState {
     /// Every state, for filters and tests.
-    pub const ALL: [RunState; 6] =
-        [RunState::Queued, RunState::Claimed, RunState::Running, RunState::Paused, RunState::Resuming, RunState::Ended];
+    pub const ALL: [RunState; 7] = [
+        RunState::Queued,
+        RunState::Claimed,
+        RunState::Running,
+        RunState::Paused,
+        RunState::Resuming,
+        RunState::Finishing,
+        RunState::Ended,
+    ];
 
     /// The word used in the API and in the store.
     pub const fn as_str(self) -> &'static str {
@@ -54,6 +63,7 @@ impl RunState {
             RunState::Running => "running",
             RunState::Paused => "paused",
             RunState::Resuming => "resuming",
+            RunState::Finishing => "finishing",
             RunState::Ended => "ended",
         }
     }
@@ -65,7 +75,7 @@ impl RunState {
 
     /// Whether an agent owns a run in this state.
     pub const fn is_leased(self) -> bool {
-        matches!(self, RunState::Claimed | RunState::Running | RunState::Paused | RunState::Resuming)
+        !matches!(self, RunState::Queued | RunState::Ended)
     }
 }
 
@@ -77,6 +87,15 @@ pub enum Cancel {
     Terminate,
     /// Kill at once.
     Kill,
+}
+
+/// The end of a sandbox whose run has not ended yet, because its output or its changes are still being stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    /// How the run ends if all of that is stored.
+    pub outcome: Outcome,
+    /// Until when that may take.
+    pub deadline_at: UnixMicros,
 }
 
 /// The place in which a run executes or executed.
@@ -119,6 +138,8 @@ pub struct Run {
     pub cancel: Option<Cancel>,
     /// The place in which it executes or executed last.
     pub sandbox: Option<SandboxInfo>,
+    /// How its sandbox ended, while the state is [`RunState::Finishing`].
+    pub ending: Option<Ending>,
     /// The structured result that its command left, if it did.
     pub result: Option<serde_json::Value>,
     /// How it ended.
@@ -177,6 +198,7 @@ pub fn admit(admission: Admission, spec: RunSpec, now: UnixMicros, config: &Leas
         affinity: None,
         cancel: None,
         sandbox: None,
+        ending: None,
         result: None,
         outcome: None,
         usage: None,
@@ -239,6 +261,7 @@ impl Run {
     pub(crate) fn end(&mut self, outcome: Outcome, now: UnixMicros) -> EventKind {
         self.state = RunState::Ended;
         self.lease = None;
+        self.ending = None;
         self.ended_at = Some(now);
         self.outcome = Some(outcome.clone());
         EventKind::Ended { outcome }

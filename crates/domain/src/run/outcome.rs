@@ -75,6 +75,8 @@ pub enum Reason {
     QueueDeadline,
     /// The agents of the run vanished more often than is allowed.
     AgentLost,
+    /// The command had ended, and what it left was not stored in time.
+    ReportLost,
     /// The image could not be prepared.
     ImageFailed,
     /// A path of the host is not one that the agent lends, or cannot be read.
@@ -129,6 +131,19 @@ impl Outcome {
     /// The end of a run whose agents vanished.
     pub fn lost(message: impl Into<String>) -> Self {
         Self { kind: OutcomeKind::Lost, ..Self::failed(Reason::AgentLost, message) }
+    }
+
+    /// The end of a run whose sandbox ended like this, and whose agent did not store all that it left. A success without its
+    /// output is none; any other end stands.
+    pub fn report_lost(self) -> Self {
+        const MISSING: &str = "what it left was not stored completely";
+        if self.kind != OutcomeKind::Succeeded {
+            let told = self.message.map_or_else(|| MISSING.to_owned(), |message| format!("{message}; {MISSING}"));
+            return Self { message: Some(told), ..self };
+        }
+        let message = format!("the command ended with exit code 0; {MISSING} and is lost");
+        let failed = Self::failed(Reason::ReportLost, message);
+        Self { kind: OutcomeKind::Lost, exit: self.exit, ..failed }
     }
 
     /// The exit code that `holm run` ends with: the command's own, 128 plus the signal, or one of 124 to 127 and 130.
@@ -188,6 +203,20 @@ mod tests {
         assert_eq!(lost.exit_code(), 125);
         let cancelled = Outcome { exit: Some(ExitStatus::Code(0)), ..Outcome::cancelled("") };
         assert_ne!(cancelled.exit_code(), 0);
+    }
+
+    #[test]
+    fn a_lost_report_is_no_success_and_keeps_what_is_known() {
+        let lost = Outcome::exited(ExitStatus::Code(0)).report_lost();
+        assert_eq!(
+            (lost.kind, lost.reason, lost.exit),
+            (OutcomeKind::Lost, Some(Reason::ReportLost), Some(ExitStatus::Code(0)))
+        );
+        assert!(lost.is_consistent() && lost.exit_code() == EXIT_HOLM);
+        let failed = Outcome::exited(ExitStatus::Code(3));
+        let told = failed.clone().report_lost();
+        assert_eq!((told.kind, told.exit_code()), (OutcomeKind::Failed, 3));
+        assert!(told.message.is_some_and(|message| message.contains("exit code 3; what it left")));
     }
 
     #[test]

@@ -84,7 +84,8 @@ pub fn ago(at: UnixMicros) -> String {
 pub fn status(run: &holm_api::runs::RunView) -> (crate::output::Tone, String) {
     use crate::output::Tone;
     let Some(outcome) = &run.outcome else {
-        let tone = if run.state == RunState::Running { Tone::Good } else { Tone::Warn };
+        let is_well = matches!(run.state, RunState::Running | RunState::Finishing);
+        let tone = if is_well { Tone::Good } else { Tone::Warn };
         return (tone, run.state.as_str().to_owned());
     };
     use holm_domain::run::OutcomeKind;

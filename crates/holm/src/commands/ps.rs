@@ -36,7 +36,7 @@ pub struct PsArgs {
     /// Only runs with this label; may be repeated
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     pub label: Vec<String>,
-    /// Only runs in this state: queued, claimed, running, paused, resuming, ended
+    /// Only runs in this state: queued, claimed, running, paused, resuming, finishing, ended
     #[arg(long, value_name = "STATE")]
     pub state: Vec<String>,
     /// Only runs of this project
@@ -142,7 +142,7 @@ mod tests {
             project: None,
         };
         let live = query(&args).unwrap();
-        assert_eq!(live.state.as_deref(), Some("queued,claimed,running,paused,resuming"));
+        assert_eq!(live.state.as_deref(), Some("queued,claimed,running,paused,resuming,finishing"));
         assert_eq!(live.label.as_deref(), Some("a=,b=c"));
         assert_eq!(query(&PsArgs { all: true, ..args.clone() }).unwrap().state, None);
         let error = query(&PsArgs { state: vec!["gone".into()], ..args }).unwrap_err().to_string();

@@ -76,6 +76,7 @@ fn ordinary() -> Routes {
         .routes(routes!(agent::renew::renew))
         .routes(routes!(agent::start::start))
         .routes(routes!(agent::events::events))
+        .routes(routes!(agent::ended::ended))
         .routes(routes!(agent::finish::finish))
         .routes(routes!(service::healthz::healthz))
         .routes(routes!(service::readyz::readyz))

@@ -1,4 +1,4 @@
-//! The server's half of the lease protocol: claim, renew, start, finish (SPEC L1, L2).
+//! The server's half of the lease protocol: claim, renew, start, end of the sandbox, finish (SPEC L1, L2).
 //!
 //! Decisions come from [`holm_domain::lease::grant`] and [`holm_domain::schedule`]; the compare-and-swap of the store makes
 //! them safe with any number of servers. An operation under a fence that is not the newest changes nothing.
@@ -7,7 +7,7 @@ use std::{collections::HashMap, time::Duration};
 
 use holm_api::agent::{
     ClaimedRun, Directive, DirectiveKind, FinishRun, HeldLease, LOG_GAP_FIELD, Poll, Polled, Renew, Renewed,
-    RenewedLease, StartRun,
+    RenewedLease, SandboxEnded, StartRun,
 };
 use holm_domain::{
     ErrorCode, RunId, UnixMicros,
@@ -16,7 +16,7 @@ use holm_domain::{
     host::{Capacity, Host},
     lease::{Claimant, grant},
     limits::RESULT_BYTES_MAX,
-    run::{Cancel, OutcomeKind, Reason, Run},
+    run::{Cancel, Outcome, OutcomeKind, Reason, Run},
     schedule,
 };
 use tokio::time::Instant;
@@ -258,17 +258,21 @@ pub async fn run_start(app: &App, token: &Token, id: RunId, body: StartRun) -> R
     revise(app, token.org, id, start).await.map(drop)
 }
 
+/// Records that the sandbox of a run has ended. Saying so again changes nothing.
+pub async fn run_sandbox_ended(app: &App, token: &Token, id: RunId, body: SandboxEnded) -> Result<(), Failure> {
+    let SandboxEnded { agent, instance, fence, outcome } = body;
+    check_outcome(&outcome)?;
+    host_heard(app, token, Claimant { agent, instance }).await?;
+    let config = &app.config.lease;
+    let ended = |run: &Run, now| grant::sandbox_ended(run, agent, fence, outcome.clone(), now, config);
+    revise(app, token.org, id, ended).await.map(drop)
+}
+
 /// Ends a run as its agent says it ended, once its log is complete (SPEC S1). The last act under a lease.
 pub async fn run_finish(app: &App, token: &Token, id: RunId, body: FinishRun) -> Result<(), Failure> {
     let FinishRun { agent, instance, fence, outcome, usage, result, next_log_seq } = body;
     check_result(result.as_ref())?;
-    if outcome.message.as_ref().is_some_and(|message| message.len() > 4_096) {
-        return Err(InvalidField::new("outcome.message", "", "give at most 4,096 bytes").into());
-    }
-    if outcome.kind == OutcomeKind::Lost || outcome.reason == Some(Reason::QueueDeadline) {
-        let given = serde_json::to_string(&outcome).unwrap_or_default();
-        return Err(InvalidField::new("outcome", given, "only the server ends a run that way").into());
-    }
+    check_outcome(&outcome)?;
     host_heard(app, token, Claimant { agent, instance }).await?;
     let run = run_of(app, token.org, id).await?;
     let stored = app.store.log_head(token.org, id).await?;
@@ -278,6 +282,17 @@ pub async fn run_finish(app: &App, token: &Token, id: RunId, body: FinishRun) ->
     }
     let finish = |run: &Run, now| grant::finish(run, agent, fence, outcome.clone(), usage, result.clone(), now);
     revise(app, token.org, id, finish).await.map(drop)
+}
+
+fn check_outcome(outcome: &Outcome) -> Result<(), InvalidField> {
+    if outcome.message.as_ref().is_some_and(|message| message.len() > 4_096) {
+        return Err(InvalidField::new("outcome.message", "", "give at most 4,096 bytes"));
+    }
+    if outcome.kind == OutcomeKind::Lost || matches!(outcome.reason, Some(Reason::QueueDeadline | Reason::ReportLost)) {
+        let given = serde_json::to_string(outcome).unwrap_or_default();
+        return Err(InvalidField::new("outcome", given, "only the server ends a run that way"));
+    }
+    Ok(())
 }
 
 fn check_result(result: Option<&serde_json::Value>) -> Result<(), Failure> {

@@ -1,6 +1,7 @@
 //! The agent protocol.
 
 pub mod changes;
+pub mod ended;
 pub mod events;
 pub mod finish;
 pub mod logs;

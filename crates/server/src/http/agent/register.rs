@@ -41,7 +41,7 @@ pub async fn register(
 mod tests {
     use std::time::Duration;
 
-    use holm_api::agent::{AppendEvents, FinishRun, Poll, Renew, StartRun};
+    use holm_api::agent::{AppendEvents, FinishRun, Poll, Renew, SandboxEnded, StartRun};
     use holm_domain::{
         ErrorCode, InstanceId,
         run::{EventKind, ExitStatus, Outcome, SandboxInfo},
@@ -83,6 +83,8 @@ mod tests {
         let changes = path("changes") + &query;
         caller.send("PUT", &changes, holm_api::TAR, vec![0; 10]).await.problem(code);
         let outcome = Outcome::exited(ExitStatus::Code(0));
+        let ended = SandboxEnded { agent, instance, fence, outcome: outcome.clone() };
+        caller.post(&path("ended"), &ended).await.problem(code);
         let finish = FinishRun { agent, instance, fence, outcome, result: None, next_log_seq: 1 };
         caller.post(&path("finish"), &finish).await.problem(code);
     }
