@@ -81,12 +81,25 @@ impl World {
     #[track_caller]
     pub fn with_short_leases() -> Self {
         let mut world = Self::with_config(SHORT_LEASES, "");
-        let socket = world.dir.path().join("server.sock");
-        let listen = format!("unix:{}", socket.display());
-        let mut command = world.command_in(&world.home());
-        world.start(Role::Server, command.args(["server", "--listen", &listen]));
-        world.wait_until_ready();
+        world.start_server();
         world
+    }
+
+    /// A world in which a server runs as it does unless it is told otherwise; agents are started by name.
+    #[track_caller]
+    pub fn with_server() -> Self {
+        let mut world = Self::new();
+        world.start_server();
+        world
+    }
+
+    /// Starts a server without an agent and waits until it answers.
+    #[track_caller]
+    pub fn start_server(&mut self) {
+        let listen = format!("unix:{}", self.dir.path().join("server.sock").display());
+        let mut command = self.command_in(&self.home());
+        self.start(Role::Server, command.args(["server", "--listen", &listen]));
+        self.wait_until_ready();
     }
 
     /// The folder of the world, readable to everybody, gone in the end.
@@ -240,6 +253,12 @@ impl World {
     #[track_caller]
     pub fn kill_agent(&mut self, name: &str) {
         self.end(&Role::Agent(name.to_owned()), Signal::KILL).exits(137);
+    }
+
+    /// Kills the server with SIGKILL and waits until it is gone; agents go on.
+    #[track_caller]
+    pub fn kill_server(&mut self) {
+        self.end(&Role::Server, Signal::KILL).exits(137);
     }
 
     /// Kills `holm up` with SIGKILL and waits until it is gone.

@@ -104,18 +104,48 @@ fn counted() -> String {
     (1..=600).map(|number| format!("{number}\n")).collect()
 }
 
+fn lines_stored(world: &World, id: &str) -> usize {
+    let page = world.http().get(&format!("/v1/runs/{id}/logs?limit=10000")).is(200).json();
+    page["entries"].as_array().map_or(0, Vec::len)
+}
+
+fn until_more_lines(world: &World, id: &str) {
+    let before = lines_stored(world, id);
+    eventually("more lines arrived", || (lines_stored(world, id) > before).then_some(()));
+}
+
+#[test]
+fn a_server_that_is_killed_alone_and_comes_back_loses_no_line_and_no_run() {
+    let mut world = World::with_server();
+    world.start_agent("only");
+    let agent = world.agent_pid("only");
+    let id = world.detach(["--", "/usr/bin/python3", "-c", COUNT]);
+    let begun = world.until_state(&id, "running");
+    for _ in 0..3 {
+        until_more_lines(&world, &id);
+        world.kill_server();
+        // The command goes on writing while nobody takes it.
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        world.start_server();
+    }
+    let view = world.until_ended(&id);
+    assert_eq!(view["outcome"]["kind"], "succeeded", "{view}");
+    assert_eq!((&view["attempt"], &view["fence"]), (&1.into(), &1.into()), "the same sandbox all along: {view}");
+    assert_eq!((world.agent_pid("only"), &view["sandbox"]), (agent, &begun["sandbox"]), "the agent went on");
+    assert!(host::is_alive(agent));
+    assert!(world.logs(&id).text() == counted(), "lines are missing, doubled or out of order");
+    let kinds: Vec<String> =
+        world.events(&id).iter().filter_map(|event| event["kind"].as_str().map(str::to_owned)).collect();
+    assert_eq!(kinds, ["queued", "claimed", "started", "ended"]);
+}
+
 #[test]
 fn an_agent_that_is_killed_and_comes_back_loses_no_line() {
     let mut world = World::up();
     let id = world.detach(["--", "/usr/bin/python3", "-c", COUNT]);
     world.until_state(&id, "running");
-    let followed = world.http();
     for _ in 0..3 {
-        let before = followed.get(&format!("/v1/runs/{id}/logs?limit=1")).is(200).json()["entries"].clone();
-        eventually("some lines arrived", || {
-            let page = world.http().get(&format!("/v1/runs/{id}/logs?limit=10000")).is(200).json();
-            (page["entries"].as_array().map_or(0, Vec::len) > before.as_array().map_or(0, Vec::len)).then_some(())
-        });
+        until_more_lines(&world, &id);
         world.kill_up();
         world.start_up();
     }
