@@ -13,7 +13,7 @@ use std::{
 use holm_domain::BootMicros;
 use holm_runtime::SandboxHandle;
 use rustix::{
-    event::{PollFd, PollFlags, poll},
+    event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
     time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime},
 };
 use tokio::sync::watch;
@@ -53,6 +53,9 @@ struct State {
 struct Shared {
     state: Mutex<State>,
     timer: OwnedFd,
+    /// Makes the thread look again at what it waits for (eventfd(2)). The timer cannot: setting it anew takes back that it
+    /// went off.
+    wake: OwnedFd,
     view: watch::Sender<View>,
 }
 
@@ -65,9 +68,10 @@ impl Watchdog {
     /// Starts the thread. Until [`Watchdog::arm`] a kill is `unarmed`'s to do.
     pub fn start(verdict: Verdict, unarmed: Unarmed) -> std::io::Result<Self> {
         let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let (view, _) = watch::channel(view(&verdict, false));
         let state = State { verdict, handle: None, unarmed: Some(unarmed), closing: false };
-        let shared = Arc::new(Shared { state: Mutex::new(state), timer, view });
+        let shared = Arc::new(Shared { state: Mutex::new(state), timer, wake, view });
         shared.set_timer(shared.lock().verdict.next_tick());
         let thread = shared.clone();
         std::thread::Builder::new().name("watchdog".to_owned()).stack_size(256 * 1024).spawn(move || {
@@ -85,8 +89,8 @@ impl Watchdog {
         let mut state = self.shared.lock();
         let is_killed = state.verdict.is_killed();
         state.handle = Some(handle);
-        // Wakes the thread, so that it waits for the end of the sandbox, too.
-        self.shared.set_timer(Some(BootMicros(1)));
+        // So that the thread waits for the end of the sandbox, too.
+        self.shared.wake();
         if is_killed {
             self.shared.kill(state);
         }
@@ -110,7 +114,7 @@ impl Drop for Watchdog {
             self.shared.step(Input::GiveUp);
         }
         self.shared.lock().closing = true;
-        self.shared.set_timer(Some(BootMicros(1)));
+        self.shared.wake();
     }
 }
 
@@ -139,7 +143,7 @@ impl Shared {
                 }
                 state.handle.clone().filter(|_| !state.verdict.has_ended())
             };
-            let mut waited = vec![PollFd::new(&self.timer, PollFlags::IN)];
+            let mut waited = vec![PollFd::new(&self.timer, PollFlags::IN), PollFd::new(&self.wake, PollFlags::IN)];
             waited.extend(handle.as_ref().map(|handle| PollFd::from_borrowed_fd(handle.ended(), PollFlags::IN)));
             match poll(&mut waited, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -149,20 +153,25 @@ impl Shared {
                 }
             }
             let is_readable = |at: usize| waited.get(at).is_some_and(|fd| fd.revents().contains(PollFlags::IN));
-            if is_readable(0) {
-                // The count does not matter: what is due is decided by the clock.
-                let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+            for (at, fd) in [&self.timer, &self.wake].into_iter().enumerate() {
+                if is_readable(at) {
+                    // The count does not matter: what is due is decided by the clock.
+                    let _ = rustix::io::read(fd, &mut [0; 8]);
+                }
             }
-            self.step(if is_readable(1) { Input::Ended } else { Input::Tick });
+            self.step(if is_readable(2) { Input::Ended } else { Input::Tick });
         }
+    }
+
+    fn wake(&self) {
+        // Fails only where it would change nothing: the thread has not yet read an earlier one.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
     fn step(&self, input: Input) {
         let mut state = self.lock();
         let action = state.verdict.step(input, clock::boot());
-        if !state.closing {
-            self.set_timer(state.verdict.next_tick());
-        }
+        self.set_timer(state.verdict.next_tick());
         let terminate = action == Some(Action::Terminate);
         let now = view(&state.verdict, terminate);
         // Sent before the kill: whoever sees the sandbox die finds the cause.
@@ -286,6 +295,19 @@ mod tests {
         assert_eq!(handle.kills.load(Ordering::SeqCst), 0);
         dog.input(Input::Stop);
         assert_eq!(handle.kills.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn the_end_is_seen_whatever_came_right_after_the_sandbox() {
+        for _ in 0..300 {
+            let dog = Watchdog::start(verdict(Duration::from_secs(1_000)), refuse()).unwrap();
+            let (handle, life) = counted();
+            dog.arm(handle);
+            // Sets the timer anew before the thread may have had its turn.
+            dog.input(Input::Started);
+            rustix::io::write(&life, b"x").unwrap();
+            wait_until("the end", || dog.view().borrow().ended);
+        }
     }
 
     #[test]
