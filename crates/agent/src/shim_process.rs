@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use holm_runtime::ShimIdentity;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
@@ -56,20 +57,58 @@ pub(crate) struct ShimProcess {
     child: Option<Child>,
 }
 
-/// Spawns a shim that waits on the returned socket for its orders.
-///
-/// It gives up the agent's user id itself, first of all: were the id to be set between fork and exec, the agent's memory
-/// would have to be copied for it (posix_spawn(3) shares it, and sets no ids).
-pub(crate) fn spawn(program: &ShimProgram, label: &str, ids: Option<(u32, u32)>) -> io::Result<(Child, UnixStream)> {
-    let (ours, theirs) = UnixStream::pair()?;
-    let mut command = Command::new(&program.program);
-    command.args(&program.args).arg("shim").arg(label);
-    command.env_clear().envs(ENV_PASSED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
-    command.current_dir("/").stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
-    if let Some((uid, gid)) = ids {
-        command.args([uid.to_string(), gid.to_string()]);
+/// A shim that waits for its orders. Without them it ends: dropped, it is killed and waited for.
+#[derive(Debug)]
+pub(crate) struct WaitingShim {
+    child: Option<Child>,
+    orders: UnixStream,
+}
+
+impl WaitingShim {
+    /// Spawns it.
+    ///
+    /// It gives up the agent's user id itself, first of all: were the id to be set between fork and exec, the agent's memory
+    /// would have to be copied for it (posix_spawn(3) shares it, and sets no ids).
+    pub(crate) fn start(program: &ShimProgram, identity: &ShimIdentity) -> io::Result<Self> {
+        let (orders, theirs) = UnixStream::pair()?;
+        let mut command = Command::new(&program.program);
+        command.args(&program.args).arg("shim").arg(&identity.label);
+        command.env_clear().envs(ENV_PASSED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+        command.current_dir("/").stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
+        if let Some((uid, gid)) = identity.ids {
+            command.args([uid.to_string(), gid.to_string()]);
+        }
+        Ok(Self { child: Some(command.spawn()?), orders })
     }
-    Ok((command.spawn()?, ours))
+
+    /// Which process it is.
+    pub(crate) fn id(&self) -> io::Result<ShimId> {
+        self.child.as_ref().map_or_else(|| Err(vanished()), ShimId::of_child)
+    }
+
+    /// Gives it its orders. If that fails it has none, or not all of them: nothing can have been started, and it is ended.
+    pub(crate) fn brief<E: From<io::Error>>(
+        mut self,
+        id: ShimId,
+        send: impl FnOnce(&UnixStream) -> Result<(), E>,
+    ) -> Result<ShimProcess, E> {
+        let pidfd = watch(open(id.pid)?.ok_or_else(vanished)?)?;
+        send(&self.orders)?;
+        Ok(ShimProcess { id, pidfd, child: self.child.take() })
+    }
+}
+
+impl Drop for WaitingShim {
+    fn drop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        if let Err(error) = child.kill().and_then(|()| child.wait()) {
+            tracing::error!(pid = child.id(), %error, "ending a shim without orders");
+        }
+    }
+}
+
+fn vanished() -> io::Error {
+    io::Error::other("the shim vanished")
 }
 
 fn open(pid: u32) -> io::Result<Option<OwnedFd>> {
@@ -105,7 +144,7 @@ impl ShimId {
     /// Of a child that was not waited for, so that its id cannot have been given to another process.
     pub(crate) fn of_child(child: &Child) -> io::Result<Self> {
         let pid = child.id();
-        let ticks = started_ticks(pid)?.ok_or_else(|| io::Error::other("the shim vanished"))?;
+        let ticks = started_ticks(pid)?.ok_or_else(vanished)?;
         Ok(Self { pid, started_ticks: ticks })
     }
 
@@ -135,12 +174,6 @@ fn kill(fd: &OwnedFd) -> io::Result<()> {
 }
 
 impl ShimProcess {
-    /// A shim that this agent spawned.
-    pub(crate) fn spawned(id: ShimId, child: Child) -> io::Result<Self> {
-        let fd = open(id.pid)?.ok_or_else(|| io::Error::other("the shim vanished"))?;
-        Ok(Self { id, pidfd: watch(fd)?, child: Some(child) })
-    }
-
     /// A shim that an earlier agent spawned; nothing once it is gone.
     pub(crate) fn find(id: ShimId) -> io::Result<Option<Self>> {
         let Some(fd) = open_exactly(id)? else { return Ok(None) };
@@ -176,11 +209,27 @@ mod tests {
         Command::new("sleep").arg("1000").spawn().unwrap()
     }
 
+    fn waiting() -> WaitingShim {
+        WaitingShim { child: Some(sleeper()), orders: UnixStream::pair().unwrap().0 }
+    }
+
+    #[tokio::test]
+    async fn a_shim_without_orders_is_ended() {
+        let dropped = waiting();
+        let dropped_id = dropped.id().unwrap();
+        drop(dropped);
+        assert!(open(dropped_id.pid).unwrap().is_none(), "it was waited for");
+        let unbriefed = waiting();
+        let id = unbriefed.id().unwrap();
+        assert!(unbriefed.brief(id, |_| Err(io::Error::other("no"))).is_err());
+        assert!(open(id.pid).unwrap().is_none(), "it was waited for");
+    }
+
     #[tokio::test]
     async fn the_end_of_a_process_is_seen() {
-        let child = sleeper();
-        let id = ShimId::of_child(&child).unwrap();
-        let process = ShimProcess::spawned(id, child).unwrap();
+        let waiting = waiting();
+        let id = waiting.id().unwrap();
+        let process = waiting.brief(id, |_| Ok::<(), io::Error>(())).unwrap();
         let again = ShimProcess::find(id).unwrap().unwrap();
         assert!(tokio::time::timeout(Duration::from_millis(20), process.gone()).await.is_err());
         again.kill().unwrap();

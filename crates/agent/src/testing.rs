@@ -19,8 +19,8 @@ use holm_domain::{
     run::{Cancel, EventKind, ExitStatus, Outcome, Reason, RunSpec, Usage},
 };
 use holm_runtime::{
-    AttemptId, Descriptor, Error, Prepared, Request, Resources, Runtime, Sandbox, StepReport, Stop, passing,
-    registry::Registry,
+    AttemptId, Descriptor, Error, Prepared, Request, Resources, Runtime, Sandbox, ShimIdentity, StepReport, Stop,
+    passing, registry::Registry,
 };
 use holm_shim::protocol::{
     CHANGES_FILE_NAME, Command, EVENTS_FILE_NAME, EXIT_FILE_NAME, Launch, Phase, SOCKET_NAME, SPOOL_DIR_NAME,
@@ -198,6 +198,11 @@ impl Runtime for FileRuntime {
         Ok(self.resources(request.attempt))
     }
 
+    fn shim(&self, resources: &Resources) -> ShimIdentity {
+        let AttemptId { run, fence } = resources.attempt;
+        ShimIdentity { label: format!("{run}.{fence}"), ids: None }
+    }
+
     fn prepare(&self, request: &Request, resources: &Resources, stop: &Stop) -> Result<Prepared, Error> {
         let record = Record::read(&request.dir, request.attempt);
         if !matches!(&record, Ok(Some(record)) if record.resources == *resources) {
@@ -225,8 +230,6 @@ impl Runtime for FileRuntime {
         Ok(Prepared {
             launch: serde_json::json!({ "place": place }),
             descriptors: vec![Descriptor { name: "place".to_owned(), fd: place_fd.into() }],
-            label: format!("{}.{}", request.attempt.run, request.attempt.fence),
-            shim_ids: None,
             image_digest: Some("sha256:0".to_owned()),
             unenforced: vec!["nothing is".to_owned()],
         })

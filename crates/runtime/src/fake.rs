@@ -16,8 +16,8 @@ use holm_wire::guest_api::{IdRange, Setup};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::{
-    AttemptId, Context, Descriptor, Error, Prepared, Request, Resources, Runtime, Sandbox, SandboxHandle, StepReport,
-    Stop,
+    AttemptId, Context, Descriptor, Error, Prepared, Request, Resources, Runtime, Sandbox, SandboxHandle, ShimIdentity,
+    StepReport, Stop,
 };
 
 /// A step at which the fake can fail.
@@ -150,18 +150,16 @@ impl Runtime for FakeRuntime {
         Ok(Resources { runtime, attempt: request.attempt, uid_slot, cgroups: Vec::new(), mounts: Vec::new(), paths })
     }
 
+    fn shim(&self, resources: &Resources) -> ShimIdentity {
+        let AttemptId { run, fence } = resources.attempt;
+        ShimIdentity { label: format!("fake.{run}.{fence}"), ids: None }
+    }
+
     fn prepare(&self, request: &Request, resources: &Resources, _: &Stop) -> Result<Prepared, Error> {
         self.state().existing.insert(request.attempt, resources.clone());
         self.begin(Step::Prepare, Some(request.attempt))?;
         let launch = serde_json::to_value(request.attempt).map_err(|error| Error::Malformed(error.to_string()))?;
-        Ok(Prepared {
-            launch,
-            descriptors: Vec::new(),
-            label: format!("fake.{}.{}", request.attempt.run, request.attempt.fence),
-            shim_ids: None,
-            image_digest: None,
-            unenforced: Vec::new(),
-        })
+        Ok(Prepared { launch, descriptors: Vec::new(), image_digest: None, unenforced: Vec::new() })
     }
 
     fn launch(&self, launch: serde_json::Value, _: Vec<Descriptor>) -> Result<Sandbox, Error> {

@@ -97,6 +97,15 @@ pub struct Descriptor {
     pub fd: OwnedFd,
 }
 
+/// As what the shim of a planned attempt is to be started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShimIdentity {
+    /// What has to stand as an argument of its own in the shim's command line, so that `inventory` and `destroy` find it.
+    pub label: String,
+    /// The user and group id under which the shim is to run; the agent's own where it is left out.
+    pub ids: Option<(u32, u32)>,
+}
+
 /// What the agent made, for the shim.
 #[derive(Debug)]
 pub struct Prepared {
@@ -104,10 +113,6 @@ pub struct Prepared {
     pub launch: serde_json::Value,
     /// What the shim needs to hold.
     pub descriptors: Vec<Descriptor>,
-    /// What has to stand as an argument of its own in the shim's command line, so that `inventory` and `destroy` find it.
-    pub label: String,
-    /// The user and group id under which the shim is to run; the agent's own where it is left out.
-    pub shim_ids: Option<(u32, u32)>,
     /// The digest of the image, where it has one.
     pub image_digest: Option<String>,
     /// What was asked for and cannot be enforced, each with the reason.
@@ -235,6 +240,9 @@ pub trait Runtime: Send + Sync {
 
     /// Agent: names everything that an attempt may occupy, and creates nothing. `taken` are the user-id places in use.
     fn plan(&self, request: &Request, taken: &[u32]) -> Result<Resources, Error>;
+
+    /// Agent: as what the shim is to be started. It may be started while `prepare` is at work, and waits for its orders.
+    fn shim(&self, resources: &Resources) -> ShimIdentity;
 
     /// Agent: creates what needs privileges. On an error the caller destroys `resources`. What may take long (an image)
     /// has a deadline, looks at `stop` all the while, and leaves nothing half made when it ends with [`Error::Stopped`].

@@ -624,8 +624,9 @@ fn launch_by_a_shim(world: &World, spec: RunSpec) -> (Child, Resources, OwnedFd)
     let prepared = world.runtime.prepare(&request, &resources, &Stop::default()).unwrap();
     let (ours, shims) = UnixStream::pair().unwrap();
     let mut command = Command::new("/proc/self/exe");
-    command.args(["shim", &prepared.label]).stdin(OwnedFd::from(shims)).current_dir("/");
-    if let Some((uid, gid)) = prepared.shim_ids {
+    let identity = world.runtime.shim(&resources);
+    command.args(["shim", &identity.label]).stdin(OwnedFd::from(shims)).current_dir("/");
+    if let Some((uid, gid)) = identity.ids {
         command.uid(uid).gid(gid);
     }
     let shim = command.spawn().unwrap();

@@ -18,6 +18,10 @@ use std::{
 };
 
 use holm_runtime::{Descriptor, Sandbox, SharedRuntime, inherited, passing};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::{RecvFlags, recv},
+};
 use tokio::{
     net::UnixListener,
     signal::unix::{Signal, SignalKind, signal},
@@ -37,6 +41,8 @@ use crate::{
 
 /// How many commands of the agent's may wait to be obeyed.
 const COMMANDS_WAITING_MAX: usize = 16;
+/// How long the orders may take: the preparation goes on meanwhile, images are unpacked in it.
+const ORDERS_WITHIN: Duration = Duration::from_secs(30 * 60);
 
 /// Why a shim could not even begin.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +60,9 @@ fn system<E: Into<io::Error>>(context: &'static str) -> impl FnOnce(E) -> Error 
 /// The whole life of a shim. `resolve` knows the runtimes by name.
 pub fn shim_main(resolve: impl FnOnce(&str) -> Option<SharedRuntime>) -> ExitCode {
     match receive() {
-        Ok(received) => attend(received, resolve),
+        Ok(Some(received)) => attend(received, resolve),
+        // The agent has no orders after all, or is gone.
+        Ok(None) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "the shim cannot begin");
             ExitCode::FAILURE
@@ -69,19 +77,34 @@ struct Received {
     agent_uid: u32,
 }
 
-fn receive() -> Result<Received, Error> {
+/// Takes the orders; nothing if the agent closes the socket without any.
+fn receive() -> Result<Option<Received>, Error> {
     confine::take_own_ids(&std::env::args().collect::<Vec<_>>()).map_err(system("taking a user id of its own"))?;
     inherited::close_all().map_err(system("closing inherited descriptors"))?;
     let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(system("standard input"))?;
     // Who made the socket pair is who started the shim; a user id of its own was given to the shim since.
     let agent = rustix::net::sockopt::socket_peercred(&stdin).map_err(system("credentials of the agent"))?;
+    if !are_coming(&stdin).map_err(system("waiting for orders"))? {
+        return Ok(None);
+    }
     let (mut launch, mut descriptors): (Launch, Vec<Descriptor>) = passing::receive(&UnixStream::from(stdin))?;
     enter(&mut launch, &mut descriptors).map_err(system("entering the attempt's folder"))?;
     let null: OwnedFd = std::fs::File::open("/dev/null").map_err(system("/dev/null"))?.into();
     rustix::stdio::dup2_stdin(&null).map_err(system("standard input"))?;
     // Signals to the agent's session and process group are not meant for the shim.
     rustix::process::setsid().map_err(system("leaving the agent's session"))?;
-    Ok(Received { launch, descriptors, agent_uid: agent.uid.as_raw() })
+    Ok(Some(Received { launch, descriptors, agent_uid: agent.uid.as_raw() }))
+}
+
+/// Waits for the first of the orders, as long as the preparation may take; whether they come.
+fn are_coming(orders: &OwnedFd) -> io::Result<bool> {
+    let patience = Timespec { tv_sec: ORDERS_WITHIN.as_secs() as i64, tv_nsec: 0 };
+    let mut waited = [PollFd::new(orders, PollFlags::IN)];
+    if rustix::io::retry_on_intr(|| poll(&mut waited, Some(&patience)))? == 0 {
+        return Err(io::Error::new(io::ErrorKind::TimedOut, format!("there were none within {ORDERS_WITHIN:?}")));
+    }
+    let (count, _) = recv(orders, &mut [0][..], RecvFlags::PEEK)?;
+    Ok(count > 0)
 }
 
 /// Makes the attempt's folder the current one, by its descriptor: its path leads through folders that are closed to the shim.

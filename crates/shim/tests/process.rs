@@ -19,7 +19,7 @@ use holm_domain::{
     run::{Cancel, OutcomeKind, Reason, RunSpec},
 };
 use holm_runtime::{
-    AttemptId, Descriptor, Prepared, Request, Resources, Runtime as _, SharedRuntime, Stop, passing,
+    AttemptId, Descriptor, Prepared, Request, Resources, Runtime as _, SharedRuntime, ShimIdentity, Stop, passing,
     process::{Config, ProcessRuntime},
 };
 use holm_shim::{
@@ -99,13 +99,14 @@ fn start_tuned(spec: RunSpec, deadline: Duration, tuning: Tuning) -> Started {
     let request = Request { attempt, spec: spec.clone(), dir: dir.clone() };
     let resources = runtime.plan(&request, &[]).unwrap();
     let prepared = runtime.prepare(&request, &resources, &Stop::default()).unwrap();
-    let Prepared { launch, mut descriptors, label, shim_ids, .. } = prepared;
+    let Prepared { launch, mut descriptors, .. } = prepared;
+    let ShimIdentity { label, ids } = runtime.shim(&resources);
     let folder = std::fs::File::open(&dir).unwrap();
     descriptors.push(Descriptor { name: DIR_DESCRIPTOR.to_owned(), fd: folder.into() });
     let (socket, theirs) = UnixStream::pair().unwrap();
     let mut command = Command::new("/proc/self/exe");
     command.arg("shim").arg(&label).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
-    if let Some((uid, gid)) = shim_ids {
+    if let Some((uid, gid)) = ids {
         std::os::unix::fs::chown(&dir, Some(uid), Some(gid)).unwrap();
         command.args([uid.to_string(), gid.to_string()]);
     }

@@ -20,7 +20,7 @@ use crate::{
     folder::{FolderError, hand_over},
     journal::{Claim, Record, ShimRecord},
     occupancy::Stay,
-    shim_process::{self, ShimId, ShimProcess},
+    shim_process::{ShimProcess, WaitingShim},
     station::Shared,
 };
 
@@ -90,13 +90,13 @@ pub(crate) async fn make<C: ControlPlane>(
     // Why it is to stop says more than that it did.
     let now = *orders.borrow_and_update();
     go_on(&now)?;
-    let prepared = prepared?;
+    let (prepared, shim) = prepared?;
     if !shared.holder.may_start(claim.attempt) {
         return Err(NotMade::Lost(Lost::Expired));
     }
     blocking({
         let (shared, claim) = (shared.clone(), claim.clone());
-        move || spawn(&shared, claim, prepared, &now)
+        move || brief(&shared, claim, prepared, shim, &now)
     })
     .await
 }
@@ -131,26 +131,36 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, NotMade> +
     }
 }
 
+/// Plans and journals, then prepares while the shim is started and waits for its orders.
 fn prepare<C>(
     shared: &Shared<C>,
     claim: &Claim,
     stay: &Stay,
     (runtime, orders): (&SharedRuntime, &Orders),
     stop: &Stop,
-) -> Result<Prepared, NotMade> {
+) -> Result<(Prepared, WaitingShim), NotMade> {
     let dir = shared.folder.make_attempt(claim.attempt)?;
     let request = Request { attempt: claim.attempt, spec: claim.spec.clone(), dir: dir.clone() };
     let resources = stay.plan(|taken| runtime.plan(&request, taken))?;
     let record = Record::new(shared.boot_id.clone(), claim.clone(), orders.deadline, resources);
     record.write(&dir)?;
-    let prepared = runtime.prepare(&request, &record.resources, stop)?;
-    hand_over(&dir, prepared.shim_ids)?;
-    Ok(prepared)
+    let identity = runtime.shim(&record.resources);
+    hand_over(&dir, identity.ids)?;
+    let started = WaitingShim::start(&shared.config.shim, &identity);
+    let shim = started.map_err(|error| launch_failed(format!("the shim cannot be started: {error}")))?;
+    Ok((runtime.prepare(&request, &record.resources, stop)?, shim))
 }
 
-fn spawn<C>(shared: &Shared<C>, claim: Claim, prepared: Prepared, orders: &Orders) -> Result<Made, NotMade> {
+/// Gives a shim its orders.
+fn brief<C>(
+    shared: &Shared<C>,
+    claim: Claim,
+    prepared: Prepared,
+    shim: WaitingShim,
+    orders: &Orders,
+) -> Result<Made, NotMade> {
     let dir = shared.folder.attempt(claim.attempt);
-    let Prepared { launch, mut descriptors, label, shim_ids, image_digest, unenforced } = prepared;
+    let Prepared { launch, mut descriptors, image_digest, unenforced } = prepared;
     descriptors.push(Descriptor { name: DIR_DESCRIPTOR.to_owned(), fd: open_dir(&dir).map_err(launch_failed)? });
     let sandbox = SandboxInfo { agent: shared.agent, runtime: claim.runtime.clone(), image_digest, unenforced };
     let message = Launch {
@@ -163,18 +173,10 @@ fn spawn<C>(shared: &Shared<C>, claim: Claim, prepared: Prepared, orders: &Order
         launch,
         tuning: shared.config.tuning,
     };
-    let spawned = shim_process::spawn(&shared.config.shim, &label, shim_ids);
-    let (child, socket) = spawned.map_err(|error| launch_failed(format!("the shim cannot be started: {error}")))?;
-    let id = ShimId::of_child(&child).map_err(launch_failed)?;
-    let process = ShimProcess::spawned(id, child).map_err(launch_failed)?;
-    let briefed = record_and_brief(&dir, ShimRecord { shim: id, sandbox: sandbox.clone() }, || {
-        passing::send(&socket, &message, &descriptors)
-    });
-    if let Err(problem) = briefed {
-        // It has no orders, or not all of them; nothing can have been started.
-        process.kill().map_err(launch_failed)?;
-        return Err(problem);
-    }
+    let id = shim.id().map_err(launch_failed)?;
+    ShimRecord { shim: id, sandbox: sandbox.clone() }.write(&dir)?;
+    let process = shim.brief(id, |socket| passing::send(socket, &message, &descriptors));
+    let process = process.map_err(|error| launch_failed(format!("the shim does not take its orders: {error}")))?;
     Ok(Made { process, sandbox })
 }
 
@@ -182,15 +184,6 @@ fn spawn<C>(shared: &Shared<C>, claim: Claim, prepared: Prepared, orders: &Order
 fn open_dir(dir: &Path) -> std::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     Ok(rustix::fs::open(dir, flags, Mode::empty())?)
-}
-
-fn record_and_brief(
-    dir: &Path,
-    record: ShimRecord,
-    brief: impl FnOnce() -> Result<(), passing::Error>,
-) -> Result<(), NotMade> {
-    record.write(dir)?;
-    brief().map_err(|error| launch_failed(format!("the shim does not take its orders: {error}")))
 }
 
 #[cfg(test)]

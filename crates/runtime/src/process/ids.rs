@@ -6,11 +6,13 @@
 //! the guest's and the workload's root inside and itself outside.
 
 use std::{
+    collections::HashMap,
     fs::{File, OpenOptions},
     io::{self, Read, Write},
     os::fd::{AsFd, OwnedFd},
     os::unix::fs::OpenOptionsExt,
     path::Path,
+    sync::{Mutex, PoisonError},
 };
 
 use rustix::{
@@ -31,6 +33,8 @@ pub const SLOTS: u32 = 2_048;
 pub const WORKLOAD_IDS: u32 = 65_536;
 const FIRST: u32 = 0x7000_0000;
 const STRIDE: u32 = 0x2_0000;
+/// The most namespaces for idmapped mounts that are kept open.
+const DISK_NAMESPACES_MAX: usize = 256;
 
 /// A place in the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +74,27 @@ impl Slot {
     /// A user namespace that stands for "ids on the disk are those of the workload", for idmapped mounts.
     pub fn disk_namespace(self) -> Result<OwnedFd, Error> {
         namespace(None, &format!("0 {} {WORKLOAD_IDS}\n", self.workload()))
+    }
+}
+
+/// The namespaces for idmapped mounts of places that were used before. Nothing ever enters one: it is a table of ids and
+/// nothing else, the same for each sandbox in a place, so it need not be made for each.
+#[derive(Debug, Default)]
+pub struct DiskNamespaces(Mutex<HashMap<u32, OwnedFd>>);
+
+impl DiskNamespaces {
+    /// The namespace of a place.
+    pub fn of(&self, slot: Slot) -> Result<OwnedFd, Error> {
+        let duplicate = |fd: &OwnedFd| fd.try_clone().context(|| "duplicating a user namespace".to_owned());
+        if let Some(known) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&slot.0) {
+            return duplicate(known);
+        }
+        let made = slot.disk_namespace()?;
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() < DISK_NAMESPACES_MAX {
+            known.insert(slot.0, duplicate(&made)?);
+        }
+        Ok(made)
     }
 }
 

@@ -28,7 +28,8 @@ use super::{
     tree::{self, Owners, Use},
 };
 use crate::{
-    AttemptId, Context, Descriptor, Error, Prepared, Request, Resources, Runtime, Sandbox, StepReport, Stop, guest,
+    AttemptId, Context, Descriptor, Error, Prepared, Request, Resources, Runtime, Sandbox, ShimIdentity, StepReport,
+    Stop, guest,
 };
 
 /// The name of this runtime.
@@ -54,6 +55,7 @@ struct Host {
     groups: Layout,
     images: Images,
     root: HostRoot,
+    disk_namespaces: ids::DiskNamespaces,
 }
 
 impl ProcessRuntime {
@@ -71,7 +73,14 @@ impl ProcessRuntime {
             let broken = works.err().or(groups.as_ref().err().map(clone_error)).map(|error| error.to_string());
             let images = Images::new(&self.config.images, self.config.image_budget);
             let root = HostRoot::new(mapped);
-            Host { mapped, broken, groups: groups.unwrap_or_default(), images, root }
+            Host {
+                mapped,
+                broken,
+                groups: groups.unwrap_or_default(),
+                images,
+                root,
+                disk_namespaces: ids::DiskNamespaces::default(),
+            }
         })
     }
 
@@ -156,6 +165,11 @@ impl Runtime for ProcessRuntime {
         })
     }
 
+    fn shim(&self, resources: &Resources) -> ShimIdentity {
+        let ids = resources.uid_slot.map(|slot| ids::Slot(slot).shim()).map(|id| (id, id));
+        ShimIdentity { label: self.config.label.of(resources.attempt), ids }
+    }
+
     fn prepare(&self, request: &Request, resources: &Resources, stop: &Stop) -> Result<Prepared, Error> {
         let host = self.host();
         let label = self.config.label.of(request.attempt);
@@ -167,7 +181,7 @@ impl Runtime for ProcessRuntime {
                 making.give("slot", self.reserve(slot, request.attempt)?);
                 let slot = ids::Slot(slot);
                 making.give("userns", slot.outer_namespace()?);
-                making.ids = Some(slot.disk_namespace()?);
+                making.ids = Some(host.disk_namespaces.of(slot)?);
                 Some(slot)
             }
             (false, None) => None,
@@ -191,12 +205,10 @@ impl Runtime for ProcessRuntime {
         let env = env(spec);
         let mapped = slot.is_some();
         let disk_bytes = spec.limits.disk_bytes;
-        let plan = Blueprint { label: label.clone(), mapped, disk_bytes, set_id, lower, work, binds, setup, env };
+        let plan = Blueprint { label, mapped, disk_bytes, set_id, lower, work, binds, setup, env };
         Ok(Prepared {
             launch: serde_json::to_value(&plan).map_err(|error| Error::Malformed(error.to_string()))?,
             descriptors: making.descriptors,
-            label,
-            shim_ids: slot.map(|slot| (slot.shim(), slot.shim())),
             image_digest,
             unenforced: making.unenforced,
         })
