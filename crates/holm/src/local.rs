@@ -8,6 +8,7 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom},
     os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
+    path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
@@ -33,14 +34,24 @@ const LOG_TAIL_BYTES: u64 = 4 * 1024;
 
 /// A client of the server of this machine, which is started if it does not run.
 pub async fn connect_or_start(home: &Home) -> anyhow::Result<Client> {
-    if let Some(client) = connect(home).await? {
+    // Somebody who listens is enough here: a request that meets a server on its way out is made again.
+    if is_listening(&home.socket())
+        && let Some(client) = client(home)?
+    {
         return Ok(client);
     }
-    start(home).await
+    match connect(home).await? {
+        Some(client) => Ok(client),
+        None => start(home).await,
+    }
 }
 
-/// A client of the server of this machine, if it runs.
-pub async fn connect(home: &Home) -> anyhow::Result<Option<Client>> {
+/// Whether a process listens on a socket. False also where the path is too long to be asked about (unix(7)).
+fn is_listening(socket: &Path) -> bool {
+    std::os::unix::net::UnixStream::connect(socket).is_ok()
+}
+
+fn client(home: &Home) -> anyhow::Result<Option<Client>> {
     let path = home.socket();
     if !path.exists() {
         return Ok(None);
@@ -50,7 +61,12 @@ pub async fn connect(home: &Home) -> anyhow::Result<Option<Client>> {
         Err(_) if !home.token().exists() => return Ok(None),
         Err(error) => return Err(error.context(format!("the token of the server under {}", home.0.display()))),
     };
-    let client = Client::new(Endpoint::Unix(path), token.value)?;
+    Ok(Some(Client::new(Endpoint::Unix(path), token.value)?))
+}
+
+/// A client of the server of this machine, if it runs.
+pub async fn connect(home: &Home) -> anyhow::Result<Option<Client>> {
+    let Some(client) = client(home)? else { return Ok(None) };
     match client.ready(Duration::from_secs(10)).await {
         Ok(()) => Ok(Some(client)),
         // A socket without a listener is what a server leaves that was killed.

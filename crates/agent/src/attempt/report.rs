@@ -1,9 +1,10 @@
 //! Telling the control plane of one attempt: that the command was started, its output and events, and how it ended.
 //!
-//! The order is fixed (SPEC S1): start, then output and events as they come; that the sandbox has ended, then what is left of
-//! them, then the archive of changes, and the end of the run last. What cannot be stored is never passed over in silence: the run then ends as failed.
+//! The order is fixed (SPEC S1): start, then output and events as they come; what is left of them,
+//! with word that the sandbox has ended where that takes long, then the archive of changes, and the end of the run last. What
+//! cannot be stored is never passed over in silence: the run then ends as failed.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use holm_api::agent::{AppendEvents, Fenced, FinishRun, SandboxEnded, StartRun};
 use holm_domain::run::{Outcome, Reason, SandboxInfo};
@@ -26,6 +27,9 @@ use crate::{
     station::Shared,
 };
 
+/// How long the last of the output may take before the control plane is told that the sandbox has ended. Far less than a
+/// lease lasts: what is lost with an agent in this time is executed again, as if it were lost a moment earlier.
+const TELL_END_AFTER: Duration = Duration::from_millis(200);
 /// The most events in one request.
 const EVENTS_MAX: usize = 256;
 
@@ -67,10 +71,11 @@ impl<C: ControlPlane> Reporter<'_, C> {
         if let Some(problem) = loss {
             end = failed(end, problem);
         }
-        if let Some(length) = end.changes
-            && let Err(problem) = self.put_changes(length).await?
-        {
-            end = failed(end, format!("the changes could not be stored: {problem}"));
+        if let Some(length) = end.changes {
+            self.tell_sandbox_ended(&end).await?;
+            if let Err(problem) = self.put_changes(length).await? {
+                end = failed(end, format!("the changes could not be stored: {problem}"));
+            }
         }
         Ok(tell_end(self.shared, self.attempt, end, logs.next_seq()).await?)
     }
@@ -90,14 +95,9 @@ impl<C: ControlPlane> Reporter<'_, C> {
         let mut loss: Option<String> = None;
         loop {
             let seen = self.seen.borrow_and_update().clone();
-            let sending = async {
-                match loss {
-                    None => self.send_all(logs, &seen).await,
-                    lost => Ok(lost),
-                }
-            };
-            // Beside the rest of the output, so that a short run does not wait for it.
-            (loss, ()) = tokio::try_join!(sending, self.tell_sandbox_ended(seen.end.as_ref()))?;
+            if loss.is_none() {
+                loss = self.send_rest(logs, &seen).await?;
+            }
             events_told = self.send_events(events_told, seen.events).await?;
             if loss.is_some() {
                 // The command would only wait for room in the spool from now on.
@@ -112,10 +112,26 @@ impl<C: ControlPlane> Reporter<'_, C> {
         }
     }
 
+    /// Sends the output that is there. What takes long after the end is sent beside word of the end; what does not is
+    /// followed by the end itself.
+    async fn send_rest(&self, logs: &mut LogSource, seen: &Seen) -> Result<Option<String>, ControlError> {
+        let mut sending = std::pin::pin!(self.send_all(logs, seen));
+        let Some(end) = &seen.end else { return sending.await };
+        tokio::select! {
+            sent = &mut sending => sent,
+            () = tokio::time::sleep(TELL_END_AFTER) => {
+                let (loss, ()) = tokio::try_join!(sending, self.tell_sandbox_ended(end))?;
+                Ok(loss)
+            }
+        }
+    }
+
     /// From here on the run is not executed again, however long its output and its changes take. A sandbox that was killed
     /// because its lease ran out is none of ours to end.
-    async fn tell_sandbox_ended(&self, end: Option<&End>) -> Result<(), ControlError> {
-        let Some(end) = end.filter(|end| end.outcome.reason != Some(Reason::LeaseExpired)) else { return Ok(()) };
+    async fn tell_sandbox_ended(&self, end: &End) -> Result<(), ControlError> {
+        if end.outcome.reason == Some(Reason::LeaseExpired) {
+            return Ok(());
+        }
         let AttemptId { run, fence } = self.attempt;
         let Shared { control, config, agent, .. } = self.shared;
         let outcome = clipped(end.outcome.clone());
