@@ -1,8 +1,12 @@
-//! What an attempt occupies and what it is for, on disk before any of it exists.
+//! What an attempt occupies and what it is for, written before any of it exists.
 //!
 //! [`Record`] is written before the runtime creates anything (SPEC L6). [`ShimRecord`] is written after the shim was
 //! spawned and before it is told what to do: a shim that is in no record got no orders, and ends by itself when its
 //! standard input ends. So after a crash the two files tell exactly how far an attempt had come.
+//!
+//! A crash is that of the agent: the files outlive it once they were renamed into place, without being forced to the disk.
+//! Nothing that a record names outlives the machine but files, and these lie in the attempt's own folder or are found by
+//! their label.
 
 use std::path::Path;
 
@@ -14,7 +18,7 @@ use holm_runtime::{AttemptId, Resources};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    folder::{FolderError, read_own, write_durably, write_whole},
+    folder::{FolderError, read_own, write_whole},
     shim_process::ShimId,
 };
 
@@ -69,9 +73,9 @@ impl Record {
         Self { version: VERSION, boot_id, claim, deadline, resources }
     }
 
-    /// Writes it; when this returned, no loss of power takes it away.
+    /// Writes it; when this returned, no end of the agent takes it away.
     pub(crate) fn write(&self, dir: &Path) -> Result<(), FolderError> {
-        write_durably(dir, RECORD_NAME, &to_json(self)?)
+        write_whole(dir, RECORD_NAME, &to_json(self)?)
     }
 
     /// Reads the record in the folder of `attempt`; nothing if none was written, an error if it cannot be trusted.
