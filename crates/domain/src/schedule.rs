@@ -2,7 +2,7 @@
 
 use crate::{
     AgentId,
-    host::{Capacity, Host},
+    host::{Capacity, Host, RuntimeInfo},
     run::{RootSource, Run, RunSpec, RunState},
 };
 
@@ -22,8 +22,13 @@ pub fn root_capability(root: &RootSource) -> &'static str {
 
 /// The name of the first runtime of `host` that meets what `spec` asks for.
 pub fn runtime_for<'a>(spec: &RunSpec, host: &'a Host) -> Option<&'a str> {
+    runtime_among(spec, &host.runtimes)
+}
+
+/// The name of the first of `runtimes` that meets what `spec` asks for.
+pub fn runtime_among<'a>(spec: &RunSpec, runtimes: &'a [RuntimeInfo]) -> Option<&'a str> {
     let needed = root_capability(&spec.root);
-    host.runtimes
+    runtimes
         .iter()
         .find(|runtime| {
             spec.runtime.as_ref().is_none_or(|wanted| *wanted == runtime.name)

@@ -13,11 +13,13 @@ pub mod leftovers;
 pub mod probe;
 pub mod ran;
 pub mod store;
+pub mod terminal;
 pub mod world;
 
 use std::time::{Duration, Instant};
 
 pub use ran::{Ran, Running};
+pub use terminal::OnTerminal;
 pub use world::World;
 
 /// How long anything that must happen may take; generous, because tests run beside each other on slow machines.

@@ -11,6 +11,7 @@ mod local;
 mod output;
 mod serve;
 mod session;
+mod status_line;
 mod tame;
 mod units;
 mod writeback;

@@ -14,4 +14,5 @@ mod isolation;
 mod lease;
 mod limits;
 mod output;
+mod people;
 mod up;

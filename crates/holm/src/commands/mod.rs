@@ -16,6 +16,7 @@ pub mod rm;
 pub mod run;
 pub mod show;
 pub mod token;
+mod waiting;
 
 use holm_domain::{UnixMicros, run::RunState};
 

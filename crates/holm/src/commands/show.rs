@@ -5,11 +5,11 @@ use std::time::Duration;
 use holm_api::{client::ClientError, runs::RunView};
 use holm_domain::{
     RunId,
-    run::{Event, ExitStatus, RootSource, Usage},
+    run::{Event, ExitStatus, RootSource, RunState, Usage},
 };
 use serde::Serialize;
 
-use super::{advice, events, instant, ps, status};
+use super::{advice, events, instant, ps, status, waiting};
 use crate::{
     output::{Cell, escaped},
     session::Session,
@@ -25,6 +25,9 @@ struct Shown {
     /// Whether there are more events than these.
     #[serde(rename = "more_events", skip_serializing_if = "std::ops::Not::not")]
     more: bool,
+    /// Why it waits in the queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waits: Option<String>,
 }
 
 /// Shows each run; with `--json` an array, as `docker inspect` does.
@@ -37,7 +40,8 @@ pub async fn execute(session: &Session, runs: &[RunId]) -> anyhow::Result<u8> {
         let shown = async {
             let run = client.run_get(*id).await?;
             let (events, more) = events::first(&client, *id).await?;
-            Ok::<_, ClientError>(Shown { run, events, more })
+            let waits = if run.state == RunState::Queued { Some(waiting::why(&client, &run).await?) } else { None };
+            Ok::<_, ClientError>(Shown { run, events, more, waits })
         };
         match shown.await {
             Ok(shown) => views.push(shown),
@@ -51,11 +55,14 @@ pub async fn execute(session: &Session, runs: &[RunId]) -> anyhow::Result<u8> {
         output.value(&views)?;
         return Ok(u8::from(failed));
     }
-    for (index, Shown { run, events, more }) in views.iter().enumerate() {
+    for (index, Shown { run, events, more, waits }) in views.iter().enumerate() {
         if index > 0 {
             output.line("")?;
         }
         let mut pairs = pairs(run);
+        if let Some(waits) = waits {
+            pairs.insert(2, ("waits", waits.as_str().into()));
+        }
         pairs.extend(events.iter().map(|event| ("event", Cell::from(events::line(event)))));
         if *more {
             pairs.push(("event", format!("… `holm events {}` tells the others", run.id).into()));

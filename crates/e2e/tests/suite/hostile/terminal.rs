@@ -1,15 +1,8 @@
 //! Output that would steer the terminal of whoever looks at it.
 
-use std::{
-    fs::File,
-    io::Read as _,
-    os::fd::OwnedFd,
-    process::{Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::process::Command;
 
-use holm_e2e::{DEADLINE, World};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use holm_e2e::{OnTerminal, World};
 
 use super::lives_on;
 
@@ -18,37 +11,9 @@ const NASTY: &str = "printf 'a\\033[2J\\033]0;t\\007\\033]52;c;eA==\\033\\\\\\30
 const EXACT: &[u8] = b"a\x1b[2J\x1b]0;t\x07\x1b]52;c;eA==\x1b\\\xc2\x9b6n\x08\n\x1b[31mred\x1b[0m\ttab\n";
 const VISIBLE: &str = "a^[[2J^[]0;t^G^[]52;c;eA==^[\\\\u{9b}6n^H\r\n\x1b[31mred\x1b[0m\ttab\r\n";
 
-/// Runs a command with its standard output and error on a terminal of its own; what the terminal got.
+/// Runs a command on a terminal of its own; what the terminal got.
 fn on_a_terminal(command: &mut Command) -> (String, i32) {
-    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("a terminal");
-    grantpt(&ours).expect("granted");
-    unlockpt(&ours).expect("unlocked");
-    let name = ptsname(&ours, Vec::new()).expect("a name").into_string().expect("text");
-    let open = || -> OwnedFd { File::options().read(true).write(true).open(&name).expect("the other end").into() };
-    let mut child = command.stdin(Stdio::null()).stdout(open()).stderr(open()).spawn().expect("started");
-    // Its ends in this process are closed with the command's own.
-    command.stdout(Stdio::null()).stderr(Stdio::null());
-    let reader = std::thread::spawn(move || {
-        let (mut bytes, mut piece, mut file) = (Vec::new(), [0; 4_096], File::from(ours));
-        // A terminal whose other end is closed answers with an error.
-        while let Ok(length @ 1..) = file.read(&mut piece) {
-            bytes.extend_from_slice(&piece[..length]);
-        }
-        bytes
-    });
-    let deadline = Instant::now() + DEADLINE;
-    let status = loop {
-        match child.try_wait().expect("a child") {
-            Some(status) => break status,
-            None if Instant::now() > deadline => {
-                let _gone = child.kill();
-                panic!("it did not end in time");
-            }
-            None => std::thread::sleep(Duration::from_millis(20)),
-        }
-    };
-    let bytes = reader.join().expect("read to the end");
-    (String::from_utf8_lossy(&bytes).into_owned(), status.code().unwrap_or(-1))
+    OnTerminal::start(command).wait()
 }
 
 #[test]

@@ -24,7 +24,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{super::advice, signals::Interrupts};
+use super::{super::advice, progress::Progress, signals::Interrupts};
 use crate::{
     output::{EXIT_PIPE, RawStreams},
     session::Session,
@@ -57,7 +57,13 @@ enum Told<'a> {
 type Piece = (Stream, Vec<u8>);
 
 /// Follows `run` until it has ended.
-pub async fn follow(session: &Session, client: &Client, run: RunView, signals: &mut Interrupts) -> anyhow::Result<End> {
+pub async fn follow(
+    session: &Session,
+    client: &Client,
+    run: RunView,
+    signals: &mut Interrupts,
+    mut progress: Progress,
+) -> anyhow::Result<End> {
     let id = run.id;
     let json = session.output.json;
     if json && let Some(end) = closed_pipe(session.output.value_line(&Told::Created(&run)), client, id).await? {
@@ -72,6 +78,7 @@ pub async fn follow(session: &Session, client: &Client, run: RunView, signals: &
         tokio::select! {
             biased;
             count = signals.next() => {
+                progress.end();
                 if count >= 3 {
                     session.output.error(format!("left run {id}, which may go on; `holm show {id}` tells"));
                     return Ok(End::Code(130));
@@ -89,11 +96,16 @@ pub async fn follow(session: &Session, client: &Client, run: RunView, signals: &
                 }
             }
             entry = follower.next(), if pending.is_none() => match entry? {
-                Some(entry) => pending = Some(piece_of(&entry, json)?),
+                Some(entry) => {
+                    progress.end();
+                    pending = Some(piece_of(&entry, json)?);
+                }
                 None => break,
-            }
+            },
+            () = progress.step(client, id) => {}
         }
     }
+    progress.end();
     drop(sender);
     tokio::select! {
         written = &mut writer => {

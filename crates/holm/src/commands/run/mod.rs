@@ -1,6 +1,7 @@
 //! `holm run`: submit a command, follow its output, end with its exit code.
 
 mod attach;
+mod progress;
 mod signals;
 pub mod spec;
 
@@ -107,8 +108,9 @@ pub async fn execute(session: &Session, args: &RunArgs) -> anyhow::Result<u8> {
     let mut signals = signals::Interrupts::listen()?;
     let project = args.project.clone().or_else(|| session.config.project.as_ref().map(|p| p.value.clone()));
     let body = CreateRun { project, spec };
+    let mut progress = progress::Progress::new(session, args.detach);
     let submitted = tokio::select! {
-        submitted = submit(session, &body) => submitted,
+        submitted = progress.during(progress::server(session), submit(session, &body)) => submitted,
         () = signals.third() => anyhow::bail!("interrupted before the server answered; the run may have been submitted"),
     };
     let (client, run) = submitted?;
@@ -120,7 +122,7 @@ pub async fn execute(session: &Session, args: &RunArgs) -> anyhow::Result<u8> {
         }
         return Ok(0);
     }
-    let run = match attach::follow(session, &client, run, &mut signals).await? {
+    let run = match attach::follow(session, &client, run, &mut signals, progress).await? {
         attach::End::Run(run) => *run,
         attach::End::Code(code) => return Ok(code),
     };

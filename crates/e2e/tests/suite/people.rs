@@ -1,0 +1,52 @@
+//! What only people see: progress on a terminal, and nothing of it anywhere else.
+
+use holm_e2e::{OnTerminal, World, terminal::screen};
+
+const QUEUED: &str = "queued: no host has registered; start `holm agent` on one";
+
+#[test]
+fn a_run_that_waits_says_why_on_a_terminal_and_nowhere_else() {
+    let mut world = World::with_short_leases();
+    let on_terminal = |flags: &[&str]| {
+        let mut command = world.command();
+        OnTerminal::start(command.env("TERM", "xterm").arg("run").args(flags).args(["--", "echo", "hi"]))
+    };
+    // Those that stay quiet begin first: when the last one has said something, they could have, too.
+    let mut in_pipes = world.command();
+    in_pipes.env("TERM", "xterm").args(["run", "--", "echo", "hi"]);
+    let in_pipes = holm_e2e::Running::start(&mut in_pipes);
+    let quiet = on_terminal(&["--quiet"]);
+    let json = on_terminal(&["--json"]);
+    let shown = on_terminal(&[]);
+    shown.says(&format!("holm: {QUEUED}"));
+    let newest = world.newest();
+    let waits = world.holm(["show", &newest]).succeeds();
+    assert!(waits.text().contains("no host has registered"), "{waits}");
+
+    world.start_agent("a");
+    let (got, code) = shown.wait();
+    assert_eq!((code, screen(&got).lines().next()), (0, Some("hi")), "{got:?}");
+    assert!(!screen(&got).contains("queued"), "it is erased: {got:?}");
+    let ran = in_pipes.wait().succeeds();
+    assert_eq!(ran.text(), "hi\n");
+    assert!(!ran.complaint().contains("queued") && !ran.complaint().contains('\x1b'), "{ran}");
+    for (got, code) in [quiet.wait(), json.wait()] {
+        assert_eq!(code, 0, "{got:?}");
+        assert!(!got.contains("no host") && !got.contains('\x1b'), "{got:?}");
+    }
+}
+
+#[test]
+fn a_run_that_no_host_has_room_for_says_so_and_is_cancelled_cleanly() {
+    let mut world = World::with_short_leases();
+    world.start_agent("a");
+    let mut command = world.command();
+    command.env("TERM", "xterm").env("NO_COLOR", "1").args(["run", "--runtime", "vm", "true"]);
+    let waiting = OnTerminal::start(&mut command);
+    waiting.says("queued: no connected host has `vm` with root.host");
+    waiting.signal(rustix::process::Signal::INT);
+    let (got, code) = waiting.wait();
+    assert_eq!(code, 130, "{got:?}");
+    let screen = screen(&got);
+    assert!(!screen.contains("queued: ") && screen.starts_with("holm: cancelling run "), "{screen}");
+}

@@ -1,0 +1,144 @@
+//! Why a run waits in the queue, as far as what the server tells of hosts and runs says it.
+
+use std::collections::HashMap;
+
+use holm_api::{
+    client::{Client, ClientError},
+    hosts::HostView,
+    runs::{ListRuns, RunView},
+};
+use holm_domain::{
+    AgentId,
+    run::{RunSpec, RunState},
+    schedule,
+};
+
+use super::ago;
+use crate::{output::escaped, units::show_bytes};
+
+/// How many live runs are looked at for what they hold; with more of them it is not known.
+const LIVE_MAX: u32 = 200;
+
+/// One clause without a full stop.
+pub async fn why(client: &Client, run: &RunView) -> Result<String, ClientError> {
+    let hosts = client.host_list().await?.hosts;
+    if let Some(reason) = of_hosts(&run.spec, &hosts) {
+        return Ok(reason);
+    }
+    let on_hosts = RunState::ALL.iter().filter(|state| !matches!(state, RunState::Queued | RunState::Ended));
+    let state = Some(on_hosts.map(|state| state.as_str()).collect::<Vec<_>>().join(","));
+    let page = client.run_list(&ListRuns { state, limit: Some(LIVE_MAX), ..ListRuns::default() }).await?;
+    let held = page.next_cursor.is_none().then(|| held(&page.runs));
+    let of_memory = held.and_then(|held| of_memory(&run.spec, &hosts, &held));
+    Ok(of_memory.unwrap_or_else(|| "a host will take it".to_owned()))
+}
+
+/// What hosts alone tell: none is there, none can, none has a place.
+fn of_hosts(spec: &RunSpec, hosts: &[HostView]) -> Option<String> {
+    let alive: Vec<&HostView> = hosts.iter().filter(|host| host.alive).collect();
+    if alive.is_empty() {
+        return Some(match hosts.iter().max_by_key(|host| host.seen_at) {
+            None => "no host has registered; start `holm agent` on one".to_owned(),
+            Some(last) => {
+                let (name, seen) = (escaped(&last.name), ago(last.seen_at));
+                format!("no host is connected ({name} was seen {seen}); start its agent")
+            }
+        });
+    }
+    let able: Vec<&HostView> =
+        alive.into_iter().filter(|host| schedule::runtime_among(spec, &host.runtimes).is_some()).collect();
+    let Some(largest) = able.iter().map(|host| host.capacity.memory_bytes).max() else {
+        let needed = schedule::root_capability(&spec.root);
+        let wanted = spec.runtime.as_ref().map_or("a runtime".to_owned(), |name| format!("`{}`", escaped(name)));
+        return Some(format!("no connected host has {wanted} with {needed}; `holm hosts` lists what there is"));
+    };
+    let wanted = spec.limits.memory_bytes;
+    if wanted > largest {
+        let (wanted, largest) = (show_bytes(wanted), show_bytes(largest));
+        return Some(format!("no connected host has {wanted} of memory, {largest} at most; give a smaller --memory"));
+    }
+    let mut large = able.into_iter().filter(|host| host.capacity.memory_bytes >= wanted);
+    let has_place = large.any(|host| host.runs_held < host.capacity.runs);
+    (!has_place).then(|| "each host that could take it has as many runs as it takes at once".to_owned())
+}
+
+/// What the live runs of each agent may use.
+fn held(runs: &[RunView]) -> HashMap<AgentId, u64> {
+    let mut held = HashMap::new();
+    for run in runs {
+        if let Some(agent) = run.agent {
+            *held.entry(agent).or_default() += run.spec.limits.memory_bytes;
+        }
+    }
+    held
+}
+
+/// Whether the memory of each host with a place is promised to other runs.
+fn of_memory(spec: &RunSpec, hosts: &[HostView], held: &HashMap<AgentId, u64>) -> Option<String> {
+    let wanted = spec.limits.memory_bytes;
+    let free =
+        |host: &HostView| host.capacity.memory_bytes.saturating_sub(held.get(&host.id).copied().unwrap_or_default());
+    let able = hosts.iter().filter(|host| {
+        host.alive && host.runs_held < host.capacity.runs && schedule::runtime_among(spec, &host.runtimes).is_some()
+    });
+    let most = able.map(free).max()?;
+    (most < wanted).then(|| {
+        let (wanted, most) = (show_bytes(wanted), show_bytes(most));
+        format!("it may use {wanted} of memory, and other runs leave {most}; it waits, or give a smaller --memory")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use holm_domain::{
+        UnixMicros,
+        host::{Capacity, RuntimeInfo},
+    };
+
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn host(runs_held: u32) -> HostView {
+        let capabilities = vec!["root.host".to_owned()];
+        HostView {
+            id: AgentId::from_uuid(uuid::Uuid::from_u128(1)),
+            name: "isle".to_owned(),
+            version: String::new(),
+            capacity: Capacity { runs: 2, cpus_milli: 1_000, memory_bytes: 4 * GIB },
+            runs_held,
+            runtimes: vec![RuntimeInfo { name: "process".to_owned(), capabilities, unenforced: vec![] }],
+            registered_at: UnixMicros(0),
+            seen_at: UnixMicros(0),
+            alive: true,
+        }
+    }
+
+    fn spec(memory_bytes: u64) -> RunSpec {
+        let mut spec = RunSpec::new(["x"]);
+        spec.limits.memory_bytes = memory_bytes;
+        spec
+    }
+
+    #[test]
+    fn hosts_tell_why() {
+        let of = |spec: &RunSpec, hosts: &[HostView]| of_hosts(spec, hosts).unwrap();
+        assert!(of(&spec(GIB), &[]).contains("holm agent"));
+        let dead = HostView { alive: false, ..host(0) };
+        assert!(of(&spec(GIB), std::slice::from_ref(&dead)).contains("isle was seen"));
+        assert!(of(&spec(5 * GIB), &[host(0)]).contains("5 GiB of memory, 4 GiB at most"));
+        assert!(of(&spec(GIB), &[host(2), dead]).contains("as many runs"));
+        let vm = RunSpec { runtime: Some("vm".to_owned()), ..spec(GIB) };
+        assert!(of(&vm, &[host(0)]).contains("`vm` with root.host"));
+        assert_eq!(of_hosts(&spec(GIB), &[host(2), host(1)]), None);
+    }
+
+    #[test]
+    fn memory_that_is_promised_is_not_free() {
+        let held = HashMap::from([(host(1).id, 3 * GIB)]);
+        assert_eq!(of_memory(&spec(GIB), &[host(1)], &held), None);
+        let reason = of_memory(&spec(2 * GIB), &[host(1)], &held).unwrap();
+        assert!(reason.contains("2 GiB") && reason.contains("leave 1 GiB"), "{reason}");
+        assert_eq!(of_memory(&spec(2 * GIB), &[host(2)], &held), None, "no place is another reason");
+    }
+}
