@@ -12,7 +12,7 @@ mod value;
 use std::{os::unix::fs::OpenOptionsExt, path::Path, str::FromStr, time::Duration};
 
 use sqlx::{
-    PgPool, Postgres, Sqlite, SqlitePool, Transaction,
+    Connection as _, PgPool, Postgres, Sqlite, SqliteConnection, SqlitePool, Transaction,
     pool::PoolOptions,
     postgres::PgConnectOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
@@ -88,7 +88,8 @@ impl Db {
         // A file does not hang up: asking whether it is still there would cost each query a second way to the thread that
         // holds the connection and back.
         let pool = |connections| {
-            PoolOptions::new().max_connections(connections).acquire_timeout(WAIT_MAX).test_before_acquire(false)
+            let pool = PoolOptions::new().max_connections(connections).acquire_timeout(WAIT_MAX);
+            pool.test_before_acquire(false).before_acquire(|connection, _| Box::pin(is_fit(connection)))
         };
         let writer = pool(1).connect_with(options.clone()).await.map_err(|error| opening(error.into()))?;
         let db = Self::Sqlite {
@@ -211,10 +212,45 @@ impl Tx {
     }
 }
 
+/// Whether a connection may be used once more. SQLite itself rolls a transaction back when the disk is full, and the
+/// rollback that follows fails then: the connection counts as in a transaction for ever, and another takes its place.
+async fn is_fit(connection: &mut SqliteConnection) -> sqlx::Result<bool> {
+    if connection.is_in_transaction() {
+        // The rollback of a transaction that was dropped may still be under way; this waits behind it.
+        connection.ping().await?;
+    }
+    Ok(!connection.is_in_transaction())
+}
+
 fn failure(query: Query, error: sqlx::Error) -> Error {
     match &error {
         sqlx::Error::Database(told) if told.is_unique_violation() => Error::Conflict { what: query.of },
         sqlx::Error::Database(told) if told.is_foreign_key_violation() => Error::NotFound { what: query.parent },
         _ => Error::unavailable(query.name, error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILL: Query =
+        Query { name: "FILL", of: "filling", parent: "filling", sql: "insert into filling values (zeroblob(65536))" };
+
+    /// A database that may not grow stands for a disk that is full.
+    #[tokio::test]
+    async fn a_full_disk_is_over_when_there_is_room_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open_sqlite(dir.path().join("db").to_str().unwrap()).await.unwrap();
+        let Db::Sqlite { writer, .. } = &db else { panic!("another engine") };
+        sqlx::query("create table filling (bytes blob)").execute(writer).await.unwrap();
+        sqlx::query("pragma max_page_count = 1").execute(writer).await.unwrap();
+        let mut tx = db.begin().await.unwrap();
+        tx.execute(FILL, args![]).await.unwrap_err();
+        drop(tx);
+        // Another connection knows of no such limit.
+        let mut tx = db.begin().await.unwrap();
+        tx.execute(FILL, args![]).await.unwrap();
+        tx.commit().await.unwrap();
     }
 }
