@@ -47,6 +47,11 @@ impl Home {
         create_dir(&self.0)
     }
 
+    /// What is said when it cannot be made.
+    pub fn not_made(&self) -> String {
+        format!("cannot make {} (--home or HOLM_HOME give another folder)", self.0.display())
+    }
+
     /// Takes the lock, or tells which process has it. It is free again when the process ends, however it ends.
     pub fn lock(&self) -> io::Result<Result<HomeLock, Option<u32>>> {
         let mut file = open_lock(&self.lock_file())?;

@@ -77,7 +77,7 @@ pub async fn connect(home: &Home) -> anyhow::Result<Option<Client>> {
 }
 
 async fn start(home: &Home) -> anyhow::Result<Client> {
-    home.create().with_context(|| format!("cannot make {}", home.0.display()))?;
+    home.create().with_context(|| home.not_made())?;
     let begun = Instant::now();
     let mut child = spawn(home)?;
     let mut settle_until = None;

@@ -44,7 +44,8 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return ExitCode::from(not_understood(&error, is_run(&args))),
     };
-    ExitCode::from(execute(cli))
+    let escaped = matches!(&cli.command, Command::Run(run) if is_escaped(&args, run.command.len()));
+    ExitCode::from(execute(cli, escaped))
 }
 
 /// A server in the background has a session of its own, so that it survives the terminal, and keeps nothing open that its
@@ -59,10 +60,27 @@ fn detach_if_asked(args: &[OsString]) -> std::io::Result<()> {
     Ok(())
 }
 
-fn execute(cli: Cli) -> u8 {
+/// A flag that `holm run` does not have would be taken for the command, which nobody means who did not write `--`.
+fn flag_as_command(args: &commands::run::RunArgs, escaped: bool) -> Option<Usage> {
+    let first = args.command.first().filter(|first| first.starts_with('-') && !escaped)?;
+    let problem = "`holm run` has no such flag: see `holm run --help`, or put `--` before a command of that name";
+    Some(Usage::new("COMMAND", first, problem))
+}
+
+/// Whether a `--` stands before the last `count` words.
+fn is_escaped(args: &[OsString], count: usize) -> bool {
+    args.len().checked_sub(count + 1).is_some_and(|index| args[index] == "--")
+}
+
+fn execute(cli: Cli, escaped: bool) -> u8 {
     let quiet = matches!(&cli.command, Command::Run(args) if args.quiet);
     let output = Output::new(cli.global.json, quiet);
     let is_run = matches!(cli.command, Command::Run(_));
+    if let Command::Run(args) = &cli.command
+        && let Some(error) = flag_as_command(args, escaped)
+    {
+        return failed(output, &error.into(), true);
+    }
     let done = match Config::load(&cli.global, &Environment::of_process()) {
         Ok(config) => dispatch(Session { config, output }, cli.command),
         Err(error) => Err(error),
@@ -93,7 +111,11 @@ fn failed(output: Output, error: &anyhow::Error, is_run: bool) -> u8 {
     if error.chain().any(broken_pipe) {
         return EXIT_PIPE;
     }
-    output.error(format!("{error:#}"));
+    let told = format!("{error:#}");
+    output.error(&told);
+    if let Some(way_out) = commands::way_out::of(error, &told) {
+        output.error(way_out);
+    }
     match (is_run, error.downcast_ref::<Usage>()) {
         (true, _) => exit_holm(),
         (false, Some(_)) => EXIT_USAGE,
@@ -108,6 +130,9 @@ fn exit_holm() -> u8 {
 /// Shows what clap says: help and version are what was asked for, everything else is an error.
 fn not_understood(error: &clap::Error, is_run: bool) -> u8 {
     let printed = error.print();
+    if error.kind() == ErrorKind::InvalidSubcommand {
+        Output::new(false, false).stderr_verbatim("To run a command in a sandbox: `holm run COMMAND…`\n");
+    }
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion if printed.is_err() => EXIT_PIPE,
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => 0,
@@ -178,6 +203,18 @@ mod tests {
         assert!(is_run("holm --server run --json run --nonsense"));
         assert!(!is_run("holm --server run ps"));
         assert!(!is_run("holm ps run"));
+    }
+
+    #[test]
+    fn a_flag_that_is_not_there_is_no_command() {
+        let refused = |line: &str| {
+            let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            let args = run_of(line);
+            flag_as_command(&args, is_escaped(&words, args.command.len())).map(|error| error.to_string())
+        };
+        assert!(refused("holm run --memroy 1g true").unwrap().contains("`--memroy`"));
+        assert_eq!(refused("holm run -m 1g -- --odd true"), None);
+        assert_eq!(refused("holm run ls --odd"), None);
     }
 
     #[test]

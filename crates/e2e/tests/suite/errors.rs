@@ -110,3 +110,30 @@ fn a_run_that_is_not_there_is_named() {
     }
     assert_ne!(world.holm(["show", "../../etc/passwd"]).code, 0);
 }
+
+#[test]
+fn errors_of_the_first_hour_say_what_to_do() {
+    let world = World::up();
+    world.run(["--memroy", "1g", "true"]).exits(125).complains_of(&["--memroy", "holm run --help"]);
+    world.run(["--dir", "/no/such/folder", "true"]).exits(125).complains_of(&["--dir takes a path of the host"]);
+    world.holm(["echo", "hello"]).exits(2).complains_of(&["holm run COMMAND"]);
+
+    let token = format!("holm_{}", "a".repeat(43));
+    let elsewhere = |server: &str| {
+        let mut command = world.command();
+        holm_e2e::ran::run(command.env("HOLM_TOKEN", &token).args(["--server", server, "ps"])).exits(1)
+    };
+    elsewhere("unix:/no/such/socket").complains_of(&["unix:/no/such/socket", "holm up"]);
+    elsewhere(&format!("unix:{}", world.home().join("up.sock").display())).complains_of(&["holm login"]);
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    let mut command = world.command();
+    let other = world.folder("other");
+    let up = command.env("HOLM_HOME", &other).args(["up", "--listen", &address]);
+    holm_e2e::ran::run(up).exits(1).complains_of(&[&address, "another --listen"]);
+
+    let mut command = world.command();
+    let below_a_file = command.env("HOLM_HOME", "/etc/passwd/x").args(["run", "true"]);
+    holm_e2e::ran::run(below_a_file).exits(125).complains_of(&["/etc/passwd/x", "--home"]);
+}

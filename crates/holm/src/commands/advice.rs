@@ -1,7 +1,7 @@
 //! What can be done about the end of a run, where the reason of it says that.
 
 use holm_api::runs::RunView;
-use holm_domain::run::Reason;
+use holm_domain::run::{Reason, RootSource};
 
 use crate::units::{show_bytes, show_duration};
 
@@ -21,8 +21,29 @@ pub fn of(run: &RunView) -> Option<String> {
         Reason::DiskLimit => more("--disk", show_bytes(limits.disk_bytes)),
         Reason::PidsLimit => more("--pids", limits.pids.to_string()),
         Reason::Timeout => more("--timeout", show_duration(limits.timeout())),
+        Reason::HostPathRefused => {
+            let flag = flag_of_path(run)?;
+            Some(format!("{flag} takes a path of the host that executes the run"))
+        }
         _ => None,
     }
+}
+
+/// The flag that gave the path with which the message begins.
+fn flag_of_path(run: &RunView) -> Option<&'static str> {
+    let message = run.outcome.as_ref()?.message.as_deref()?;
+    let about = |path: &str| message.strip_prefix(path).is_some_and(|rest| rest.starts_with(':'));
+    let of_root = match &run.spec.root {
+        RootSource::Host => None,
+        RootSource::Dir { path } | RootSource::Tar { path } => Some(path.as_str()),
+    };
+    if of_root.is_some_and(about) {
+        return Some("--image");
+    }
+    if run.spec.work_dir.as_ref().is_some_and(|dir| about(&dir.source)) {
+        return Some("--dir");
+    }
+    run.spec.mounts.iter().any(|mount| about(&mount.source)).then_some("--mount")
 }
 
 #[cfg(test)]
@@ -30,7 +51,7 @@ mod tests {
     use holm_domain::{
         OrgId, ProjectId, RunId, TokenId, UnixMicros,
         limits::LeaseConfig,
-        run::{Admission, Outcome, RunSpec, Usage, admit},
+        run::{Admission, Mount, Outcome, RunSpec, Usage, WorkDir, admit},
     };
 
     use super::*;
@@ -62,6 +83,17 @@ mod tests {
             assert!(advice.contains(words), "{advice}");
         }
         assert_eq!(of(&ended(Reason::CommandFailed, None)), None);
+    }
+
+    #[test]
+    fn a_path_is_traced_to_its_flag() {
+        let mut run = ended(Reason::HostPathRefused, None);
+        run.spec.work_dir = Some(WorkDir { source: "/a".to_owned(), keep_changes: false });
+        run.spec.mounts = vec![Mount { source: "/a/b".to_owned(), target: "/x".to_owned(), read_only: true }];
+        for (path, flag) in [("/a", Some("--dir")), ("/a/b", Some("--mount")), ("/c", None)] {
+            run.outcome = Some(Outcome::failed(Reason::HostPathRefused, format!("{path}: it does not exist")));
+            assert_eq!(of(&run).map(|advice| advice.split(' ').next().unwrap().to_owned()).as_deref(), flag);
+        }
     }
 
     #[test]

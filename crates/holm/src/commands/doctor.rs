@@ -13,6 +13,9 @@ use crate::{
     units::show_bytes,
 };
 
+/// Below this a server keeps no run: the database, spools and its log need room.
+const HOME_FREE_BYTES: u64 = 16 << 20;
+
 /// How something stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -231,6 +234,15 @@ fn home(home: &Path) -> Probe {
         return missing("home", found, "give a folder that is yours with --home or HOLM_HOME");
     }
     match rustix::fs::statvfs(existing) {
+        Ok(stat) if stat.f_blocks == 0 => {
+            let found = format!("{}: its file system keeps no files", home.display());
+            missing("home", found, "give another folder with --home or HOLM_HOME")
+        }
+        Ok(stat) if stat.f_bavail * stat.f_frsize < HOME_FREE_BYTES => {
+            let free = show_bytes(stat.f_bavail * stat.f_frsize);
+            let found = format!("{}: {free} free, {} are needed", home.display(), show_bytes(HOME_FREE_BYTES));
+            missing("home", found, "make room there, or give another folder with --home or HOLM_HOME")
+        }
         Ok(stat) => good("home", format!("{}, {} free", home.display(), show_bytes(stat.f_bavail * stat.f_frsize))),
         Err(error) => missing("home", format!("{}: {error}", existing.display()), "give another folder with --home"),
     }

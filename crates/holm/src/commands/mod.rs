@@ -17,6 +17,7 @@ pub mod run;
 pub mod show;
 pub mod token;
 mod waiting;
+pub mod way_out;
 
 use holm_domain::{UnixMicros, run::RunState};
 

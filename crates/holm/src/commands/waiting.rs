@@ -50,7 +50,7 @@ fn of_hosts(spec: &RunSpec, hosts: &[HostView]) -> Option<String> {
     let Some(largest) = able.iter().map(|host| host.capacity.memory_bytes).max() else {
         let needed = schedule::root_capability(&spec.root);
         let wanted = spec.runtime.as_ref().map_or("a runtime".to_owned(), |name| format!("`{}`", escaped(name)));
-        return Some(format!("no connected host has {wanted} with {needed}; `holm hosts` lists what there is"));
+        return Some(format!("no connected host has {wanted} with {needed}; `holm doctor` there says what is missing"));
     };
     let wanted = spec.limits.memory_bytes;
     if wanted > largest {

@@ -157,7 +157,7 @@ async fn work(session: Session, args: HostArgs) -> anyhow::Result<u8> {
         bail!("an agent needs a server: give --server URL and --token-file FILE, or start `holm up` for both in one");
     };
     let home = session.home();
-    home.create().with_context(|| format!("cannot make {}", home.0.display()))?;
+    home.create().with_context(|| home.not_made())?;
     let client = Client::new(endpoint, token.value)?;
     let lending = Lending { lends: args.lends()?, guarded: session.config.guarded() };
     let agent = agent(&home, client, &args, &session.config.file.agent, lending)?;

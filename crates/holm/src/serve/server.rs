@@ -112,7 +112,7 @@ async fn serve(session: Session, args: ServeArgs) -> anyhow::Result<u8> {
     let home = session.home();
     let table = &session.config.file.server;
     let (config, listens) = (args.config(table)?, args.listens(table)?);
-    home.create().with_context(|| format!("cannot make {}", home.0.display()))?;
+    home.create().with_context(|| home.not_made())?;
     let store = open_store(&home, args.database(table)).await?;
     first_token(&home, &store, &config.clock).await?;
     let (listeners, urls) = bind(&listens).await?;

@@ -45,8 +45,7 @@ impl Listen {
     pub async fn bind(&self) -> anyhow::Result<(Listener, String)> {
         match self {
             Self::Tcp(address) => {
-                let listener =
-                    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+                let listener = TcpListener::bind(address).await.map_err(|error| not_bound(*address, error))?;
                 let bound = listener.local_addr()?;
                 Ok((Listener::Tcp(listener), format!("http://{bound}")))
             }
@@ -61,6 +60,17 @@ impl Listen {
 
 /// Binds a Unix socket at a path of any length. A socket on which nobody listens any more is what a server leaves that was
 /// killed, and is replaced; anything else at the path is left alone.
+/// Names the address and the way out.
+fn not_bound(address: SocketAddr, error: io::Error) -> anyhow::Error {
+    let way_out = match error.kind() {
+        io::ErrorKind::AddrInUse => "; another process listens there: end it, or give another --listen",
+        io::ErrorKind::AddrNotAvailable => "; give an address of this machine, or 0.0.0.0 for all of them",
+        io::ErrorKind::PermissionDenied => "; ports below 1024 are for root: give a higher one",
+        _ => "",
+    };
+    anyhow::anyhow!("cannot listen on {address}: {error}{way_out}")
+}
+
 async fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
     let (short, _dir) = short_path(path)?;
     match fs::symlink_metadata(path) {

@@ -63,7 +63,7 @@ pub struct UpArgs {
 pub fn run(session: Session, args: UpArgs) -> anyhow::Result<u8> {
     logging::start(&args.log)?;
     let home = session.home();
-    home.create().with_context(|| format!("cannot make {}", home.0.display()))?;
+    home.create().with_context(|| home.not_made())?;
     let lock = match home.lock().with_context(|| format!("cannot lock {}", home.0.display()))? {
         Ok(lock) => lock,
         Err(pid) => {

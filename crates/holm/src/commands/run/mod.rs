@@ -173,7 +173,7 @@ fn may_try_again(error: &ClientError) -> bool {
 /// Names the flag instead of the field of the request.
 fn refused(error: ClientError) -> anyhow::Error {
     match error {
-        ClientError::Problem(problem) => {
+        ClientError::Problem(problem) if problem.field.is_some() => {
             let flag = problem.field.as_deref().and_then(spec::flag_of);
             let name = flag.or(problem.field.as_deref()).map(|name| format!("{name}: ")).unwrap_or_default();
             anyhow::anyhow!("{name}{} ({})", problem.detail, problem.code)
