@@ -129,6 +129,16 @@ Examples:
         #[arg(value_parser = ["bash", "zsh", "fish"])]
         shell: String,
     },
+    /// Write manual pages, one for each command; without DIR, print that of `holm`
+    #[command(hide = true)]
+    Man {
+        /// The folder, such as /usr/local/share/man/man1
+        #[arg(value_name = "DIR")]
+        dir: Option<PathBuf>,
+        /// Print all commands as one page of Markdown instead
+        #[arg(long, conflicts_with = "dir")]
+        markdown: bool,
+    },
     /// Print the OpenAPI document
     #[command(hide = true)]
     Openapi,

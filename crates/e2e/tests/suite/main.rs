@@ -8,6 +8,7 @@ mod basics;
 mod errors;
 mod escape;
 mod files;
+mod guide;
 mod hostile;
 mod interruption;
 mod isolation;

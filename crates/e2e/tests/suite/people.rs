@@ -9,7 +9,9 @@ fn a_run_that_waits_says_why_on_a_terminal_and_nowhere_else() {
     let mut world = World::with_short_leases();
     let on_terminal = |flags: &[&str]| {
         let mut command = world.command();
-        OnTerminal::start(command.env("TERM", "xterm").arg("run").args(flags).args(["--", "echo", "hi"]))
+        OnTerminal::start(
+            command.env("TERM", "xterm").env("NO_COLOR", "1").arg("run").args(flags).args(["--", "echo", "hi"]),
+        )
     };
     // Those that stay quiet begin first: when the last one has said something, they could have, too.
     let mut in_pipes = world.command();

@@ -11,6 +11,7 @@ pub mod events;
 pub mod hosts;
 pub mod login;
 pub mod logs;
+pub mod man;
 pub mod ps;
 pub mod rm;
 pub mod run;
@@ -63,6 +64,7 @@ pub async fn execute(session: &Session, command: &cli::Command) -> anyhow::Resul
         Command::Doctor => doctor::execute(session).await,
         Command::Down(args) => down::execute(session, args).await,
         Command::Completion { shell } => completion::execute(session, shell),
+        Command::Man { dir, markdown } => man::execute(session, dir.as_deref(), *markdown),
         Command::Openapi => crate::serve::openapi(session),
         Command::Up(_) | Command::Server(_) | Command::Agent(_) => anyhow::bail!("servers are not commands"),
     }

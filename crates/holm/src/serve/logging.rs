@@ -23,10 +23,10 @@ pub enum LogFormat {
 #[command(next_help_heading = "Logging")]
 pub struct LogArgs {
     /// What is logged: a level (error, warn, info, debug, trace), or `TARGET=LEVEL,…`
-    #[arg(long, env = "HOLM_LOG", value_name = "FILTER", default_value = DEFAULT_FILTER)]
+    #[arg(long, env = "HOLM_LOG", hide_env_values = true, value_name = "FILTER", default_value = DEFAULT_FILTER)]
     pub log: String,
     /// The form of log lines
-    #[arg(long, env = "HOLM_LOG_FORMAT", value_enum, default_value = "text")]
+    #[arg(long, env = "HOLM_LOG_FORMAT", hide_env_values = true, value_enum, default_value = "text")]
     pub log_format: LogFormat,
 }
 
