@@ -61,6 +61,8 @@ pub enum Command {
     /// List runs
     #[command(visible_alias = "ls")]
     Ps(commands::ps::PsArgs),
+    /// Show what goes on, again and again
+    Top(commands::top::TopArgs),
     /// Show one run, or several
     #[command(visible_alias = "inspect")]
     Show {

@@ -9,6 +9,7 @@ mod config;
 mod home;
 mod local;
 mod output;
+mod screen;
 mod serve;
 mod session;
 mod status_line;

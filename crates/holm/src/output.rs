@@ -106,14 +106,19 @@ impl Output {
 
     /// Columns with a heading, wide enough for what is in them.
     pub fn table<const N: usize>(&self, heading: [&str; N], rows: &[[Cell; N]]) -> io::Result<()> {
+        self.table_lines(heading, rows).iter().try_for_each(|line| self.line(line))
+    }
+
+    /// The lines of a table.
+    pub fn table_lines<const N: usize>(&self, heading: [&str; N], rows: &[[Cell; N]]) -> Vec<String> {
         let mut widths = heading.map(|text| text.chars().count());
         for row in rows {
             for (width, Cell(_, text)) in widths.iter_mut().zip(row) {
                 *width = (*width).max(text.chars().count());
             }
         }
-        self.row(&heading.map(|text| Cell(Tone::Strong, text.to_owned())), &widths)?;
-        rows.iter().try_for_each(|row| self.row(row, &widths))
+        let heading = heading.map(|text| Cell(Tone::Strong, text.to_owned()));
+        std::iter::once(&heading).chain(rows).map(|row| self.row(row, &widths)).collect()
     }
 
     /// Names and values, one pair a line.
@@ -126,7 +131,7 @@ impl Output {
         Ok(())
     }
 
-    fn row(&self, row: &[Cell], widths: &[usize]) -> io::Result<()> {
+    fn row(&self, row: &[Cell], widths: &[usize]) -> String {
         let mut line = String::new();
         for (index, (Cell(tone, text), width)) in row.iter().zip(widths).enumerate() {
             line.push_str(&self.paint(*tone, text));
@@ -134,7 +139,7 @@ impl Output {
                 line.push_str(&" ".repeat(width - text.chars().count() + 2));
             }
         }
-        self.line(line.trim_end())
+        line.trim_end().to_owned()
     }
 
     fn paint(&self, tone: Tone, text: &str) -> String {

@@ -39,6 +39,39 @@ fn a_run_that_waits_says_why_on_a_terminal_and_nowhere_else() {
 }
 
 #[test]
+fn top_shows_what_goes_on_until_it_is_left() {
+    let world = World::up();
+    let run = world.detach(["--cpus", "0.5", "--memory", "256m", "--", "sleep", "600"]);
+    world.until_state(&run, "running");
+    let top = || {
+        let mut command = world.command();
+        OnTerminal::start(command.env("TERM", "xterm").env("NO_COLOR", "1").args(["top", "--interval", "200ms"]))
+    };
+    let mut with_keys = top();
+    with_keys.says(&run);
+    with_keys.types("xq");
+    let with_signal = top();
+    with_signal.says("256 MiB");
+    with_signal.signal(rustix::process::Signal::INT);
+    for (got, code) in [with_keys.wait(), with_signal.wait()] {
+        assert_eq!(code, 0, "{got:?}");
+        assert!(got.starts_with("\x1b[?1049h") && got.ends_with("\x1b[?1049l"), "the screen is given back: {got:?}");
+    }
+    // Another run comes up while it is watched.
+    let mut watched = top();
+    watched.says(&run);
+    let second = world.detach(["--", "sleep", "600"]);
+    watched.says(&second);
+    watched.types("q");
+    assert_eq!(watched.wait().1, 0);
+
+    let once = world.holm(["top"]).succeeds();
+    assert!(once.text().contains(&run) && once.text().contains("running") && !once.text().contains('\x1b'), "{once}");
+    let json: serde_json::Value = serde_json::from_str(world.holm(["top", "--json"]).succeeds().text()).expect("JSON");
+    assert_eq!((json["runs"].as_array().map(Vec::len), json["hosts"].as_array().map(Vec::len)), (Some(2), Some(1)));
+}
+
+#[test]
 fn a_run_that_no_host_has_room_for_says_so_and_is_cancelled_cleanly() {
     let mut world = World::with_short_leases();
     world.start_agent("a");

@@ -17,6 +17,7 @@ pub mod rm;
 pub mod run;
 pub mod show;
 pub mod token;
+pub mod top;
 mod waiting;
 pub mod way_out;
 
@@ -47,6 +48,7 @@ pub async fn execute(session: &Session, command: &cli::Command) -> anyhow::Resul
     match command {
         Command::Run(args) => run::execute(session, args).await,
         Command::Ps(args) => ps::execute(session, args).await,
+        Command::Top(args) => top::execute(session, args).await,
         Command::Show { runs } => show::execute(session, runs).await,
         Command::Logs(args) => logs::execute(session, args).await,
         Command::Events { run, follow } => events::execute(session, *run, *follow).await,

@@ -2,7 +2,7 @@
 
 mod attach;
 mod progress;
-mod signals;
+pub mod signals;
 pub mod spec;
 
 use std::{path::PathBuf, time::Duration};

@@ -1,0 +1,158 @@
+//! `holm top`: the live runs and what they may use, again and again on a terminal, once anywhere else.
+//!
+//! What runs use while they run is not shown: the server learns it at their end (`holm show`).
+
+use std::{
+    io::{self, IsTerminal as _},
+    time::Duration,
+};
+
+use clap::Args;
+use holm_api::{
+    client::{Client, ClientError},
+    hosts::HostView,
+    runs::{ListRuns, RunView},
+};
+use holm_domain::run::RunState;
+use serde::Serialize;
+use tokio::time::sleep;
+
+use super::{Usage, ps, status};
+use crate::{
+    commands::run::signals::Interrupts,
+    output::{Cell, Output, escaped},
+    screen::{Keys, Screen},
+    session::Session,
+    units::{self, show_age, show_bytes, show_cpus},
+};
+
+/// How many runs are asked for at once, and at most.
+const PAGE: u32 = 200;
+const RUNS_MAX: usize = 1_000;
+/// The shortest interval: below it the server would only answer this.
+const INTERVAL_MIN: Duration = Duration::from_millis(100);
+
+/// The flags of `holm top`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+On a terminal q or Ctrl-C ends it. In a pipe, or with --json, it looks once.
+
+CPUS and MEMORY are what a run may use; what it used is told by `holm show` once it has ended.")]
+pub struct TopArgs {
+    /// How often to look
+    #[arg(short = 'n', long, value_name = "DURATION", default_value = "2s")]
+    pub interval: String,
+    /// Only runs of this project
+    #[arg(long, value_name = "NAME")]
+    pub project: Option<String>,
+}
+
+/// What is seen at one look.
+#[derive(Serialize)]
+struct Seen {
+    runs: Vec<RunView>,
+    hosts: Vec<HostView>,
+}
+
+/// Looks once, or until somebody has seen enough.
+pub async fn execute(session: &Session, args: &TopArgs) -> anyhow::Result<u8> {
+    let refused = |problem: String| Usage::new("--interval", &args.interval, problem);
+    let interval = units::duration(&args.interval).map_err(refused)?;
+    if interval < INTERVAL_MIN {
+        return Err(refused("give 100ms or more".to_owned()).into());
+    }
+    let client = session.client().await?;
+    let output = session.output;
+    let seen = look(&client, args).await?;
+    if output.json {
+        output.value(&seen)?;
+    } else if !(io::stdout().is_terminal() && io::stdin().is_terminal()) {
+        lines(output, &seen).iter().try_for_each(|line| output.line(line))?;
+    } else {
+        watch(output, &client, args, interval, seen).await?;
+    }
+    Ok(0)
+}
+
+async fn watch(
+    output: Output,
+    client: &Client,
+    args: &TopArgs,
+    interval: Duration,
+    mut seen: Seen,
+) -> anyhow::Result<()> {
+    let mut signals = Interrupts::listen()?;
+    let mut screen = Screen::open(output)?;
+    let mut keys = Keys::listen();
+    let mut trouble = None;
+    loop {
+        let mut shown: Vec<String> = trouble.take().into_iter().collect();
+        shown.extend(lines(output, &seen));
+        screen.show(&shown)?;
+        let next = async {
+            sleep(interval).await;
+            look(client, args).await
+        };
+        tokio::select! {
+            next = next => match next {
+                Ok(next) => seen = next,
+                Err(error) if error.is_transient() => trouble = Some(format!("{error}; trying again")),
+                Err(error) => return Err(error.into()),
+            },
+            () = keys.quit() => return Ok(()),
+            () = signals.any() => return Ok(()),
+        }
+    }
+}
+
+async fn look(client: &Client, args: &TopArgs) -> Result<Seen, ClientError> {
+    let live = RunState::ALL.iter().filter(|state| **state != RunState::Ended);
+    let state = Some(live.map(|state| state.as_str()).collect::<Vec<_>>().join(","));
+    let query = ListRuns { project: args.project.clone(), state, limit: Some(PAGE), ..ListRuns::default() };
+    let (mut runs, mut cursor) = (Vec::new(), None);
+    loop {
+        let page = client.run_list(&ListRuns { cursor, ..query.clone() }).await?;
+        runs.extend(page.runs);
+        cursor = page.next_cursor;
+        if cursor.is_none() || runs.len() >= RUNS_MAX {
+            return Ok(Seen { runs, hosts: client.host_list().await?.hosts });
+        }
+    }
+}
+
+fn lines(output: Output, seen: &Seen) -> Vec<String> {
+    let alive: Vec<&HostView> = seen.hosts.iter().filter(|host| host.alive).collect();
+    let sum = |of: fn(&HostView) -> u64| alive.iter().map(|host| of(host)).sum::<u64>();
+    let memory: u64 = seen.runs.iter().filter(|run| run.agent.is_some()).map(|run| run.spec.limits.memory_bytes).sum();
+    let summary = format!(
+        "{} of {} hosts connected, {} of {} runs, {} of {} memory promised",
+        alive.len(),
+        seen.hosts.len(),
+        sum(|host| u64::from(host.runs_held)),
+        sum(|host| u64::from(host.capacity.runs)),
+        show_bytes(memory),
+        show_bytes(sum(|host| host.capacity.memory_bytes)),
+    );
+    let rows: Vec<[Cell; 7]> = seen.runs.iter().map(|run| row(run, &seen.hosts)).collect();
+    let table = output.table_lines(["RUN", "COMMAND", "HOST", "STATE", "AGE", "CPUS", "MEMORY"], &rows);
+    [summary, String::new()].into_iter().chain(table).collect()
+}
+
+fn row(run: &RunView, hosts: &[HostView]) -> [Cell; 7] {
+    let host = run.agent.map(|agent| {
+        let known = hosts.iter().find(|host| host.id == agent);
+        known.map_or_else(|| agent.to_string(), |host| escaped(&host.name))
+    });
+    let (tone, word) = status(run);
+    let now = holm_domain::UnixMicros(jiff::Timestamp::now().as_microsecond());
+    let limits = &run.spec.limits;
+    [
+        run.id.to_string().into(),
+        ps::command(&run.spec.argv).into(),
+        host.unwrap_or_else(|| "-".to_owned()).into(),
+        Cell(tone, word),
+        show_age(now.since(run.started_at.unwrap_or(run.queued_at))).into(),
+        show_cpus(u64::from(limits.cpus_milli.0)).into(),
+        show_bytes(limits.memory_bytes).into(),
+    ]
+}
