@@ -21,6 +21,10 @@ pub fn of(run: &RunView) -> Option<String> {
         Reason::DiskLimit => more("--disk", show_bytes(limits.disk_bytes)),
         Reason::PidsLimit => more("--pids", limits.pids.to_string()),
         Reason::Timeout => more("--timeout", show_duration(limits.timeout())),
+        // What is wrong with the spool is the disk of the host, or its room.
+        Reason::SpoolFailed => {
+            Some("the agent keeps output under its home: make room there, or look at its disk".to_owned())
+        }
         Reason::HostPathRefused => {
             let flag = flag_of_path(run)?;
             Some(format!("{flag} takes a path of the host that executes the run"))
@@ -83,6 +87,7 @@ mod tests {
             assert!(advice.contains(words), "{advice}");
         }
         assert_eq!(of(&ended(Reason::CommandFailed, None)), None);
+        assert!(of(&ended(Reason::SpoolFailed, None)).unwrap().contains("make room"));
     }
 
     #[test]
