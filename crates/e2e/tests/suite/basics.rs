@@ -105,3 +105,12 @@ fn events_tell_the_way_of_a_run() {
     let sequences: Vec<u64> = world.events(&id).iter().filter_map(|event| event["seq"].as_u64()).collect();
     assert_eq!(sequences, [1, 2, 3, 4]);
 }
+
+#[test]
+fn a_folder_and_a_file_agree_on_the_inode() {
+    let world = World::up();
+    let script = "import os\nfor folder in ('/tmp', '/root', '/etc'):\n    open(folder + '/new', 'w').close()\n    \
+                  print(*(entry.inode() == os.lstat(entry.path).st_ino for entry in os.scandir(folder)))";
+    let ran = world.run(["--", "python3", "-c", script]).succeeds();
+    assert!(ran.text().contains("True") && !ran.text().contains("False"), "{ran}");
+}

@@ -84,8 +84,9 @@ pub fn overlay(base: &Tree, at: &str, lower: OwnedFd, set_id: bool) -> Result<Ow
     same_owner(lower_top.as_fd(), upper_top.as_fd()).context(|| "preparing the upper layer".to_owned())?;
     let work_top = base.guests_folder(&work)?;
     let path = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let options = [("lowerdir", path(&lower_top)), ("upperdir", path(&upper_top)), ("workdir", path(&work_top))];
-    let options = options.each_ref().map(|(key, value)| (*key, value.as_str()));
+    let [lower_dir, upper_dir, work_dir] = [&lower_top, &upper_top, &work_top].map(path);
+    // With `xino` a folder says of a file the same inode as the file itself, although the layers are two file systems.
+    let options = [("lowerdir", &*lower_dir), ("upperdir", &upper_dir), ("workdir", &work_dir), ("xino", "on")];
     let overlay = make("overlay", &options, &["userxattr"], base_attributes(set_id))?;
     // The overlay has a mount of its own of the lower layer.
     drop((lower, lower_folder));
