@@ -26,9 +26,25 @@ mod table;
 
 /// Compiled once, before anything is started: a child can only load it.
 pub struct Filters {
-    /// To be loaded in this order: of two errors the last loaded filter's is given.
+    /// The workload's, to be loaded in this order: of two errors the last loaded filter's is given.
     pub programs: Vec<BpfProgram>,
+    /// The inner init's, which does next to nothing.
+    pub init: Vec<BpfProgram>,
 }
+
+/// What the inner init still does once it is filtered: give up its capabilities, be read by nobody, say that it is ready,
+/// and sleep. All else is refused; it is also far quicker to load than the workload's list.
+const OF_INIT: [libc::c_long; 9] = [
+    libc::SYS_capset,
+    libc::SYS_prctl,
+    libc::SYS_rt_sigaction,
+    libc::SYS_write,
+    libc::SYS_close_range,
+    libc::SYS_pause,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_restart_syscall,
+    libc::SYS_exit_group,
+];
 
 /// The flags of clone(2) that make namespaces. (The one for time is part of the exit signal there; unshare(2) is refused.)
 const NAMESPACE_FLAGS: [libc::c_int; 7] = [
@@ -60,10 +76,10 @@ const OPENS: [(libc::c_long, u8, u8); 2] = [(libc::SYS_open, 1, 2), (libc::SYS_o
 const MAKING_FLAGS: [libc::c_int; 2] = [libc::O_CREAT, libc::O_TMPFILE & !libc::O_DIRECTORY];
 const SET_ID_BITS: [libc::mode_t; 2] = [libc::S_ISUID, libc::S_ISGID];
 
-/// Compiles both filters.
+/// Compiles all filters.
 pub fn compile(writes_to_host: bool) -> Result<Filters, seccompiler::BackendError> {
     if walls::is_down(Wall::Seccomp) {
-        return Ok(Filters { programs: Vec::new() });
+        return Ok(Filters { programs: Vec::new(), init: Vec::new() });
     }
     let mut allow: BTreeMap<i64, Vec<SeccompRule>> = table::ALLOWED.iter().map(|&call| (call, Vec::new())).collect();
     allow.insert(libc::SYS_clone, vec![rule(vec![masked(0, namespace_mask(), 0)?])?]);
@@ -91,10 +107,13 @@ pub fn compile(writes_to_host: bool) -> Result<Filters, seccompiler::BackendErro
         refuse.extend(refused_set_id()?);
     }
 
+    let init = OF_INIT.iter().map(|&call| (call, Vec::new())).collect();
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     let no_such_call = SeccompAction::Errno(libc::ENOSYS as u32);
     let refused = SeccompAction::Errno(libc::EPERM as u32);
+    let refuse_rest = refused.clone();
     Ok(Filters {
+        init: vec![SeccompFilter::new(init, refuse_rest, SeccompAction::Allow, arch)?.try_into()?],
         programs: vec![
             SeccompFilter::new(allow, no_such_call, SeccompAction::Allow, arch)?.try_into()?,
             SeccompFilter::new(refuse, SeccompAction::Allow, refused, arch)?.try_into()?,

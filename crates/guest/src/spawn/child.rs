@@ -149,7 +149,7 @@ fn privileges(orders: &Orders<'_>) -> Result<(), Failed> {
         if orders.no_new_privs {
             check(Step::Privileges, libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
         }
-        load_filters(orders.filters)?;
+        load_filters(&orders.filters.programs)?;
         if let Some(groups) = orders.groups {
             // Raw calls: the C library's wrappers would look for other threads.
             check_raw(Step::Ids, libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()))?;
@@ -179,8 +179,8 @@ fn execute(orders: &Orders<'_>) -> Failed {
 }
 
 /// Loads the filters in their order.
-unsafe fn load_filters(filters: &Filters) -> Result<(), Failed> {
-    for program in &filters.programs {
+unsafe fn load_filters(programs: &[BpfProgram]) -> Result<(), Failed> {
+    for program in programs {
         // SAFETY: the caller's; `program` lives.
         check_raw(Step::Filter, unsafe { load_filter(program) })?;
     }
@@ -222,7 +222,7 @@ unsafe fn set_capabilities(kept: u64) -> libc::c_int {
     unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) as libc::c_int }
 }
 
-/// For the inner init: no capability, no way to gain one, the workload's filters, nobody may look into it.
+/// For the inner init: no capability, no way to gain one, a filter of its own, nobody may look into it.
 pub(crate) fn drop_privileges_for_good(filters: &Filters) -> io::Result<()> {
     let dropped = || -> Result<(), Failed> {
         // SAFETY: plain system calls with values and live buffers.
@@ -230,7 +230,7 @@ pub(crate) fn drop_privileges_for_good(filters: &Filters) -> io::Result<()> {
             check(Step::Privileges, libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))?;
             check(Step::Privileges, bound_capabilities(0))?;
             check(Step::Privileges, libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
-            load_filters(filters)?;
+            load_filters(&filters.init)?;
             check(Step::Privileges, set_capabilities(0))?;
             check(Step::Privileges, libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0))?;
             // Orphans of the workload become this process's children; ignored, the kernel reaps them.
