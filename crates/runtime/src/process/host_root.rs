@@ -3,7 +3,10 @@
 //! It is an image like any other: a folder with the frame (/etc, empty /home, /var, …), made anew whenever what it shows
 //! of the host changes, below the run's own writable layer. The folders with programs are mounted on it. What stands in /etc
 //! is copied by an allow list; files that would tell about the host or its users (passwd, group, hosts, resolv.conf,
-//! machine-id) are not the host's. What always holds: nothing is shown that not every user of the host may read.
+//! machine-id) are not the host's. What always holds: nothing is shown that not every user of the host may read. In the
+//! mounted folders that is the kernel's to see to: their owners have no id inside, so they are shown as nobody's and only
+//! the bits for others count, for the workload's root as well. Where the agent is a plain user, that user's own files below
+//! these folders can be read: its id is the workload's.
 
 use std::{
     fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions},

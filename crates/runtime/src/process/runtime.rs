@@ -255,10 +255,8 @@ impl Making {
     /// A tree as a detached mount, where the agent may make one; otherwise for the launcher to make and to check.
     fn source(&mut self, name: &str, lent: Lent, used: Use) -> Result<Source, Error> {
         let Lent { fd, path, identity: (device, inode), masks, .. } = lent;
-        if self.ids.is_none() {
-            return Ok(Source::Path { path, device, inode, masks });
-        }
-        let cloned = tree::detach(fd.as_fd(), used, self.ids.as_ref().map(|ids| ids.as_fd()));
+        let Some(ids) = &self.ids else { return Ok(Source::Path { path, device, inode, masks }) };
+        let cloned = tree::detach(fd.as_fd(), used, Some(ids.as_fd()));
         let (tree, owners) = cloned.context(|| format!("cloning the mounts at {}", path.display()))?;
         tree::mask(tree.as_fd(), &masks)?;
         if owners == Owners::Unmapped {
@@ -272,10 +270,20 @@ impl Making {
     }
 
     /// A folder of the host that every run may see.
+    ///
+    /// No owner on the disk has an id inside: were the host's root the workload's, that one could read what only the host's
+    /// root may (CAP_DAC_OVERRIDE counts for files whose owner has an id). So the bits for others decide, for everybody.
     fn shown(&mut self, name: &str, path: &Path, view: &View) -> Result<Source, Error> {
         let mut lent = own(path)?;
         lent.masks = view.masks(&lent.fd, path, Shown::Tree)?;
-        self.source(name, lent, Use::ReadOnly)
+        if self.ids.is_none() {
+            return self.source(name, lent, Use::ReadOnly);
+        }
+        let cloned = tree::detach(lent.fd.as_fd(), Use::ReadOnly, None);
+        let (tree, _) = cloned.context(|| format!("cloning the mounts at {}", path.display()))?;
+        tree::mask(tree.as_fd(), &lent.masks)?;
+        self.give(name, tree);
+        Ok(Source::Descriptor(name.to_owned()))
     }
 
     /// The image, its digest where it has one, and what of the host is mounted on it.

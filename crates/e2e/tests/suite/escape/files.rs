@@ -1,6 +1,6 @@
 //! Files: of the host, above the root, through other processes, read-only ones.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use holm_e2e::{
     World, host,
@@ -91,6 +91,47 @@ print("listed", os.listdir("/root") if os.getuid() == 0 else [], flush=True)
         assert!(ran.text().contains("listed []"), "{ran}");
         let mut attempts = Attempts::of(ran);
         attempts.refused("canary", &ABSENT);
+        attempts.no_more();
+    }
+}
+
+#[test]
+fn among_the_hosts_programs_only_what_everybody_may_read_is_shown() {
+    if !host::is_root() {
+        return; // Nobody else can put something there to look for.
+    }
+    let world = World::up();
+    let place = Path::new("/usr/local");
+    let file = tempfile::Builder::new().prefix("holm-e2e-canary-").tempfile_in(place).expect("a file");
+    let folder = tempfile::Builder::new().prefix("holm-e2e-canary-").tempdir_in(place).expect("a folder");
+    let open = tempfile::Builder::new().prefix("holm-e2e-canary-").tempfile_in(place).expect("a file");
+    fs::write(&open, "for all\n").expect("a file");
+    fs::write(folder.path().join("within"), "of the host\n").expect("a file");
+    for (path, mode) in [(file.path(), 0o600), (folder.path(), 0o700), (open.path(), 0o644)] {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("a mode");
+    }
+    fs::set_permissions(folder.path().join("within"), std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .expect("a mode");
+    let body = format!(
+        r#"
+print("open to all:", open("{open}").read(), flush=True)
+attempt("file", lambda: open("{file}").read())
+attempt("folder", lambda: os.listdir("{folder}"))
+attempt("within", lambda: open("{folder}/within").read())
+attempt("chmod", lambda: os.chmod("{file}", 0o644))
+"#,
+        open = open.path().display(),
+        file = file.path().display(),
+        folder = folder.path().display(),
+    );
+    for user in users() {
+        let ran = world.run(["--user", user, "--", "/usr/bin/python3", "-c", &probe::program(&body)]).succeeds();
+        assert!(ran.text().contains("open to all: for all"), "{ran}");
+        let mut attempts = Attempts::of(ran);
+        for name in ["file", "folder", "within"] {
+            attempts.refused(name, &["EACCES"]);
+        }
+        attempts.refused("chmod", &["EROFS", "EPERM", "EOVERFLOW"]);
         attempts.no_more();
     }
 }
