@@ -8,7 +8,6 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom},
     os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
-    path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
@@ -18,7 +17,7 @@ use holm_api::client::{Client, Endpoint};
 
 use crate::{
     config::{Source, read_token},
-    home::Home,
+    home::{Home, open_nofollow},
 };
 
 /// The exit code of `holm up` when another one has the home (EX_TEMPFAIL of sysexits.h).
@@ -35,7 +34,7 @@ const LOG_TAIL_BYTES: u64 = 4 * 1024;
 /// A client of the server of this machine, which is started if it does not run.
 pub async fn connect_or_start(home: &Home) -> anyhow::Result<Client> {
     // Somebody who listens is enough here: a request that meets a server on its way out is made again.
-    if is_listening(&home.socket())
+    if home.listener().await?.is_some()
         && let Some(client) = client(home)?
     {
         return Ok(client);
@@ -44,11 +43,6 @@ pub async fn connect_or_start(home: &Home) -> anyhow::Result<Client> {
         Some(client) => Ok(client),
         None => start(home).await,
     }
-}
-
-/// Whether a process listens on a socket. False also where the path is too long to be asked about (unix(7)).
-fn is_listening(socket: &Path) -> bool {
-    std::os::unix::net::UnixStream::connect(socket).is_ok()
 }
 
 fn client(home: &Home) -> anyhow::Result<Option<Client>> {
@@ -66,6 +60,10 @@ fn client(home: &Home) -> anyhow::Result<Option<Client>> {
 
 /// A client of the server of this machine, if it runs.
 pub async fn connect(home: &Home) -> anyhow::Result<Option<Client>> {
+    // The token is for a server of this user's only.
+    if home.listener().await?.is_none() {
+        return Ok(None);
+    }
     let Some(client) = client(home)? else { return Ok(None) };
     match client.ready(Duration::from_secs(10)).await {
         Ok(()) => Ok(Some(client)),
@@ -127,17 +125,17 @@ fn spawn(home: &Home) -> anyhow::Result<Child> {
 
 fn open_log(home: &Home) -> io::Result<File> {
     let path = home.log();
-    if std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() > LOG_BYTES_MAX) {
+    if std::fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.len() > LOG_BYTES_MAX) {
         std::fs::rename(&path, path.with_extension("log.1"))?;
     }
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+    open_nofollow(OpenOptions::new().append(true).create(true).mode(0o600), &path)
 }
 
 /// The last lines of the log, for a message.
 fn tail(home: &Home) -> String {
     let path = home.log();
     let read = || -> io::Result<String> {
-        let mut file = File::open(&path)?;
+        let mut file = open_nofollow(OpenOptions::new().read(true), &path)?;
         let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES)))?;
         let mut bytes = Vec::new();

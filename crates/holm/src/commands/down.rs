@@ -16,9 +16,12 @@ const POLL_EVERY: Duration = Duration::from_millis(10);
 /// The flags of `holm down`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-The server ends its streams and writes its state down; runs that go on are found again by the next
-`holm up`, unless that comes later than their leases last: then they are ended.")]
+Runs that go on are cancelled and waited for first, then the server ends. With --leave they go on: the
+next `holm up` takes them up again, unless it comes later than their leases last; then they are ended.")]
 pub struct DownArgs {
+    /// Leave runs to the next `holm up` instead of cancelling them
+    #[arg(long)]
+    pub leave: bool,
     /// How long the server may take
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = crate::units::duration)]
     pub timeout: Duration,
@@ -34,8 +37,10 @@ pub async fn execute(session: &Session, args: &DownArgs) -> anyhow::Result<u8> {
         match home.served_by().with_context(|| home.0.display().to_string())? {
             Served::Nobody => break,
             Served::By(Some(pid)) if asked != Some(pid) => {
-                terminate(&home, pid)?;
-                asked = Some(pid);
+                let signal = if args.leave { Signal::TERM } else { Signal::INT };
+                if terminate(&home, pid, signal).await? {
+                    asked = Some(pid);
+                }
             }
             Served::By(_) => {}
         }
@@ -51,20 +56,45 @@ pub async fn execute(session: &Session, args: &DownArgs) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-/// Asks to end, and to end what still runs first: who takes the server away does not come back for its runs. Signals the process that has the lock, and nobody who came to its number later: the lock is looked at again once the
-/// process is held by a descriptor.
-fn terminate(home: &Home, pid: u32) -> anyhow::Result<()> {
+/// Signals the process that has the lock, and nobody else: what the lock file says is believed only of the process that
+/// listens on the socket, by the kernel's word, and both are looked at while the process is held by a descriptor, so that
+/// nobody who came to its number later is meant. False while no such process listens yet, or any more.
+async fn terminate(home: &Home, pid: u32, signal: Signal) -> anyhow::Result<bool> {
     let number = i32::try_from(pid).ok().and_then(Pid::from_raw).context("the lock file names no process")?;
     let process = match pidfd_open(number, PidfdFlags::empty()) {
         Ok(process) => process,
-        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        Err(rustix::io::Errno::SRCH) => return Ok(false),
         Err(error) => return Err(error).with_context(|| format!("cannot open process {pid}")),
     };
-    if home.served_by()? != Served::By(Some(pid)) {
-        return Ok(());
+    let listens = home.listener().await?.is_some_and(|listening| listening.pid == Some(pid));
+    if !listens || home.served_by()? != Served::By(Some(pid)) {
+        return Ok(false);
     }
-    match pidfd_send_signal(&process, Signal::INT) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+    match pidfd_send_signal(&process, signal) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(true),
         Err(error) => Err(error).with_context(|| format!("cannot signal process {pid}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_who_listens_is_signalled() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home(dir.path().join("home"));
+        home.create().unwrap();
+        let lock = home.lock().unwrap().unwrap();
+        let mut bystander = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        std::fs::write(home.0.join("up.lock"), format!("{}\n", bystander.id())).unwrap();
+        let asked = terminate(&home, bystander.id(), Signal::KILL).await.unwrap();
+        let _listener = std::os::unix::net::UnixListener::bind(home.socket()).unwrap();
+        let asked = asked || terminate(&home, bystander.id(), Signal::KILL).await.unwrap();
+        bystander.kill().unwrap();
+        assert_eq!((asked, bystander.wait().unwrap().signal()), (false, Some(9)));
+        drop(lock);
     }
 }

@@ -5,7 +5,7 @@ mod idle;
 pub mod logging;
 pub mod server;
 mod signals;
-mod socket;
+pub mod socket;
 pub mod up;
 
 use std::{
@@ -45,6 +45,7 @@ fn block_on(main: impl Future<Output = anyhow::Result<u8>>) -> anyhow::Result<u8
 async fn open_store(home: &Home, database: Option<&SecretString>) -> anyhow::Result<Store> {
     let dir = home.server();
     let blobs = dir.join("blobs");
+    create_dir(&dir).with_context(|| format!("cannot use {}", dir.display()))?;
     create_dir(&blobs).with_context(|| format!("cannot make {}", blobs.display()))?;
     let url = match database {
         Some(url) => url.clone(),
@@ -99,11 +100,11 @@ fn label(home: &Home) -> anyhow::Result<Label> {
 
 /// Draws the label if there is none. The lock of the home, or of the agent's folder, keeps others from doing the same.
 fn keep_label(home: &Home) -> anyhow::Result<()> {
+    create_dir(&home.agent()).with_context(|| format!("cannot use {}", home.agent().display()))?;
     let path = home.agent().join("label");
     if path.exists() {
         return Ok(());
     }
-    create_dir(&home.agent()).with_context(|| format!("cannot make {}", home.agent().display()))?;
     let label = format!("{:016x}\n", rand::random::<u64>());
     write_whole(&path, label.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -86,7 +86,8 @@ async fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(UnixListener::bind(&short)?)
 }
 
-fn short_path(path: &Path) -> io::Result<(PathBuf, Option<OwnedFd>)> {
+/// A path to the same socket that fits into a socket address, for as long as the descriptor lives.
+pub fn short_path(path: &Path) -> io::Result<(PathBuf, Option<OwnedFd>)> {
     if path.as_os_str().as_bytes().len() <= SOCKET_PATH_MAX {
         return Ok((path.to_owned(), None));
     }
