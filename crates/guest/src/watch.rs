@@ -25,8 +25,8 @@ const DESTINATIONS_MAX: usize = 256;
 const TELL_EVERY: Duration = Duration::from_secs(1);
 /// How long the end of a run waits for the last of them to be told.
 const FLUSH_DEADLINE: Duration = Duration::from_millis(500);
-/// Stands for all destinations that were too many to be told apart.
-const MANY: &str = "(many)";
+/// Stands for all destinations that were too many to be told apart; the shim calls its own so, too.
+const MANY: &str = "*";
 
 /// A destination.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

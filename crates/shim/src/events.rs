@@ -22,6 +22,8 @@ use crate::protocol::{EVENTS_FILE_NAME, EVENTS_MAX, SourceEvent};
 pub const DESTINATIONS_MAX: usize = 256;
 /// How long further attempts at a destination are counted before they are told of for the first time; doubled every time.
 pub const FIRST_PAUSE: Duration = Duration::from_secs(10);
+/// Stands for all destinations that were too many to be told apart, the guest's as well as the shim's.
+const MANY_HOSTS: &str = "*";
 /// The longest name of a host, in bytes (RFC 1035 §2.3.4).
 const HOST_BYTES_MAX: usize = 255;
 /// What is left free for the last counts of every destination and of all others, for the refusal of a result, and for a
@@ -117,7 +119,7 @@ impl Refusals {
         let untold = self.destinations.iter().filter(|(_, counted)| counted.untold > 0);
         let mut events: Vec<EventKind> = untold.map(|(to, counted)| told(to, counted.untold)).collect();
         if self.others > 0 {
-            events.push(told(&Destination { host: "*".to_owned(), port: 0, protocol: "tcp" }, self.others));
+            events.push(told(&Destination { host: MANY_HOSTS.to_owned(), port: 0, protocol: "tcp" }, self.others));
         }
         events
     }
@@ -129,6 +131,9 @@ fn told(to: &Destination, count: u64) -> EventKind {
 
 /// Names and addresses need no other characters; whoever reads an event in a terminal is not to be tricked.
 fn tame(host: &str) -> String {
+    if host == MANY_HOSTS {
+        return host.to_owned();
+    }
     let harmless = |char: char| char.is_ascii_alphanumeric() || ".-_:[]%".contains(char);
     host.chars().take(HOST_BYTES_MAX).map(|char| if harmless(char) { char } else { '?' }).collect()
 }
@@ -170,6 +175,13 @@ mod tests {
         assert_eq!(counts(refusals.count(&nasty, true, BootMicros(0))), Some(("evil?[2J?.example".into(), 1)));
         let unknown = Refused { protocol: "icmp".into(), ..nasty };
         assert_eq!(refusals.count(&unknown, true, BootMicros(0)), None);
+    }
+
+    #[test]
+    fn what_was_too_much_for_the_guest_has_the_same_name() {
+        let mut refusals = Refusals::default();
+        assert_eq!(counts(refusals.count(&refused("*", 0, 3), true, BootMicros(0))), Some(("*".into(), 3)));
+        assert_eq!(counts(refusals.count(&refused("*.x", 0, 1), true, BootMicros(0))), Some(("?.x".into(), 1)));
     }
 
     proptest! {
