@@ -38,6 +38,8 @@ pub struct Limits {
     pub pids: u32,
     /// The writable layer of the root file system, in bytes: 1 MiB to 64 TiB.
     pub disk_bytes: u64,
+    /// What the command may write to its standard output and error, in bytes: 4 KiB to 1 TiB.
+    pub log_bytes: u64,
     /// From the start of the command to its forced end, in milliseconds: 1 to 31 days.
     pub timeout_ms: u64,
 }
@@ -52,6 +54,7 @@ impl Default for Limits {
             memory_bytes: 1024 * MIB,
             pids: 1_024,
             disk_bytes: 1024 * MIB,
+            log_bytes: 1024 * MIB,
             timeout_ms: 3_600_000,
         }
     }
@@ -64,6 +67,7 @@ impl Limits {
         within("limits.memory_bytes", self.memory_bytes, 4 * MIB, 64 * TIB, "bytes")?;
         within("limits.pids", u64::from(self.pids), 1, 4_194_304, "processes")?;
         within("limits.disk_bytes", self.disk_bytes, MIB, 64 * TIB, "bytes")?;
+        within("limits.log_bytes", self.log_bytes, 4 * 1024, TIB, "bytes")?;
         within("limits.timeout_ms", self.timeout_ms, 1, 31 * 24 * 3_600_000, "milliseconds")
     }
 

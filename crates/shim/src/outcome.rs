@@ -7,7 +7,7 @@
 //! What ran out ([`Shortage`]) is the kernel's word. It explains a failure and never makes one: a command that got along
 //! with less and ended with 0 has succeeded.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use holm_domain::run::{Cancel, ExitStatus, Outcome, OutcomeKind, Reason};
 use holm_wire::guest_api::{Exit, SpawnFailure, SpawnFailureKind};
@@ -25,8 +25,22 @@ pub enum Ending {
     Exited(ExitStatus),
     /// The channel to the guest broke, or the guest spoke nonsense.
     Lost(String),
+    /// The command wrote more output than this many bytes, which is all that it may.
+    LogLimit(u64),
     /// The output could not be kept on the host.
     SpoolFailed(String),
+}
+
+impl Ending {
+    /// The end of a run of which something cannot be kept on the host.
+    pub fn unkept(error: &io::Error) -> Self {
+        Self::SpoolFailed(match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                format!("the host has no room left for what the run leaves: {error}")
+            }
+            _ => format!("what the run leaves cannot be kept on the host: {error}"),
+        })
+    }
 }
 
 /// What ran out in the sandbox, by the word of the host's kernel.
@@ -89,6 +103,11 @@ fn unforced(ending: Ending, shortage: Shortage) -> Outcome {
         Ending::NotSpawned(failure) => not_spawned(failure),
         Ending::Exited(exit) => explain(Outcome::exited(exit), shortage),
         Ending::Lost(message) => explain(Outcome::failed(Reason::GuestLost, clip(message)), only_memory),
+        Ending::LogLimit(bytes) => {
+            let message =
+                format!("it was killed because it wrote more than {bytes} bytes of output, which is its limit");
+            Outcome::failed(Reason::LogLimit, message)
+        }
         Ending::SpoolFailed(message) => Outcome::failed(Reason::SpoolFailed, clip(message)),
     }
 }
@@ -184,6 +203,7 @@ mod tests {
             Ending::Exited(ExitStatus::Code(3)),
             Ending::Exited(ExitStatus::Signal(9)),
             Ending::Lost("x".into()),
+            Ending::LogLimit(4_096),
             Ending::SpoolFailed("x".into()),
         ]
     }
@@ -215,6 +235,7 @@ mod tests {
             (Ending::Exited(ExitStatus::Signal(15)), 143, Some(Reason::CommandFailed)),
             (Ending::NotLaunched("why".into()), 125, Some(Reason::LaunchFailed)),
             (Ending::Lost("why".into()), 125, Some(Reason::GuestLost)),
+            (Ending::LogLimit(4_096), 137, Some(Reason::LogLimit)),
             (Ending::SpoolFailed("why".into()), 125, Some(Reason::SpoolFailed)),
             (spawn(SpawnFailureKind::NotFound), 127, Some(Reason::CommandNotFound)),
             (spawn(SpawnFailureKind::NotExecutable), 126, Some(Reason::CommandNotExecutable)),
@@ -300,6 +321,18 @@ mod tests {
         let late = classify(Ending::Exited(ExitStatus::Code(0)), late);
         assert_eq!((late.reason, late.exit_code()), (Some(Reason::Timeout), 124));
         assert!(late.message.is_some_and(|message| message.contains("60s; the host")));
+    }
+
+    #[test]
+    fn a_full_disk_of_the_host_is_named() {
+        let of = |code| match Ending::unkept(&io::Error::from_raw_os_error(code)) {
+            Ending::SpoolFailed(message) => message,
+            other => panic!("{other:?}"),
+        };
+        let (full, quota, broken) = (of(28), of(122), of(5));
+        assert!(full.contains("no room left") && full.contains("os error 28"), "{full}");
+        assert!(quota.contains("no room left"), "{quota}");
+        assert!(broken.contains("cannot be kept") && !broken.contains("room"), "{broken}");
     }
 
     #[test]

@@ -133,7 +133,7 @@ impl Attempt {
         };
         let ending = match self.settle() {
             Ok(()) => ending,
-            Err(error) => Ending::SpoolFailed(error.to_string()),
+            Err(error) => Ending::unkept(&error),
         };
         let causes = self.watchdog.view().borrow().causes;
         self.tell_end(ending, causes, traces);
@@ -150,7 +150,7 @@ impl Attempt {
             tokio::pin!(work);
             tokio::select! {
                 ending = &mut work => ending,
-                error = self.flush_spool() => Ending::SpoolFailed(error.to_string()),
+                error = self.flush_spool() => Ending::unkept(&error),
                 why = stopped(&mut view) => {
                     tokio::time::timeout(READ_AFTER_KILL, work).await.unwrap_or_else(|_| Ending::Lost(why.to_owned()))
                 }
@@ -306,8 +306,8 @@ impl Attempt {
         });
     }
 
-    /// Takes a piece of output into the spool; waits while that is full.
-    pub(crate) async fn spool(&self, frame: OutputFrame) -> io::Result<()> {
+    /// Takes a piece of output into the spool, up to the limit; waits while the spool is full.
+    pub(crate) async fn spool(&self, frame: OutputFrame) -> Result<(), Ending> {
         loop {
             let acked = self.spool_acked.notified();
             if !self.spool.borrow().is_full() {
@@ -319,11 +319,15 @@ impl Attempt {
             OutputStream::Stdout => Stream::Stdout,
             OutputStream::Stderr => Stream::Stderr,
         };
-        self.spool.borrow_mut().push(stream, &frame.data, clock::now())?;
-        self.output_bytes.set(self.output_bytes.get() + frame.data.len() as u64);
+        let limit = self.launch.spec.limits.log_bytes;
+        let room = usize::try_from(limit.saturating_sub(self.output_bytes.get())).unwrap_or(usize::MAX);
+        let taken = &frame.data[..frame.data.len().min(room)];
+        let pushed = self.spool.borrow_mut().push(stream, taken, clock::now());
+        pushed.map_err(|error| Ending::unkept(&error))?;
+        self.output_bytes.set(self.output_bytes.get() + taken.len() as u64);
         self.spool_pushed.notify_one();
         self.progress();
-        Ok(())
+        if taken.len() < frame.data.len() { Err(Ending::LogLimit(limit)) } else { Ok(()) }
     }
 
     /// Writes output that has waited for long enough; returns only when that fails.

@@ -60,7 +60,7 @@ impl Attempt {
         self.update(|status| status.unenforced = unenforced);
         let done = tokio::select! {
             done = self.command(&guest, &env) => done,
-            error = self.count_refusals(&mut refusals) => Err(Ending::SpoolFailed(error.to_string())),
+            error = self.count_refusals(&mut refusals) => Err(Ending::unkept(&error)),
             why = serving => {
                 let why = why.unwrap_or_else(|error| error.to_string());
                 Err(Ending::Lost(format!("the lane out of the sandbox ended: {why}")))
@@ -68,7 +68,7 @@ impl Attempt {
         };
         // What the guest told of before the end belongs to the run as well.
         while let Ok(refused) = refusals.try_recv() {
-            self.count_refusal(&refused).map_err(|error| Ending::SpoolFailed(error.to_string()))?;
+            self.count_refusal(&refused).map_err(|error| Ending::unkept(&error))?;
         }
         done
     }
@@ -76,7 +76,7 @@ impl Attempt {
     async fn command(&self, guest: &Guest, env: &[(String, String)]) -> Result<ExitStatus, Ending> {
         let spawn = environment::spawn(self.launch.attempt.run, &self.launch.spec, env);
         // Before, not after: a shim that dies in between must not look as if nothing had been started.
-        exit::mark_started(&self.dir()).map_err(|error| Ending::SpoolFailed(error.to_string()))?;
+        exit::mark_started(&self.dir()).map_err(|error| Ending::unkept(&error))?;
         let process = guest.spawn(&spawn).await.map_err(|error| match error {
             SpawnError::Refused(failure) => Ending::NotSpawned(failure),
             SpawnError::Lost(lost) => lost.into(),
@@ -101,7 +101,7 @@ impl Attempt {
         let read = position.read_to_end(guest, async |frame| self.spool(frame).await).await;
         read.map_err(|error| match error {
             output::Error::Lost(lost) => lost.into(),
-            output::Error::Sink(error) => Ending::SpoolFailed(error.to_string()),
+            output::Error::Sink(ending) => ending,
         })?;
         Ok(guest.exit(process, position.offset()).await?)
     }
@@ -125,15 +125,14 @@ impl Attempt {
             CommandResult::Refused(mut problem) => {
                 problem.truncate(problem.floor_char_boundary(TEXT_BYTES_MAX));
                 let told = self.tell(EventKind::ResultRefused { problem });
-                told.map_err(|error| Ending::SpoolFailed(error.to_string()))?;
+                told.map_err(|error| Ending::unkept(&error))?;
             }
         }
         Ok(())
     }
 
     async fn take_changes(&self, guest: &Guest) -> Result<(), Ending> {
-        let failed =
-            |error: std::io::Error| Ending::SpoolFailed(format!("keeping the changes of the work dir: {error}"));
+        let failed = |error: std::io::Error| Ending::unkept(&error);
         // An archive adds at most a head and padding, 1.5 KiB, to a file that takes at least a page of the writable layer.
         let bytes_max = self.launch.spec.limits.disk_bytes.saturating_mul(2).saturating_add(1024 * 1024);
         let dir = self.dir();

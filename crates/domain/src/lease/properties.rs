@@ -407,7 +407,7 @@ fn a_run_that_only_uploads_has_a_deadline_of_its_own_and_is_never_queued_again()
     let uploading = renew(&ending, claimant((1, 0)), 1, limit.plus(config.ttl), &config).unwrap().run;
     let deadline = ended_at.plus(config.finishing);
     assert!(renew(&uploading, claimant((1, 0)), 1, deadline, &config).is_err(), "nothing goes on for ever");
-    let finished = finish(&uploading, agent(1), 1, outcome.clone(), None, deadline).unwrap().unwrap().run;
+    let finished = finish(&uploading, agent(1), 1, outcome.clone(), None, None, deadline).unwrap().unwrap().run;
     assert_eq!((finished.outcome, finished.ending), (Some(outcome), None));
     let lost = expire(&uploading, deadline, &config).unwrap().run;
     assert_eq!((lost.state, lost.outcome.unwrap().kind), (RunState::Ended, OutcomeKind::Lost));

@@ -65,6 +65,8 @@ pub enum Reason {
     DiskLimit,
     /// It failed, and the kernel had refused it a process because it had as many as it may.
     PidsLimit,
+    /// It was ended because it wrote more output than it may.
+    LogLimit,
     /// The channel to the guest broke, or the guest spoke nonsense.
     GuestLost,
     /// The host could not keep the output: its disk is full or fails.
@@ -159,7 +161,7 @@ impl Outcome {
             (OutcomeKind::Cancelled, _, _) => EXIT_CANCELLED,
             (_, Some(Reason::CommandNotFound), _) => EXIT_NOT_FOUND,
             (_, Some(Reason::CommandNotExecutable), _) => EXIT_NOT_EXECUTABLE,
-            (_, Some(Reason::OutOfMemory), None) => EXIT_OUT_OF_MEMORY,
+            (_, Some(Reason::OutOfMemory | Reason::LogLimit), None) => EXIT_OUT_OF_MEMORY,
             (_, _, Some(ExitStatus::Code(code))) if code != 0 => i32::from(code),
             (_, _, Some(ExitStatus::Signal(signal))) => 128 + i32::from(signal),
             _ => EXIT_HOLM,

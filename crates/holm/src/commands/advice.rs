@@ -19,6 +19,7 @@ pub fn of(run: &RunView) -> Option<String> {
             more("--memory", format!("{had}; files that it writes count as memory, too"))
         }
         Reason::DiskLimit => more("--disk", show_bytes(limits.disk_bytes)),
+        Reason::LogLimit => more("--log-limit", show_bytes(limits.log_bytes)),
         Reason::PidsLimit => more("--pids", limits.pids.to_string()),
         Reason::Timeout => more("--timeout", show_duration(limits.timeout())),
         // What is wrong with the spool is the disk of the host, or its room.
@@ -79,6 +80,7 @@ mod tests {
         let table = [
             (Reason::OutOfMemory, "--memory (it had 1 GiB; files"),
             (Reason::DiskLimit, "--disk (it had 1 GiB)"),
+            (Reason::LogLimit, "--log-limit (it had 1 GiB)"),
             (Reason::PidsLimit, "--pids (it had 1024)"),
             (Reason::Timeout, "--timeout (it had 1 h 0 min)"),
         ];

@@ -92,11 +92,12 @@ fn pairs(run: &RunView) -> Vec<(&'static str, Cell)> {
     add(
         "limits",
         Some(format!(
-            "{} cpus, {} memory, {} pids, {} disk, {}",
+            "{} cpus, {} memory, {} pids, {} disk, {} output, {}",
             show_cpus(u64::from(limits.cpus_milli.0)),
             show_bytes(limits.memory_bytes),
             limits.pids,
             show_bytes(limits.disk_bytes),
+            show_bytes(limits.log_bytes),
             show_duration(limits.timeout()),
         )),
     );

@@ -54,6 +54,9 @@ pub struct RunArgs {
     /// What may be written to the root file system at most [default: 1g]
     #[arg(long, value_name = "SIZE")]
     pub disk: Option<String>,
+    /// What the command may print at most; past it the run is ended [default: 1g]
+    #[arg(long, value_name = "SIZE")]
+    pub log_limit: Option<String>,
     /// When the command is ended at the latest, such as 30s or 1h30m [default: 1h]
     #[arg(long, value_name = "DURATION")]
     pub timeout: Option<String>,

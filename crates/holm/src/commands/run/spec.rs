@@ -33,6 +33,7 @@ pub fn flag_of(field: &str) -> Option<&'static str> {
         ("limits.memory_bytes", "--memory"),
         ("limits.pids", "--pids"),
         ("limits.disk_bytes", "--disk"),
+        ("limits.log_bytes", "--log-limit"),
         ("limits.timeout_ms", "--timeout"),
         ("work_dir", "--dir"),
         ("mounts", "--mount"),
@@ -79,6 +80,7 @@ fn named(error: &InvalidField, args: &RunArgs) -> Usage {
         "--memory" => args.memory.as_deref(),
         "--pids" => args.pids.as_deref(),
         "--disk" => args.disk.as_deref(),
+        "--log-limit" => args.log_limit.as_deref(),
         "--timeout" => args.timeout.as_deref(),
         _ => None,
     };
@@ -99,6 +101,9 @@ fn limits(args: &RunArgs) -> Result<Limits, Usage> {
     }
     if let Some(text) = &args.disk {
         limits.disk_bytes = read("--disk", text, units::bytes)?;
+    }
+    if let Some(text) = &args.log_limit {
+        limits.log_bytes = read("--log-limit", text, units::bytes)?;
     }
     if let Some(text) = &args.timeout {
         let timeout = read("--timeout", text, units::duration)?;
