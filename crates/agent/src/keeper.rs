@@ -37,6 +37,7 @@ use crate::{
     reaper,
     recover::Survivor,
     station::{Shared, attempt_of, held},
+    storage,
 };
 
 /// The most leases in one renewal.
@@ -186,6 +187,7 @@ impl<C: ControlPlane> Keeper<C> {
                 poller.claim(pool).await;
             });
         }
+        self.pollers.spawn(storage::tell(self.shared.clone()));
         self.pollers.spawn(async move {
             poller.listen().await;
         });

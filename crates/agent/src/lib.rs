@@ -26,6 +26,7 @@ mod recover;
 mod registration;
 mod shim_process;
 mod station;
+pub mod storage;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

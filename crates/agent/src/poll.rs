@@ -19,6 +19,7 @@ use crate::{
     keeper::Event,
     registration,
     station::Shared,
+    storage,
 };
 
 /// The most runs in one answer.
@@ -84,6 +85,11 @@ impl<C: ControlPlane> Poller<C> {
         let mut backoff = Backoff::default();
         loop {
             let offer = pool.offer().await;
+            if storage::shortage_of(&self.shared.config).is_some() {
+                drop(offer);
+                tokio::time::sleep(storage::LOOK_EVERY).await;
+                continue;
+            }
             let held = self.held.borrow().clone();
             let wait_max = self.shared.config.poll_wait;
             let wait = if held.is_empty() { wait_max } else { wait_max.min(BUSY_WAIT) };

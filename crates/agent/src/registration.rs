@@ -9,9 +9,14 @@ use crate::{
     control::{ControlError, ControlPlane},
     ids::Process,
     station::{Config, Shared},
+    storage,
 };
 
 fn body(config: &Config, runtimes: &Registry, agent: AgentId, process: Process) -> Register {
+    let mut labels = config.labels.clone();
+    if let Some(why) = storage::shortage_of(config) {
+        labels.insert(storage::STORAGE_LABEL.to_owned(), why);
+    }
     Register {
         agent,
         instance: process.instance,
@@ -20,7 +25,7 @@ fn body(config: &Config, runtimes: &Registry, agent: AgentId, process: Process) 
         version: config.version.clone(),
         capacity: config.capacity,
         runtimes: runtimes.infos(),
-        labels: config.labels.clone(),
+        labels,
     }
 }
 
@@ -49,8 +54,17 @@ pub(crate) async fn persist<C: ControlPlane>(
 /// is only told.
 pub(crate) async fn renew<C: ControlPlane>(shared: &Shared<C>) {
     tracing::warn!(agent = %shared.agent, "the control plane does not know this agent; it registers again");
+    again(shared).await;
+}
+
+/// Brings what the control plane knows of this host up to date; tells whether it did.
+pub(crate) async fn again<C: ControlPlane>(shared: &Shared<C>) -> bool {
     let body = body(&shared.config, &shared.runtimes, shared.agent, shared.process);
-    if let Err(error) = shared.control.register(body).await {
-        tracing::error!(%error, "this agent cannot register again");
+    match shared.control.register(body).await {
+        Ok(_) => true,
+        Err(error) => {
+            tracing::error!(%error, "this agent cannot register again");
+            false
+        }
     }
 }

@@ -8,7 +8,10 @@ use holm_shim::protocol::Tuning;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 
-use crate::{clock, folder::Folder, ids::Process, keeper::Event, occupancy::Occupancy, shim_process::ShimProgram};
+use crate::{
+    clock, folder::Folder, ids::Process, keeper::Event, occupancy::Occupancy, shim_process::ShimProgram,
+    storage::STORAGE_FLOOR_BYTES,
+};
 
 /// How an agent works.
 #[derive(Debug, Clone)]
@@ -23,6 +26,8 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// All that runs may use on this host.
     pub capacity: Capacity,
+    /// How many bytes must be free where its folder is, so that it takes runs.
+    pub storage_floor_bytes: u64,
     /// How shims are started.
     pub shim: ShimProgram,
     /// How shims behave.
@@ -50,6 +55,7 @@ impl Config {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             labels: BTreeMap::new(),
             capacity,
+            storage_floor_bytes: STORAGE_FLOOR_BYTES,
             shim: ShimProgram::default(),
             tuning: Tuning::default(),
             poll_wait: Duration::from_secs(20),

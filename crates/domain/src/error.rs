@@ -73,6 +73,8 @@ codes! {
     DeadlineExceeded = "deadline_exceeded", 504, "The request took too long";
     /// The server is going down, or what it stands on is not there.
     Unavailable = "unavailable", 503, "The service is not available now";
+    /// The server's disk is nearly full.
+    StorageFull = "storage_full", 507, "The server has no room left";
     /// An error of Holm's own.
     Internal = "internal", 500, "An error of Holm's own";
 }

@@ -193,6 +193,14 @@ impl World {
         self.wait_until_ready();
     }
 
+    /// The same with further flags.
+    #[track_caller]
+    pub fn start_up_with(&mut self, flags: &[&str]) {
+        let mut command = self.command();
+        self.start(Role::Up, command.args(["up", "--private"]).args(flags));
+        self.wait_until_ready();
+    }
+
     /// Starts an agent with a state folder of its own and waits until the server knows it.
     #[track_caller]
     pub fn start_agent(&mut self, name: &str) {

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use holm_domain::UnixMicros;
+use holm_domain::{ErrorCode, UnixMicros};
 use holm_store::Store;
 use tokio_util::sync::CancellationToken;
 
-use crate::{activity::Activity, config::Config, gate::Gate, wakers::Wakers};
+use crate::{activity::Activity, config::Config, gate::Gate, problem::Failure, wakers::Wakers};
 
 /// What every handler, operation and task of one server shares.
 #[derive(Debug)]
@@ -39,6 +39,24 @@ impl App {
             activity: Arc::default(),
             shutdown: CancellationToken::new(),
         }
+    }
+
+    /// Refuses what needs room while there is less than the floor. Looked at anew each time, so it recovers by itself.
+    pub fn needs_room(&self) -> Result<(), Failure> {
+        let Some(floor) = &self.config.storage else { return Ok(()) };
+        let stat = rustix::fs::statvfs(&floor.dir).map_err(|error| {
+            Failure::unavailable("the room that is left for the server's data cannot be told; try again", error)
+        })?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        // A file system of no blocks at all does not say how much it has.
+        if stat.f_blocks == 0 || free >= floor.bytes {
+            return Ok(());
+        }
+        let detail = format!(
+            "{free} bytes are free for the server's data, less than the floor of {}; make room, it takes runs again by itself",
+            floor.bytes
+        );
+        Err(Failure::new(ErrorCode::StorageFull, detail))
     }
 
     /// The time now.

@@ -22,10 +22,11 @@
 //! | head of a request, and an idle connection | `head_timeout`, `head_bytes_max` | 100 s, 64 KiB | closed, 431 |
 //! | a request, until its answer begins | `request_timeout` | 30 s | 504 `deadline_exceeded` |
 //! | an upload of changes | `upload_timeout`, `upload_idle_timeout` | 1 h, 30 s | 504 `deadline_exceeded` |
+//! | new runs, output and changes while the disk is nearly full | `storage` | 256 MiB free | 507 `storage_full` |
 //! | attempts of a compare-and-swap | [`SWAPS_MAX`] | 16 | 503 `unavailable` |
 //! | the end of the server | `drain_timeout` | 10 s | connections are cut |
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use holm_domain::limits::LeaseConfig;
 
@@ -67,6 +68,22 @@ pub struct Config {
     pub limits: ServeLimits,
     /// Where the time of day comes from.
     pub clock: Clock,
+    /// The room that must be left for what the server stores.
+    pub storage: Option<StorageFloor>,
+    /// Whether it is a user's own server, which lends all of the host to whoever has a token: it makes none for others.
+    pub private: bool,
+}
+
+/// The least room where nobody says, in bytes.
+pub const STORAGE_FLOOR_BYTES: u64 = 256 * 1024 * 1024;
+
+/// How much room must be left on a file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StorageFloor {
+    /// A folder on it.
+    pub dir: PathBuf,
+    /// How many bytes must be free.
+    pub bytes: u64,
 }
 
 /// The limits that a server can be told; see the module for the whole table.

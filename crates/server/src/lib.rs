@@ -39,7 +39,7 @@ pub use crate::{
     activity::Activity,
     auth::bootstrap::{Bootstrap, DEFAULT_ORG, Wanted, bootstrap},
     clock::Clock,
-    config::{Config, ServeLimits},
+    config::{Config, STORAGE_FLOOR_BYTES, ServeLimits, StorageFloor},
     http::openapi,
     serve::{Listener, ServeError},
 };

@@ -118,7 +118,7 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.code().status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = status.into_response();
-        if matches!(self.code(), ErrorCode::TooMany | ErrorCode::Unavailable) {
+        if matches!(self.code(), ErrorCode::TooMany | ErrorCode::Unavailable | ErrorCode::StorageFull) {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response.extensions_mut().insert(self);

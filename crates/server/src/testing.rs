@@ -57,9 +57,13 @@ impl World {
     }
 
     pub async fn with_limits(change: impl FnOnce(&mut ServeLimits)) -> Self {
+        Self::with_config(|config| change(&mut config.limits)).await
+    }
+
+    pub async fn with_config(change: impl FnOnce(&mut Config)) -> Self {
         let clock = Clock::manual(UnixMicros(1_700_000_000_000_000));
         let mut config = Config { clock: clock.clone(), ..Config::default() };
-        change(&mut config.limits);
+        change(&mut config);
         let store = Store::memory();
         let made = bootstrap(&store, &clock, Wanted { admin: true, agent: true }).await.unwrap();
         let other = Org { id: ids::org(), name: "other".into(), created_at: clock.now() };
@@ -144,6 +148,11 @@ impl World {
     }
 
     /// Revokes the token of [`World::agent`], as another server on the same store would.
+    /// The token of [`World::agent`], as it is stored.
+    pub async fn agent_token(&self) -> holm_domain::access::Token {
+        self.app().store.token_by_hash(&crate::auth::hash(&self.agent)).await.unwrap().unwrap()
+    }
+
     pub async fn revoke_agent_token(&self) {
         self.revoke(&self.agent).await;
     }
@@ -192,8 +201,25 @@ impl World {
     }
 
     pub async fn queue_run(&self) -> RunId {
-        let body = json!({"spec": {"root": {"kind": "host"}, "argv": ["true"]}});
-        self.member().post("/v1/runs", &body).await.json::<RunView>(StatusCode::CREATED).id
+        self.queue(json!({"root": {"kind": "host"}, "argv": ["true"]})).await
+    }
+
+    /// A run that keeps the changes of its work dir.
+    pub async fn queue_keeping_run(&self) -> RunId {
+        let work_dir = json!({"source": "/srv", "keep_changes": true});
+        self.queue(json!({"root": {"kind": "host"}, "argv": ["true"], "work_dir": work_dir})).await
+    }
+
+    async fn queue(&self, spec: serde_json::Value) -> RunId {
+        self.member().post("/v1/runs", &json!({ "spec": spec })).await.json::<RunView>(StatusCode::CREATED).id
+    }
+
+    /// The same, claimed.
+    pub async fn claim_keeping_run(&self) -> HeldLease {
+        let id = self.queue_keeping_run().await;
+        let held = self.claim().await;
+        assert_eq!(held.run, id);
+        held
     }
 
     /// Claims the oldest queued run.

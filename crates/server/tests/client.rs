@@ -17,7 +17,7 @@ use holm_domain::{
     host::{Capacity, RuntimeInfo},
     lease::grant,
     log::{BatchBuilder, Stream},
-    run::{EventKind, ExitStatus, Outcome, RunSpec, RunState, SandboxInfo},
+    run::{EventKind, ExitStatus, Outcome, RunSpec, RunState, SandboxInfo, WorkDir},
 };
 use holm_server::{Bootstrap, Clock, Config, Listener, ServeError, Server, Wanted, bootstrap};
 use holm_store::{Blobs, Store};
@@ -90,7 +90,8 @@ fn poll(id: AgentId, claims_max: u32) -> Poll {
 }
 
 fn submission() -> CreateRun {
-    CreateRun { project: None, spec: RunSpec::new(["true"]) }
+    let work_dir = Some(WorkDir { source: "/srv".to_owned(), keep_changes: true });
+    CreateRun { project: None, spec: RunSpec { work_dir, ..RunSpec::new(["true"]) } }
 }
 
 fn batch(first: u64, lines: &[&[u8]]) -> Bytes {
@@ -289,7 +290,7 @@ async fn a_log_that_a_killed_server_left_unsealed_is_sealed_by_the_next() {
     // The end is stored, and the server is killed before any task of it hears of that.
     let stored = store.run_get(made.org, run).await.unwrap().unwrap();
     let outcome = Outcome::exited(ExitStatus::Code(0));
-    let ended = grant::finish(&stored, agent(1), claimed.fence, outcome, None, UnixMicros(9)).unwrap().unwrap();
+    let ended = grant::finish(&stored, agent(1), claimed.fence, outcome, None, None, UnixMicros(9)).unwrap().unwrap();
     store.run_save(stored.version, &ended.run, &ended.events, None, UnixMicros(9)).await.unwrap();
     drop(store);
     let (server, store) = Running::begin(folder.path(), "b.sock", Config::default()).await;

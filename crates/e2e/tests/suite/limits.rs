@@ -113,3 +113,60 @@ fn resource_limits_inside_cannot_be_raised_above_the_hosts() {
     let core = if hard(rustix::process::Resource::Core) == 0 { 0 } else { 1 };
     assert_eq!(numbers[1..], [core; 4], "{ran}");
 }
+
+#[test]
+fn output_is_limited() {
+    let world = World::up();
+    let ran = world.run(["--log-limit", "64k", "--", "yes"]).exits(137);
+    ran.complains_of(&["65536 bytes of output", "--log-limit (it had 64 KiB)"]);
+    let view = world.show(&world.newest());
+    assert_eq!(view["outcome"]["reason"], "log_limit", "{view}");
+    assert_eq!(world.logs(&world.newest()).text().len(), 65_536, "what it may have is kept, and no more");
+    world.run(["--log-limit", "1k", "--", "true"]).exits(125).complains_of(&["--log-limit", "4096 to"]);
+    // Exactly as much as it may have.
+    world.run(["--log-limit", "4k", "--", "head", "-c", "4096", "/dev/zero"]).succeeds();
+}
+
+/// A folder with a small file system of its own.
+struct SmallDisk(std::path::PathBuf);
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let done = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+        assert!(done.is_ok_and(|status| status.success()) || std::thread::panicking(), "cannot unmount");
+    }
+}
+
+#[test]
+fn below_the_floor_of_free_space_nothing_is_taken_until_there_is_room_again() {
+    let mut world = World::new();
+    let floor = if host::is_root() { "32m" } else { "8000g" };
+    let flags = ["--storage-floor", floor, "--host-storage-floor", floor];
+    if !host::is_root() {
+        // No file system of its own to fill: one that is never full enough.
+        world.start_up_with(&flags);
+        world.run(["--", "true"]).exits(125).complains_of(&["bytes are free"]);
+        return;
+    }
+    let home = world.folder("home");
+    let mut mount = std::process::Command::new("mount");
+    let mounted = mount.args(["-t", "tmpfs", "-o", "size=64m,mode=0700", "none"]).arg(&home).status().expect("mount");
+    assert!(mounted.success());
+    let disk = SmallDisk(home.clone());
+    world.start_up_with(&flags);
+    world.run(["--", "true"]).succeeds();
+    std::fs::write(home.join("ballast"), vec![1; 40 << 20]).expect("room");
+    world.run(["--", "true"]).exits(125).complains_of(&["bytes are free", "floor of 33554432"]);
+    holm_e2e::eventually("the host says that it takes no runs", || {
+        let hosts = world.http().get("/v1/hosts").is(200).json();
+        hosts.to_string().contains("holm.storage").then_some(())
+    });
+    std::fs::remove_file(home.join("ballast")).expect("a file");
+    holm_e2e::eventually("the host takes runs again", || {
+        let hosts = world.http().get("/v1/hosts").is(200).json();
+        (!hosts.to_string().contains("holm.storage")).then_some(())
+    });
+    world.run(["--", "true"]).succeeds();
+    drop(world);
+    drop(disk);
+}

@@ -4,6 +4,7 @@
 
 use std::{fs, path::Path};
 
+use holm_agent::storage;
 use rustix::process::geteuid;
 use serde::Serialize;
 
@@ -232,6 +233,10 @@ fn home(home: &Path) -> Probe {
     if let Err(error) = rustix::fs::access(existing, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK) {
         let found = format!("{} cannot be written: {error}", existing.display());
         return missing("home", found, "give a folder that is yours with --home or HOLM_HOME");
+    }
+    if let Some(why) = storage::shortage(existing, storage::STORAGE_FLOOR_BYTES) {
+        let way_out = "make room, give another folder with --home, or another floor with --host-storage-floor";
+        return missing("home", format!("{}: {why}", home.display()), way_out);
     }
     match rustix::fs::statvfs(existing) {
         Ok(stat) if stat.f_blocks == 0 => {

@@ -38,6 +38,9 @@ pub struct HostArgs {
     /// Memory for all runs [default: what the host has]
     #[arg(long = "host-memory", value_name = "SIZE")]
     pub memory: Option<String>,
+    /// Take no runs while less than this is free where the agent's folder is [default: 256m]
+    #[arg(long = "host-storage-floor", value_name = "SIZE")]
+    pub storage_floor: Option<String>,
     /// A folder of this host that runs may bring in or mount; without `:rw` for reading only; may be repeated
     #[arg(long, value_name = "PATH[:rw]")]
     pub lend: Vec<String>,
@@ -132,6 +135,10 @@ pub fn agent(
     };
     let mut config = Config::new(home.agent(), name, args.capacity(table)?);
     config.labels = args.labels()?;
+    if let Some(text) = &args.storage_floor {
+        config.storage_floor_bytes =
+            units::bytes(text).map_err(|problem| Usage::new("--host-storage-floor", text, problem))?;
+    }
     let mut runtimes = Registry::new();
     runtimes.add(process_runtime(home, lending)?)?;
     Ok(Agent::new(config, HttpControl::new(client), runtimes))

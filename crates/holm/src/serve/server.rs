@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use clap::Args;
 use holm_api::client::SecretString;
 use holm_domain::{access::Role, limits::LeaseConfig};
-use holm_server::{Clock, Config, Listener, Server, Wanted, bootstrap};
+use holm_server::{Clock, Config, Listener, STORAGE_FLOOR_BYTES, Server, StorageFloor, Wanted, bootstrap};
 use holm_store::Store;
 use secrecy::ExposeSecret as _;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,9 @@ pub struct ServeArgs {
     /// What is waited beyond the expiry of a lease before a run is granted anew [default: 5s]
     #[arg(long, value_name = "DURATION")]
     pub lease_margin: Option<String>,
+    /// Take no runs and no output while less than this is free where the server's folder is [default: 256m]
+    #[arg(long, value_name = "SIZE")]
+    pub storage_floor: Option<String>,
     /// How many times a run may be claimed before it is lost [default: 3]
     #[arg(long, value_name = "N")]
     pub attempts_max: Option<u32>,
@@ -75,7 +78,7 @@ impl ServeArgs {
     }
 
     /// How the server works; times that cannot be are refused by the flag.
-    pub fn config(&self, table: &ServerTable) -> Result<Config, Usage> {
+    pub fn config(&self, table: &ServerTable, home: &Home) -> Result<Config, Usage> {
         let mut lease = LeaseConfig::default();
         let ttl = self.lease_ttl.as_ref().or(table.lease_ttl.as_ref());
         let margin = self.lease_margin.as_ref().or(table.lease_margin.as_ref());
@@ -97,7 +100,12 @@ impl ServeArgs {
             };
             Usage::new(flag, &invalid.value, &invalid.problem)
         })?;
-        Ok(Config { lease, ..Config::default() })
+        let bytes = match &self.storage_floor {
+            Some(text) => units::bytes(text).map_err(|problem| Usage::new("--storage-floor", text, problem))?,
+            None => STORAGE_FLOOR_BYTES,
+        };
+        let storage = Some(StorageFloor { dir: home.server(), bytes });
+        Ok(Config { lease, storage, ..Config::default() })
     }
 }
 
@@ -111,7 +119,7 @@ async fn serve(session: Session, args: ServeArgs) -> anyhow::Result<u8> {
     let mut signals = Signals::listen()?;
     let home = session.home();
     let table = &session.config.file.server;
-    let (config, listens) = (args.config(table)?, args.listens(table)?);
+    let (config, listens) = (args.config(table, &home)?, args.listens(table)?);
     home.create().with_context(|| home.not_made())?;
     let store = open_store(&home, args.database(table)).await?;
     first_token(&home, &store, &config.clock).await?;

@@ -10,7 +10,7 @@ use clap::Args;
 use holm_agent::Shutdown;
 use holm_api::client::{Client, Endpoint};
 use holm_runtime::process::Lend;
-use holm_server::Server;
+use holm_server::{Config, Server};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -81,7 +81,7 @@ pub fn run(session: Session, args: UpArgs) -> anyhow::Result<u8> {
 async fn up(session: Session, args: UpArgs, home: Home, _lock: HomeLock) -> anyhow::Result<u8> {
     let mut signals = Signals::listen()?;
     let table = &session.config.file.server;
-    let config = args.serve.config(table)?;
+    let config = Config { private: args.private, ..args.serve.config(table, &home)? };
     let lends =
         if args.private { vec![Lend { prefix: PathBuf::from("/"), write: true }] } else { args.host.lends()? };
     let mut listens = vec![Listen::Unix(home.socket())];

@@ -38,7 +38,12 @@ pub async fn changes_put<E: std::fmt::Display + Send>(
 ) -> Result<(), Failure> {
     let org = token.org;
     let claimant = Claimant { agent: by.agent, instance: by.instance };
-    held_run(app, token, id, claimant, by.fence).await?;
+    let run = held_run(app, token, id, claimant, by.fence).await?;
+    if !run.spec.work_dir.as_ref().is_some_and(|dir| dir.keep_changes) {
+        let detail = "the run does not keep the changes of a work dir, so there is nothing to upload";
+        return Err(Failure::new(ErrorCode::Conflict, detail).at("spec.work_dir.keep_changes", false));
+    }
+    app.needs_room()?;
     let limits = &app.config.limits;
     let key = BlobKey::run_changes(org, id, by.fence);
     let body = while_it_may(app, Lasting::new(token), body, limits.upload_idle_timeout);

@@ -36,6 +36,7 @@ pub async fn log_append(app: &App, token: &Token, id: RunId, by: Fenced, bytes: 
     let org = token.org;
     let run = held_run(app, token, id, Claimant { agent: by.agent, instance: by.instance }, by.fence).await?;
     let (first, last) = sequences(&bytes)?;
+    app.needs_room()?;
     match app.store.log_append(org, id, by.fence, first, last, bytes).await? {
         LogAppended::Stored { next, unsealed_bytes } => {
             app.wakers.ring_run(id);

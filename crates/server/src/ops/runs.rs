@@ -31,6 +31,7 @@ pub struct Created {
 /// time in the queue is limited.
 pub async fn run_create(app: &App, by: &Token, body: CreateRun, key: Option<String>) -> Result<Created, Failure> {
     body.spec.validate().map_err(|error| InvalidField { field: format!("spec.{}", error.field), ..error })?;
+    app.needs_room()?;
     let idempotency = key.map(|key| idempotency(key, &body)).transpose()?;
     let digest = idempotency.as_ref().map(|given| given.digest);
     let name = body.project.as_deref().unwrap_or(DEFAULT_PROJECT);

@@ -146,7 +146,7 @@ async fn until(met: impl Fn() -> bool) {
 #[tokio::test]
 async fn a_connection_that_does_not_end_is_cut() {
     let world = World::with_limits(|limits| limits.drain_timeout = Duration::from_millis(50)).await;
-    let held = world.claim_run().await;
+    let held = world.claim_keeping_run().await;
     let serving = Serving::begin(&world).await;
     let path = world.fenced(held, "changes");
     let mut stream = TcpStream::connect(serving.address).await.unwrap();

@@ -24,8 +24,9 @@ use crate::{
     request_body(content = [u8], content_type = "application/x-tar"),
     responses(
         (status = 204, description = "It is stored."),
-        (status = 409, description = "`stale_fence`, `agent_superseded`", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "`stale_fence`, `agent_superseded`; `conflict`: the run keeps no changes.", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "`too_large`", body = Problem, content_type = "application/problem+json"),
+        (status = 507, description = "`storage_full`", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub async fn changes(
@@ -70,7 +71,7 @@ mod tests {
     #[tokio::test]
     async fn only_the_holder_uploads_and_within_the_limit() {
         let world = World::with_limits(|limits| limits.changes_bytes_max = 100).await;
-        let held = world.claim_run().await;
+        let held = world.claim_keeping_run().await;
         let put = |path: String, body: Vec<u8>| {
             let agent = world.agent();
             async move { agent.send("PUT", &path, TAR, body).await }
@@ -90,7 +91,7 @@ mod tests {
     #[tokio::test]
     async fn an_upload_that_breaks_off_or_stalls_leaves_nothing() {
         let world = World::with_limits(|limits| limits.upload_idle_timeout = Duration::from_millis(20)).await;
-        let held = world.claim_run().await;
+        let held = world.claim_keeping_run().await;
         let first = || stream::once(async { Ok::<_, std::io::Error>(Bytes::from_static(b"abc")) });
         let broken = first().chain(stream::once(async { Err(std::io::Error::other("cut")) }));
         let answer = world.agent().send_body("PUT", &path(&world, held), TAR, Body::from_stream(broken)).await;
@@ -104,7 +105,7 @@ mod tests {
     #[tokio::test]
     async fn an_upload_ends_with_its_token() {
         let world = World::new().await;
-        let held = world.claim_run().await;
+        let held = world.claim_keeping_run().await;
         let first = stream::once(async { Ok::<_, std::io::Error>(Bytes::from_static(b"abc")) });
         let body = Body::from_stream(first.chain(stream::pending()));
         let (agent, path) = (world.agent(), path(&world, held));
@@ -112,6 +113,16 @@ mod tests {
         let (answer, ()) = tokio::join!(agent.send_body("PUT", &path, TAR, body), world.revoke_agent_token());
         answer.problem(ErrorCode::Unauthenticated);
         assert!(begun.elapsed() < Duration::from_millis(2_500), "{:?}", begun.elapsed());
+        assert_eq!(blobs(&world, held).await, 0);
+    }
+
+    #[tokio::test]
+    async fn a_run_that_keeps_no_changes_takes_none() {
+        let world = World::new().await;
+        let held = world.claim_run().await;
+        let answer = world.agent().send("PUT", &path(&world, held), TAR, vec![0; 10]).await;
+        let problem = answer.problem(ErrorCode::Conflict);
+        assert_eq!(problem.field.as_deref(), Some("spec.work_dir.keep_changes"), "{problem}");
         assert_eq!(blobs(&world, held).await, 0);
     }
 }

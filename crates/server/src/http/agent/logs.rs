@@ -30,6 +30,7 @@ use crate::{
         (status = 200, description = "Everything below `next_seq` is stored.", body = Appended),
         (status = 409, description = "`stale_fence`, `agent_superseded`, `log_gap`", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "`too_large`", body = Problem, content_type = "application/problem+json"),
+        (status = 507, description = "`storage_full`", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub async fn logs(
@@ -114,5 +115,26 @@ mod tests {
         world.agent().send("POST", &path, LOG_BATCH, vec![0; 1_001]).await.problem(ErrorCode::TooLarge);
         let without = format!("/agent/v1/runs/{}/logs", held.run);
         world.agent().send("POST", &without, LOG_BATCH, batch(1, &["a"])).await.problem(ErrorCode::InvalidField);
+    }
+
+    #[tokio::test]
+    async fn without_room_nothing_is_taken_but_the_end_is() {
+        let floor = |bytes| Some(crate::StorageFloor { dir: std::env::temp_dir(), bytes });
+        let roomy = World::with_config(|config| config.storage = floor(1)).await;
+        let held = roomy.claim_run().await;
+        roomy.append_log(held, 1, &["a\n"]).await;
+        let full = World::with_config(|config| config.storage = floor(u64::MAX)).await;
+        let spec = serde_json::json!({"spec": {"root": {"kind": "host"}, "argv": ["true"]}});
+        let problem = full.member().post("/v1/runs", &spec).await.problem(ErrorCode::StorageFull);
+        assert!(problem.detail.contains("bytes are free"), "{problem}");
+        // The run was taken by a server of the same store that has room.
+        let held = roomy.claim_run().await;
+        let app =
+            App::new(crate::Config { storage: floor(u64::MAX), ..crate::Config::default() }, roomy.app().store.clone());
+        assert_eq!(app.needs_room().unwrap_err().code(), ErrorCode::StorageFull);
+        let by = Fenced { agent: roomy.agent_id, instance: roomy.instance, fence: held.fence };
+        let token = roomy.agent_token().await;
+        let refused = ops::logs::log_append(&app, &token, held.run, by, batch(1, &["a\n"]).into()).await;
+        assert_eq!(refused.unwrap_err().code(), ErrorCode::StorageFull);
     }
 }

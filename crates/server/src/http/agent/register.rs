@@ -85,7 +85,7 @@ mod tests {
         let outcome = Outcome::exited(ExitStatus::Code(0));
         let ended = SandboxEnded { agent, instance, fence, outcome: outcome.clone() };
         caller.post(&path("ended"), &ended).await.problem(code);
-        let finish = FinishRun { agent, instance, fence, outcome, result: None, next_log_seq: 1 };
+        let finish = FinishRun { agent, instance, fence, outcome, usage: None, result: None, next_log_seq: 1 };
         caller.post(&path("finish"), &finish).await.problem(code);
     }
 

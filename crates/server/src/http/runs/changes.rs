@@ -54,7 +54,7 @@ mod tests {
     #[tokio::test]
     async fn the_archive_of_the_last_lease_is_given_to_the_org() {
         let world = World::new().await;
-        let held = world.claim_run().await;
+        let held = world.claim_keeping_run().await;
         let path = format!("/v1/runs/{}/changes", held.run);
         world.put_changes(held, b"old").await;
         world.put_changes(held, b"the archive").await;

@@ -35,6 +35,7 @@ use crate::{
         (status = 200, description = "An earlier request with the same key made this run.", body = RunView),
         (status = 409, description = "`idempotency_mismatch`", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "`invalid_field`", body = Problem, content_type = "application/problem+json"),
+        (status = 507, description = "`storage_full`", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub async fn create(

@@ -45,7 +45,7 @@ mod tests {
     #[tokio::test]
     async fn only_what_has_ended_is_deleted_with_its_blobs() {
         let world = World::new().await;
-        let held = world.claim_run().await;
+        let held = world.claim_keeping_run().await;
         let path = format!("/v1/runs/{}", held.run);
         world.append_log(held, 1, &["a\n"]).await;
         world.put_changes(held, b"tar").await;
