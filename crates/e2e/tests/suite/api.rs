@@ -135,7 +135,7 @@ fn token(http: &Http, role: &str) -> (String, String) {
 
 #[test]
 fn roles_do_what_they_may_and_nothing_else() {
-    let world = World::up();
+    let world = World::with_server();
     let admin = world.http();
     let (_, member) = token(&admin, "member");
     let (_, agent) = token(&admin, "agent");
@@ -151,7 +151,7 @@ fn roles_do_what_they_may_and_nothing_else() {
 
 #[test]
 fn a_revoked_token_works_no_more_and_secrets_are_shown_once() {
-    let world = World::up();
+    let world = World::with_server();
     let admin = world.http();
     let (id, secret) = token(&admin, "member");
     let member = admin.with_token(Some(&secret));
@@ -208,4 +208,13 @@ fn an_operation_without_the_newest_fence_is_refused() {
     live["instance"] = "ins_00000000000000000000000000".into();
     agent.post(&format!("/agent/v1/runs/{id}/finish"), &live).is_problem(409, "agent_superseded");
     assert_eq!(world.show(&id)["state"], "running");
+}
+
+#[test]
+fn a_private_server_makes_no_tokens() {
+    let world = World::up();
+    let refused =
+        world.http().post("/v1/tokens", &json!({ "name": "x", "role": "member" })).is_problem(403, "forbidden");
+    assert!(refused["detail"].as_str().is_some_and(|detail| detail.contains("private server")), "{refused}");
+    world.holm(["token", "create", "x", "--role", "member"]).exits(1).complains_of(&["private server", "--private"]);
 }

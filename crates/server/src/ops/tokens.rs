@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use holm_api::tokens::CreateToken;
 use holm_domain::{
-    OrgId, TokenId,
+    ErrorCode, OrgId, TokenId,
     access::{Role, Token},
     error::InvalidField,
 };
@@ -22,6 +22,11 @@ const LIFE_S_MAX: u64 = 10 * 366 * 24 * 3_600;
 
 /// Makes a token of the org; the secret is nowhere but in the answer.
 pub async fn token_create(app: &App, org: OrgId, body: CreateToken) -> Result<(Token, SecretString), Failure> {
+    if app.config.private {
+        let detail = "this is the private server of its user: it lends the whole host to whoever has a token of it, so it \
+                      makes no further ones; start `holm up` without --private for others";
+        return Err(Failure::new(ErrorCode::Forbidden, detail));
+    }
     check_name("name", &body.name)?;
     let life = body.expires_in_s;
     if let Some(seconds) = life.filter(|seconds| !(LIFE_S_MIN..=LIFE_S_MAX).contains(seconds)) {
