@@ -41,6 +41,8 @@ const LOOKING: Duration = Duration::from_secs(10 * 60);
 const BUILDING: Duration = Duration::from_secs(60 * 60);
 /// For what runs a suite, with what it has to build.
 const TESTING: Duration = Duration::from_secs(90 * 60);
+/// For everything, in continuous integration.
+const ALL: Duration = Duration::from_secs(75 * 60);
 /// For packages from the network.
 const SETTING_UP: Duration = Duration::from_secs(30 * 60);
 
@@ -85,9 +87,17 @@ fn conclude(counts: &Counts, summary: &[(&str, bool, Duration)], elapsed: Durati
         say::note(&format!("{verdict:6} {:6.1} s  {name}", elapsed.as_secs_f64()));
     }
     let failed: Vec<&str> = summary.iter().filter(|(_, sound, _)| !sound).map(|(name, ..)| *name).collect();
-    say::result(&counts.to_string());
+    say::result(&format!("{counts}; {:.0} s in all", elapsed.as_secs_f64()));
     if !failed.is_empty() {
         bail!("failed: {}", failed.join(", "));
+    }
+    in_time(elapsed, is_ci())
+}
+
+/// What takes too long in all is not run often enough.
+fn in_time(elapsed: Duration, is_ci: bool) -> Result<()> {
+    if is_ci && elapsed > ALL {
+        bail!("all steps together took {:.0} s, and may take {} s", elapsed.as_secs_f64(), ALL.as_secs());
     }
     Ok(())
 }
@@ -168,4 +178,17 @@ fn end_to_end(context: &Context, store: &str) -> Result<()> {
     let mut command = cargo(test_runner())?;
     command.args(["--package", "holm-e2e"]).env("HOLM_TEST_STORE", store);
     context.run_tests(command.env("HOLM_BIN", places::target()?.join("debug/holm")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn continuous_integration_has_a_bound_in_all() {
+        let late = ALL + Duration::from_secs(1);
+        assert!(in_time(ALL, true).is_ok() && in_time(late, false).is_ok());
+        let error = in_time(late, true).expect_err("too late").to_string();
+        assert!(error.contains("4501 s") && error.contains("4500 s"), "{error}");
+    }
 }

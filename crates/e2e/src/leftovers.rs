@@ -1,6 +1,7 @@
 //! What a world has left on the host: processes, control groups, mounts, folders of runs.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -14,6 +15,8 @@ pub struct Marks {
     pub dir: PathBuf,
     /// The runs that it executed.
     pub runs: Vec<String>,
+    /// Where the test itself mounted something.
+    pub disks: Vec<PathBuf>,
 }
 
 /// How deep control groups are looked for: Holm makes its own right below a group of its own.
@@ -48,11 +51,34 @@ impl Marks {
         let mut groups = Vec::new();
         self.find_groups(Path::new("/sys/fs/cgroup"), 0, &mut groups);
         found.extend(groups.into_iter().map(|path| format!("control group {}", path.display())));
-        let dir = self.dir.to_string_lossy().into_owned();
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        found.extend(mounts.lines().filter(|line| line.contains(&dir)).map(|line| format!("mount {line}")));
+        found.extend(self.mounts());
         found.extend(self.run_folders().into_iter().map(|path| format!("folder {}", path.display())));
         found
+    }
+
+    /// Mounts of what is this world's, wherever they can be: here, and in the mount namespaces of its agents and shims.
+    fn mounts(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut seen = BTreeSet::new();
+        for pid in std::iter::once(std::process::id()).chain(self.processes()) {
+            if fs::read_link(format!("/proc/{pid}/ns/mnt")).is_ok_and(|namespace| !seen.insert(namespace)) {
+                continue;
+            }
+            match fs::read_to_string(format!("/proc/{pid}/mountinfo")) {
+                Ok(table) => found.extend(self.mounts_in(&table).map(|line| format!("mount seen by {pid}: {line}"))),
+                // It has ended meanwhile; a zombie has no mounts any more either.
+                Err(_) if !host::is_alive(pid) => {}
+                Err(error) => found.push(format!("mount table of process {pid} cannot be read: {error}")),
+            }
+        }
+        found
+    }
+
+    fn mounts_in(&self, table: &str) -> impl Iterator<Item = String> {
+        let dir = self.dir.to_string_lossy().into_owned();
+        let own: Vec<String> = self.disks.iter().map(|disk| format!(" {} ", disk.display())).collect();
+        let mine = move |line: &&str| line.contains(&dir) && !own.iter().any(|disk| line.contains(disk));
+        table.lines().filter(mine).map(str::to_owned).collect::<Vec<_>>().into_iter()
     }
 
     fn find_groups(&self, dir: &Path, depth: usize, found: &mut Vec<PathBuf>) {
@@ -76,5 +102,18 @@ impl Marks {
         let homes = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|entry| entry.path());
         let attempts = homes.flat_map(|home| fs::read_dir(home.join("agent/runs")).into_iter().flatten().flatten());
         attempts.map(|entry| entry.path()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_of_the_world_are_found_but_its_own_disks() {
+        let marks = Marks { dir: "/tmp/w1".into(), disks: vec!["/tmp/w1/home".into()], ..Marks::default() };
+        let table = "1 2 0:1 / / rw - ext4 a rw\n2 1 0:2 / /tmp/w1/agent/x rw - tmpfs none rw\n\
+                     3 1 0:3 / /tmp/w1/home rw - tmpfs none rw\n";
+        assert_eq!(marks.mounts_in(table).collect::<Vec<_>>(), ["2 1 0:2 / /tmp/w1/agent/x rw - tmpfs none rw"]);
     }
 }

@@ -145,6 +145,14 @@ impl Running {
         Self::spawn(command, line)
     }
 
+    /// Starts a command with its output in pipes and `stdin` as its standard input.
+    #[track_caller]
+    pub fn start_on(command: &mut Command, stdin: impl Into<Stdio>) -> Self {
+        let line = format!("{command:?}");
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::spawn(command, line)
+    }
+
     /// Starts a command with all three in pipes.
     #[track_caller]
     pub fn start_with_stdin(command: &mut Command) -> (Self, ChildStdin) {

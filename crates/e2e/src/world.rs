@@ -27,6 +27,7 @@ pub struct World {
     bin: PathBuf,
     processes: Vec<(Role, Running)>,
     runs: Vec<String>,
+    disks: Vec<PathBuf>,
 }
 
 /// A long-running process of a world.
@@ -66,7 +67,7 @@ impl World {
         fs::create_dir_all(config_file.parent().expect("a folder")).expect("a folder");
         fs::write(&config_file, config).expect("a configuration");
         fs::set_permissions(&config_file, fs::Permissions::from_mode(0o600)).expect("a mode");
-        Self { dir, store, bin, processes: Vec::new(), runs: Vec::new() }
+        Self { dir, store, bin, processes: Vec::new(), runs: Vec::new(), disks: Vec::new() }
     }
 
     /// A world in which `holm up` runs and answers.
@@ -118,6 +119,24 @@ impl World {
         let path = self.dir.path().join(name);
         fs::create_dir_all(&path).expect("a folder");
         path
+    }
+
+    /// A file system of its own, of that size, in the place of `home`; for root only.
+    #[track_caller]
+    pub fn small_home(&mut self, size: &str) -> PathBuf {
+        let home = self.folder("home");
+        let options = format!("size={size},mode=0700");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(&home).status();
+        assert!(mounted.is_ok_and(|status| status.success()), "cannot mount a tmpfs at {}", home.display());
+        self.disks.push(home.clone());
+        home
+    }
+
+    /// What `holm up` has said on its standard output.
+    #[track_caller]
+    pub fn up_says(&self) -> String {
+        let found = self.processes.iter().find(|(role, _)| *role == Role::Up);
+        found.map(|(_, running)| running.stdout()).expect("`holm up` runs")
     }
 
     /// The binary with the world's environment.
@@ -361,7 +380,7 @@ impl World {
 
     /// By what the traces of this world are known.
     pub fn marks(&self) -> Marks {
-        Marks { dir: self.dir.path().to_path_buf(), runs: self.runs.clone() }
+        Marks { dir: self.dir.path().to_path_buf(), runs: self.runs.clone(), disks: self.disks.clone() }
     }
 
     /// The ids of all runs, from page to page.
@@ -416,6 +435,14 @@ impl World {
         assert!(left.is_empty(), "left on the host after the end:\n{}", left.join("\n"));
     }
 
+    /// Whatever became of the test: a folder with a mount cannot be removed.
+    fn unmount(&mut self) {
+        for disk in self.disks.drain(..) {
+            let done = Command::new("umount").arg("--lazy").arg(&disk).status();
+            assert!(done.is_ok_and(|it| it.success()) || std::thread::panicking(), "cannot unmount {}", disk.display());
+        }
+    }
+
     /// After a failure: ends everything of this world by its id, without a word.
     fn sweep(&mut self) {
         for (role, running) in &self.processes {
@@ -445,9 +472,11 @@ impl Drop for World {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.sweep();
+            self.unmount();
             return;
         }
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.conclude()));
+        self.unmount();
         if let Err(panic) = result {
             self.sweep();
             std::panic::resume_unwind(panic);

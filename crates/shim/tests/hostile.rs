@@ -208,6 +208,18 @@ async fn floods_of_output_wait_for_the_agent_and_end_with_the_time_limit() {
 }
 
 #[tokio::test]
+async fn floods_of_output_end_at_the_limit() {
+    let mut flood = attempt(Script { then: Then::Forever, ..honest(b"") });
+    flood.spec.limits.log_bytes = 300_000;
+    let left = see_through(flood).await;
+    let outcome = left.status.outcome.as_ref().unwrap();
+    assert_eq!((outcome.reason, left.code()), (Some(Reason::LogLimit), 137));
+    assert!(left.message().contains("300000 bytes"), "{}", left.message());
+    assert_eq!(left.output.len(), 300_000, "what it may write is kept, and no byte more");
+    assert_eq!(left.status.usage.log_bytes, Some(300_000));
+}
+
+#[tokio::test]
 async fn floods_of_refused_connections_stay_bounded_and_counted() {
     let refused = |port| Refused { host: "10.0.0.1".into(), port, protocol: "tcp".into(), count: 2 };
     let script = Script { refused: (0..400).map(refused).collect(), ..honest(b"") };

@@ -21,7 +21,7 @@ use crate::{exec, places, say};
 /// An id that stands in no account file; the sandboxes of root use ids far above it.
 const PLAIN_ID: u32 = 54_321;
 /// The packages whose tests depend on privileges.
-const PACKAGES: [&str; 2] = ["holm-runtime", "holm-e2e"];
+const PACKAGES: [&str; 3] = ["holm-runtime", "holm-shim", "holm-e2e"];
 
 /// Builds the suites as the user who runs xtask, and runs them as one without privileges.
 pub fn tests(context: &Context) -> Result<()> {

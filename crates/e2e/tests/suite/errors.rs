@@ -33,6 +33,14 @@ fn a_directory_that_cannot_be_read_is_125_and_named() {
     let world = World::up();
     world.run(["--dir", "/no/such/folder", "--", "true"]).exits(125).complains_of(&["/no/such/folder"]);
     world.run(["--mount", "/no/such/folder:/mnt", "--", "true"]).exits(125).complains_of(&["/no/such/folder"]);
+    // What root cannot enter either: a file in the way, links that go round, a name that is too long, a file itself.
+    let place = world.folder("place");
+    std::fs::write(place.join("file"), "x").expect("a file");
+    std::os::unix::fs::symlink("round", place.join("round")).expect("a link");
+    for name in ["file/below", "round", "round/below", &"n".repeat(300), "file"] {
+        let path = place.join(name).display().to_string();
+        world.run(["--dir", &path, "--", "true"]).exits(125).complains_of(&[&path]);
+    }
     if !host::is_root() {
         // Root reads every directory; for others /root is closed.
         world.run(["--dir", "/root", "--", "true"]).exits(125).complains_of(&["/root"]);
@@ -42,7 +50,7 @@ fn a_directory_that_cannot_be_read_is_125_and_named() {
 #[test]
 fn limits_that_cannot_be_are_refused_before_anything_runs() {
     let world = World::up();
-    let absurd: [(&[&str], &str); 12] = [
+    let absurd: [(&[&str], &str); 17] = [
         (&["--cpus", "0"], "cpus"),
         (&["--cpus", "-1"], "cpus"),
         (&["--cpus", "999999999999"], "cpus"),
@@ -52,6 +60,11 @@ fn limits_that_cannot_be_are_refused_before_anything_runs() {
         (&["--memory", "lots"], "memory"),
         (&["--pids", "0"], "pids"),
         (&["--pids", "99999999999"], "pids"),
+        (&["--disk", "0"], "disk"),
+        (&["--disk", "1k"], "disk"),
+        (&["--disk", "99999999999g"], "disk"),
+        (&["--log-limit", "1"], "log-limit"),
+        (&["--log-limit", "2000t"], "log-limit"),
         (&["--timeout", "0"], "timeout"),
         (&["--timeout", "soon"], "timeout"),
         (&["--timeout", "99999d"], "timeout"),

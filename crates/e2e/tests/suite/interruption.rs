@@ -1,6 +1,6 @@
 //! Ctrl-C and `holm cancel`.
 
-use holm_e2e::{World, eventually, host, unique};
+use holm_e2e::{Running, World, eventually, host, unique};
 use rustix::process::Signal;
 
 #[test]
@@ -89,4 +89,54 @@ fn a_reader_that_goes_away_ends_the_run() {
     let status = eventually("it ends", || holm.try_wait().expect("its status"));
     assert_eq!(status.code(), Some(141), "as SIGPIPE would end it");
     assert_eq!(world.until_ended(&world.newest())["outcome"]["kind"], "cancelled");
+}
+
+/// `holm run ARGUMENTS…` whose terminal is a new one; the other end of that.
+fn in_a_terminal(world: &World, arguments: &[&str]) -> (Running, std::fs::File) {
+    use rustix::pty;
+    let master = pty::openpt(pty::OpenptFlags::RDWR | pty::OpenptFlags::NOCTTY).expect("a terminal");
+    pty::grantpt(&master).expect("a terminal");
+    pty::unlockpt(&master).expect("a terminal");
+    let name = pty::ptsname(&master, Vec::new()).expect("its name");
+    let terminal = std::fs::File::options().read(true).write(true).open(name.to_str().expect("a path")).expect("it");
+    let holm = world.command();
+    let mut command = std::process::Command::new("setsid");
+    command.arg("--ctty").arg(holm.get_program()).arg("run").args(arguments).env_clear();
+    command.envs(holm.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    (Running::start_on(&mut command, terminal), std::fs::File::from(master))
+}
+
+/// What the terminal does when somebody types Ctrl-C.
+fn type_ctrl_c(mut terminal: &std::fs::File) {
+    std::io::Write::write_all(&mut terminal, b"\x03").expect("a terminal");
+}
+
+#[test]
+fn ctrl_c_at_a_terminal_asks_the_command_to_end() {
+    let world = World::up();
+    let script = "trap 'echo asked; exit 3' TERM; echo ready; while :; do sleep 0.1; done";
+    let (mut running, terminal) = in_a_terminal(&world, &["--", "sh", "-c", script]);
+    running.says("ready");
+    type_ctrl_c(&terminal);
+    running.says("asked");
+    let ran = running.wait().exits(130);
+    assert_eq!(ran.text(), "ready\nasked\n");
+    assert_eq!(world.show(&world.newest())["cancel"], "terminate");
+}
+
+#[test]
+fn ctrl_c_at_a_terminal_while_the_server_is_being_started_ends_the_run_and_leaves_the_server() {
+    let world = World::new();
+    let (running, terminal) = in_a_terminal(&world, &["--", "sleep", "86391"]);
+    eventually("the server is being started", || world.home().join("up.lock").exists().then_some(()));
+    type_ctrl_c(&terminal);
+    running.wait().exits(130);
+    // The server is nobody's child at that terminal: it goes on, and nothing of the run does.
+    let all = world.holm(["ps", "--all", "--json"]).succeeds().json();
+    for run in all.as_array().into_iter().flatten() {
+        let ended = world.until_ended(run["id"].as_str().expect("an id"));
+        assert_eq!(ended["outcome"]["kind"], "cancelled", "{ended}");
+    }
+    world.holm(["down"]).succeeds();
+    assert!(world.marks().processes().is_empty());
 }

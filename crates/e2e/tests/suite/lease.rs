@@ -17,7 +17,9 @@ except BlockingIOError:
     sys.exit(9)
 with open("/shared/lives", "a") as lives:
     lives.write("life\n")
+life = len(open("/shared/lives").readlines())
 while not os.path.exists("/shared/enough"):
+    open(f"/shared/beat{life}", "w").close()
     time.sleep(0.02)
 print("done", flush=True)
 "#;
@@ -44,6 +46,17 @@ fn a_stopped_agent_loses_its_sandbox_before_the_run_is_granted_anew() {
     assert_ne!(second["agent"], first["agent"]);
     assert_eq!(second["fence"].as_u64(), first["fence"].as_u64().map(|fence| fence + 1));
     assert_eq!(second["attempt"], 2);
+    let last_beat = fs::metadata(shared.join("beat1")).and_then(|beat| beat.modified()).expect("a beat");
+    let last_beat = last_beat.duration_since(std::time::UNIX_EPOCH).expect("a time").as_micros();
+    for kind in ["lease_expired", "claimed"] {
+        let told = world.events_of(&id, kind);
+        let at = told.last().and_then(|event| event["at"].as_u64()).expect("a time");
+        assert!(
+            last_beat < u128::from(at),
+            "the first life was alive {} us after `{kind}`",
+            last_beat - u128::from(at)
+        );
+    }
 
     // The stopped agent wakes up and must find that it holds nothing any more.
     send(world.agent_pid("first"), Signal::CONT);
@@ -137,6 +150,27 @@ fn a_server_that_is_killed_alone_and_comes_back_loses_no_line_and_no_run() {
     let kinds: Vec<String> =
         world.events(&id).iter().filter_map(|event| event["kind"].as_str().map(str::to_owned)).collect();
     assert_eq!(kinds, ["queued", "claimed", "started", "ended"]);
+}
+
+#[test]
+fn an_agent_that_is_killed_alone_takes_its_run_up_again_within_the_lease() {
+    let mut world = World::with_server();
+    world.start_agent("only");
+    let id = world.detach(["--", "/usr/bin/python3", "-c", COUNT]);
+    let begun = world.until_state(&id, "running");
+    for _ in 0..3 {
+        until_more_lines(&world, &id);
+        world.kill_agent("only");
+        // The command goes on writing while nobody takes it.
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        world.start_agent("only");
+    }
+    let view = world.until_ended(&id);
+    assert_eq!(view["outcome"]["kind"], "succeeded", "{view}");
+    assert_eq!((&view["attempt"], &view["fence"]), (&1.into(), &1.into()), "the same sandbox all along: {view}");
+    assert_eq!(view["sandbox"], begun["sandbox"]);
+    assert!(world.logs(&id).text() == counted(), "lines are missing, doubled or out of order");
+    assert_eq!(world.events_of(&id, "started").len(), 1);
 }
 
 #[test]

@@ -127,16 +127,6 @@ fn output_is_limited() {
     world.run(["--log-limit", "4k", "--", "head", "-c", "4096", "/dev/zero"]).succeeds();
 }
 
-/// A folder with a small file system of its own.
-struct SmallDisk(std::path::PathBuf);
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let done = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
-        assert!(done.is_ok_and(|status| status.success()) || std::thread::panicking(), "cannot unmount");
-    }
-}
-
 #[test]
 fn below_the_floor_of_free_space_nothing_is_taken_until_there_is_room_again() {
     let mut world = World::new();
@@ -148,11 +138,7 @@ fn below_the_floor_of_free_space_nothing_is_taken_until_there_is_room_again() {
         world.run(["--", "true"]).exits(125).complains_of(&["bytes are free"]);
         return;
     }
-    let home = world.folder("home");
-    let mut mount = std::process::Command::new("mount");
-    let mounted = mount.args(["-t", "tmpfs", "-o", "size=64m,mode=0700", "none"]).arg(&home).status().expect("mount");
-    assert!(mounted.success());
-    let disk = SmallDisk(home.clone());
+    let home = world.small_home("64m");
     world.start_up_with(&flags);
     world.run(["--", "true"]).succeeds();
     std::fs::write(home.join("ballast"), vec![1; 40 << 20]).expect("room");
@@ -167,6 +153,4 @@ fn below_the_floor_of_free_space_nothing_is_taken_until_there_is_room_again() {
         (!hosts.to_string().contains("holm.storage")).then_some(())
     });
     world.run(["--", "true"]).succeeds();
-    drop(world);
-    drop(disk);
 }

@@ -97,3 +97,20 @@ fn a_grandchild_that_holds_the_pipe_does_not_hold_the_run() {
     let ran = world.run(["--", "sh", "-c", "sleep 600 & echo over"]).succeeds();
     assert_eq!(ran.text(), "over\n");
 }
+
+#[test]
+fn what_grandchildren_write_after_the_end_is_cut_and_never_torn() {
+    let world = World::up();
+    // The run ends with its main process, so what comes later may be missing from some point on; nothing before that is.
+    let script = "import os\nif os.fork() == 0:\n    os.setsid()\n    n = 0\n    while True:\n        \
+                  os.write(1, b'%d\\n' % n)\n        n += 1\nimport time; time.sleep(0.3)\nos._exit(5)\n";
+    let ran = world.run(["--log-limit", "16g", "--", "/usr/bin/python3", "-c", script]).exits(5);
+    let whole: Vec<&str> = ran.text().split('\n').collect();
+    let (last, lines) = whole.split_last().expect("a piece");
+    assert!(!lines.is_empty(), "what came before the end is there");
+    for (number, line) in lines.iter().enumerate() {
+        assert_eq!(*line, number.to_string(), "of {}", lines.len());
+    }
+    assert!(lines.len().to_string().starts_with(last), "{last}");
+    assert!(world.logs(&world.newest()).text() == ran.text(), "what is stored differs");
+}

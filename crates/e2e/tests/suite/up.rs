@@ -1,6 +1,6 @@
 //! `holm up`, the server that `holm run` starts by itself, and `holm down`.
 
-use holm_e2e::{World, eventually};
+use holm_e2e::{World, eventually, host};
 
 /// The first command of the README on a machine on which nothing was set up.
 #[test]
@@ -42,6 +42,9 @@ fn up_survives_a_restart_with_its_runs() {
 fn up_says_where_it_is_and_keeps_its_token_to_itself() {
     use std::os::unix::fs::PermissionsExt;
     let world = World::up();
+    let place = eventually("it says where it is", || Some(world.up_says()).filter(|said| said.lines().count() == 2));
+    let home = world.home().display().to_string();
+    assert_eq!(place, format!("listening on  unix:{home}/up.sock\ntoken in      {home}/token\n"));
     let token = std::fs::metadata(world.home().join("token")).expect("a token");
     assert_eq!(token.permissions().mode() & 0o777, 0o600);
     eventually("the host and its runtime are shown", || {
@@ -74,7 +77,53 @@ fn down_ends_what_still_runs() {
 #[test]
 fn down_without_a_server_says_so() {
     let world = World::new();
-    let ran = world.holm(["down"]);
-    assert!(!(ran.text().is_empty() && ran.stderr.is_empty()), "{ran}");
+    let ran = world.holm(["down"]).exits(0);
+    assert_eq!((ran.text(), ran.complaint()), ("", format!("holm: no server runs under {}\n", world.home().display())));
+    assert!(world.marks().processes().is_empty());
+}
+
+#[test]
+fn down_can_leave_runs_to_the_next_server() {
+    let world = World::new();
+    let id = world.detach(["--", "sh", "-c", "echo begun; sleep 86392"]);
+    world.until_state(&id, "running");
+    world.holm(["down", "--leave"]).succeeds();
+    // Looking at it starts the server again, and its agent finds the run.
+    let shown = world.holm(["show", "--json", &id]).succeeds().json();
+    assert_eq!(shown[0]["state"], "running", "{shown}");
+    world.holm(["cancel", "--kill", &id]).succeeds();
+    let view = world.until_ended(&id);
+    assert_eq!((&view["attempt"], &view["outcome"]["kind"]), (&1.into(), &"cancelled".into()), "{view}");
+    world.holm(["down"]).succeeds();
+    assert!(world.marks().processes().is_empty());
+}
+
+/// Who makes the folder first does not become the one who is served from it.
+#[test]
+fn a_home_of_another_user_is_refused_with_the_way_out() {
+    use std::os::unix::fs::PermissionsExt;
+    let world = World::new();
+    let home = world.folder("home");
+    let path = home.display().to_string();
+    let problem = if host::is_root() {
+        std::os::unix::fs::chown(&home, Some(54_322), Some(54_322)).expect("root gives folders away");
+        "belongs to user 54322"
+    } else {
+        std::fs::set_permissions(&home, std::fs::Permissions::from_mode(0o777)).expect("a mode");
+        "can be written by other users"
+    };
+    let listener = std::os::unix::net::UnixListener::bind(home.join("up.sock")).expect("a socket");
+    listener.set_nonblocking(true).expect("a mode");
+    std::fs::write(home.join("token"), "secret\n").expect("a file");
+    std::fs::set_permissions(home.join("token"), std::fs::Permissions::from_mode(0o600)).expect("a mode");
+    world.run(["--", "true"]).exits(125).complains_of(&[&path, problem, "HOLM_HOME"]);
+    for command in [&["ps"][..], &["down"], &["up", "--private"], &["agent", "--server", "unix:/nowhere"]] {
+        let ran = world.holm(command);
+        assert_ne!(ran.code, 0, "{ran}");
+        if command[0] != "agent" {
+            ran.complains_of(&[&path, problem, "HOLM_HOME"]);
+        }
+    }
+    assert!(listener.accept().is_err(), "nobody was told anything");
     assert!(world.marks().processes().is_empty());
 }

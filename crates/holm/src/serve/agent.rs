@@ -39,8 +39,8 @@ pub struct HostArgs {
     #[arg(long = "host-memory", value_name = "SIZE")]
     pub memory: Option<String>,
     /// Take no runs while less than this is free where the agent's folder is [default: 256m]
-    #[arg(long = "host-storage-floor", value_name = "SIZE")]
-    pub storage_floor: Option<String>,
+    #[arg(long, value_name = "SIZE")]
+    pub host_storage_floor: Option<String>,
     /// A folder of this host that runs may bring in or mount; without `:rw` for reading only; may be repeated
     #[arg(long, value_name = "PATH[:rw]")]
     pub lend: Vec<String>,
@@ -135,7 +135,7 @@ pub fn agent(
     };
     let mut config = Config::new(home.agent(), name, args.capacity(table)?);
     config.labels = args.labels()?;
-    if let Some(text) = &args.storage_floor {
+    if let Some(text) = &args.host_storage_floor {
         config.storage_floor_bytes =
             units::bytes(text).map_err(|problem| Usage::new("--host-storage-floor", text, problem))?;
     }
