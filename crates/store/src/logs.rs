@@ -4,10 +4,14 @@
 //! are many ([`Store::log_seal`]), lie in the blob store with an index row. The head of a log says under which fence and
 //! with which sequence the next append is taken; an append locks and moves it, so two appends never both win.
 
+mod pack;
 mod sql;
 
 use bytes::Bytes;
-use holm_domain::{OrgId, RunId, log::Batch};
+use holm_domain::{
+    OrgId, RunId, UnixMicros,
+    log::{Batch, parse_all},
+};
 
 use crate::{
     Backend, Error, Result, Store,
@@ -103,6 +107,8 @@ pub(crate) enum Attempt {
 pub(crate) struct Chunk {
     pub(crate) first_seq: u64,
     pub(crate) last_seq: u64,
+    /// The newest time of its entries.
+    pub(crate) newest_at: UnixMicros,
     pub(crate) bytes: Bytes,
 }
 
@@ -125,7 +131,8 @@ impl Store {
         if fence == 0 || fence > NUMBER_MAX {
             return Ok(LogAppended::StaleFence);
         }
-        let mut chunk = Chunk { first_seq, last_seq, bytes };
+        let newest_at = newest_at(&bytes)?;
+        let mut chunk = Chunk { first_seq, last_seq, newest_at, bytes };
         for _ in 0..APPEND_ATTEMPTS {
             let attempt = match &self.backend {
                 Backend::Memory(memory) => memory.log_append(org, run, fence, &chunk)?,
@@ -152,6 +159,26 @@ impl Store {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.log_read(org, run, after, bytes_max)),
             Backend::Sql(db) => sql::log_read(db, &self.blobs, org, run, after, bytes_max).await,
+        }
+    }
+
+    /// The end of a log up to the entry `upto`, in order and without gap: at most about `bytes_max` bytes, and at least one segment
+    /// where there is one. The last may go on behind `upto`.
+    pub async fn log_read_back(&self, org: OrgId, run: RunId, upto: u64, bytes_max: usize) -> Result<Vec<Segment>> {
+        limit("bytes of a log read", bytes_max, LOG_READ_BYTES_MAX)?;
+        let upto = upto.min(NUMBER_MAX);
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.log_read_back(org, run, upto, bytes_max)),
+            Backend::Sql(db) => sql::log_read_back(db, &self.blobs, org, run, upto, bytes_max).await,
+        }
+    }
+
+    /// Where to look for the first entry that is not older than `at`: a sequence at or before it, in the same segment.
+    /// Nothing if every entry is older.
+    pub async fn log_at(&self, org: OrgId, run: RunId, at: UnixMicros) -> Result<Option<u64>> {
+        match &self.backend {
+            Backend::Memory(memory) => memory.log_at(org, run, at),
+            Backend::Sql(db) => sql::log_at(db, org, run, at).await,
         }
     }
 
@@ -183,6 +210,13 @@ impl Store {
     }
 }
 
+/// The newest time of all entries of whole batches.
+pub(crate) fn newest_at(bytes: &[u8]) -> Result<UnixMicros> {
+    let batches = parse_all(bytes).map_err(|error| Error::invalid("a log append", error.to_string()))?;
+    let times = batches.iter().flat_map(Batch::entries).map(|entry| entry.at);
+    Ok(times.max().unwrap_or(UnixMicros(i64::MIN)))
+}
+
 impl Chunk {
     /// The batches from the sequence `next` on; nothing if no batch begins there.
     fn cut_before(&self, next: u64) -> Result<Option<Self>> {
@@ -191,7 +225,7 @@ impl Chunk {
             let (batch, after) = Batch::parse(rest).map_err(|e| Error::invalid("a log append", e.to_string()))?;
             if batch.first_seq() == next {
                 let bytes = self.bytes.slice_ref(rest);
-                return Ok(Some(Self { first_seq: next, last_seq: self.last_seq, bytes }));
+                return Ok(Some(Self { first_seq: next, bytes, ..self.clone() }));
             }
             rest = after;
         }

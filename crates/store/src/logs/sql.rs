@@ -1,13 +1,17 @@
 //! Logs in SQL, with the blobs that they refer to.
 //!
-//! A blob is written before the row that refers to it. Its name bears the digest of its bytes, so a writer that lost leaves
+//! How a blob is divided and packed is in [`super::pack`]. A blob is written before the row that refers to it. Its name bears the digest of its bytes, so a writer that lost leaves
 //! at most an object that nobody refers to, which goes with the run, and never changes one that is referred to.
 
-use bytes::{Bytes, BytesMut};
-use holm_domain::{OrgId, RunId};
-use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
-use super::{Attempt, Chunk, LOG_INLINE_BYTES, LOG_SEGMENT_BYTES, LogAppended, Sealable, Sealed, Segment};
+use bytes::{Bytes, BytesMut};
+use holm_domain::{OrgId, RunId, UnixMicros};
+
+use super::{
+    Attempt, Chunk, LOG_INLINE_BYTES, LOG_SEGMENT_BYTES, LogAppended, Sealable, Sealed, Segment,
+    pack::{self, Packed, Part},
+};
 use crate::{
     BlobKey, Blobs, Error, Result,
     sql::{Db, Fields, Row, args, encode, queries},
@@ -15,18 +19,17 @@ use crate::{
 
 /// The most rows that one read looks at, and that one blob is sealed from.
 const ROWS_MAX: u32 = 4_096;
-/// A blob is divided into parts of about this many bytes; a reader fetches whole parts.
-const PART_BYTES: u64 = 64 * 1024;
 /// How many blobs one call seals at most.
 const SEALS_MAX: u32 = 1_024;
 
 queries! {
     of "log segment" in "run";
     LOG_HEAD = "select fence, next_log_seq, unsealed_bytes from log_heads where org = $1 and run = $2";
-    LOG_APPEND = "update log_heads set next_log_seq = $5, unsealed_bytes = unsealed_bytes + $6
-        where org = $1 and run = $2 and fence = $3 and next_log_seq = $4 returning unsealed_bytes";
-    LOG_APPEND_SEGMENT = "insert into log_segments (org, run, first_seq, last_seq, size, data, blob_key, parts)
-        values ($1, $2, $3, $4, $5, $6, $7, $8)";
+    LOG_APPEND = "update log_heads set next_log_seq = $5, unsealed_bytes = unsealed_bytes + $6,
+          newest_at = case when newest_at < $7 then $7 else newest_at end
+        where org = $1 and run = $2 and fence = $3 and next_log_seq = $4 returning unsealed_bytes, newest_at";
+    LOG_APPEND_SEGMENT = "insert into log_segments (org, run, first_seq, last_seq, size, newest_at, data, blob_key, parts)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
     /// Segments after `$3` whose predecessors hold fewer than `$4` bytes.
     LOG_READ = "select s.first_seq, s.last_seq, s.size, s.data, s.blob_key, s.parts
         from (select c.last_seq, sum(c.size) over (order by c.last_seq) - c.size as bytes_before
@@ -35,25 +38,28 @@ queries! {
         join log_segments s on s.org = $1 and s.run = $2 and s.last_seq = w.last_seq
         where w.bytes_before < $4 order by s.last_seq";
     /// Segments in rows, the oldest first, that hold at most `$3` bytes together; at least one.
-    LOG_SEAL_ROWS = "select s.first_seq, s.last_seq, s.size, s.data, s.blob_key, s.parts
+    LOG_SEAL_ROWS = "select s.first_seq, s.last_seq, s.size, s.newest_at, s.data, s.blob_key, s.parts
         from (select c.last_seq, sum(c.size) over (order by c.last_seq) as bytes
           from (select last_seq, size from log_segments where org = $1 and run = $2 and data is not null
             order by last_seq limit $4) c) w
         join log_segments s on s.org = $1 and s.run = $2 and s.last_seq = w.last_seq
         where w.bytes <= $3 and s.data is not null order by s.last_seq";
+    /// The first segment that reaches a time: the newest times never fall along a log.
+    LOG_AT = "select first_seq from log_segments where org = $1 and run = $2 and newest_at >= $3
+        order by newest_at, last_seq limit 1";
+    /// Segments up to the one that holds `$3`, the last first, whose successors hold fewer than `$4` bytes.
+    LOG_READ_BACK = "select s.first_seq, s.last_seq, s.size, s.data, s.blob_key, s.parts
+        from (select c.last_seq, sum(c.size) over (order by c.last_seq desc) - c.size as bytes_after
+          from (select last_seq, size from log_segments where org = $1 and run = $2 and last_seq <= coalesce(
+            (select min(last_seq) from log_segments where org = $1 and run = $2 and last_seq >= $3), $3)
+            order by last_seq desc limit $5) c) w
+        join log_segments s on s.org = $1 and s.run = $2 and s.last_seq = w.last_seq
+        where w.bytes_after < $4 order by s.last_seq desc";
     LOG_SEALABLE = "select org, run, seal_from from log_heads
         where unsealed_bytes >= seal_from and run > $1 order by run limit $2";
     LOG_SEAL = "update log_heads set unsealed_bytes = unsealed_bytes - $3 where org = $1 and run = $2";
     LOG_SEAL_DELETE = "delete from log_segments
         where org = $1 and run = $2 and last_seq >= $3 and last_seq <= $4 and data is not null";
-}
-
-/// Consecutive batches within a blob.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Part {
-    first_seq: u64,
-    last_seq: u64,
-    bytes: u64,
 }
 
 /// A row of `log_segments`.
@@ -98,7 +104,8 @@ fn parts(row: &Fields<'_>, first_seq: u64, last_seq: u64) -> Result<Vec<Part>> {
     let follows = parts.windows(2).all(|pair| pair[0].last_seq + 1 == pair[1].first_seq);
     let first = parts.first().map(|part| part.first_seq);
     let last = parts.last().map(|part| part.last_seq);
-    if follows && first == Some(first_seq) && last == Some(last_seq) {
+    let bounded = parts.iter().all(Part::is_bounded);
+    if follows && bounded && first == Some(first_seq) && last == Some(last_seq) {
         return Ok(parts);
     }
     Err(row.corrupt(format!("the parts of the segment up to {last_seq} do not cover it")))
@@ -124,39 +131,45 @@ pub(super) async fn log_append(
     fence: u64,
     chunk: &Chunk,
 ) -> Result<Attempt> {
-    let key = if chunk.bytes.len() < LOG_INLINE_BYTES {
+    let place = if chunk.bytes.len() < LOG_INLINE_BYTES {
         None
     } else {
         // Nothing is written for an append that is known to be refused.
         if let Some(attempt) = refused(db, org, run, fence, chunk).await? {
             return Ok(attempt);
         }
-        let key = BlobKey::log_segment(org, run, chunk.first_seq, &chunk.bytes);
-        blobs.put(&key, chunk.bytes.clone()).await?;
-        Some(key)
+        Some(put(blobs, org, run, chunk.first_seq, chunk.bytes.clone()).await?)
     };
     let next = chunk.last_seq + 1;
-    let unsealed = if key.is_some() { 0 } else { chunk.bytes.len() };
+    let unsealed = if place.is_some() { 0 } else { chunk.bytes.len() };
     let mut tx = db.begin().await?;
-    let Some(head) = tx.row(LOG_APPEND, args![org, run, fence, chunk.first_seq, next, unsealed]).await? else {
+    let values = args![org, run, fence, chunk.first_seq, next, unsealed, chunk.newest_at];
+    let Some(head) = tx.row(LOG_APPEND, values).await? else {
         drop(tx);
         return match refused(db, org, run, fence, chunk).await {
             Ok(attempt) => Ok(attempt.unwrap_or(Attempt::Moved)),
             Err(error) => Err(clean_if_gone(blobs, org, run, error).await),
         };
     };
-    let unsealed_bytes = head.under("log_heads", run).number("unsealed_bytes")?;
-    let size = chunk.bytes.len();
-    let (data, key, parts) = match key {
+    let head = head.under("log_heads", run);
+    let (unsealed_bytes, newest_at) = (head.number("unsealed_bytes")?, head.at("newest_at")?);
+    let (data, key, parts) = match place {
         None => (Some(&chunk.bytes[..]), None, None),
-        Some(key) => {
-            let whole = Part { first_seq: chunk.first_seq, last_seq: chunk.last_seq, bytes: size as u64 };
-            (None, Some(key.to_string()), Some(encode("the parts of a log", &vec![whole])?))
-        }
+        Some((key, parts)) => (None, Some(key.to_string()), Some(encode("the parts of a log", &parts)?)),
     };
-    tx.execute(LOG_APPEND_SEGMENT, args![org, run, chunk.first_seq, chunk.last_seq, size, data, key, parts]).await?;
+    let Chunk { first_seq, last_seq, bytes, .. } = chunk;
+    let values = args![org, run, *first_seq, *last_seq, bytes.len(), newest_at, data, key, parts];
+    tx.execute(LOG_APPEND_SEGMENT, values).await?;
     tx.commit().await?;
     Ok(Attempt::Done(LogAppended::Stored { next, unsealed_bytes }))
+}
+
+/// Packs whole batches into a blob.
+async fn put(blobs: &Blobs, org: OrgId, run: RunId, first_seq: u64, batches: Bytes) -> Result<(BlobKey, Vec<Part>)> {
+    let Packed { parts, blob } = pack::pack(batches).await?;
+    let key = BlobKey::log_segment(org, run, first_seq, &blob);
+    blobs.put(&key, blob).await?;
+    Ok((key, parts))
 }
 
 /// The run was deleted after a blob of it was written: the blob goes too.
@@ -199,32 +212,81 @@ pub(super) async fn log_read(
     Ok(segments)
 }
 
+/// Segments up to the one that holds `upto`, in order: about `bytes_max` bytes, the last of all.
+pub(super) async fn log_read_back(
+    db: &Db,
+    blobs: &Blobs,
+    org: OrgId,
+    run: RunId,
+    upto: u64,
+    bytes_max: usize,
+) -> Result<Vec<Segment>> {
+    let bytes_max = bytes_max.max(1) as u64;
+    let rows = db.rows(LOG_READ_BACK, args![org, run, upto, bytes_max, ROWS_MAX]).await?;
+    let mut backwards = Vec::new();
+    let (mut taken, mut follows) = (0u64, None);
+    for row in &rows {
+        let stored = read(row, org, run)?;
+        if follows.is_some_and(|first_seq| stored.last_seq + 1 != first_seq) {
+            let problem = format!("the segment after {} is missing", stored.last_seq);
+            return Err(Error::corrupt("log_segments", run.to_string(), problem));
+        }
+        follows = Some(stored.first_seq);
+        let (found, whole) = open_back(blobs, &stored, upto, bytes_max.saturating_sub(taken)).await?;
+        taken += found.iter().map(|segment| segment.bytes.len() as u64).sum::<u64>();
+        backwards.extend(found.into_iter().rev());
+        if !whole || taken >= bytes_max {
+            break;
+        }
+    }
+    backwards.reverse();
+    Ok(backwards)
+}
+
+pub(super) async fn log_at(db: &Db, org: OrgId, run: RunId, at: UnixMicros) -> Result<Option<u64>> {
+    let row = db.row(LOG_AT, args![org, run, at]).await?;
+    row.map(|row| row.under("log_segments", run).number("first_seq")).transpose()
+}
+
 /// What of a stored segment lies after `after`: about `bytes_max` bytes, and whether that is all of it.
 async fn open(blobs: &Blobs, stored: &Stored, after: u64, bytes_max: u64) -> Result<(Vec<Segment>, bool)> {
-    let (key, parts) = match &stored.place {
-        Place::Row(bytes) => {
-            let Stored { first_seq, last_seq, .. } = *stored;
-            return Ok((vec![Segment { first_seq, last_seq, bytes: bytes.clone() }], true));
-        }
-        Place::Blob(key, parts) => (key, parts),
-    };
-    let (before, rest) = parts.split_at(parts.partition_point(|part| part.last_seq <= after));
-    let start: u64 = before.iter().map(|part| part.bytes).sum();
-    let mut length = 0;
-    let wanted = rest.iter().take_while(|part| {
-        let more = length < bytes_max;
-        length += if more { part.bytes } else { 0 };
+    let Place::Blob(key, parts) = &stored.place else { return Ok((in_row(stored), true)) };
+    let from = parts.partition_point(|part| part.last_seq <= after);
+    let count = enough(parts[from..].iter(), bytes_max);
+    Ok((fetch(blobs, key, parts, from..from + count).await?, from + count == parts.len()))
+}
+
+/// What of a stored segment lies up to `upto`: about `bytes_max` bytes of its end, and whether that is all of it.
+async fn open_back(blobs: &Blobs, stored: &Stored, upto: u64, bytes_max: u64) -> Result<(Vec<Segment>, bool)> {
+    let Place::Blob(key, parts) = &stored.place else { return Ok((in_row(stored), true)) };
+    let end = parts.partition_point(|part| part.first_seq <= upto);
+    let count = enough(parts[..end].iter().rev(), bytes_max);
+    Ok((fetch(blobs, key, parts, end - count..end).await?, count == end))
+}
+
+fn in_row(stored: &Stored) -> Vec<Segment> {
+    let Place::Row(bytes) = &stored.place else { return Vec::new() };
+    vec![Segment { first_seq: stored.first_seq, last_seq: stored.last_seq, bytes: bytes.clone() }]
+}
+
+/// How many of the parts it takes until there are `bytes_max` bytes.
+fn enough<'a>(parts: impl Iterator<Item = &'a Part>, bytes_max: u64) -> usize {
+    let mut bytes = 0;
+    let wanted = parts.take_while(|part| {
+        let more = bytes < bytes_max;
+        bytes += if more { part.bytes } else { 0 };
         more
     });
-    let wanted: Vec<Part> = wanted.copied().collect();
-    let mut bytes = blobs.get_range(key, start..start + length).await?;
-    let whole = wanted.len() == rest.len();
-    let cut = |part: Part| Segment {
-        first_seq: part.first_seq,
-        last_seq: part.last_seq,
-        bytes: bytes.split_to(usize::try_from(part.bytes).unwrap_or(usize::MAX)),
-    };
-    Ok((wanted.into_iter().map(cut).collect(), whole))
+    wanted.count()
+}
+
+/// Fetches and unpacks some of the parts of a blob.
+async fn fetch(blobs: &Blobs, key: &BlobKey, parts: &[Part], which: Range<usize>) -> Result<Vec<Segment>> {
+    let start: u64 = parts[..which.start].iter().map(Part::stored).sum();
+    let wanted = &parts[which];
+    let length: u64 = wanted.iter().map(Part::stored).sum();
+    let stored = blobs.get_range(key, start..start + length).await?;
+    pack::unpack(key, wanted.to_vec(), stored).await
 }
 
 pub(super) async fn log_sealable(db: &Db, after: Option<RunId>, limit: usize) -> Result<Vec<Sealable>> {
@@ -261,44 +323,46 @@ pub(super) async fn log_seal(db: &Db, blobs: &Blobs, org: OrgId, run: RunId, byt
 /// Moves the oldest consecutive rows into one blob; returns how many bytes, 0 if another call was faster.
 async fn seal_once(db: &Db, blobs: &Blobs, org: OrgId, run: RunId) -> Result<u64> {
     let rows = db.rows(LOG_SEAL_ROWS, args![org, run, LOG_SEGMENT_BYTES, ROWS_MAX]).await?;
-    let mut parts: Vec<Part> = Vec::new();
     let mut bytes = BytesMut::new();
-    let mut count = 0;
-    let mut first_last_seq = 0;
+    let (mut count, mut sealed) = (0, None::<Sealing>);
     for row in &rows {
         let Stored { first_seq, last_seq, place: Place::Row(data) } = read(row, org, run)? else { break };
-        match parts.last_mut() {
+        let newest_at = row.under("log_segments", run).at("newest_at")?;
+        match &mut sealed {
             // A blob lies between these rows: what follows it is sealed by itself.
-            Some(part) if part.last_seq + 1 != first_seq => break,
-            Some(part) if part.bytes < PART_BYTES => {
-                part.last_seq = last_seq;
-                part.bytes += data.len() as u64;
-            }
-            last => {
-                if last.is_none() {
-                    first_last_seq = last_seq;
-                }
-                parts.push(Part { first_seq, last_seq, bytes: data.len() as u64 });
-            }
+            Some(sealing) if sealing.last_seq + 1 != first_seq => break,
+            Some(sealing) => (sealing.last_seq, sealing.newest_at) = (last_seq, newest_at),
+            none => *none = Some(Sealing { first_seq, first_row: last_seq, last_seq, newest_at }),
         }
         bytes.extend_from_slice(&data);
         count += 1;
     }
-    let (Some(first), Some(last)) = (parts.first(), parts.last()) else { return Ok(0) };
-    let (first_seq, last_seq) = (first.first_seq, last.last_seq);
-    let bytes = bytes.freeze();
-    let key = BlobKey::log_segment(org, run, first_seq, &bytes);
-    blobs.put(&key, bytes.clone()).await?;
+    let Some(Sealing { first_seq, first_row, last_seq, newest_at }) = sealed else { return Ok(0) };
+    let size = bytes.len();
+    let unreadable = |error| match error {
+        Error::Invalid { problem, .. } => Error::corrupt("log_segments", run.to_string(), problem),
+        other => other,
+    };
+    let (key, parts) = put(blobs, org, run, first_seq, bytes.freeze()).await.map_err(unreadable)?;
     let mut tx = db.begin().await?;
-    if tx.execute(LOG_SEAL, args![org, run, bytes.len()]).await? == 0 {
+    if tx.execute(LOG_SEAL, args![org, run, size]).await? == 0 {
         return Err(Error::NotFound { what: "run" });
     }
-    if tx.execute(LOG_SEAL_DELETE, args![org, run, first_last_seq, last_seq]).await? != count {
+    if tx.execute(LOG_SEAL_DELETE, args![org, run, first_row, last_seq]).await? != count {
         return Ok(0);
     }
     let (data, parts) = (None::<&[u8]>, encode("the parts of a log", &parts)?);
-    let values = args![org, run, first_seq, last_seq, bytes.len(), data, key.to_string(), parts];
+    let values = args![org, run, first_seq, last_seq, size, newest_at, data, key.to_string(), parts];
     tx.execute(LOG_APPEND_SEGMENT, values).await?;
     tx.commit().await?;
-    Ok(bytes.len() as u64)
+    Ok(size as u64)
+}
+
+/// The rows that become one blob.
+struct Sealing {
+    first_seq: u64,
+    /// By what the first of the rows is known: its last sequence.
+    first_row: u64,
+    last_seq: u64,
+    newest_at: UnixMicros,
 }

@@ -11,7 +11,7 @@ use super::{Memory, Row, State, Stored};
 use crate::{
     Doomed, Due, DuePlace, Error, EventAppended, Idempotency, Inserted, LEASES_PAGE_MAX, LogAppended, Result,
     RunFilter, Saved, Segment,
-    logs::{Attempt, Chunk},
+    logs::{Attempt, Chunk, newest_at},
 };
 
 const NO_RUN: Error = Error::NotFound { what: "run" };
@@ -222,7 +222,7 @@ impl Memory {
             return Ok(attempt);
         }
         row.next_log_seq = chunk.last_seq + 1;
-        let Chunk { first_seq, last_seq, bytes } = chunk.clone();
+        let Chunk { first_seq, last_seq, bytes, .. } = chunk.clone();
         row.segments.push(Segment { first_seq, last_seq, bytes });
         Ok(Attempt::Done(LogAppended::Stored { next: row.next_log_seq, unsealed_bytes: 0 }))
     }
@@ -238,6 +238,31 @@ impl Memory {
             first || bytes <= bytes_max
         });
         wanted.cloned().collect()
+    }
+
+    pub(crate) fn log_read_back(&self, org: OrgId, run: RunId, upto: u64, bytes_max: usize) -> Vec<Segment> {
+        let state = self.lock();
+        let segments = state.row(org, run).map_or(&[][..], |row| &row.segments);
+        let end = segments.partition_point(|segment| segment.first_seq <= upto);
+        let mut bytes = 0;
+        let wanted = segments[..end].iter().rev().take_while(|segment| {
+            let first = bytes == 0;
+            bytes += segment.bytes.len();
+            first || bytes <= bytes_max
+        });
+        let mut wanted: Vec<Segment> = wanted.cloned().collect();
+        wanted.reverse();
+        wanted
+    }
+
+    pub(crate) fn log_at(&self, org: OrgId, run: RunId, at: UnixMicros) -> Result<Option<u64>> {
+        let state = self.lock();
+        for segment in state.row(org, run).map_or(&[][..], |row| &row.segments) {
+            if newest_at(&segment.bytes)? >= at {
+                return Ok(Some(segment.first_seq));
+            }
+        }
+        Ok(None)
     }
 
     pub(crate) fn log_head(&self, org: OrgId, run: RunId) -> Result<u64> {

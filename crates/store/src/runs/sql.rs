@@ -32,8 +32,8 @@ queries! {
     RUN_INSERT = "insert into runs (id, org, project, state, version, fence, queued_at, deadline_at, body)
         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
     RUN_INSERT_LABEL = "insert into run_labels (org, key, value, run) values ($1, $2, $3, $4)";
-    RUN_INSERT_HEAD = "insert into log_heads (org, run, fence, next_log_seq, next_event_seq, unsealed_bytes, seal_from)
-        values ($1, $2, $3, 1, $4, 0, $5)";
+    RUN_INSERT_HEAD = "insert into log_heads (org, run, fence, next_log_seq, next_event_seq, unsealed_bytes, seal_from,
+        newest_at) values ($1, $2, $3, 1, $4, 0, $5, $6)";
     RUN_INSERT_KEY = "insert into idempotency_keys (org, key, digest, run) values ($1, $2, $3, $4)
         on conflict (org, key) do nothing";
     RUN_BY_KEY = "select r.id, r.org, r.version, r.state, r.body, k.digest
@@ -138,7 +138,8 @@ async fn insert(
     for (key, value) in run.labels() {
         tx.execute(RUN_INSERT_LABEL, args![*org, key.as_str(), value.as_str(), *id]).await?;
     }
-    tx.execute(RUN_INSERT_HEAD, args![*org, *id, fence_of(run), events.len() + 1, seal_from(run)]).await?;
+    let head = args![*org, *id, fence_of(run), events.len() + 1, seal_from(run), UnixMicros(i64::MIN)];
+    tx.execute(RUN_INSERT_HEAD, head).await?;
     save_lease(tx, run).await?;
     event_save(tx, run, 1, events, now).await
 }

@@ -7,7 +7,8 @@ use super::{Db, Tx, args, queries};
 use crate::{Error, Result};
 
 /// The steps in order; the number of a step is its place, from 1.
-const STEPS: &[&str] = &[include_str!("../../migrations/0001_begin.sql")];
+const STEPS: &[&str] =
+    &[include_str!("../../migrations/0001_begin.sql"), include_str!("../../migrations/0002_log_times.sql")];
 
 const TABLE: &str = "create table if not exists schema_steps (step bigint primary key)";
 

@@ -136,6 +136,13 @@ async fn a_missing_or_changed_log_is_seen(fixture: Fixture) {
         matches!(read(10).await, Err(Error::Corrupt { table: "blobs", .. } | Error::Unavailable { .. })),
         "cut off"
     );
+    for at in [5, whole.len() / 2, whole.len() - 1] {
+        let mut changed = whole.to_vec();
+        changed[at] ^= 0x55;
+        store.blobs().put(&key, changed.into()).await.expect("changed");
+        corrupt(read(10).await, "blobs", &key);
+        corrupt(store.log_read_back(tenant.org, run, 20, 1).await, "blobs", &key);
+    }
     store.blobs().delete(&key).await.expect("deleted");
     corrupt(read(10).await, "blobs", &key);
     assert_eq!(read(20).await.expect("what does not need it").len(), 1);

@@ -7,11 +7,16 @@ use holm_domain::{
 };
 use holm_store::{Error, LOG_INLINE_BYTES, LOG_SEGMENT_BYTES, LogAppended, Sealable, Sealed};
 
-use crate::support::{Engine, Fixture, Tenant, batch, cases, entries_of, entry, uuid};
+use futures_util::TryStreamExt;
+
+use crate::support::{Engine, Fixture, Tenant, batch, batch_at, cases, entries_of, entry, uuid};
 
 cases!(
     a_sealed_log_reads_as_before,
     a_read_within_a_sealed_segment_fetches_little,
+    what_is_sealed_takes_less_room,
+    a_time_is_found_in_rows_and_in_blobs,
+    the_end_is_read_backwards,
     sealing_races_with_appends_reads_and_itself,
     what_is_worth_sealing_is_found_from_the_store,
 );
@@ -66,6 +71,75 @@ async fn a_read_within_a_sealed_segment_fetches_little(fixture: Fixture) {
         assert_eq!(entries.first(), Some(&entry(after + 1, 3_000)));
     }
     assert_eq!(tenant.log(run).await.len(), 500);
+}
+
+async fn what_is_sealed_takes_less_room(fixture: Fixture) {
+    if fixture.engine == Engine::Memory {
+        return;
+    }
+    let tenant = fixture.tenant().await;
+    let run = tenant.claimed().await.id;
+    // Small appends that are sealed, and one that is large enough for a blob at once.
+    for n in 0..10u64 {
+        append(&tenant, run, n * 10 + 1, 10, 3_000).await;
+    }
+    append(&tenant, run, 101, 10, 60_000).await;
+    tenant.store.log_seal(tenant.org, run, 1).await.expect("sealed");
+    let objects: Vec<_> = tenant.store.blobs().list_of_run(tenant.org, run).try_collect().await.expect("listed");
+    let stored: u64 = objects.iter().map(|(_, size)| size).sum();
+    assert_eq!(objects.len(), 2);
+    assert!(stored < 90_000, "{stored} bytes for 900,000 that repeat themselves");
+    let expected = (1..=110).map(|seq| entry(seq, if seq > 100 { 60_000 } else { 3_000 }));
+    assert!(expected.eq(tenant.log(run).await));
+}
+
+async fn a_time_is_found_in_rows_and_in_blobs(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let run = tenant.claimed().await.id;
+    // The clock of the host went back by 500 after entry 200.
+    let at = |seq: u64| i64::try_from(if seq > 200 { seq * 10 - 500 } else { seq * 10 }).expect("small");
+    for first in (1..400u64).step_by(10) {
+        let bytes = batch_at(first, 10, 3_000, at);
+        tenant.store.log_append(tenant.org, run, 1, first, first + 9, bytes).await.expect("appended");
+        if first == 301 {
+            tenant.store.log_seal(tenant.org, run, 1).await.expect("sealed");
+        }
+    }
+    for wanted in (0..3_600i64).step_by(35) {
+        let first = (1..=400).find(|seq| at(*seq) >= wanted);
+        let found = tenant.store.log_at(tenant.org, run, UnixMicros(wanted)).await.expect("read");
+        assert_eq!(found.is_some(), first.is_some(), "{wanted}: {found:?} for {first:?}");
+        let (Some(found), Some(first)) = (found, first) else { continue };
+        assert!(found <= first && (first - found < 10 || found == 1), "{wanted}: {found} for {first}");
+    }
+    let other = fixture.tenant().await;
+    assert_eq!(other.store.log_at(other.org, run, UnixMicros(0)).await.expect("read"), None);
+}
+
+async fn the_end_is_read_backwards(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let run = tenant.claimed().await.id;
+    let back = |upto, bytes| tenant.store.log_read_back(tenant.org, run, upto, bytes);
+    assert_eq!(back(10, 1_000).await.expect("a read"), []);
+    for n in 0..60u64 {
+        append(&tenant, run, n * 10 + 1, 10, if n == 20 { 60_000 } else { 3_000 }).await;
+        if n == 50 {
+            tenant.store.log_seal(tenant.org, run, 1).await.expect("sealed");
+        }
+    }
+    for upto in (1..=600u64).step_by(13) {
+        for bytes_max in [1, 100_000, 1 << 20] {
+            let segments = back(upto, bytes_max).await.expect("a read");
+            let held: usize = segments.iter().map(|segment| segment.bytes.len()).sum();
+            assert!(held <= bytes_max + 650_000, "{held} bytes instead of about {bytes_max}");
+            let (first, last) = (segments[0].first_seq, segments[segments.len() - 1].last_seq);
+            assert!(first <= upto && last >= upto, "{first} to {last} for {upto}");
+            let length = |seq: u64| if (201..=210).contains(&seq) { 60_000 } else { 3_000 };
+            assert!((first..=last).map(|seq| entry(seq, length(seq))).eq(entries_of(&segments, first - 1)));
+        }
+    }
+    let all = back(u64::MAX, 1).await.expect("a read");
+    assert_eq!(all.last().map(|segment| segment.last_seq), Some(600));
 }
 
 async fn sealing_races_with_appends_reads_and_itself(fixture: Fixture) {

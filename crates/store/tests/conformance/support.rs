@@ -225,10 +225,15 @@ pub fn entries_of(segments: &[Segment], after: u64) -> Vec<Vec<u8>> {
 
 /// A batch of `count` entries from the sequence `first` on, each of `length` bytes that tell its sequence.
 pub fn batch(first: u64, count: u64, length: usize) -> Bytes {
+    batch_at(first, count, length, |_| 5)
+}
+
+/// The same with a time for each entry.
+pub fn batch_at(first: u64, count: u64, length: usize, at: impl Fn(u64) -> i64) -> Bytes {
     let mut builder = BatchBuilder::new(first);
     let mut bytes = Vec::new();
     for seq in first..first + count {
-        assert!(builder.push(UnixMicros(5), Stream::Stdout, false, &entry(seq, length)), "the entry fits");
+        assert!(builder.push(UnixMicros(at(seq)), Stream::Stdout, false, &entry(seq, length)), "the entry fits");
     }
     let written: Result<(), ()> = builder.finish(|batch| {
         bytes.extend_from_slice(batch);
