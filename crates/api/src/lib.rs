@@ -5,6 +5,7 @@
 //! fields of answers are ignored; every error is a [`problem::Problem`]. The client is behind the feature `client`.
 
 pub mod agent;
+pub mod batches;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod hosts;
@@ -23,5 +24,7 @@ pub const REQUEST_ID: &str = "x-request-id";
 pub const PROBLEM_JSON: &str = "application/problem+json";
 /// The media type of log batches in the agent protocol.
 pub const LOG_BATCH: &str = "application/vnd.holm.log-batch";
+/// The media type of a stream of log batches (see [`batches`]).
+pub const LOG_BATCHES: &str = "application/vnd.holm.log-batches";
 /// The media type of a tar archive of changes.
 pub const TAR: &str = "application/x-tar";

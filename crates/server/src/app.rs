@@ -19,6 +19,8 @@ pub struct App {
     pub wakers: Wakers,
     /// Live streams of each org.
     pub streams: Arc<Gate>,
+    /// Searches in logs of each org.
+    pub searches: Arc<Gate>,
     /// Waiting polls of each org.
     pub polls: Arc<Gate>,
     /// Whether anybody uses the server.
@@ -32,6 +34,7 @@ impl App {
     pub fn new(config: Config, store: Store) -> Self {
         Self {
             streams: Gate::new("streams", config.limits.streams_per_org_max),
+            searches: Gate::new("searches", config.limits.searches_per_org_max),
             polls: Gate::new("polls", config.limits.polls_per_org_max),
             config,
             store,

@@ -17,6 +17,8 @@
 //! | candidates that one poll looks at | [`QUEUE_LOOK_MAX`] | 256 | the next look |
 //! | wait of a poll | [`POLL_WAIT_MS_MAX`] | 60 s | 422 `invalid_field` |
 //! | live streams of one org | `streams_per_org_max` | 256 | 429 `too_many` |
+//! | lines of `tail` | [`TAIL_LINES_MAX`] | 100,000 | 422 `invalid_field` |
+//! | searches of one org | `searches_per_org_max` | 8 | 429 `too_many` |
 //! | waiting polls of one org | `polls_per_org_max` | 4,096 | 429 `too_many` |
 //! | connections | `connections_max` | 4,096 | wait in the kernel's queue |
 //! | head of a request, and an idle connection | `head_timeout`, `head_bytes_max` | 100 s, 64 KiB | closed, 431 |
@@ -42,6 +44,8 @@ pub const ENTRIES_PAGE_MAX: u32 = 10_000;
 pub const ENTRIES_PAGE_DEFAULT: u32 = 1_000;
 /// The most bytes of log batches that are read for one page.
 pub const LOG_PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// The most lines that the end of a log is counted back.
+pub const TAIL_LINES_MAX: u32 = 100_000;
 /// The most leases in a renewal or a poll.
 pub const LEASES_MAX: usize = 1_000;
 /// The most runs that one poll may claim.
@@ -97,6 +101,8 @@ pub struct ServeLimits {
     pub changes_bytes_max: u64,
     /// The most live streams of one org.
     pub streams_per_org_max: usize,
+    /// The most searches in logs of one org.
+    pub searches_per_org_max: usize,
     /// The most waiting polls of one org.
     pub polls_per_org_max: usize,
     /// The most connections, all listeners together.
@@ -123,6 +129,7 @@ impl Default for ServeLimits {
             log_body_bytes_max: 8 * MIB,
             changes_bytes_max: 4 * 1024 * 1024 * 1024,
             streams_per_org_max: 256,
+            searches_per_org_max: 8,
             polls_per_org_max: 4_096,
             connections_max: 4_096,
             head_bytes_max: 64 * 1024,

@@ -243,10 +243,18 @@ impl World {
     }
 
     pub async fn append_log(&self, held: HeldLease, first: u64, lines: &[&str]) {
+        self.append(held, batch(first, lines), first + lines.len() as u64).await;
+    }
+
+    /// Lines of a time.
+    pub async fn append_log_at(&self, held: HeldLease, first: u64, at: i64, lines: &[&str]) {
+        self.append(held, batch_at(first, UnixMicros(at), lines), first + lines.len() as u64).await;
+    }
+
+    async fn append(&self, held: HeldLease, batch: Vec<u8>, next: u64) {
         let path = self.fenced(held, "logs");
-        let answer = self.agent().send("POST", &path, LOG_BATCH, batch(first, lines)).await;
-        let appended: Appended = answer.json(StatusCode::OK);
-        assert_eq!(appended.next_seq, first + lines.len() as u64);
+        let appended: Appended = self.agent().send("POST", &path, LOG_BATCH, batch).await.json(StatusCode::OK);
+        assert_eq!(appended.next_seq, next);
     }
 
     pub async fn put_changes(&self, held: HeldLease, archive: &[u8]) {
@@ -263,11 +271,15 @@ impl World {
     }
 }
 
-/// A batch of whole lines of stdout.
+/// A batch of lines of stdout; one without its line feed goes on.
 pub fn batch(first: u64, lines: &[&str]) -> Vec<u8> {
+    batch_at(first, UnixMicros(1), lines)
+}
+
+fn batch_at(first: u64, at: UnixMicros, lines: &[&str]) -> Vec<u8> {
     let mut builder = BatchBuilder::new(first);
     for line in lines {
-        assert!(builder.push(UnixMicros(1), Stream::Stdout, false, line.as_bytes()));
+        assert!(builder.push(at, Stream::Stdout, !line.ends_with('\n'), line.as_bytes()));
     }
     let mut bytes = Vec::new();
     builder.finish(|made| std::io::Write::write_all(&mut bytes, made)).unwrap();

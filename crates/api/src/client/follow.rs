@@ -1,7 +1,7 @@
-//! Follows logs and events of a run across broken connections.
+//! Follows logs and events of a run across broken connections, and reads logs as batches.
 //!
 //! What always holds: every entry after the starting sequence is yielded once and in order; what comes again after a
-//! reconnection is dropped by its sequence; a gap is never passed over. What is held in memory is one event. When nothing
+//! reconnection is dropped by its sequence; a gap is never passed over. What is held in memory is one event or batch. When nothing
 //! new could be read for [`PATIENCE`] of failures, or the same kind of nonsense came [`NONSENSE_MAX`] times in a row, the
 //! follower says so instead of trying for ever; a connection on which merely nothing happens is kept.
 
@@ -21,7 +21,11 @@ use super::{
     sse::{SseEvent, SseReader},
     transport::{chain, media_type},
 };
-use crate::{LAST_EVENT_ID, logs::LogEntry};
+use crate::{
+    LAST_EVENT_ID, LOG_BATCHES,
+    batches::{Frame, FrameReader, LogBatch},
+    logs::LogEntry,
+};
 
 /// For how long reconnecting is tried while every attempt fails.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -35,32 +39,81 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
 /// Something with a sequence that can be followed.
-pub trait Followed: DeserializeOwned {
-    /// The name of its server-sent event.
-    const EVENT: &'static str;
-    /// Its sequence within the run, from 1.
+pub trait Followed: Sized {
+    /// Takes the bytes of a stream apart.
+    type Reader: Default + Send;
+    /// What its streams are made of.
+    const MEDIA_TYPE: &'static str;
+    /// Takes a piece of the stream.
+    fn push(reader: &mut Self::Reader, piece: &[u8]);
+    /// What comes next, if what was pushed has it; `last_seq` is the sequence of what was yielded last.
+    fn pull(reader: &mut Self::Reader, last_seq: u64) -> Result<Option<Step<Self>>, String>;
+    /// Its last sequence within the run, from 1.
     fn seq(&self) -> u64;
     /// Whether nothing follows it.
     fn is_last(&self) -> bool;
 }
 
-impl Followed for LogEntry {
-    const EVENT: &'static str = "log";
+/// What a piece of a stream means.
+#[derive(Debug)]
+pub enum Step<T> {
+    /// Something new.
+    Item(T),
+    /// Everything was sent.
+    End,
+    /// Nothing of interest.
+    Skip,
+}
+
+/// What comes as server-sent events.
+macro_rules! followed_by_events {
+    ($item:ty, $event:literal, $is_last:expr) => {
+        impl Followed for $item {
+            type Reader = SseReader;
+            const MEDIA_TYPE: &'static str = "text/event-stream";
+            fn push(reader: &mut SseReader, piece: &[u8]) {
+                reader.push(piece);
+            }
+            fn pull(reader: &mut SseReader, last_seq: u64) -> Result<Option<Step<Self>>, String> {
+                let event = reader.pull().map_err(|error| error.to_string())?;
+                event.map(|event| read_event($event, &event, |item: &Self| item.seq, last_seq)).transpose()
+            }
+            fn seq(&self) -> u64 {
+                self.seq
+            }
+            fn is_last(&self) -> bool {
+                $is_last(self)
+            }
+        }
+    };
+}
+followed_by_events!(LogEntry, "log", |_: &LogEntry| false);
+followed_by_events!(Event, "event", |event: &Event| matches!(event.kind, EventKind::Ended { .. }));
+
+impl Followed for LogBatch {
+    type Reader = FrameReader;
+    const MEDIA_TYPE: &'static str = LOG_BATCHES;
+    fn push(reader: &mut FrameReader, piece: &[u8]) {
+        reader.push(piece);
+    }
+    fn pull(reader: &mut FrameReader, last_seq: u64) -> Result<Option<Step<Self>>, String> {
+        match reader.pull().map_err(|error| error.to_string())? {
+            None => Ok(None),
+            Some(Frame::Batch(batch)) if batch.last_seq() <= last_seq => Ok(Some(Step::Skip)),
+            Some(Frame::Batch(batch)) if batch.first_seq() <= last_seq + 1 => {
+                Ok(Some(Step::Item(batch.behind(last_seq))))
+            }
+            Some(Frame::Batch(batch)) => Err(format!("entry {} follows entry {last_seq}", batch.first_seq())),
+            Some(Frame::Alive) => Ok(Some(Step::Skip)),
+            Some(Frame::End(seq)) if seq <= last_seq => Ok(Some(Step::End)),
+            Some(Frame::End(seq)) => Err(format!("the stream ended at {last_seq}, and its end says {seq}")),
+        }
+    }
     fn seq(&self) -> u64 {
-        self.seq
+        self.last_seq()
     }
     fn is_last(&self) -> bool {
         false
-    }
-}
-
-impl Followed for Event {
-    const EVENT: &'static str = "event";
-    fn seq(&self) -> u64 {
-        self.seq
-    }
-    fn is_last(&self) -> bool {
-        matches!(self.kind, EventKind::Ended { .. })
     }
 }
 
@@ -68,13 +121,15 @@ impl Followed for Event {
 pub type LogFollower = Follower<LogEntry>;
 /// Follows events.
 pub type EventFollower = Follower<Event>;
+/// Reads a log batch by batch.
+pub type BatchFollower = Follower<LogBatch>;
 
 /// Reads entries one by one, over as many connections as it takes.
-pub struct Follower<T> {
+pub struct Follower<T: Followed> {
     client: Client,
     path: String,
     last_seq: u64,
-    connection: Option<Connection>,
+    connection: Option<Connection<T>>,
     /// Not before this instant is the next connection made.
     retry_at: Option<Instant>,
     backoff: Duration,
@@ -85,9 +140,9 @@ pub struct Follower<T> {
     item: PhantomData<fn() -> T>,
 }
 
-struct Connection {
+struct Connection<T: Followed> {
     response: Response,
-    reader: SseReader,
+    reader: T::Reader,
     made_at: Instant,
 }
 
@@ -95,13 +150,6 @@ struct Connection {
 #[derive(Deserialize)]
 struct End {
     last_seq: u64,
-}
-
-/// What one event of the stream means.
-enum Step<T> {
-    Item(T),
-    End,
-    Skip,
 }
 
 impl<T: Followed> Follower<T> {
@@ -170,15 +218,15 @@ impl<T: Followed> Follower<T> {
         };
         let decode = |problem: String| self.client.inner.decode_error(problem);
         loop {
-            if let Some(event) = reader.pull().map_err(|error| decode(error.to_string()))? {
-                return read_event(&event, self.last_seq).map_err(decode);
+            if let Some(step) = T::pull(reader, self.last_seq).map_err(decode)? {
+                return Ok(step);
             }
             let piece = tokio::time::timeout(SILENCE_MAX, response.chunk())
                 .await
                 .map_err(|_| broken(&self.client, format!("nothing was heard for {SILENCE_MAX:?}")))?
                 .map_err(|error| broken(&self.client, chain(&error)))?
                 .ok_or_else(|| broken(&self.client, "the stream ended before its last event".to_owned()))?;
-            reader.push(&piece);
+            T::push(reader, &piece);
         }
     }
 
@@ -215,12 +263,14 @@ impl<T: Followed> Follower<T> {
     }
 }
 
-async fn connect(client: &Client, path: &str, last_seq: u64) -> Result<Connection, ClientError> {
+async fn connect<T: Followed>(client: &Client, path: &str, last_seq: u64) -> Result<Connection<T>, ClientError> {
     let call = client.inner.get(path).header(LAST_EVENT_ID, &last_seq.to_string()).deadline(REQUEST_DEADLINE);
     let response = call.stream().await?;
     match media_type(&response) {
-        Some("text/event-stream") => Ok(Connection { response, reader: SseReader::default(), made_at: Instant::now() }),
-        other => Err(client.inner.decode_error(format!("expected text/event-stream, got {other:?}"))),
+        Some(given) if given == T::MEDIA_TYPE => {
+            Ok(Connection { response, reader: T::Reader::default(), made_at: Instant::now() })
+        }
+        other => Err(client.inner.decode_error(format!("expected {}, got {other:?}", T::MEDIA_TYPE))),
     }
 }
 
@@ -228,7 +278,12 @@ fn broken(client: &Client, problem: String) -> ClientError {
     ClientError::Transport { endpoint: client.endpoint().to_string(), problem }
 }
 
-fn read_event<T: Followed>(event: &SseEvent, last_seq: u64) -> Result<Step<T>, String> {
+fn read_event<T: DeserializeOwned>(
+    name: &str,
+    event: &SseEvent,
+    seq_of: fn(&T) -> u64,
+    last_seq: u64,
+) -> Result<Step<T>, String> {
     if event.name == "end" {
         let end: End = serde_json::from_str(&event.data).map_err(|error| format!("end event: {error}"))?;
         return if end.last_seq <= last_seq {
@@ -237,15 +292,16 @@ fn read_event<T: Followed>(event: &SseEvent, last_seq: u64) -> Result<Step<T>, S
             Err(format!("the stream ended at {last_seq}, and its end says {}", end.last_seq))
         };
     }
-    if event.name != T::EVENT {
+    if event.name != name {
         // A newer server may tell more; whoever does not know it passes over it.
         return Ok(Step::Skip);
     }
-    let item: T = serde_json::from_str(&event.data).map_err(|error| format!("{} event: {error}", T::EVENT))?;
-    if event.id.as_deref() != Some(item.seq().to_string().as_str()) {
-        return Err(format!("entry {} has the event id {:?}", item.seq(), event.id));
+    let item: T = serde_json::from_str(&event.data).map_err(|error| format!("{name} event: {error}"))?;
+    let seq = seq_of(&item);
+    if event.id.as_deref() != Some(seq.to_string().as_str()) {
+        return Err(format!("entry {seq} has the event id {:?}", event.id));
     }
-    match item.seq() {
+    match seq {
         seq if seq <= last_seq => Ok(Step::Skip),
         seq if seq == last_seq + 1 => Ok(Step::Item(item)),
         seq => Err(format!("entry {seq} follows entry {last_seq}")),

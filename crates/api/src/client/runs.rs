@@ -6,12 +6,12 @@ use holm_domain::RunId;
 
 use super::{
     Client, ClientError,
-    follow::{EventFollower, LogFollower},
+    follow::{BatchFollower, EventFollower, LogFollower},
     transport::chain,
 };
 use crate::{
     IDEMPOTENCY_KEY,
-    logs::LogPage,
+    logs::{LogMatches, LogPage, LogRange, LogRangeOf, SearchLogs},
     runs::{After, CancelRun, CreateRun, EventPage, ListRuns, RunPage, RunView},
 };
 
@@ -53,6 +53,23 @@ impl Client {
     /// A page of events.
     pub async fn run_events(&self, id: RunId, query: &After) -> Result<EventPage, ClientError> {
         self.inner.get(format!("/v1/runs/{id}/events")).query(query).json().await
+    }
+
+    /// Which part of the log a time or a number of lines means.
+    pub async fn run_logs_range(&self, id: RunId, of: &LogRangeOf) -> Result<LogRange, ClientError> {
+        self.inner.get(format!("/v1/runs/{id}/logs/range")).query(of).json().await
+    }
+
+    /// Lines that contain something: what is found in a moment, and from where to go on.
+    pub async fn run_logs_search(&self, id: RunId, query: &SearchLogs) -> Result<LogMatches, ClientError> {
+        self.inner.get(format!("/v1/runs/{id}/logs/search")).query(query).json().await
+    }
+
+    /// Reads the log after sequence `after` as batches: up to `upto`, or, without it, until the run has ended. The last
+    /// batch may go on behind `upto`.
+    pub fn run_logs_batches(&self, id: RunId, after: u64, upto: Option<u64>) -> BatchFollower {
+        let query = upto.map_or_else(|| "follow=true".to_owned(), |upto| format!("upto={upto}"));
+        BatchFollower::new(self.clone(), format!("/v1/runs/{id}/logs/batches?{query}"), after)
     }
 
     /// Follows the log entries after sequence `after` until the run has ended. Nothing is sent before the first

@@ -25,7 +25,7 @@ pub(super) enum SseError {
 
 /// The reader. Bytes are pushed, events are pulled; what is held is one event and the piece pushed last.
 #[derive(Debug, Default)]
-pub(super) struct SseReader {
+pub struct SseReader {
     buffer: Vec<u8>,
     /// How much of `buffer` was read already.
     read: usize,

@@ -1,4 +1,4 @@
-//! Live streams as server-sent events (WHATWG HTML, section "Server-sent events").
+//! Live streams: server-sent events (WHATWG HTML, section "Server-sent events"), and logs as batches.
 //!
 //! The id of each event is its sequence within the run, so a client that lost its connection says with `Last-Event-ID`
 //! where it was and gets each later entry once and in order, from any server (SPEC S2). A stream that is complete says so
@@ -30,6 +30,8 @@ use crate::{
 
 /// The media type of server-sent events.
 pub const EVENT_STREAM: &str = "text/event-stream";
+/// What a stream of events says when it has nothing to say.
+pub const ALIVE_COMMENT: &[u8] = b": alive\n\n";
 /// How long a stream lives at most. The client resumes.
 const LIFE_MAX: Duration = Duration::from_secs(3_600);
 
@@ -63,6 +65,11 @@ pub enum Step {
 
 /// What a stream reads from. It keeps its own position.
 pub trait Source: Send + 'static {
+    /// What the stream is made of.
+    const MEDIA_TYPE: &'static str;
+    /// What is sent when there was nothing to send for long.
+    const ALIVE: &'static [u8];
+
     /// Looks once for what is new.
     fn step(&mut self, app: &App) -> impl Future<Output = Result<Step, Failure>> + Send;
 }
@@ -113,7 +120,7 @@ impl<S: Source> Follow<S> {
                 }
             }
             if self.spoke_at.elapsed() >= KEEP_ALIVE_EVERY {
-                return Some(spoken(&mut self.spoke_at, Bytes::from_static(b": alive\n\n")));
+                return Some(spoken(&mut self.spoke_at, Bytes::from_static(S::ALIVE)));
             }
             tokio::select! {
                 () = heard => {}
@@ -141,7 +148,7 @@ pub fn respond<S: Source>(app: Arc<App>, token: &Token, run: RunId, source: S, p
         Some((Ok::<_, std::convert::Infallible>(bytes), follow))
     });
     let mut response = Response::new(Body::from_stream(body));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(S::MEDIA_TYPE));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }

@@ -14,7 +14,7 @@ use super::{leases::held_run, run_of};
 use crate::{
     app::App,
     config::EVENTS_MAX,
-    http::follow::{Source, Step, write_event},
+    http::follow::{ALIVE_COMMENT, EVENT_STREAM, Source, Step, write_event},
     problem::Failure,
 };
 
@@ -72,6 +72,9 @@ impl EventSource {
 }
 
 impl Source for EventSource {
+    const MEDIA_TYPE: &'static str = EVENT_STREAM;
+    const ALIVE: &'static [u8] = ALIVE_COMMENT;
+
     async fn step(&mut self, app: &App) -> Result<Step, Failure> {
         let ended = run_of(app, self.org, self.run).await?.state == RunState::Ended;
         let events = app.store.event_page(self.org, self.run, self.after, FOLLOW_READ).await?;

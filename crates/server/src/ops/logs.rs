@@ -1,7 +1,11 @@
-//! Logs: append under a lease, read a page, follow.
+//! Logs: append under a lease, read a page, follow; a range of one ([`range`]), search ([`search`]), all of it ([`stream`]).
 //!
 //! Whose log it is comes from the path and the lease, never from the payload (SPEC S3); the payload says only sequences,
 //! times, streams and bytes. Batches are stored as they came, after a check of each.
+
+pub mod range;
+pub mod search;
+pub mod stream;
 
 use std::collections::VecDeque;
 
@@ -24,7 +28,7 @@ use super::{leases::held_run, run_of};
 use crate::{
     app::App,
     config::LOG_PAGE_BYTES_MAX,
-    http::follow::{Source, Step, write_event},
+    http::follow::{ALIVE_COMMENT, EVENT_STREAM, Source, Step, write_event},
     problem::Failure,
 };
 
@@ -147,6 +151,9 @@ impl LogSource {
 }
 
 impl Source for LogSource {
+    const MEDIA_TYPE: &'static str = EVENT_STREAM;
+    const ALIVE: &'static [u8] = ALIVE_COMMENT;
+
     async fn step(&mut self, app: &App) -> Result<Step, Failure> {
         if let Some(events) = self.take_batch()? {
             return Ok(Step::New(events));

@@ -9,4 +9,7 @@ pub mod events_follow;
 pub mod get;
 pub mod list;
 pub mod logs;
+pub mod logs_batches;
 pub mod logs_follow;
+pub mod logs_range;
+pub mod logs_search;
