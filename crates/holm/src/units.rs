@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use holm_domain::UnixMicros;
+
 const KIB: u64 = 1024;
 
 /// Reads `512m`, `1.5g`, `4096`: bytes, or with a suffix of powers of 1,024 as docker has them.
@@ -60,6 +62,27 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         rest = tail;
     }
     if text.is_empty() { Err(way_out.to_owned()) } else { Ok(Duration::from_millis(millis)) }
+}
+
+/// Reads an instant: `2026-11-26T14:00:00Z`, seconds since the Unix epoch, or a duration before now.
+pub fn time(text: &str) -> Result<UnixMicros, String> {
+    time_at(text, UnixMicros(jiff::Timestamp::now().as_microsecond()))
+}
+
+fn time_at(text: &str, now: UnixMicros) -> Result<UnixMicros, String> {
+    let way_out =
+        "give a time such as `2026-11-26T14:00:00Z`, seconds since 1970, or a duration before now such as `10m`";
+    if let Ok(timestamp) = text.parse::<jiff::Timestamp>() {
+        return Ok(UnixMicros(timestamp.as_microsecond()));
+    }
+    // A bare number is an instant, as docker has it; with a unit it is a duration.
+    if let Some((numerator, denominator)) = decimal(text, 6) {
+        let micros = u128::from(numerator) * 1_000_000 / u128::from(denominator);
+        return i64::try_from(micros).map(UnixMicros).map_err(|_| way_out.to_owned());
+    }
+    let before = duration(text).map_err(|_| way_out.to_owned())?;
+    let micros = i64::try_from(before.as_micros()).map_err(|_| way_out.to_owned())?;
+    Ok(UnixMicros(now.0.saturating_sub(micros)))
 }
 
 /// A decimal number as a fraction; nothing if it has more decimals than `decimals`, a sign, or does not fit.
@@ -160,6 +183,20 @@ mod tests {
         assert_eq!(duration("0.5"), Ok(Duration::from_millis(500)));
         for bad in ["", "s", "5x", "-5s", "5 s", "99999999999999999999d", "1.5h", "1h30"] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times() {
+        let now = UnixMicros(1_000_000_000_000);
+        let read = |text| time_at(text, now).map(|at| at.0);
+        assert_eq!(read("1970-01-01T00:00:01.5Z"), Ok(1_500_000));
+        assert_eq!(read("1970-01-01T01:00:00+01:00"), Ok(0));
+        assert_eq!(read("12.25"), Ok(12_250_000));
+        assert_eq!(read("10m"), Ok(now.0 - 600_000_000));
+        assert_eq!(read("500ms"), Ok(now.0 - 500_000));
+        for bad in ["", "yesterday", "-10m", "2026-11-26", "14:00", "99999999999999999999"] {
+            assert!(read(bad).is_err(), "{bad}");
         }
     }
 

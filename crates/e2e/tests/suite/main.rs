@@ -14,6 +14,7 @@ mod interruption;
 mod isolation;
 mod lease;
 mod limits;
+mod logs;
 mod output;
 mod people;
 mod up;

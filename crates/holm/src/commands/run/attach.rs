@@ -4,10 +4,11 @@
 //! signals nor cancellation up, and costs a bounded amount of memory; when output cannot be written any more the run is
 //! asked to end, as a command in a pipeline would be by SIGPIPE.
 
-use std::{io, time::Duration};
+use std::{collections::VecDeque, io, time::Duration};
 
 use anyhow::Context as _;
 use holm_api::{
+    batches::LogBatch,
     client::{Client, ClientError},
     logs::LogEntry,
     runs::{CancelRun, RunView},
@@ -30,8 +31,8 @@ use crate::{
     session::Session,
 };
 
-/// How many pieces of output wait for a slow reader; each has at most 64 KiB.
-const PIECES_MAX: usize = 32;
+/// How many pieces of output wait for a slow reader; each is of one batch, and has at most 1 MiB.
+const PIECES_MAX: usize = 8;
 /// How many pieces are put together before they are written.
 const JOIN_BYTES_MAX: usize = 64 * 1024;
 /// How long after the end of its output a run may take until it says how it ended.
@@ -72,8 +73,8 @@ pub async fn follow(
     let (sender, mut writer) = spawn_writer()?;
     let mut canceller = Canceller::default();
     canceller.ask(session, client, id, signals.count());
-    let mut follower = client.run_logs_follow(id, 0);
-    let mut pending: Option<Piece> = None;
+    let mut batches = client.run_logs_batches(id, 0, None);
+    let mut pending: VecDeque<Piece> = VecDeque::new();
     loop {
         tokio::select! {
             biased;
@@ -89,16 +90,16 @@ pub async fn follow(
                 // The writer ends before its sender is dropped only because it cannot write.
                 return gone(written.context("the writer of the output")?, client, id).await;
             }
-            permit = sender.reserve(), if pending.is_some() => {
+            permit = sender.reserve(), if !pending.is_empty() => {
                 // Without a permit the writer has ended, which the branch above tells.
-                if let (Ok(permit), Some(piece)) = (permit, pending.take()) {
+                if let (Ok(permit), Some(piece)) = (permit, pending.pop_front()) {
                     permit.send(piece);
                 }
             }
-            entry = follower.next(), if pending.is_none() => match entry? {
-                Some(entry) => {
+            batch = batches.next(), if pending.is_empty() => match batch? {
+                Some(batch) => {
                     progress.end();
-                    pending = Some(piece_of(&entry, json)?);
+                    pending = pieces_of(&batch, json)?;
                 }
                 None => break,
             },
@@ -126,14 +127,23 @@ pub async fn follow(
     Ok(End::Run(Box::new(run)))
 }
 
-fn piece_of(entry: &LogEntry, json: bool) -> anyhow::Result<Piece> {
-    if json {
-        let mut line = serde_json::to_vec(&Told::Log(entry))?;
-        line.push(b'\n');
-        return Ok((Stream::Stdout, line));
+/// The bytes of a batch, those of one stream that follow one another together.
+fn pieces_of(batch: &LogBatch, json: bool) -> anyhow::Result<VecDeque<Piece>> {
+    let mut pieces: VecDeque<Piece> = VecDeque::new();
+    for entry in batch.entries() {
+        let stream = if json { Stream::Stdout } else { entry.stream };
+        if pieces.back().is_none_or(|(last, _)| *last != stream) {
+            pieces.push_back((stream, Vec::new()));
+        }
+        let Some((_, bytes)) = pieces.back_mut() else { continue };
+        if json {
+            serde_json::to_writer(&mut *bytes, &Told::Log(&LogEntry::from(entry)))?;
+            bytes.push(b'\n');
+        } else {
+            bytes.extend_from_slice(entry.data);
+        }
     }
-    let bytes = entry.bytes().with_context(|| format!("log entry {} bears no data that can be read", entry.seq))?;
-    Ok((entry.stream, bytes))
+    Ok(pieces)
 }
 
 /// A thread that writes, because writing to a pipe may take as long as its reader wants.
