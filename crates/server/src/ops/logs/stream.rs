@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// How many bytes of batches one look reads.
-const READ_BYTES: usize = 1024 * 1024;
+const READ_BYTES: usize = 256 * 1024;
 
 /// A log that is read from a position on.
 #[derive(Debug)]
