@@ -84,8 +84,33 @@ impl Installation {
         self.dir.path()
     }
 
+    /// The binary of its processes.
+    pub fn bin(&self) -> PathBuf {
+        self.bin.clone()
+    }
+
+    /// The folder that the agent lends to runs, for reading.
+    pub fn lent(&self) -> PathBuf {
+        self.dir.path().join("lent")
+    }
+
+    /// The socket of a server that has an agent beside it.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("server.sock")
+    }
+
+    /// The file with a token of the role admin.
+    pub fn token(&self) -> PathBuf {
+        self.home().join("token")
+    }
+
+    /// The process of the server.
+    pub fn server_pid(&self) -> Result<u32> {
+        self.server.as_ref().map(Child::id).context("no server runs")
+    }
+
     fn server_url(&self) -> String {
-        format!("unix:{}", self.dir.path().join("server.sock").display())
+        format!("unix:{}", self.socket().display())
     }
 
     fn home(&self) -> PathBuf {
@@ -104,7 +129,9 @@ impl Installation {
             fs::set_permissions(&token, fs::Permissions::from_mode(0o600))?;
         }
         command.env("HOLM_TOKEN_FILE", token);
-        self.agent = Some(self.logged(command.arg("agent"), "agent.log")?);
+        let lent = self.lent();
+        fs::create_dir_all(&lent)?;
+        self.agent = Some(self.logged(command.args(["agent", "--lend"]).arg(lent), "agent.log")?);
         Ok(())
     }
 
@@ -135,7 +162,7 @@ impl Installation {
             }
         }
         command.env("HOLM_HOME", self.home()).env("HOLM_CONFIG", self.dir.path().join("config.toml"));
-        if self.dir.path().join("server.sock").exists() {
+        if self.socket().exists() {
             command.env("HOLM_SERVER", self.server_url()).env("HOLM_TOKEN_FILE", self.home().join("token"));
         }
         command

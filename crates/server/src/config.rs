@@ -16,7 +16,7 @@
 //! | events in an append | [`EVENTS_MAX`] | 256 | 422 `invalid_field` |
 //! | candidates that one poll looks at | [`QUEUE_LOOK_MAX`] | 256 | the next look |
 //! | wait of a poll | [`POLL_WAIT_MS_MAX`] | 60 s | 422 `invalid_field` |
-//! | live streams of one org | `streams_per_org_max` | 256 | 429 `too_many` |
+//! | live streams of one org | `streams_per_org_max` | 2,048 | 429 `too_many` |
 //! | lines of `tail` | [`TAIL_LINES_MAX`] | 100,000 | 422 `invalid_field` |
 //! | searches of one org | `searches_per_org_max` | 8 | 429 `too_many` |
 //! | waiting polls of one org | `polls_per_org_max` | 4,096 | 429 `too_many` |
@@ -128,7 +128,7 @@ impl Default for ServeLimits {
             body_bytes_max: 8 * MIB,
             log_body_bytes_max: 8 * MIB,
             changes_bytes_max: 4 * 1024 * 1024 * 1024,
-            streams_per_org_max: 256,
+            streams_per_org_max: 2_048,
             searches_per_org_max: 8,
             polls_per_org_max: 4_096,
             connections_max: 4_096,

@@ -3,6 +3,9 @@
 //! Absolute times depend on the machine and are only reported; what is judged are ratios between things that were measured
 //! in turns. Results are a table on standard output and JSON under `target/bench/`.
 
+mod follow;
+mod logs;
+mod peaks;
 mod peers;
 mod start;
 mod throughput;
@@ -21,6 +24,10 @@ pub enum Bench {
     Start(start::Arguments),
     /// Runs per second with several at once, and processor time per run.
     Throughput(throughput::Arguments),
+    /// Output through the whole path, beside a plain write of two synced copies; the memory of each process.
+    Logs(logs::Arguments),
+    /// What a line costs with 1, 100 and 1,000 followers.
+    Follow(follow::Arguments),
 }
 
 /// Measures.
@@ -28,6 +35,8 @@ pub fn bench(what: &Bench) -> Result<()> {
     match what {
         Bench::Start(arguments) => start::start(arguments),
         Bench::Throughput(arguments) => throughput::throughput(arguments),
+        Bench::Logs(arguments) => logs::logs(arguments),
+        Bench::Follow(arguments) => follow::follow(arguments),
     }
 }
 

@@ -1,0 +1,202 @@
+//! `cargo xtask bench logs`: output through the whole path, beside a plain write of the same bytes.
+//!
+//! The path: a pipe in the sandbox, guest, wire, shim with its spool, agent, server, database and blobs, from the start of
+//! the command until the run has ended with its log complete. The plain write puts the same bytes into two files, one
+//! after the other piece by piece as spool and store do, and syncs both.
+
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    path::Path,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+
+use super::{keep, peaks};
+use crate::{
+    exec,
+    installation::{Installation, Profile, build},
+    say,
+};
+
+/// How fast Holm must be at least, as a part of the plain write.
+const RATIO_MIN: f64 = 0.6;
+/// The most memory that any process may have had, in KiB.
+const PEAK_KIB_MAX: u64 = 64 * 1024;
+/// The length of the file that the command writes again and again.
+const SOURCE_BYTES: u64 = 64 << 20;
+const PIECE_BYTES: usize = 1 << 20;
+/// How long each GiB may take.
+const DEADLINE_A_GIB: Duration = Duration::from_secs(600);
+
+/// The arguments of `bench logs`.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// How many MiB of output; rounded up to 64.
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    size_mib: u64,
+}
+
+#[derive(Serialize)]
+struct Report {
+    bytes: u64,
+    lines: u64,
+    plain_seconds: f64,
+    holm_seconds: f64,
+    ratio: f64,
+    read_back_seconds: f64,
+    stored_bytes: u64,
+    peaks_kib: peaks::Peaks,
+    holds: bool,
+}
+
+/// Measures.
+pub fn logs(arguments: &Arguments) -> Result<()> {
+    let built = build(Profile::Release)?;
+    let installation = Installation::server_and_agent(&built)?;
+    let copies = arguments.size_mib.div_ceil(SOURCE_BYTES >> 20);
+    let folder = installation.lent();
+    let source = folder.join("lines");
+    let lines = write_source(&source)? * copies;
+    let plain_seconds = plain(installation.dir(), &source, copies)?;
+    let (run, peaks_kib) = peaks::during(&installation.bin(), || whole_path(&installation, &folder, copies));
+    let (run, holm_seconds) = run?;
+    let bytes = copies * SOURCE_BYTES;
+    let read_back_seconds = read_back(&installation, &run, bytes)?;
+    let ratio = plain_seconds / holm_seconds;
+    let small = ["server", "agent", "shim", "guest"]
+        .iter()
+        .all(|role| peaks_kib.get(role).is_some_and(|peak| (1..=PEAK_KIB_MAX).contains(peak)));
+    let stored_bytes = size_of(&installation.dir().join("home"))?;
+    let holds = ratio >= RATIO_MIN && small;
+    let report =
+        Report { bytes, lines, plain_seconds, holm_seconds, ratio, read_back_seconds, stored_bytes, peaks_kib, holds };
+    show(&report);
+    keep("logs", &report)?;
+    ensure!(holds, "it is slower, or takes more memory, than it may");
+    Ok(())
+}
+
+fn show(report: &Report) {
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let rate = |seconds: f64| mib(report.bytes) / seconds;
+    say::result(&format!("{:.0} MiB in {} lines", mib(report.bytes), report.lines));
+    for (name, seconds) in [
+        ("two plain copies, synced", report.plain_seconds),
+        ("holm, whole path", report.holm_seconds),
+        ("holm logs, read back", report.read_back_seconds),
+    ] {
+        say::result(&format!("{name:26} {seconds:8.2} s {:8.0} MiB/s", rate(seconds)));
+    }
+    say::result(&format!("kept in {:.0} MiB", mib(report.stored_bytes)));
+    for (role, peak) in &report.peaks_kib {
+        say::result(&format!("peak of the {role:8} {:8.1} MiB", *peak as f64 / 1024.0));
+    }
+    let verdict = if report.holds { "ok" } else { "NOT MET" };
+    say::result(&format!(
+        "{verdict}: {:.2} of the plain write (at least {RATIO_MIN}), each process at most {} MiB",
+        report.ratio,
+        PEAK_KIB_MAX >> 10
+    ));
+}
+
+/// Lines as programs write them: words that repeat themselves, and numbers that do not. Returns how many.
+fn write_source(path: &Path) -> Result<u64> {
+    const WORDS: [&str; 8] = ["GET", "ok", "compiling", "cache miss", "warning: unused", "retry", "connected", "done"];
+    let (mut text, mut state, mut lines) = (String::new(), 88_172_645_463_325_252u64, 0u64);
+    while (text.len() as u64) < SOURCE_BYTES {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        let word = WORDS[usize::try_from(state % 8)?];
+        text.push_str(&format!("2026-11-26T14:00:{:02}Z {word} {state:016x} worker={}\n", lines % 60, state % 97));
+        lines += 1;
+    }
+    text.truncate(usize::try_from(SOURCE_BYTES)? - 1);
+    text.push('\n');
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(lines)
+}
+
+fn plain(dir: &Path, source: &Path, copies: u64) -> Result<f64> {
+    let [first, second] = ["plain-1", "plain-2"].map(|name| dir.join(name));
+    let begun = Instant::now();
+    let (mut one, mut two) = (File::create(&first)?, File::create(&second)?);
+    let mut piece = vec![0; PIECE_BYTES];
+    for _ in 0..copies {
+        exec::check_interrupt()?;
+        let mut from = File::open(source)?;
+        loop {
+            let length = from.read(&mut piece)?;
+            if length == 0 {
+                break;
+            }
+            one.write_all(&piece[..length])?;
+            two.write_all(&piece[..length])?;
+        }
+    }
+    one.sync_all()?;
+    two.sync_all()?;
+    let seconds = begun.elapsed().as_secs_f64();
+    fs::remove_file(first)?;
+    fs::remove_file(second)?;
+    Ok(seconds)
+}
+
+/// Runs the command; returns its run, and how long it took from its start to the end of the run.
+fn whole_path(installation: &Installation, folder: &Path, copies: u64) -> Result<(String, f64)> {
+    let mount = format!("{}:/source:ro", folder.display());
+    let script = format!("i=0; while [ $i -lt {copies} ]; do cat /source/lines; i=$((i+1)); done");
+    let mut command = installation.command();
+    let run = exec::read(command.args(["run", "--detach", "--mount", &mount, "--", "sh", "-c", &script]))?;
+    let run = run.trim().to_owned();
+    let limit = DEADLINE_A_GIB * u32::try_from((copies * SOURCE_BYTES).div_ceil(1 << 30))?;
+    let deadline = Instant::now() + limit;
+    loop {
+        exec::check_interrupt()?;
+        let shown = installation.json(&["show", &run])?;
+        let view = shown.get(0).unwrap_or(&shown);
+        if view["state"] == "ended" {
+            ensure!(view["outcome"]["kind"] == "succeeded", "the run did not succeed: {}", view["outcome"]);
+            let at = |field: &str| view[field].as_f64().with_context(|| format!("the run has no `{field}`"));
+            return Ok((run, (at("ended_at")? - at("started_at")?) / 1e6));
+        }
+        if Instant::now() >= deadline {
+            bail!("run {run} has not ended within {limit:?}");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Reads all of it with `holm logs`; it must be as long as what was written.
+fn read_back(installation: &Installation, run: &str, bytes: u64) -> Result<f64> {
+    let begun = Instant::now();
+    let mut child = installation.command().args(["logs", run]).stdout(Stdio::piped()).spawn()?;
+    let mut output = child.stdout.take().context("standard output is a pipe")?;
+    let (mut piece, mut read) = (vec![0; PIECE_BYTES], 0u64);
+    loop {
+        let length = output.read(&mut piece)?;
+        if length == 0 {
+            break;
+        }
+        read += length as u64;
+    }
+    let status = child.wait()?;
+    ensure!(status.success(), "`holm logs` ended with {status}");
+    ensure!(read == bytes, "{read} bytes came back of {bytes}");
+    Ok(begun.elapsed().as_secs_f64())
+}
+
+/// How much the files below a folder hold.
+fn size_of(dir: &Path) -> Result<u64> {
+    let mut size = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        size += if metadata.is_dir() { size_of(&entry.path())? } else { metadata.len() };
+    }
+    Ok(size)
+}
