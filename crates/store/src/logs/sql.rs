@@ -323,10 +323,12 @@ pub(super) async fn log_seal(db: &Db, blobs: &Blobs, org: OrgId, run: RunId, byt
 /// Moves the oldest consecutive rows into one blob; returns how many bytes, 0 if another call was faster.
 async fn seal_once(db: &Db, blobs: &Blobs, org: OrgId, run: RunId) -> Result<u64> {
     let rows = db.rows(LOG_SEAL_ROWS, args![org, run, LOG_SEGMENT_BYTES, ROWS_MAX]).await?;
-    let mut bytes = BytesMut::new();
+    let sizes = rows.iter().map(|row| row.under("log_segments", run).number("size")).sum::<Result<u64>>()?;
+    let mut bytes = BytesMut::with_capacity(usize::try_from(sizes).unwrap_or(0).min(LOG_SEGMENT_BYTES));
     let (mut count, mut sealed) = (0, None::<Sealing>);
-    for row in &rows {
-        let Stored { first_seq, last_seq, place: Place::Row(data) } = read(row, org, run)? else { break };
+    // Each row goes once it was copied: its bytes are not held twice.
+    for row in rows {
+        let Stored { first_seq, last_seq, place: Place::Row(data) } = read(&row, org, run)? else { break };
         let newest_at = row.under("log_segments", run).at("newest_at")?;
         match &mut sealed {
             // A blob lies between these rows: what follows it is sealed by itself.
