@@ -4,6 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     io,
     os::fd::OwnedFd,
+    path::Path,
     rc::Rc,
 };
 
@@ -29,8 +30,8 @@ use crate::{
     watch::Refusals,
 };
 
-/// Where a run leaves its structured result, beneath the workload's root.
-const RESULT: &str = "run/holm/result.json";
+/// The file with a run's structured result, in the folder that is its own.
+const RESULT: &str = "result.json";
 const RESULT_BYTES_MAX: usize = 64 * 1024;
 
 /// What the guest is, whatever the epoch.
@@ -135,6 +136,10 @@ fn prepare(guest: &Rc<Guest>, setup: &Setup) -> io::Result<Vec<String>> {
     guest.refusals.watch().map_err(|error| inner::context(error, "watch the network"))?;
     let filters = seccomp::compile(setup.writes_to_host).map_err(|error| io::Error::other(error.to_string()))?;
     if let Some(layers) = &setup.work_dir {
+        let hidden = setup.hidden.as_deref().unwrap_or("/");
+        if hidden == "/" || !Path::new(&layers.upper).starts_with(hidden) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the layers of the work dir are not hidden"));
+        }
         let upper = mounts::open_dir(&layers.upper).map_err(|error| inner::context(error, "work dir"))?;
         guest.upper.replace(Some(Rc::new(upper)));
     }
@@ -286,10 +291,13 @@ fn signal_all(signal: i32) -> io::Result<bool> {
 
 fn result(guest: &Rc<Guest>) -> Answered {
     let inner = place(guest)?;
-    match files::read_small(&inner.root, RESULT, RESULT_BYTES_MAX, ResolveFlags::NO_SYMLINKS) {
+    let refused = |why: String| Err(refuse(StatusCode::UNPROCESSABLE_ENTITY, why));
+    match files::read_small(&inner.result, RESULT, RESULT_BYTES_MAX, ResolveFlags::NO_SYMLINKS) {
         Ok(Some(content)) => Ok(Reply::Bytes(content.into())),
         Ok(None) => Ok(Reply::Empty),
-        Err(error) => Err(refuse(StatusCode::UNPROCESSABLE_ENTITY, format!("/{RESULT}: {error}"))),
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => refused("it is a symbolic link".to_owned()),
+        Err(error) if error.raw_os_error().is_some() => refused(format!("it cannot be read: {error}")),
+        Err(error) => refused(format!("it is {error}")),
     }
 }
 

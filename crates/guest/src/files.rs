@@ -28,7 +28,7 @@ pub fn read_small(root: impl AsFd, path: &str, bytes_max: usize, resolve: Resolv
     };
     let stat = rustix::fs::fstat(&fd)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "no regular file"));
     }
     let mut content = Vec::new();
     File::from(fd).take(bytes_max as u64 + 1).read_to_end(&mut content)?;

@@ -42,6 +42,8 @@ const READY: &[u8] = b"ready";
 pub struct Inner {
     /// The workload's root directory.
     pub root: OwnedFd,
+    /// The folder in which it leaves its structured result, whatever its root has become since.
+    pub result: OwnedFd,
     /// User, mount and cgroup namespace, in the order in which they have to be entered.
     pub namespaces: [OwnedFd; 3],
     /// The inner init.
@@ -61,12 +63,12 @@ pub struct Inner {
 /// Makes the namespaces and starts the inner init in them.
 pub fn make(machine: Machine, setup: &Setup, filters: Rc<Filters>) -> io::Result<Inner> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-    mounts::make_result_dir(setup.ids)?;
+    let result = mounts::result_dir(setup.ids).map_err(|error| context(error, "make a place for the result"))?;
     // Takes effect for children only: the first of them is PID 1 of the new namespace.
     unshare(UnshareFlags::NEWPID)?;
     let (report_read, report_write) = pipe_with(PipeFlags::CLOEXEC)?;
     let (go_read, go_write) = pipe_with(PipeFlags::CLOEXEC)?;
-    let pid = fork(|| init(machine, setup, &filters, report_write.as_fd(), go_read.as_fd()))?;
+    let pid = fork(|| init(machine, setup, &filters, &result, report_write.as_fd(), go_read.as_fd()))?;
     let init = Init::new(pid)?;
     drop((report_write, go_read));
 
@@ -76,7 +78,7 @@ pub fn make(machine: Machine, setup: &Setup, filters: Rc<Filters>) -> io::Result
     }
     let (namespaces, root) = made?;
     let &Setup { ids, allow_sudo, writes_to_host, .. } = setup;
-    Ok(Inner { root, namespaces, init, ids, allow_sudo, writes_to_host, filters, null })
+    Ok(Inner { root, result, namespaces, init, ids, allow_sudo, writes_to_host, filters, null })
 }
 
 /// The guest's half of the making: waits for the namespaces, maps their ids, and takes hold of them.
@@ -98,8 +100,8 @@ fn adopt(pid: Pid, ids: IdRange, report: OwnedFd, go: OwnedFd) -> io::Result<([O
 }
 
 /// The inner init: shapes the mounts, makes the namespaces, gives up its privileges, and sleeps for ever.
-fn init(machine: Machine, setup: &Setup, filters: &Filters, report: impl AsFd, go: impl AsFd) -> i32 {
-    let shaped = mounts::shape(machine, setup)
+fn init(machine: Machine, setup: &Setup, filters: &Filters, result: &OwnedFd, report: impl AsFd, go: impl AsFd) -> i32 {
+    let shaped = mounts::shape(machine, setup, result)
         .and_then(|()| unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP));
     if let Err(error) = shaped {
         let mut message = error.to_string().into_bytes();

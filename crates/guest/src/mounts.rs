@@ -1,12 +1,20 @@
 //! What the workload sees of the file system, beyond what the runtime laid out: a /proc of its own, without the files that
-//! belong to the kernel and the host, read-only mounts that stay so, and no way to the layers of the work dir.
+//! belong to the kernel and the host, read-only mounts that stay so, a folder for its structured result that is a file system
+//! of its own, and no way to what is the guest's own.
 
-use std::{io, path::Path};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+};
 
 use holm_wire::guest_api::{IdRange, Setup};
 use rustix::{
     fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid},
-    mount::{MountFlags, MountPropagationFlags},
+    mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, fsconfig_create,
+        fsconfig_set_string, fsmount, fsopen, move_mount,
+    },
 };
 
 use crate::{
@@ -38,9 +46,15 @@ const MASKED: [&str; 13] = [
 const KERNEL_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// The folder of the structured result, beneath the workload's root.
 const RESULT_DIR: [&str; 2] = ["run", "holm"];
+/// The size of its file system: many times that of a result, for programs that write beside it and rename.
+const RESULT_DIR_BYTES: &str = "1048576";
+/// How many files that may hold.
+const RESULT_DIR_FILES: &str = "256";
 
 /// In a mount namespace of its own, makes the mounts as the workload is to see them.
-pub fn shape(machine: Machine, setup: &Setup) -> io::Result<()> {
+///
+/// `result` is what [`result_dir`] made.
+pub fn shape(machine: Machine, setup: &Setup, result: &OwnedFd) -> io::Result<()> {
     sys::unshare(rustix::thread::UnshareFlags::NEWNS).map_err(|error| context(error, "unshare mounts"))?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).map_err(|error| context(error.into(), "make mounts private"))?;
@@ -60,10 +74,9 @@ pub fn shape(machine: Machine, setup: &Setup) -> io::Result<()> {
     for path in &setup.read_only {
         sys::make_read_only(path).map_err(|error| context(error, &format!("make {path} read-only")))?;
     }
-    if let Some(layers) = &setup.work_dir {
-        let parent = Path::new(&layers.upper).parent().filter(|parent| parent.parent().is_some());
-        let parent = parent.ok_or_else(|| io::Error::other("the upper layer lies in the root itself"))?;
-        cover(parent).map_err(|error| context(error, "hide the layers of the work dir"))?;
+    place_result(result, setup.ids).map_err(|error| context(error, "mount the folder of the result"))?;
+    if let Some(hidden) = &setup.hidden {
+        cover(Path::new(hidden)).map_err(|error| context(error, "hide what is the guest's own"))?;
     }
     Ok(())
 }
@@ -84,29 +97,42 @@ fn cover(path: &Path) -> io::Result<()> {
     Ok(rustix::mount::mount("none", path, "tmpfs", flags, Some(c"size=0,mode=0555"))?)
 }
 
-/// Makes the folder for the structured result, open to every user of the workload as /tmp is.
+/// A file system for the structured result, open to every user of the workload as /tmp is, not mounted yet. Held by the
+/// guest, it leads to the result whatever the workload does with the folders above it.
+pub fn result_dir(ids: IdRange) -> io::Result<OwnedFd> {
+    let config = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let owner = ids.outer_first.to_string();
+    let (size, files) = (RESULT_DIR_BYTES, RESULT_DIR_FILES);
+    for (key, value) in [("size", size), ("nr_inodes", files), ("mode", "1777"), ("uid", &owner), ("gid", &owner)] {
+        fsconfig_set_string(config.as_fd(), key, value)?;
+    }
+    fsconfig_create(config.as_fd())?;
+    let attributes =
+        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    Ok(fsmount(config.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+}
+
+/// Mounts it at its place. Nothing that is there already is changed.
 ///
 /// The root comes from an image that is not trusted: links in it are followed beneath it only.
-pub fn make_result_dir(ids: IdRange) -> io::Result<()> {
+fn place_result(result: &OwnedFd, ids: IdRange) -> io::Result<()> {
     let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let owner = Uid::from_raw(ids.outer_first);
-    let group = Gid::from_raw(ids.outer_first);
+    let owner = (Some(Uid::from_raw(ids.outer_first)), Some(Gid::from_raw(ids.outer_first)));
     let mut path = String::new();
     let mut dir = root.try_clone()?;
     for name in RESULT_DIR {
         path.push_str(name);
-        let made = match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o755)) {
-            Ok(()) => true,
-            Err(rustix::io::Errno::EXIST) => false,
+        match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) => rustix::fs::chownat(&dir, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)?,
+            Err(rustix::io::Errno::EXIST) => {}
             Err(error) => return Err(context(error.into(), &format!("make /{path}"))),
-        };
-        dir = files::open_beneath(&root, &path, OFlags::RDONLY | OFlags::DIRECTORY, ResolveFlags::empty())?;
-        if made {
-            rustix::fs::chownat(&dir, "", Some(owner), Some(group), AtFlags::EMPTY_PATH)?;
         }
+        let opened = files::open_beneath(&root, &path, OFlags::PATH | OFlags::DIRECTORY, ResolveFlags::empty());
+        dir = opened.map_err(|error| context(error, &format!("open /{path}")))?;
         path.push('/');
     }
-    Ok(rustix::fs::fchmod(&dir, Mode::from_raw_mode(0o1777))?)
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(move_mount(result.as_fd(), "", dir.as_fd(), "", flags)?)
 }
 
 /// Opens a folder of the guest's own, to be read through later.

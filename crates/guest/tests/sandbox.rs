@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use holm_wire::{
-    guest_api::{Exit, SpawnFailure, SpawnFailureKind},
+    guest_api::{Exit, Failure, SpawnFailure, SpawnFailureKind},
     http2,
 };
 use http::{Method, StatusCode};
@@ -275,16 +275,36 @@ async fn hands_out_the_result_and_the_changes() {
 }
 
 #[tokio::test]
+async fn the_result_is_found_whatever_becomes_of_the_folders_above_it() {
+    limited(async {
+        let (_sandbox, epoch) = Sandbox::ready().await;
+        let script = "set -e; mv /run /elsewhere; ln -s elsewhere /run; echo 1 > /run/holm/result.json; \
+                      ls -A /layers; stat -c '%a %u' /run/holm";
+        let (exit, told) = epoch.run(&spawn_of("root", &["sh", "-c", script])).await;
+        assert_eq!((exit, told.text().as_str()), (Exit::Code(0), "1777 0\n"), "{}", told.errors());
+        let (_, result) = epoch.client.bytes(Method::GET, "/result", None::<&()>).await.unwrap();
+        assert_eq!(result, "1\n");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_result_that_is_no_file_is_refused() {
     limited(async {
-        for make in ["ln -s /etc/passwd", "mkfifo", "mkdir", "head -c 70000 /dev/zero | tee"] {
+        for (make, why) in [
+            ("ln -s /etc/passwd", "it is a symbolic link"),
+            ("mkfifo", "it is no regular file"),
+            ("mkdir", "it is no regular file"),
+            ("head -c 70000 /dev/zero | tee", "it is larger than 65536 bytes"),
+        ] {
             let (_sandbox, epoch) = Sandbox::ready().await;
             let script = format!("{make} /run/holm/result.json > /dev/null");
             let (exit, told) = epoch.run(&spawn_of("ann", &["sh", "-c", &script])).await;
             assert_eq!(exit, Exit::Code(0), "{}", told.errors());
             let answer = epoch.client.bytes(Method::GET, "/result", None::<&()>).await;
-            let Err(http2::Error::Status { status, .. }) = answer else { panic!("{make}: {answer:?}") };
-            assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{make}");
+            let Err(http2::Error::Status { status, body }) = answer else { panic!("{make}: {answer:?}") };
+            let failure: Failure = serde_json::from_slice(&body).unwrap();
+            assert_eq!((status, failure.message.as_str()), (StatusCode::UNPROCESSABLE_ENTITY, why), "{make}");
         }
     })
     .await;

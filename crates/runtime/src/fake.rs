@@ -180,6 +180,7 @@ impl Runtime for FakeRuntime {
                 hostname,
                 ids,
                 allow_sudo: false,
+                hidden: None,
                 work_dir: None,
                 read_only: Vec::new(),
                 writes_to_host: false,

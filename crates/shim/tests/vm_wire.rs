@@ -85,6 +85,7 @@ fn setup() -> Setup {
         hostname: "before".to_owned(),
         ids,
         allow_sudo: false,
+        hidden: None,
         work_dir: None,
         read_only: Vec::new(),
         writes_to_host: false,

@@ -64,6 +64,8 @@ pub struct Setup {
     pub ids: IdRange,
     /// Whether programs may gain privileges inside (sudo, setuid).
     pub allow_sudo: bool,
+    /// The folder of what is the guest's own, such as the layers of the work dir: the workload sees an empty one in its place.
+    pub hidden: Option<String>,
     /// Whether the work dir's changes can be asked for later.
     pub work_dir: Option<WorkDirLayers>,
     /// What must not be writable to the workload even for its root: mount points of read-only mounts.
@@ -80,7 +82,7 @@ pub struct SetUp {
     pub unenforced: Vec<String>,
 }
 
-/// Where the layers of the work dir lie in the guest's mount namespace; hidden from the workload.
+/// Where the layers of the work dir lie in the guest's mount namespace, beneath [`Setup::hidden`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WorkDirLayers {

@@ -115,7 +115,9 @@ fn make_root() -> std::io::Result<()> {
     fs::write(format!("{root}/etc/passwd"), "root:x:0:0::/:/bin/sh\nann:x:1000:1000::/home/ann:/bin/sh\n")?;
     fs::write(format!("{root}/etc/group"), "root:x:0:\nann:x:1000:\nextra:x:77:ann\n")?;
     fs::write(format!("{root}/etc/resolv.conf"), "nameserver 127.0.0.53\n")?;
-    for (path, owner) in [("home/ann", 1001), ("work", 1), ("layers/upper", 1), ("layers/lower", 1), ("tmp", 1)] {
+    for (path, owner) in
+        [("", 1), ("run", 1), ("home/ann", 1001), ("work", 1), ("layers/upper", 1), ("layers/lower", 1), ("tmp", 1)]
+    {
         std::os::unix::fs::chown(format!("{root}/{path}"), Some(owner), Some(owner))?;
     }
     fs::write(format!("{root}/layers/lower/gone"), "gone")?;
@@ -239,6 +241,7 @@ impl Sandbox {
             hostname: "isle".into(),
             ids: IdRange { outer_first: 1, count: 65_536 },
             allow_sudo,
+            hidden: Some("/layers".into()),
             work_dir: Some(WorkDirLayers { upper: "/layers/upper".into(), target: "/work".into() }),
             read_only: vec!["/ro".into()],
             writes_to_host,

@@ -365,7 +365,8 @@ fn setup(request: &Request, binds: &[Bind], mapped: bool) -> Setup {
     // A name of a machine has no `_` (RFC 1123 §2.1).
     let hostname = request.attempt.run.to_string().replace('_', "-");
     let writes_to_host = binds.iter().any(|bind| !bind.read_only);
-    Setup { hostname, ids, allow_sudo: spec.allow_sudo, work_dir, read_only, writes_to_host }
+    let hidden = Some(HIDDEN.to_owned());
+    Setup { hostname, ids, allow_sudo: spec.allow_sudo, hidden, work_dir, read_only, writes_to_host }
 }
 
 fn env(spec: &RunSpec) -> Vec<(String, String)> {

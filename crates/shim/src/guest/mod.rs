@@ -12,7 +12,8 @@ use bytes::Bytes;
 use holm_domain::{limits::RESULT_BYTES_MAX, run::ExitStatus};
 use holm_wire::{
     guest_api::{
-        Exit, PostRestore, ProcessStatus, SendSignal, SetUp, Setup, Spawn, SpawnFailure, Spawned, UNENFORCED_MAX,
+        Exit, Failure, PostRestore, ProcessStatus, SendSignal, SetUp, Setup, Spawn, SpawnFailure, Spawned,
+        UNENFORCED_MAX,
     },
     hello::{self, Hello, Lane},
     http2::{self, Client, Driver, Incoming, Server, Settings},
@@ -152,7 +153,7 @@ pub async fn connect(
 
 impl Guest {
     async fn within<T>(&self, what: &str, asked: impl Future<Output = Result<T, http2::Error>>) -> Result<T, Lost> {
-        self.ask(what, asked).await?.map_err(|error| Lost::new(format!("{what}: {error}")))
+        self.ask(what, asked).await?.map_err(|error| Lost::new(format!("{what}: {}", said(&error))))
     }
 
     async fn ask<T>(&self, what: &str, asked: impl Future<Output = T>) -> Result<T, Lost> {
@@ -168,7 +169,7 @@ impl Guest {
     pub async fn setup(&self, setup: &Setup, readiness: Readiness) -> Result<Vec<String>, Lost> {
         let asked = self.client.json(Method::POST, "/setup", Some(setup));
         let SetUp { unenforced } = match tokio::time::timeout(readiness.left(), asked).await {
-            Ok(answer) => answer.map_err(|error| readiness.failed("setup", error))?,
+            Ok(answer) => answer.map_err(|error| readiness.failed("setup", said(&error)))?,
             Err(_) => return Err(readiness.failed("setup", "no answer")),
         };
         if unenforced.len() > UNENFORCED_MAX {
@@ -188,7 +189,7 @@ impl Guest {
                     .map_err(|error| Lost::new(format!("starting the command: a malformed refusal: {error}")))?;
                 Err(SpawnError::Refused(failure))
             }
-            Err(error) => Err(Lost::new(format!("starting the command: {error}")).into()),
+            Err(error) => Err(Lost::new(format!("starting the command: {}", said(&error))).into()),
         }
     }
 
@@ -231,11 +232,15 @@ impl Guest {
     /// The structured result, if the command left one that is JSON and not too long.
     pub async fn result(&self) -> Result<CommandResult, Lost> {
         let asked = self.client.bytes(Method::GET, "/result", None::<&()>);
-        let (status, body) = self.within("reading the result", asked).await?;
-        if status == StatusCode::NO_CONTENT {
-            return Ok(CommandResult::None);
+        match self.ask("reading the result", asked).await? {
+            Ok((StatusCode::NO_CONTENT, _)) => Ok(CommandResult::None),
+            Ok((_, body)) => Ok(judge_result(&body)),
+            // What the workload left cannot be a result; that says nothing about how it went.
+            Err(error @ http2::Error::Status { status: StatusCode::UNPROCESSABLE_ENTITY, .. }) => {
+                Ok(CommandResult::Refused(outcome::clip(said(&error))))
+            }
+            Err(error) => Err(Lost::new(format!("reading the result: {}", said(&error)))),
         }
-        Ok(judge_result(&body))
     }
 
     /// The changes of the work dir, as they come.
@@ -257,6 +262,17 @@ impl Guest {
     /// Has a restored guest renew what a clone must not share.
     pub async fn post_restore(&self, renewed: &PostRestore) -> Result<(), Lost> {
         self.post("renewing a restored guest", "/post-restore", Some(renewed)).await
+    }
+}
+
+/// The sentence of a guest that refused something, or what went wrong otherwise.
+fn said(error: &http2::Error) -> String {
+    match error {
+        http2::Error::Status { body, .. } => match serde_json::from_slice(body) {
+            Ok(Failure { message }) => message,
+            Err(_) => error.to_string(),
+        },
+        other => other.to_string(),
     }
 }
 

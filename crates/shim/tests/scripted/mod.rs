@@ -388,6 +388,7 @@ fn sandbox(
             hostname: "h".into(),
             ids,
             allow_sudo: false,
+            hidden: None,
             work_dir: None,
             read_only: Vec::new(),
             writes_to_host: false,
