@@ -1,6 +1,6 @@
 //! What a run is asked to do, and the check of it before anything else happens.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +67,9 @@ pub struct WorkDir {
 
 /// The path at which a [`WorkDir`] is seen inside.
 pub const WORK_DIR: &str = "/work";
+
+/// Places inside that are Holm's own: nothing is mounted in them, and nothing over a folder that contains one.
+pub const OWN_PLACES: [&str; 5] = ["/proc", "/sys", "/dev", "/.holm", "/run/holm"];
 
 /// What a run is asked to do.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -180,11 +183,9 @@ impl RunSpec {
             absolute(&format!("mounts[{index}].source"), &mount.source)?;
             let target = format!("mounts[{index}].target");
             absolute(&target, &mount.target)?;
-            let taken = ["/", "/proc", "/sys", "/dev"].contains(&mount.target.trim_end_matches('/'))
-                || mount.target == "/"
-                || ["/proc/", "/sys/", "/dev/"].iter().any(|prefix| mount.target.starts_with(prefix));
-            if taken {
-                return Err(InvalidField::new(target, &mount.target, "give a path outside /, /proc, /sys and /dev"));
+            if is_taken(&mount.target) {
+                let problem = format!("give a path that neither contains nor lies in one of {}", OWN_PLACES.join(", "));
+                return Err(InvalidField::new(target, &mount.target, problem));
             }
         }
         Ok(())
@@ -204,6 +205,13 @@ impl RunSpec {
         }
         Ok(())
     }
+}
+
+/// Whether a path, taken as text, is in the way of one of [`OWN_PLACES`].
+fn is_taken(target: &str) -> bool {
+    // Compared part by part: slashes may stand doubled.
+    let target = Path::new(target);
+    OWN_PLACES.into_iter().map(Path::new).any(|own| own.starts_with(target) || target.starts_with(own))
 }
 
 fn count(field: &str, given: usize, max: usize) -> Result<(), InvalidField> {
@@ -258,11 +266,26 @@ mod tests {
         assert_eq!(field_of(&RunSpec { cwd: Some("tmp".into()), ..good.clone() }).as_deref(), Some("cwd"));
         assert_eq!(field_of(&RunSpec { cwd: Some("/a/../b".into()), ..good.clone() }).as_deref(), Some("cwd"));
         assert_eq!(field_of(&RunSpec { user: Some("a b".into()), ..good.clone() }).as_deref(), Some("user"));
-        for target in ["/", "/proc", "/proc/1", "/sys/x", "/dev/"] {
+        for target in [
+            "/",
+            "//",
+            "/proc",
+            "/proc/1",
+            "//proc//1",
+            "/sys/x",
+            "/dev/",
+            "/.holm",
+            "/.holm/root/upper",
+            "/run",
+            "/run/holm",
+            "/run//holm/x",
+        ] {
             let spec = RunSpec { mounts: mount(target), ..good.clone() };
             assert_eq!(field_of(&spec).as_deref(), Some("mounts[0].target"), "{target}");
         }
-        assert_eq!(field_of(&RunSpec { mounts: mount("/device"), ..good.clone() }), None);
+        for target in ["/device", "/run/other", "/run/holmes", "/.holmes"] {
+            assert_eq!(field_of(&RunSpec { mounts: mount(target), ..good.clone() }), None, "{target}");
+        }
         let env = BTreeMap::from([("A=B".to_owned(), String::new())]);
         assert_eq!(field_of(&RunSpec { env, ..good }).as_deref(), Some("env"));
     }

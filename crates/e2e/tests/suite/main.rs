@@ -17,4 +17,5 @@ mod limits;
 mod logs;
 mod output;
 mod people;
+mod places;
 mod up;

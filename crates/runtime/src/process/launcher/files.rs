@@ -3,14 +3,19 @@
 //! Every path is resolved within the root (RESOLVE_IN_ROOT): a symbolic link of an image cannot lead out of it.
 
 use std::{
+    ffi::OsString,
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::Path,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStringExt,
+    },
+    path::{Path, PathBuf},
 };
 
 use rustix::{
     fs::{
-        AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chmodat, chownat, fstat, mkdirat, openat, symlinkat,
+        AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chmodat, chownat, fstat, mkdirat, openat, readlink,
+        statat, symlinkat,
     },
     io::Errno,
 };
@@ -18,6 +23,7 @@ use rustix::{
 use crate::{Context, Error, below::open_below};
 
 /// A root file system in the making.
+#[derive(Debug)]
 pub struct Tree {
     /// Its root.
     pub root: OwnedFd,
@@ -47,7 +53,11 @@ impl Tree {
             other => return other,
         }
         let (parent, name) = self.parent(path)?;
-        mkdirat(&parent, name, Mode::from_raw_mode(mode))?;
+        match mkdirat(&parent, name, Mode::from_raw_mode(mode)) {
+            // Opened, it leads nowhere.
+            Err(Errno::EXIST) => return Err(io::Error::other("it is a symbolic link that leads nowhere")),
+            other => other?,
+        }
         // The mode given at creation lacks the bits of the umask and the sticky bit.
         chmodat(&parent, name, Mode::from_raw_mode(mode), AtFlags::empty())?;
         give(parent.as_fd(), name, owner)?;
@@ -87,29 +97,53 @@ impl Tree {
     }
 
     /// The place for a mount: what is there if it is of the right kind, made with all folders above it if nothing is.
-    pub fn mount_point(&self, path: &str, directory: bool) -> Result<OwnedFd, Error> {
-        let make = || {
-            self.missing_folders(path)?;
-            let at = match self.open(path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound && directory => {
-                    self.make_folder(path, 0o755, self.owner)?
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    let (parent, name) = self.parent(path)?;
-                    create(parent.as_fd(), name, 0o644)?;
-                    give(parent.as_fd(), name, self.owner)?;
-                    self.open(path)?
-                }
-                other => other?,
-            };
-            let is_folder = FileType::from_raw_mode(fstat(&at)?.st_mode).is_dir();
-            match (is_folder, directory) {
-                (true, false) => Err(io::Error::from(Errno::ISDIR)),
-                (false, true) => Err(Errno::NOTDIR.into()),
-                _ => Ok(at),
+    pub fn mount_point(&self, path: &str, directory: bool) -> io::Result<OwnedFd> {
+        self.missing_folders(path)?;
+        let at = match self.open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && directory => {
+                self.make_folder(path, 0o755, self.owner)?
             }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let (parent, name) = self.parent(path)?;
+                create(parent.as_fd(), name, 0o644)?;
+                give(parent.as_fd(), name, self.owner)?;
+                self.open(path)?
+            }
+            other => other?,
         };
-        make().context(|| format!("making the mount point {path}"))
+        let is_folder = FileType::from_raw_mode(fstat(&at)?.st_mode).is_dir();
+        match (is_folder, directory) {
+            (true, false) => Err(Errno::ISDIR.into()),
+            (false, true) => Err(Errno::NOTDIR.into()),
+            _ => Ok(at),
+        }
+    }
+
+    /// Where something that was opened in this root really lies, from the root on.
+    pub fn place(&self, fd: &OwnedFd) -> io::Result<PathBuf> {
+        let path = |fd: &OwnedFd| -> io::Result<PathBuf> {
+            let link = readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new())?;
+            Ok(PathBuf::from(OsString::from_vec(link.into_bytes())))
+        };
+        let (root, path) = (path(&self.root)?, path(fd)?);
+        let below = path.strip_prefix(&root).map_err(|_| io::Error::other("it lies outside the root"))?;
+        Ok(Path::new("/").join(below))
+    }
+
+    /// Whether a path is a symbolic link itself.
+    pub fn is_link(&self, path: &str) -> io::Result<bool> {
+        let (parent, name) = self.parent(path)?;
+        let stat = statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok(FileType::from_raw_mode(stat.st_mode).is_symlink())
+    }
+
+    /// Whether something other than a folder is at a path, such as a link to one.
+    pub fn is_other_than_folder(&self, path: &str) -> io::Result<bool> {
+        let (parent, name) = self.parent(path)?;
+        match statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => Ok(false),
+            other => Ok(!FileType::from_raw_mode(other?.st_mode).is_dir()),
+        }
     }
 
     fn missing_folders(&self, path: &str) -> io::Result<()> {

@@ -72,7 +72,11 @@ pub fn run(socket: &UnixStream, plan: &Blueprint, mut parts: Vec<Descriptor>) ->
 
 /// Tells the shim what went wrong. A write to a pipe of less than 4 KiB is not divided.
 fn report(errors: &OwnedFd, error: &Error) {
-    let mut text = error.to_string().into_bytes();
+    let mut text = match error {
+        // The shim says itself what failed.
+        Error::Launch(problem) => problem.clone().into_bytes(),
+        other => other.to_string().into_bytes(),
+    };
     text.truncate(4_000);
     let _ = rustix::io::write(errors, &text);
 }

@@ -5,9 +5,13 @@
 //! becomes the root; the host's root is detached. What always holds: nothing of the host is writable but
 //! mounts that ask for it, and everything else that is writable lies on that one tmpfs.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+};
 
-use holm_domain::run::spec::WORK_DIR;
+use holm_domain::run::spec::{OWN_PLACES, WORK_DIR};
 use rustix::{
     fs::{CWD, Mode, OFlags, openat},
     mount::{MountPropagationFlags, OpenTreeFlags, UnmountFlags, mount_change, open_tree, unmount},
@@ -67,12 +71,13 @@ pub fn make(plan: &Blueprint, descriptors: &mut Vec<Descriptor>) -> Result<(), E
     base.guests_folder(HIDDEN)?;
     let tree = layered(&base, lower, plan)?;
     system_folders(&tree, &base, devices, plan.mapped)?;
+    let own = own_places(&tree).context(|| "looking at what is Holm's own".to_owned())?;
     if let Some(work) = work {
         let layer = overlay(&base, &format!("{HIDDEN}/work"), work, false)?;
-        put(&tree, &Placed { tree: layer, target: WORK_DIR.to_owned(), directory: true })?;
+        put_lent(&tree, &own, &Placed { tree: layer, target: WORK_DIR.to_owned(), directory: true }, "--dir")?;
     }
     for bind in &binds {
-        put(&tree, bind)?;
+        put_lent(&tree, &own, bind, &format!("--mount …:{}", bind.target))?;
     }
     enter(&tree)?;
     umask(Mode::from_raw_mode(0o022));
@@ -112,6 +117,10 @@ fn layered(base: &Tree, lower: OwnedFd, plan: &Blueprint) -> Result<Tree, Error>
     let root = overlay(base, &format!("{HIDDEN}/root"), lower, plan.set_id)?;
     attach(root.as_fd(), base.root.as_fd()).context(|| "mounting the overlay".to_owned())?;
     let tree = Tree { root, owner: base.owner };
+    if tree.is_other_than_folder(HIDDEN).context(|| format!("looking at {HIDDEN}"))? {
+        let problem = format!("the image has a {HIDDEN} that is no folder; Holm's own lies there: rename it");
+        return Err(Error::Launch(problem));
+    }
     let hidden = tree.guests_folder(HIDDEN)?;
     let clone = clone_of(base, HIDDEN)?;
     attach(clone.as_fd(), hidden.as_fd()).context(|| "mounting the layers".to_owned())?;
@@ -152,8 +161,37 @@ fn system_folders(tree: &Tree, base: &Tree, devices: Vec<Placed>, mapped: bool) 
 }
 
 fn put(tree: &Tree, placed: &Placed) -> Result<(), Error> {
-    let at = tree.mount_point(&placed.target, placed.directory)?;
+    let at = tree.mount_point(&placed.target, placed.directory);
+    let at = at.context(|| format!("making the mount point {}", placed.target))?;
     attach(placed.tree.as_fd(), at.as_fd()).context(|| format!("mounting {}", placed.target))
+}
+
+/// Where the places that are Holm's own really lie: an image may have links in their way.
+fn own_places(tree: &Tree) -> io::Result<Vec<PathBuf>> {
+    let place = |path: &str| match tree.open(path) {
+        Ok(fd) => tree.place(&fd),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(PathBuf::from(path)),
+        Err(error) => Err(error),
+    };
+    OWN_PLACES.into_iter().map(place).collect()
+}
+
+/// Mounts what is the host's where the run asks for it, unless links lead from there to what is Holm's own, or to a folder
+/// that contains it. `flag` is how the run asks for it.
+fn put_lent(tree: &Tree, own: &[PathBuf], placed: &Placed, flag: &str) -> Result<(), Error> {
+    let target = &placed.target;
+    let refused = |problem: String| Error::Launch(format!("`{flag}`: {problem}"));
+    let unmakeable = |error: io::Error| refused(format!("there can be no mount point at {target} inside: {error}"));
+    let at = tree.mount_point(target, placed.directory).map_err(unmakeable)?;
+    let place = tree.place(&at).map_err(unmakeable)?;
+    if own.iter().any(|own| own.starts_with(&place) || place.starts_with(own)) {
+        let place = place.display();
+        return Err(refused(format!("{target} leads to {place} inside, and {} are Holm's own", OWN_PLACES.join(", "))));
+    }
+    if tree.is_link(target).map_err(unmakeable)? {
+        return Err(refused(format!("{target} is a symbolic link inside: give the path that it leads to")));
+    }
+    attach(placed.tree.as_fd(), at.as_fd()).context(|| format!("mounting {target}"))
 }
 
 /// Makes the tree the root, and lets the host's go (the form with one folder of pivot_root(2)).
