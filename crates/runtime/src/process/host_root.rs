@@ -254,17 +254,39 @@ fn look(root: &Path) -> Result<Look, Error> {
         look.at(&root.join(name), name)?;
     }
     let etc = root.join("etc");
+    if !is_open(&etc, Path::new("any"))? {
+        return Ok(look);
+    }
     for name in names(&etc)?.into_iter().filter(|name| allowed(name)) {
         match ETC_PARTS.iter().find(|(folder, _)| *folder == name) {
             None => look.all(&etc.join(&name), &format!("etc/{name}"), DEPTH_MAX)?,
             Some((folder, parts)) => {
                 for part in *parts {
-                    look.all(&etc.join(folder).join(part), &format!("etc/{folder}/{part}"), DEPTH_MAX)?;
+                    if is_open(&etc, &Path::new(folder).join(part))? {
+                        look.all(&etc.join(folder).join(part), &format!("etc/{folder}/{part}"), DEPTH_MAX)?;
+                    }
                 }
             }
         }
     }
     Ok(look)
+}
+
+/// Whether everybody may come through all folders from `etc` to what is at `path` beneath it, and no link leads there.
+fn is_open(etc: &Path, path: &Path) -> Result<bool, Error> {
+    let above = path.parent().into_iter().flat_map(Path::ancestors);
+    for folder in above.map(|folder| etc.join(folder)) {
+        let meta = match fs::symlink_metadata(&folder) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(false);
+            }
+            other => other.context(|| format!("looking at {}", folder.display()))?,
+        };
+        if !meta.is_dir() || meta.mode() & 0o005 != 0o005 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 struct Look {
@@ -405,6 +427,28 @@ mod tests {
             "etc/ssl/openssl.cnf",
         ];
         assert_eq!(shown(host.path()), wanted);
+    }
+
+    #[test]
+    fn nothing_is_shown_below_a_folder_that_is_closed() {
+        for (closed, hidden) in [
+            ("etc/ssl", vec!["etc/ssl/certs", "etc/ssl/openssl.cnf"]),
+            ("etc/pki/tls", vec!["etc/pki/tls/certs"]),
+            ("etc/pki", vec!["etc/pki/tls/certs", "etc/pki/java"]),
+            ("etc", vec!["etc/ssl/certs", "etc/pki/java", "etc/nsswitch.conf"]),
+        ] {
+            let host = host();
+            for folder in ["etc/pki/tls/certs", "etc/pki/java"] {
+                fs::create_dir_all(host.path().join(folder)).unwrap();
+            }
+            let before = shown(host.path());
+            assert!(hidden.iter().all(|path| before.iter().any(|seen| seen == path)), "{before:?}");
+            for mode in [0o750, 0o754, 0o751] {
+                fs::set_permissions(host.path().join(closed), Permissions::from_mode(mode)).unwrap();
+                let seen = shown(host.path());
+                assert!(!hidden.iter().any(|path| seen.iter().any(|seen| seen == path)), "{closed} {mode:o}: {seen:?}");
+            }
+        }
     }
 
     fn image(host: &Path, images: &Path) -> Image {
