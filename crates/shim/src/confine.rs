@@ -80,7 +80,11 @@ const REFUSED: &[i64] = &[
 /// Takes the user and the group id that follow the label on the command line (`shim LABEL UID GID`), for good; without them
 /// the shim stays what it is. To be called while there is one thread.
 pub fn take_own_ids(arguments: &[String]) -> io::Result<()> {
-    let [_, _, _, uid, gid] = arguments else { return Ok(()) };
+    let (uid, gid) = match arguments {
+        [_, _, _] => return Ok(()),
+        [_, _, _, uid, gid] => (uid, gid),
+        _ => return Err(io::Error::other("a shim is started as `shim LABEL` or `shim LABEL UID GID`")),
+    };
     let number = |text: &String| text.parse::<u32>().map_err(|_| io::Error::other(format!("`{text}` is no id")));
     let (uid, gid) = (Uid::from_raw(number(uid)?), Gid::from_raw(number(gid)?));
     if uid.is_root() || gid.as_raw() == 0 {
@@ -93,8 +97,11 @@ pub fn take_own_ids(arguments: &[String]) -> io::Result<()> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(io::Error::from)
 }
 
-/// Gives up what the shim does not need from now on.
+/// Gives up what the shim does not need from now on. Refuses to go on as root, whose rights no filter takes away.
 pub fn confine() -> io::Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Err(io::Error::other("a shim is never root: it was given no ids of its own"));
+    }
     // Neither traced nor dumped, not even by what runs under the same user id.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;

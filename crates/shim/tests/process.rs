@@ -62,6 +62,8 @@ fn trials() -> Vec<Trial> {
         trial("what_the_kernel_holds_has_not_ended", what_the_kernel_holds_has_not_ended),
         trial("a_shim_is_confined", a_shim_is_confined),
         trial("a_confined_process_makes_no_other", a_confined_process_makes_no_other),
+        trial("ids_that_are_not_whole_are_refused", ids_that_are_not_whole_are_refused),
+        trial("nothing_goes_on_as_root", nothing_goes_on_as_root),
     ]
 }
 
@@ -419,6 +421,34 @@ fn a_confined_process_makes_no_other() {
     );
 }
 
+fn ids_that_are_not_whole_are_refused() {
+    for ids in [&["54321"][..], &["54321", "54321", "54321"], &["54321", "0"], &["0", "54321"], &["x", "54321"]] {
+        let (_orders, theirs) = UnixStream::pair().unwrap();
+        let mut command = Command::new("/proc/self/exe");
+        command.args(["shim", "label"]).args(ids).stdin(OwnedFd::from(theirs));
+        let mut shim = command.stdout(Stdio::null()).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        // One that went on would wait for orders.
+        let ended = loop {
+            match shim.try_wait().unwrap() {
+                None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
+                ended => break ended,
+            }
+        };
+        let _ = shim.kill();
+        shim.wait().unwrap();
+        assert_eq!(ended.map(|status| status.success()), Some(false), "{ids:?}");
+    }
+}
+
+fn nothing_goes_on_as_root() {
+    let output = Command::new("/proc/self/exe").args(["confined", "as-it-is"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let refused = said.contains("a shim is never root");
+    assert_eq!(refused, rustix::process::geteuid().is_root(), "{said}");
+    assert_eq!(refused, !output.status.success(), "{said}");
+}
+
 /// In a process of its own, which tells by its standard output what works before and after.
 #[allow(clippy::print_stdout)]
 fn confined() -> ExitCode {
@@ -427,6 +457,14 @@ fn confined() -> ExitCode {
         Err(Some(errno)) if errno == rustix::io::Errno::PERM.raw_os_error() => println!("{what}: EPERM"),
         Err(other) => println!("{what}: {other:?}"),
     };
+    let ids = ["-", "shim", "label", "54321", "54321"].map(str::to_owned);
+    if rustix::process::geteuid().is_root()
+        && std::env::args().nth(2).is_none()
+        && let Err(error) = holm_shim::confine::take_own_ids(&ids)
+    {
+        println!("{error}");
+        return ExitCode::FAILURE;
+    }
     tell("before", Command::new("true").status().map(drop));
     if let Err(error) = holm_shim::confine::confine() {
         println!("{error}");
