@@ -7,16 +7,17 @@
 
 use std::{
     collections::HashMap,
-    fs::{File, OpenOptions},
+    fs::{DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
     os::fd::{AsFd, OwnedFd},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::DirBuilderExt,
     path::Path,
     sync::{Mutex, PoisonError},
 };
 
 use rustix::{
-    fs::{Gid, Uid},
+    fs::{FlockOperation, Gid, Mode, OFlags, Uid, flock},
+    io::Errno,
     pipe::{PipeFlags, pipe_with},
     process::{Pid, Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid},
     thread::{UnshareFlags, nanosleep, set_thread_res_gid, set_thread_res_uid},
@@ -98,10 +99,11 @@ impl DiskNamespaces {
     }
 }
 
-/// Reservations of places, shared by all agents of a host: a locked byte of a file for each place.
+/// Reservations of places, shared by all agents of a host: a locked file for each place, in one folder.
 ///
-/// A lock lasts as long as any process holds its descriptor. The agent gives it to the shim, so a place stays reserved while
-/// a sandbox lives, whatever became of the agent.
+/// A lock (flock(2)) lasts as long as any process holds its descriptor. The agent gives it to the shim, so a place stays
+/// reserved while a sandbox lives, whatever became of the agent. The descriptor is for reading and for one place: who takes
+/// a shim over can give up the shim's own place with it, and nothing else.
 #[derive(Debug)]
 pub struct Reservation {
     /// The place.
@@ -111,34 +113,40 @@ pub struct Reservation {
 }
 
 /// Reserves the first place that is neither in `taken` nor reserved by another agent.
-pub fn reserve_any(file: &Path, taken: &[u32]) -> Result<Reservation, Error> {
-    let lock = open_slots(file)?;
+pub fn reserve_any(places: &Path, taken: &[u32]) -> Result<Reservation, Error> {
     for slot in (0..SLOTS).filter(|slot| !taken.contains(slot)) {
-        if lock_slot(&lock, slot, file)? {
-            return Ok(Reservation { slot: Slot(slot), lock: lock.into() });
+        if let Some(reservation) = reserve(places, slot)? {
+            return Ok(reservation);
         }
     }
     Err(Error::Exhausted("the pool of user ids"))
 }
 
 /// Reserves one place; nothing if another agent has it.
-pub fn reserve(file: &Path, slot: u32) -> Result<Option<Reservation>, Error> {
+pub fn reserve(places: &Path, slot: u32) -> Result<Option<Reservation>, Error> {
     if slot >= SLOTS {
         return Err(Error::Malformed(format!("place {slot} of user ids: there are {SLOTS}")));
     }
-    let lock = open_slots(file)?;
-    let locked = lock_slot(&lock, slot, file)?;
-    Ok(locked.then(|| Reservation { slot: Slot(slot), lock: lock.into() }))
+    let path = places.join(slot.to_string());
+    let lock = open_place(places, &path).context(|| format!("opening {}", path.display()))?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(Reservation { slot: Slot(slot), lock })),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(errno) => Err(errno).context(|| format!("locking {}", path.display())),
+    }
 }
 
-fn open_slots(file: &Path) -> Result<File, Error> {
-    let mut options = OpenOptions::new();
-    options.create(true).truncate(false).read(true).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-    options.open(file).context(|| format!("opening {}", file.display()))
-}
-
-fn lock_slot(lock: &File, slot: u32, file: &Path) -> Result<bool, Error> {
-    sys::lock_byte(lock, u64::from(slot)).context(|| format!("locking place {slot} of {}", file.display()))
+/// The file of a place, which is never removed: a lock on a file without a name would hold nobody off.
+fn open_place(places: &Path, path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::CREATE | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let open = || rustix::fs::open(path, flags, Mode::from_raw_mode(0o600));
+    match open() {
+        Err(Errno::NOENT) => {
+            DirBuilder::new().recursive(true).mode(0o700).create(places)?;
+            Ok(open()?)
+        }
+        other => Ok(other?),
+    }
 }
 
 /// Makes a user namespace with these maps, owned by user `owner` or by the caller.
@@ -233,9 +241,11 @@ mod tests {
     #[test]
     fn a_place_is_reserved_until_the_last_holder_is_gone() {
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("slots");
+        let file = dir.path().join("places");
         let first = reserve_any(&file, &[0]).unwrap();
         assert_eq!(first.slot, Slot(1));
+        let flags = rustix::fs::fcntl_getfl(&first.lock).unwrap();
+        assert_eq!(flags & OFlags::RWMODE, OFlags::RDONLY, "the shim gets it");
         assert_eq!(reserve_any(&file, &[]).unwrap().slot, Slot(0));
         assert!(reserve(&file, 1).unwrap().is_none());
         let held_by_another = first.lock.try_clone().unwrap();
@@ -250,7 +260,7 @@ mod tests {
     fn a_full_pool_says_so() {
         let dir = tempfile::tempdir().unwrap();
         let taken: Vec<u32> = (0..SLOTS).collect();
-        let error = reserve_any(&dir.path().join("slots"), &taken).unwrap_err();
+        let error = reserve_any(&dir.path().join("places"), &taken).unwrap_err();
         assert!(matches!(error, Error::Exhausted(_)), "{error}");
     }
 }

@@ -39,14 +39,14 @@ pub struct Config {
     pub lend: Vec<Lend>,
     /// Holm's own folders and files, which are never lent, beside those through which the host is ruled.
     pub guarded: Vec<PathBuf>,
-    /// The file in which all agents of the host reserve places of user ids; used as root only.
+    /// The folder in which all agents of the host reserve places of user ids; used as root only.
     pub slots: PathBuf,
 }
 
 impl Config {
     /// The usual places, and nothing lent.
     pub fn new(label: Label, images: PathBuf) -> Self {
-        let slots = PathBuf::from("/run/holm-uid-slots");
+        let slots = PathBuf::from("/run/holm-uid-places");
         let image_budget = ImageBudget::default();
         Self { label, images, image_budget, lend: Vec::new(), guarded: Vec::new(), slots }
     }

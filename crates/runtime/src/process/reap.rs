@@ -37,7 +37,7 @@ const DEPTH_MAX: usize = 8;
 const COMMAND_BYTES_MAX: u64 = 4_096 + 256;
 const FOLDERS_MAX: usize = 65_536;
 
-/// Kills and removes everything that `resources` names. `slots` is the file of reservations; a reservation of the place that
+/// Kills and removes everything that `resources` names. `slots` is the folder of reservations; a reservation of the place that
 /// the caller has stays in `kept` as long as something there lives.
 pub fn destroy(label: &Label, slots: &Path, resources: &Resources, kept: &mut Option<Reservation>) -> Vec<StepReport> {
     let name = label.of(resources.attempt);

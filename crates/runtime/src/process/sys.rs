@@ -6,7 +6,7 @@
 use std::{
     ffi::CStr,
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 
 use rustix::{io::Errno, process::Pid, thread::UnshareFlags};
@@ -159,23 +159,6 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     // SAFETY: close_range takes numbers only, and closes nothing now.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) })?;
     Ok(())
-}
-
-/// Locks one byte of a file for whoever holds this open file (F_OFD_SETLK, fcntl(2)); false if another holds it.
-pub fn lock_byte(file: impl AsFd, at: u64) -> io::Result<bool> {
-    // SAFETY: `flock` is plain data for which zero is a valid value.
-    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    lock.l_type = libc::F_WRLCK as libc::c_short;
-    lock.l_whence = libc::SEEK_SET as libc::c_short;
-    lock.l_start = at as libc::off_t;
-    lock.l_len = 1;
-    // SAFETY: `lock` is a valid struct for this command.
-    let result = unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
-    match check(i64::from(result)) {
-        Ok(_) => Ok(true),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
-        Err(error) => Err(error),
-    }
 }
 
 /// What a process that was waited for has used, together with those that it waited for itself.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{FlockOperation, Timespec, Timestamps, UTIME_NOW, flock, futimens},
+    fs::{FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, flock, futimens},
     io::Errno,
 };
 
@@ -97,7 +97,23 @@ impl Lock {
     }
 }
 
+/// For reading only: a shim gets it, and is not to write to what is shared.
 fn open(path: &Path) -> Result<File, Error> {
-    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(path);
-    file.context(|| format!("opening {}", path.display()))
+    let flags = OFlags::CREATE | OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::from_raw_mode(0o644));
+    file.map(File::from).context(|| format!("opening {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_shim_gets_of_it_cannot_be_written_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = Lock::open(dir.path(), "digest").unwrap();
+        lock.touch().unwrap();
+        let flags = rustix::fs::fcntl_getfl(OwnedFd::from(lock)).unwrap();
+        assert_eq!(flags & OFlags::RWMODE, OFlags::RDONLY);
+    }
 }
