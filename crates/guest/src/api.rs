@@ -132,7 +132,7 @@ fn prepare(guest: &Rc<Guest>, setup: &Setup) -> io::Result<Vec<String>> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "no such range of ids"));
     }
     rustix::system::sethostname(setup.hostname.as_bytes()).map_err(|error| inner::context(error.into(), "hostname"))?;
-    network::set_up().map_err(|error| inner::context(error, "network"))?;
+    let mut unenforced = network::set_up().map_err(|error| inner::context(error, "network"))?;
     guest.refusals.watch().map_err(|error| inner::context(error, "watch the network"))?;
     let filters = seccomp::compile(setup.writes_to_host).map_err(|error| io::Error::other(error.to_string()))?;
     if let Some(layers) = &setup.work_dir {
@@ -145,10 +145,9 @@ fn prepare(guest: &Rc<Guest>, setup: &Setup) -> io::Result<Vec<String>> {
     }
     let machine = guest.machine.get().unwrap_or(Machine::Process);
     let made = inner::make(machine, setup, Rc::new(filters))?;
-    let unenforced = match seal::restrict_self().map_err(|error| io::Error::other(error.to_string()))? {
-        Sealed::Yes => Vec::new(),
-        Sealed::No(why) => vec![format!("landlock: {why}")],
-    };
+    if let Sealed::No(why) = seal::restrict_self().map_err(|error| io::Error::other(error.to_string()))? {
+        unenforced.push(format!("landlock: {why}"));
+    }
     guest.inner.replace(Some(Rc::new(made)));
     Ok(unenforced)
 }

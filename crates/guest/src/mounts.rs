@@ -26,15 +26,19 @@ use crate::{
 
 /// Made read-only, as container engines do.
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-/// Hidden, as container engines do.
-const MASKED: [&str; 13] = [
+/// Hidden, as container engines do; and what tells of the host's locks, disks and kernel.
+const MASKED: [&str; 17] = [
     "/proc/acpi",
     "/proc/asound",
+    "/proc/config.gz",
+    "/proc/diskstats",
     "/proc/interrupts",
     "/proc/kcore",
     "/proc/keys",
     "/proc/kmsg",
     "/proc/latency_stats",
+    "/proc/locks",
+    "/proc/partitions",
     "/proc/sched_debug",
     "/proc/scsi",
     "/proc/timer_list",

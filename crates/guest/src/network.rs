@@ -12,8 +12,8 @@ const REQUEST_ACK: u16 = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
 const CREATE: u16 = (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
 const PORTS_FROM: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
 
-/// Brings `lo` up and routes everything to it.
-pub fn set_up() -> io::Result<()> {
+/// Brings `lo` up and routes everything to it; returns what of it cannot be had here.
+pub fn set_up() -> io::Result<Vec<String>> {
     let flags = SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
     bind(&socket, &netlink::SocketAddrNetlink::new(0, 0))?;
@@ -25,9 +25,11 @@ pub fn set_up() -> io::Result<()> {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => {}
         other => other?,
     }
-    // Best effort: a kernel before 4.11 lacks it, and then only root inside may use low ports.
-    let _ = std::fs::write(PORTS_FROM, "0");
-    Ok(())
+    // A kernel before 4.11 lacks it.
+    let low_ports = std::fs::write(PORTS_FROM, "0").map_err(|error| {
+        format!("network.low_ports: only root inside may use ports below 1024: writing {PORTS_FROM}: {error}")
+    });
+    Ok(low_ports.err().into_iter().collect())
 }
 
 /// Sends one request and reads its acknowledgement.
