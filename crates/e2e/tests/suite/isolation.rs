@@ -1,6 +1,10 @@
 //! What a workload sees: no network, no environment of the host, an identity of its own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::fs::PermissionsExt,
+};
 
 use holm_e2e::{World, eventually, host, probe, ran::run, unique};
 
@@ -127,6 +131,50 @@ fn capabilities_seccomp_and_no_new_privs_hold() {
             assert!(user == "0" || set == "CapBnd" || bits == 0, "{user}: {set} is {bits:x}");
         }
     }
+}
+
+#[test]
+fn a_set_id_program_of_an_image_gains_root_inside_where_it_was_allowed() {
+    let world = World::up();
+    let image = world.folder("image");
+    // `cat` with what it loads: an image whose set-user-id program reads what only root inside may.
+    let list = run(std::process::Command::new("ldd").arg("/usr/bin/cat")).succeeds();
+    let files = list.text().split_whitespace().filter(|word| word.starts_with('/'));
+    for file in files.chain(["/usr/bin/cat"]) {
+        let copy = image.join(file.trim_start_matches('/'));
+        fs::create_dir_all(copy.parent().expect("a folder")).expect("a folder");
+        fs::copy(file, &copy).expect("a copy");
+    }
+    let mode = |path: &str, mode| {
+        fs::set_permissions(image.join(path), fs::Permissions::from_mode(mode)).expect("a mode");
+    };
+    mode("usr/bin/cat", 0o4755);
+    fs::write(image.join("closed"), "for root inside\n").expect("a file");
+    mode("closed", 0o600);
+    let root = format!("dir:{}", image.display());
+    let cat = |arguments: &[&str], file: &str| {
+        let arguments = arguments.iter().copied().chain(["--root", &root, "--", "/usr/bin/cat", file]);
+        world.run(arguments)
+    };
+    if !host::is_root() {
+        // A plain user has one id to give: there is nobody inside who could gain root, and root gains nothing.
+        let ran = cat(&["--allow-sudo"], "/proc/self/status").succeeds();
+        assert_eq!(host::field_of(ran.text(), "Uid").as_deref(), Some("0\t0\t0\t0"), "{ran}");
+        cat(&["--allow-sudo", "--user", "1000"], "/closed").exits(125);
+        return;
+    }
+    let user = ["--user", "1000:1000"];
+    let allowed = ["--user", "1000:1000", "--allow-sudo"];
+    assert_eq!(cat(&allowed, "/closed").succeeds().text(), "for root inside\n");
+    let ran = cat(&allowed, "/proc/self/status").succeeds();
+    assert_eq!(host::field_of(ran.text(), "Uid").as_deref(), Some("1000\t0\t0\t0"), "{ran}");
+    let bounding = u64::from_str_radix(&host::field_of(ran.text(), "CapBnd").expect("a set"), 16).expect("a set");
+    let effective = u64::from_str_radix(&host::field_of(ran.text(), "CapEff").expect("a set"), 16).expect("a set");
+    assert_eq!(effective & !bounding, 0, "{ran}");
+    for (bit, name) in NEVER {
+        assert_eq!(effective >> bit & 1, 0, "root that was gained has {name}: {ran}");
+    }
+    cat(&user, "/closed").exits(1).complains_of(&["Permission denied"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use holm_e2e::{
     probe::{self, Attempts},
 };
 
-use super::{ABSENT, NO, attempts, users};
+use super::{ABSENT, NO, attempts, is_root_inside, python, run_as, users};
 
 #[test]
 fn files_of_the_host_are_not_there() {
@@ -86,8 +86,7 @@ print("listed", os.listdir("/root") if os.getuid() == 0 else [], flush=True)
 "#
     );
     for user in users() {
-        let program = probe::program(&body);
-        let ran = world.run(["--user", user, "--", "/usr/bin/python3", "-c", &program]).succeeds();
+        let ran = python(&world, user, &body).succeeds();
         assert!(ran.text().contains("listed []"), "{ran}");
         let mut attempts = Attempts::of(ran);
         attempts.refused("canary", &ABSENT);
@@ -125,7 +124,7 @@ attempt("chmod", lambda: os.chmod("{file}", 0o644))
         folder = folder.path().display(),
     );
     for user in users() {
-        let ran = world.run(["--user", user, "--", "/usr/bin/python3", "-c", &probe::program(&body)]).succeeds();
+        let ran = python(&world, user, &body).succeeds();
         assert!(ran.text().contains("open to all: for all"), "{ran}");
         let mut attempts = Attempts::of(ran);
         for name in ["file", "folder", "within"] {
@@ -177,7 +176,7 @@ except PermissionError:
     print("walked up: not permitted")
 "#;
     for user in users() {
-        let ran = world.run(["--user", user, "--", "/usr/bin/python3", "-c", &probe::program(body)]).succeeds();
+        let ran = python(&world, user, body).succeeds();
         let text = ran.text();
         assert!(text.contains("root-parent True"), "{ran}");
         assert!(text.contains("open: ['0', '1', '2']"), "a descriptor came in: {ran}");
@@ -185,7 +184,7 @@ except PermissionError:
         let kinds = "descriptor 0 device 103 /dev/null\ndescriptor 1 pipe pipe\ndescriptor 2 pipe pipe\n";
         assert!(text.contains(kinds), "something of the host's came in: {ran}");
         assert!(text.contains("others: ['1']"), "the init inside, and no other: {ran}");
-        let walked = if *user == "0" { "walked up: True" } else { "walked up: not permitted" };
+        let walked = if is_root_inside(user) { "walked up: True" } else { "walked up: not permitted" };
         assert!(text.contains(walked), "{ran}");
         let mut attempts = Attempts::of(ran);
         for name in ["root", "work-dir", "descriptors", "descriptor", "mounts"] {
@@ -222,7 +221,7 @@ attempt("root", lambda: os.listdir("/proc/self/root/../outside"))
         fs::write(sub.join("file"), "lent\n").expect("a file");
         let (mount, program) = (format!("{}:/mnt/lent:ro", lent.display()), probe::program(body));
         let mut command = world.command();
-        command.args(["run", "--user", user, "--mount", &mount, "--", "/usr/bin/python3", "-c", &program]);
+        command.arg("run").args(*user).args(["--mount", &mount, "--", "/usr/bin/python3", "-c", &program]);
         let mut running = holm_e2e::ran::Running::start(&mut command);
         running.says("held");
         fs::rename(&sub, &moved).expect("moved");
@@ -247,7 +246,7 @@ for path in ["kernel/hostname", "kernel/core_pattern", "vm/drop_caches", "fs/bin
 attempt("irq", lambda: open("/proc/irq/default_smp_affinity", "w"))
 attempt("dmesg", lambda: os.open("/dev/kmsg", os.O_RDONLY))
 attempt("init-environment", lambda: open("/proc/1/environ").read())
-for name in ["keys", "kmsg", "timer_list"]:
+for name in ["keys", "kmsg", "timer_list", "locks", "diskstats", "partitions", "config.gz"]:
     if os.path.exists("/proc/" + name):
         print("masked", name, repr(open("/proc/" + name).read()), flush=True)
 print("sys:", os.listdir("/sys"))
@@ -255,10 +254,11 @@ print("environment:", sorted(v for v in os.environ.values() if "HOST" in v))
 "#
     .replace("HOST", &world.dir().display().to_string());
     for user in users() {
-        let program = probe::program(&body);
-        let ran = world.run(["--user", user, "--", "/usr/bin/python3", "-c", &program]).succeeds();
+        let ran = python(&world, user, &body).succeeds();
         let text = ran.text();
-        assert!(text.contains("masked keys ''"), "{ran}");
+        for name in ["keys", "locks", "diskstats", "partitions"] {
+            assert!(text.contains(&format!("masked {name} ''")), "{name}: {ran}");
+        }
         assert!(text.lines().filter(|line| line.starts_with("masked")).all(|line| line.ends_with("''")), "{ran}");
         assert!(text.contains("sys: []") && text.contains("environment: []"), "{ran}");
         let mut attempts = Attempts::of(ran);
@@ -292,8 +292,8 @@ attempt("mount-umount", lambda: checked(libc.umount2(b"/mnt/closed", 2)))
 "#;
     for user in users() {
         let program = probe::program(body);
-        let arguments = ["--user", user, "--mount", &mount, "--", "/usr/bin/python3", "-c", &program];
-        let mut attempts = Attempts::of(world.run(arguments));
+        let arguments = ["--mount", mount.as_str(), "--", "/usr/bin/python3", "-c", program.as_str()];
+        let mut attempts = Attempts::of(run_as(&world, user, arguments));
         for name in ["usr", "usr-remove", "lib", "mount", "mount-truncate", "mount-chmod"] {
             attempts.refused(name, &["EROFS", "EACCES", "EPERM"]);
         }

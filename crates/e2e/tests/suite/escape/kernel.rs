@@ -1,11 +1,8 @@
 //! The kernel: mounts, namespaces, modules, keyrings, devices, limits.
 
-use holm_e2e::{
-    World,
-    probe::{self, Attempts},
-};
+use holm_e2e::{World, probe::Attempts};
 
-use super::{NO, attempts, users};
+use super::{NO, attempts, python, users};
 
 #[test]
 fn mounts_and_namespaces_are_refused() {
@@ -139,7 +136,7 @@ block = [p for p in devices if stat.S_ISBLK(os.lstat(p).st_mode)]
 print("block devices:", block)
 "#;
     for user in users() {
-        let ran = world.run(["--user", user, "--", "/usr/bin/python3", "-c", &probe::program(body)]).succeeds();
+        let ran = python(&world, user, body).succeeds();
         assert!(ran.text().contains("block devices: []"), "{ran}");
         let mut attempts = Attempts::of(ran);
         attempts.refused("mknod-block", &NO);
@@ -183,7 +180,7 @@ print("crashed", os.WTERMSIG(status), "core", os.WCOREDUMP(status), os.listdir("
     let hard = rustix::process::getrlimit(rustix::process::Resource::Core).maximum;
     let kept = if hard == Some(0) { "0 0" } else { "1 1" };
     for user in users() {
-        let ran = world.run(["--user", user, "--", "/usr/bin/python3", "-c", &probe::program(body)]).succeeds();
+        let ran = python(&world, user, body).succeeds();
         let asked = format!("prlimit 0 {kept}\nsetrlimit 0 {kept}\n").repeat(3);
         assert_eq!(ran.text(), format!("before {kept}\n{asked}crashed 11 core False []\n"), "{ran}");
     }
@@ -208,7 +205,7 @@ attempt("realtime", lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_par
 attempt("oom", lambda: os.write(os.open("/proc/self/oom_score_adj", os.O_WRONLY), b"-1000"))
 "#;
     for user in users() {
-        let ran = world.run(["--user", user, "--", "/usr/bin/python3", "-c", &probe::program(body)]).succeeds();
+        let ran = python(&world, user, body).succeeds();
         let unlimited: Vec<String> =
             ran.text().lines().filter_map(|line| Some(line.strip_prefix("unlimited ")?.to_owned())).collect();
         // Processes are limited by the control group where the host has no limit of its own for them.

@@ -8,16 +8,37 @@ mod kernel;
 mod outside;
 mod processes;
 
-use holm_e2e::{World, host, probe, probe::Attempts};
+use holm_e2e::{Ran, World, host, probe, probe::Attempts};
 
-/// Who tries. A plain user on the host has one id to give, so inside there is only root.
-fn users() -> &'static [&'static str] {
-    if host::is_root() { &["0", "1000:1000"] } else { &["0"] }
+/// Who tries: arguments of `holm run`. A plain user on the host has one id to give, so inside there is only root.
+fn users() -> &'static [&'static [&'static str]] {
+    const ALL: [&[&str]; 4] = [
+        &["--user", "0"],
+        &["--allow-sudo", "--user", "0"],
+        &["--user", "1000:1000"],
+        &["--allow-sudo", "--user", "1000:1000"],
+    ];
+    if host::is_root() { &ALL } else { &ALL[..2] }
 }
 
-fn attempts(world: &World, user: &str, body: &str) -> Attempts {
+/// Whether the arguments of [`users`] are those of root inside.
+fn is_root_inside(user: &[&str]) -> bool {
+    user.ends_with(&["0"])
+}
+
+/// `holm run`, as `user`, with further arguments.
+fn run_as<'a>(world: &World, user: &[&'a str], arguments: impl IntoIterator<Item = &'a str>) -> Ran {
+    world.run(user.iter().copied().chain(arguments))
+}
+
+/// A Python program to its end.
+fn python(world: &World, user: &[&str], body: &str) -> Ran {
     let program = probe::program(body);
-    Attempts::of(world.run(["--user", user, "--", "/usr/bin/python3", "-c", &program]))
+    run_as(world, user, ["--", "/usr/bin/python3", "-c", program.as_str()])
+}
+
+fn attempts(world: &World, user: &[&str], body: &str) -> Attempts {
+    Attempts::of(python(world, user, body))
 }
 
 /// The kernel's ways to say no: not permitted, no access, or a filter that acts as if there were no such call.

@@ -5,13 +5,9 @@ use std::os::{
     unix::net::{SocketAddr, UnixListener},
 };
 
-use holm_e2e::{
-    World, host,
-    probe::{self, Attempts},
-    unique,
-};
+use holm_e2e::{World, host, probe::Attempts, unique};
 
-use super::users;
+use super::{python, users};
 
 #[test]
 fn sockets_of_the_host_are_not_reached() {
@@ -60,7 +56,7 @@ attempt("vsock", lambda: socket.socket(40, socket.SOCK_STREAM).connect((2, 1024)
         home = home.display(),
     );
     for user in users() {
-        let ran = world.run(["--user", user, "--", "/usr/bin/python3", "-c", &probe::program(&body)]).succeeds();
+        let ran = python(&world, user, &body).succeeds();
         assert!(ran.text().contains("sockets: []") && ran.text().contains("listening: []"), "{ran}");
         let mut attempts = Attempts::of(ran);
         attempts.refused("abstract", &["ECONNREFUSED", "EPERM", "EACCES"]);
@@ -95,7 +91,7 @@ for name in ["memory/memory.limit_in_bytes", "pids/pids.max", "cgroup.procs", "u
     attempt("write-" + name, lambda: open("/sys/fs/cgroup/" + name, "w"))
 "#;
     for user in users() {
-        let ran = world.run(["--user", user, "--", "/usr/bin/python3", "-c", &probe::program(body)]).succeeds();
+        let ran = python(&world, user, body).succeeds();
         if host::is_root() {
             assert!(!ran.text().contains("leaks"), "{ran}");
         }

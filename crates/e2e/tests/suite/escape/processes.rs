@@ -2,14 +2,9 @@
 
 use std::process::{Command, Stdio};
 
-use holm_e2e::{
-    World, host,
-    probe::{self, Attempts},
-    ran::Running,
-    unique,
-};
+use holm_e2e::{World, host, probe::Attempts, ran::Running, unique};
 
-use super::{NO, users};
+use super::{NO, python, users};
 
 #[test]
 fn processes_of_the_host_are_neither_seen_nor_reached() {
@@ -43,7 +38,7 @@ print("end", flush=True)
         ids = ids.join(", "),
     );
     for user in users() {
-        let ran = world.run(["--user", user, "--", "/usr/bin/python3", "-c", &probe::program(&body)]).succeeds();
+        let ran = python(&world, user, &body).succeeds();
         assert!(ran.text().contains("canary False") && ran.text().contains("end"), "{ran}");
         assert!(ran.text().contains("labelled []\n"), "{ran}");
         assert!(ran.text().contains("seen 1\n"), "the init inside, and nobody else: {ran}");
@@ -93,7 +88,7 @@ for number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM):
 print("still here", flush=True)
 "#;
     for user in users() {
-        let ran = world.run(["--user", user, "--", "/usr/bin/python3", "-c", &probe::program(body)]).succeeds();
+        let ran = python(&world, user, body).succeeds();
         assert!(ran.text().contains("still here"), "{ran}");
         let mut attempts = Attempts::of(ran);
         for name in ["attach", "seize", "read-memory", "write-memory", "mem", "mem-write", "environ", "maps"] {
