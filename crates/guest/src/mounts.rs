@@ -51,9 +51,9 @@ const KERNEL_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// The folder of the structured result, beneath the workload's root.
 const RESULT_DIR: [&str; 2] = ["run", "holm"];
 /// The size of its file system: many times that of a result, for programs that write beside it and rename.
-const RESULT_DIR_BYTES: &str = "1048576";
-/// How many files that may hold.
-const RESULT_DIR_FILES: &str = "256";
+const RESULT_DIR_BYTES_MAX: u64 = 1024 * 1024;
+/// How many files it may hold.
+const RESULT_DIR_FILES_MAX: u64 = 256;
 
 /// In a mount namespace of its own, makes the mounts as the workload is to see them.
 ///
@@ -106,8 +106,10 @@ fn cover(path: &Path) -> io::Result<()> {
 pub fn result_dir(ids: IdRange) -> io::Result<OwnedFd> {
     let config = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let owner = ids.outer_first.to_string();
-    let (size, files) = (RESULT_DIR_BYTES, RESULT_DIR_FILES);
-    for (key, value) in [("size", size), ("nr_inodes", files), ("mode", "1777"), ("uid", &owner), ("gid", &owner)] {
+    let (size, files) = (RESULT_DIR_BYTES_MAX.to_string(), RESULT_DIR_FILES_MAX.to_string());
+    for (key, value) in
+        [("size", size.as_str()), ("nr_inodes", &files), ("mode", "1777"), ("uid", &owner), ("gid", &owner)]
+    {
         fsconfig_set_string(config.as_fd(), key, value)?;
     }
     fsconfig_create(config.as_fd())?;

@@ -63,6 +63,8 @@ attempt("setns-pidfd", lambda: checked(libc.setns(own, NEWUSER)))
     }
 }
 
+/// What a user sees. Most of these calls the kernel refuses by itself to who has no capability over the host, so this cannot
+/// tell by which wall it was: it fails where no wall is left, not where one of several is missing.
 #[test]
 fn calls_that_reach_into_the_kernel_are_refused() {
     let world = World::up();

@@ -3,7 +3,8 @@
 //! All trees of the host are cloned first, while the host's root is still there. Then one tmpfs with the size limit is
 //! mounted over a folder of the (private) copy of the host's mounts, everything is put together on it, and an overlay on it
 //! becomes the root; the host's root is detached. What always holds: nothing of the host is writable but
-//! mounts that ask for it, and everything else that is writable lies on that one tmpfs.
+//! mounts that ask for it, and everything else that is writable lies on that one tmpfs, but for the small one that the guest
+//! makes for the structured result.
 
 use std::{
     io,
