@@ -1,5 +1,7 @@
 //! Hosts as they are shown.
 
+use std::collections::BTreeMap;
+
 use holm_domain::{
     AgentId, UnixMicros,
     host::{Capacity, RuntimeInfo},
@@ -24,6 +26,9 @@ pub struct HostView {
     /// The runtimes on it and what they can do.
     #[schema(value_type = Vec<Object>)]
     pub runtimes: Vec<RuntimeInfo>,
+    /// Names and values by which it is found. `holm.storage` says that it takes no runs because its disk is nearly full.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     /// When its agent registered first, in microseconds since the Unix epoch.
     #[schema(value_type = i64)]
     pub registered_at: UnixMicros,

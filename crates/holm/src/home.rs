@@ -163,8 +163,10 @@ pub fn create_dir(path: &Path) -> io::Result<()> {
 
 /// Accepts a folder that is the own user's, no link, and that nobody else may write in.
 fn own_dir(path: &Path) -> io::Result<()> {
-    let metadata = fs::symlink_metadata(path)?;
     let what = format!("the folder {}", path.display());
+    let metadata = fs::symlink_metadata(path).map_err(|error| {
+        io::Error::new(error.kind(), format!("{what}: {error}; give another with --home or HOLM_HOME"))
+    })?;
     if metadata.is_symlink() {
         return Err(refused(format!(
             "{what} is a symbolic link: give --home or HOLM_HOME the folder that it points to"

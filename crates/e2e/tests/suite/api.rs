@@ -180,12 +180,13 @@ fn holders_of(dir: &std::path::Path, secret: &[u8], found: &mut BTreeSet<std::pa
 
 #[test]
 fn an_operation_without_the_newest_fence_is_refused() {
-    let world = World::up();
-    let word = |file: &str| std::fs::read_to_string(world.home().join(file)).expect("a file").trim().to_owned();
+    let mut world = World::with_server();
+    world.start_agent("only");
+    let word = |file: &str| std::fs::read_to_string(world.dir().join(file)).expect("a file").trim().to_owned();
     let agent = world.http().with_token(Some(&word("agent-token")));
     let id = world.detach(["--", "sleep", "600"]);
     let view = world.until_state(&id, "running");
-    let instance = word("agent/instance");
+    let instance = word("agent-only/agent/instance");
     let finish = json!({
         "agent": view["agent"],
         "instance": instance,

@@ -147,6 +147,8 @@ fn below_the_floor_of_free_space_nothing_is_taken_until_there_is_room_again() {
         let hosts = world.http().get("/v1/hosts").is(200).json();
         hosts.to_string().contains("holm.storage").then_some(())
     });
+    let shown = world.holm(["hosts"]).succeeds();
+    assert!(shown.text().contains("disk full"), "{shown}");
     std::fs::remove_file(home.join("ballast")).expect("a file");
     holm_e2e::eventually("the host takes runs again", || {
         let hosts = world.http().get("/v1/hosts").is(200).json();

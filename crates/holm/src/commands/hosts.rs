@@ -1,5 +1,7 @@
 //! `holm hosts`: the machines and what they can do.
 
+use holm_agent::storage::STORAGE_LABEL;
+
 use super::ago;
 use crate::{
     output::{Cell, Tone, escaped},
@@ -20,7 +22,11 @@ pub async fn execute(session: &Session) -> anyhow::Result<u8> {
         .iter()
         .map(|host| {
             let runtimes: Vec<String> = host.runtimes.iter().map(|runtime| escaped(&runtime.name)).collect();
-            let seen = if host.alive { Cell(Tone::Good, "now".into()) } else { Cell(Tone::Bad, ago(host.seen_at)) };
+            let seen = match (host.alive, host.labels.get(STORAGE_LABEL)) {
+                (true, None) => Cell(Tone::Good, "now".into()),
+                (true, Some(why)) => Cell(Tone::Bad, format!("now; disk {}", escaped(why))),
+                (false, _) => Cell(Tone::Bad, ago(host.seen_at)),
+            };
             [
                 host.id.to_string().into(),
                 escaped(&host.name).into(),

@@ -107,6 +107,7 @@ mod tests {
             version: String::new(),
             capacity: Capacity { runs: 2, cpus_milli: 1_000, memory_bytes: 4 * GIB },
             runs_held,
+            labels: std::collections::BTreeMap::new(),
             runtimes: vec![RuntimeInfo { name: "process".to_owned(), capabilities, unenforced: vec![] }],
             registered_at: UnixMicros(0),
             seen_at: UnixMicros(0),

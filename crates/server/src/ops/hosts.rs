@@ -162,6 +162,7 @@ fn view(app: &App, host: Host, runs_held: u32) -> HostView {
         capacity: host.capacity,
         runs_held,
         runtimes: host.runtimes,
+        labels: host.labels,
         registered_at: host.registered_at,
         seen_at: host.seen_at,
     }
