@@ -124,8 +124,38 @@ pub struct HostRoot {
 /// What is shown of the host.
 struct View {
     seen: Vec<Seen>,
+    /// What was found where; as long as that is so, the view is the same. A link in a folder that is among them is not
+    /// looked at again: it cannot change without its folder.
+    found: Vec<(PathBuf, Option<Stamp>)>,
     bytes: u64,
     digest: String,
+}
+
+impl View {
+    fn is_current(&self) -> Result<bool, Error> {
+        for (path, stamp) in &self.found {
+            if stat(path)?.as_ref().map(stamp_of) != *stamp {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Changes whenever a file or folder does: device, inode, mode, size, and the times of its content and of itself.
+type Stamp = (u64, u64, u32, u64, (i64, i64), (i64, i64));
+
+fn stamp_of(meta: &Metadata) -> Stamp {
+    let times = ((meta.mtime(), meta.mtime_nsec()), (meta.ctime(), meta.ctime_nsec()));
+    (meta.dev(), meta.ino(), meta.mode(), meta.size(), times.0, times.1)
+}
+
+/// What stands at a path, links not followed; nothing if there is nothing.
+fn stat(path: &Path) -> Result<Option<Metadata>, Error> {
+    match fs::symlink_metadata(path) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        other => other.map(Some).context(|| format!("looking at {}", path.display())),
+    }
 }
 
 impl HostRoot {
@@ -150,7 +180,10 @@ impl HostRoot {
             return Ok(view.clone());
         }
         let looked_at = Instant::now();
-        let view = Arc::new(self.view(Path::new("/"))?);
+        let view = match &*seen {
+            Some((_, view)) if view.is_current()? => view.clone(),
+            _ => Arc::new(self.view(Path::new("/"))?),
+        };
         *seen = Some((looked_at, view.clone()));
         Ok(view)
     }
@@ -158,7 +191,7 @@ impl HostRoot {
     /// What is shown of the host whose root is `root`. After a boot all has another digest: images are not synced to the
     /// disk.
     fn view(&self, root: &Path) -> Result<View, Error> {
-        let Look { seen, bytes } = look(root)?;
+        let Look { seen, found, bytes } = look(root)?;
         let boot = "/proc/sys/kernel/random/boot_id";
         let mut hash = Sha256::new_with_prefix(fs::read(boot).context(|| format!("reading {boot}"))?);
         hash.update([u8::from(self.mapped)]);
@@ -166,7 +199,7 @@ impl HostRoot {
             hash.update(seen.fingerprint());
         }
         let digest = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(View { seen, bytes, digest })
+        Ok(View { seen, found, bytes, digest })
     }
 
     fn fill(&self, seen: &[Seen], root: &Path) -> io::Result<()> {
@@ -249,12 +282,13 @@ fn file(path: &Path, mode: u32, content: &mut impl Read) -> io::Result<()> {
 
 /// What is shown of the host whose root is `root`, folders before what is in them.
 fn look(root: &Path) -> Result<Look, Error> {
-    let mut look = Look { seen: Vec::new(), bytes: 0 };
+    let mut look = Look { seen: Vec::new(), found: Vec::new(), bytes: 0 };
     for name in TOP {
+        look.watch(&root.join(name))?;
         look.at(&root.join(name), name)?;
     }
     let etc = root.join("etc");
-    if !is_open(&etc, Path::new("any"))? {
+    if !look.is_open(&etc, Path::new("any"))? {
         return Ok(look);
     }
     for name in names(&etc)?.into_iter().filter(|name| allowed(name)) {
@@ -262,7 +296,7 @@ fn look(root: &Path) -> Result<Look, Error> {
             None => look.all(&etc.join(&name), &format!("etc/{name}"), DEPTH_MAX)?,
             Some((folder, parts)) => {
                 for part in *parts {
-                    if is_open(&etc, &Path::new(folder).join(part))? {
+                    if look.is_open(&etc, &Path::new(folder).join(part))? {
                         look.all(&etc.join(folder).join(part), &format!("etc/{folder}/{part}"), DEPTH_MAX)?;
                     }
                 }
@@ -272,29 +306,32 @@ fn look(root: &Path) -> Result<Look, Error> {
     Ok(look)
 }
 
-/// Whether everybody may come through all folders from `etc` to what is at `path` beneath it, and no link leads there.
-fn is_open(etc: &Path, path: &Path) -> Result<bool, Error> {
-    let above = path.parent().into_iter().flat_map(Path::ancestors);
-    for folder in above.map(|folder| etc.join(folder)) {
-        let meta = match fs::symlink_metadata(&folder) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                return Ok(false);
-            }
-            other => other.context(|| format!("looking at {}", folder.display()))?,
-        };
-        if !meta.is_dir() || meta.mode() & 0o005 != 0o005 {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
 struct Look {
     seen: Vec<Seen>,
+    found: Vec<(PathBuf, Option<Stamp>)>,
     bytes: u64,
 }
 
 impl Look {
+    /// What stands at a path that is looked at again later.
+    fn watch(&mut self, path: &Path) -> Result<Option<Metadata>, Error> {
+        let meta = stat(path)?;
+        self.found.push((path.to_owned(), meta.as_ref().map(stamp_of)));
+        Ok(meta)
+    }
+
+    /// Whether everybody may come through all folders from `etc` to what is at `path` beneath it, and no link leads there.
+    fn is_open(&mut self, etc: &Path, path: &Path) -> Result<bool, Error> {
+        let above = path.parent().into_iter().flat_map(Path::ancestors);
+        for folder in above.map(|folder| etc.join(folder)) {
+            let meta = self.watch(&folder)?;
+            if meta.is_none_or(|meta| !meta.is_dir() || meta.mode() & 0o005 != 0o005) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Takes down what stands at `source`, with everything in it.
     fn all(&mut self, source: &Path, path: &str, depth: usize) -> Result<(), Error> {
         if !self.at(source, path)? {
@@ -312,12 +349,10 @@ impl Look {
     /// Takes down what stands at `source`; whether it is a folder. Nothing if there is nothing, if not everybody may read
     /// it, or if it is no file, folder or link.
     fn at(&mut self, source: &Path, path: &str) -> Result<bool, Error> {
-        let meta = match fs::symlink_metadata(source) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                return Ok(false);
-            }
-            other => other.context(|| format!("looking at {}", source.display()))?,
-        };
+        let Some(meta) = stat(source)? else { return Ok(false) };
+        if !meta.is_symlink() {
+            self.found.push((source.to_owned(), Some(stamp_of(&meta))));
+        }
         let readable = if meta.is_dir() { 0o005 } else { 0o004 };
         let is_known_kind = meta.is_dir() || meta.is_file();
         if !meta.is_symlink() && (!is_known_kind || meta.mode() & readable != readable) {
@@ -497,6 +532,31 @@ mod tests {
         drop(image.lock);
         images.tidy();
         assert!(!image.root.exists());
+    }
+
+    #[test]
+    fn a_view_is_current_until_something_of_it_changes() {
+        let root = HostRoot::new(false);
+        let changes: [fn(&Path); 7] = [
+            |etc| fs::write(etc.join("nsswitch.conf"), "changed").unwrap(),
+            |etc| fs::write(etc.join("python3/sub/new"), "").unwrap(),
+            |etc| fs::write(etc.join("magic"), "").unwrap(),
+            |etc| fs::remove_file(etc.join("localtime")).unwrap(),
+            |etc| fs::set_permissions(etc.join("services"), Permissions::from_mode(0o644)).unwrap(),
+            |etc| fs::set_permissions(etc.join("ssl"), Permissions::from_mode(0o700)).unwrap(),
+            |etc| fs::create_dir(etc.join("../lib64")).unwrap(),
+        ];
+        for (n, change) in changes.into_iter().enumerate() {
+            let host = host();
+            let view = root.view(host.path()).unwrap();
+            assert!(view.is_current().unwrap());
+            // Seen by everybody, but never shown.
+            fs::write(host.path().join("etc/ssh/config"), "").unwrap();
+            fs::write(host.path().join("usr/bin/program"), "").unwrap();
+            assert!(view.is_current().unwrap());
+            change(&host.path().join("etc"));
+            assert!(!view.is_current().unwrap(), "change {n}");
+        }
     }
 
     #[test]
