@@ -67,8 +67,8 @@ fn down_ends_what_still_runs() {
     // The attached client bears the word as well, and may take a moment longer.
     let workload = |pid: &u32| holm_e2e::host::command_line(*pid).starts_with(&word);
     assert!(!holm_e2e::host::find(&word).iter().any(workload), "the workload outlived its server");
-    assert!(world.marks().processes().is_empty());
     assert_ne!(attached.wait().code, 0);
+    assert!(world.marks().processes().is_empty());
     // Looking at it starts the server again.
     let shown = world.holm(["show", "--json", &id]).succeeds().json();
     assert_eq!(shown[0]["outcome"]["kind"], "cancelled", "{shown}");
