@@ -8,9 +8,13 @@ use tokio::time::Instant;
 use holm_server::Activity;
 
 /// The states in which a run keeps the server up.
-const LIVE: &str = "queued,claimed,running,paused,resuming";
+const LIVE: &str = "queued,claimed,running,finishing,paused,resuming";
 /// How often it is looked.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long nobody may have asked anything until nobody is expected to.
+const SETTLE_QUIET: Duration = Duration::from_millis(100);
+/// How long those who follow runs are waited for at most.
+const SETTLE_MAX: Duration = Duration::from_secs(2);
 
 /// Waits until nobody asked anything and nothing ran for `limit`. Requests of agents do not count: they never cease.
 pub async fn idle_for(limit: Duration, client: &Client, activity: &Activity) {
@@ -33,6 +37,20 @@ pub async fn idle_for(limit: Duration, client: &Client, activity: &Activity) {
         }
         // The look at the runs was a request as well, this process's own.
         seen = now + 1;
+    }
+}
+
+/// Lets those who follow runs that have just ended hear of it, and ask how: waits until nobody has asked anything for a
+/// moment, or for [`SETTLE_MAX`].
+pub async fn settled(activity: &Activity) {
+    let begun = Instant::now();
+    let (mut seen, mut quiet_since) = (activity.requests(), begun);
+    while quiet_since.elapsed() < SETTLE_QUIET && begun.elapsed() < SETTLE_MAX {
+        tokio::time::sleep(SETTLE_QUIET / 10).await;
+        let now = activity.requests();
+        if now != seen || activity.open() > 0 {
+            (seen, quiet_since) = (now, Instant::now());
+        }
     }
 }
 

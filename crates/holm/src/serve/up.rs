@@ -131,6 +131,11 @@ async fn up(session: Session, args: UpArgs, home: Home, _lock: HomeLock) -> anyh
         }
         () = asked => anyhow::bail!("asked to end twice; shims look after what still runs"),
     }
+    // Runs ended with the agent: who follows one is told so before the server goes.
+    tokio::select! {
+        () = idle::settled(&activity) => {}
+        _ = signals.next() => {}
+    }
     stop_server.cancel();
     let cut = tokio::select! {
         served = serving => served.context("the server")?.context("the server")?,
