@@ -1,7 +1,7 @@
 //! Asking the control plane for work and directives.
 //!
 //! Two claimers offer what is free, so that what is given back while one of them waits at the server can be offered by the
-//! other; what they offer never adds up to more than there is. A claimer is never interrupted: an answer that grants a
+//! other, where it makes a difference; what they offer never adds up to more than there is. A claimer is never interrupted: an answer that grants a
 //! lease must not be thrown away. The listener asks for nothing, so it may be, and begins anew whenever there is more that
 //! it has to hear about.
 
@@ -24,7 +24,7 @@ use crate::{
 
 /// The most runs in one answer.
 const CLAIMS_MAX: u32 = 64;
-/// How long a claimer waits while runs are held, whose end may make more fit than it offers.
+/// How long a claimer waits that does not offer all that the host has: what is given back may make more fit.
 const BUSY_WAIT: Duration = Duration::from_secs(1);
 /// The shortest time between two requests of the listener, should the server answer them all at once.
 const LISTEN_GAP: Duration = Duration::from_millis(10);
@@ -92,7 +92,7 @@ impl<C: ControlPlane> Poller<C> {
             }
             let held = self.held.borrow().clone();
             let wait_max = self.shared.config.poll_wait;
-            let wait = if held.is_empty() { wait_max } else { wait_max.min(BUSY_WAIT) };
+            let wait = if offer.is_all() { wait_max } else { wait_max.min(BUSY_WAIT) };
             let free = offer.capacity();
             let body = self.body(wait, free, free.runs.min(CLAIMS_MAX), held);
             let asked_at = clock::boot_now();

@@ -6,7 +6,9 @@ use holm_domain::{ErrorCode, UnixMicros};
 use holm_store::Store;
 use tokio_util::sync::CancellationToken;
 
-use crate::{activity::Activity, config::Config, gate::Gate, problem::Failure, wakers::Wakers};
+use crate::{
+    activity::Activity, auth::known::KnownTokens, config::Config, gate::Gate, problem::Failure, wakers::Wakers,
+};
 
 /// What every handler, operation and task of one server shares.
 #[derive(Debug)]
@@ -15,6 +17,8 @@ pub struct App {
     pub config: Config,
     /// What is remembered.
     pub store: Store,
+    /// Tokens that were looked up a moment ago.
+    pub tokens: KnownTokens,
     /// Hints that something changed.
     pub wakers: Wakers,
     /// Live streams of each org.
@@ -38,6 +42,7 @@ impl App {
             polls: Gate::new("polls", config.limits.polls_per_org_max),
             config,
             store,
+            tokens: KnownTokens::default(),
             wakers: Wakers::default(),
             activity: Arc::default(),
             shutdown: CancellationToken::new(),

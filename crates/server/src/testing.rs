@@ -14,6 +14,7 @@ use holm_api::{
 use holm_domain::{
     AgentId, ErrorCode, InstanceId, OrgId, RunId, UnixMicros,
     access::Role,
+    access::Token,
     host::{Capacity, RuntimeInfo},
     log::{BatchBuilder, Stream},
     run::{Event, ExitStatus, Outcome},
@@ -163,9 +164,17 @@ impl World {
     }
 
     async fn revoke(&self, secret: &str) {
-        let store = &self.app().store;
-        let token = store.token_by_hash(&crate::auth::hash(secret)).await.unwrap().unwrap();
-        store.token_revoke(self.org, token.id, self.clock.now()).await.unwrap();
+        let token = self.token(secret).await;
+        self.app().store.token_revoke(self.org, token.id, self.clock.now()).await.unwrap();
+    }
+
+    /// The token of [`member`](Self::member).
+    pub async fn member_token(&self) -> Token {
+        self.token(&self.member).await
+    }
+
+    async fn token(&self, secret: &str) -> Token {
+        self.app().store.token_by_hash(&crate::auth::hash(secret)).await.unwrap().unwrap()
     }
 
     pub fn registration(&self) -> Register {

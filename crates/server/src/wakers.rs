@@ -1,4 +1,4 @@
-//! Hints that something may have changed: one bell for each org's queue and agents, one for each run.
+//! Hints that something may have changed: for each org one bell for its queue and one for its agents, one for each run.
 //!
 //! A hint carries nothing and may be missed or superfluous: whoever is woken reads the store. A server never hears what
 //! another server rings, so every wait also ends after [`crate::config::REREAD_EVERY`]. A bell exists only while somebody
@@ -16,15 +16,21 @@ use tokio::sync::{Notify, futures::Notified};
 /// The bells of one server.
 #[derive(Debug, Default)]
 pub struct Wakers {
-    orgs: Arc<Bells<OrgId>>,
+    queues: Arc<Bells<OrgId>>,
+    agents: Arc<Bells<OrgId>>,
     runs: Arc<Bells<RunId>>,
     seal: Notify,
 }
 
 impl Wakers {
-    /// Listens to what concerns the queue of an org and the agents that serve it.
-    pub fn listen_org(&self, org: OrgId) -> Listener<OrgId> {
-        Bells::listen(&self.orgs, org)
+    /// Listens to what is to be executed for an org.
+    pub fn listen_queue(&self, org: OrgId) -> Listener<OrgId> {
+        Bells::listen(&self.queues, org)
+    }
+
+    /// Listens to what the agents that serve an org are to be told.
+    pub fn listen_agents(&self, org: OrgId) -> Listener<OrgId> {
+        Bells::listen(&self.agents, org)
     }
 
     /// Listens to what concerns a run.
@@ -42,9 +48,14 @@ impl Wakers {
         self.seal.notified().await;
     }
 
-    /// Says that the queue of an org changed, or that an agent of it is to be told something.
-    pub fn ring_org(&self, org: OrgId) {
-        self.orgs.ring(&org);
+    /// Says that there is more to be executed for an org.
+    pub fn ring_queue(&self, org: OrgId) {
+        self.queues.ring(&org);
+    }
+
+    /// Says that an agent that serves an org is to be told something.
+    pub fn ring_agents(&self, org: OrgId) {
+        self.agents.ring(&org);
     }
 
     /// Says that a run, its log or its events changed.
@@ -116,7 +127,7 @@ mod tests {
         let listener = wakers.listen_run(run);
         let heard = listener.heard();
         wakers.ring_run(RunId::from_uuid(Uuid::from_u128(2)));
-        wakers.ring_org(OrgId::from_uuid(Uuid::from_u128(1)));
+        wakers.ring_agents(OrgId::from_uuid(Uuid::from_u128(1)));
         assert!(listener.heard().now_or_never().is_none(), "bells of others are not heard");
         wakers.ring_run(run);
         assert!(heard.now_or_never().is_some());
@@ -126,12 +137,12 @@ mod tests {
     fn a_bell_lives_while_somebody_listens() {
         let wakers = Wakers::default();
         let org = OrgId::from_uuid(Uuid::from_u128(1));
-        let (one, other) = (wakers.listen_org(org), wakers.listen_org(org));
+        let (one, other) = (wakers.listen_queue(org), wakers.listen_queue(org));
         drop(one);
         let heard = other.heard();
-        wakers.ring_org(org);
+        wakers.ring_queue(org);
         assert!(heard.now_or_never().is_some(), "the other still listens");
         drop(other);
-        assert!(wakers.orgs.0.lock().unwrap().is_empty());
+        assert!(wakers.queues.0.lock().unwrap().is_empty());
     }
 }

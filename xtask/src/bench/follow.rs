@@ -145,6 +145,7 @@ fn entries(reader: &mut impl Read) -> Result<u64> {
                 let mut seq = [0; 8];
                 reader.read_exact(&mut seq)?;
                 ensure!(u64::from_le_bytes(seq) == last, "the end is told for another sequence than {last}");
+                // The run as it ended follows, which is of no interest here.
                 return Ok(last);
             }
             b"HLB1" => {

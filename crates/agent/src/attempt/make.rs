@@ -146,9 +146,15 @@ fn prepare<C>(
     record.write(&dir)?;
     let identity = runtime.shim(&record.resources);
     hand_over(&dir, identity.ids)?;
-    let started = WaitingShim::start(&shared.config.shim, &identity);
-    let shim = started.map_err(|error| launch_failed(format!("the shim cannot be started: {error}")))?;
-    Ok((runtime.prepare(&request, &record.resources, stop)?, shim))
+    let program = &shared.config.shim;
+    let (shim, prepared) = std::thread::scope(|scope| {
+        let starting = scope.spawn(|| WaitingShim::start(program, &identity));
+        let prepared = runtime.prepare(&request, &record.resources, stop);
+        (starting.join(), prepared)
+    });
+    let shim = shim.unwrap_or_else(|_| Err(std::io::Error::other("starting it panicked")));
+    let shim = shim.map_err(|error| launch_failed(format!("the shim cannot be started: {error}")))?;
+    Ok((prepared?, shim))
 }
 
 /// Gives a shim its orders.

@@ -25,6 +25,7 @@ use crate::{
     LAST_EVENT_ID, LOG_BATCHES,
     batches::{Frame, FrameReader, LogBatch},
     logs::LogEntry,
+    runs::RunView,
 };
 
 /// For how long reconnecting is tried while every attempt fails.
@@ -42,12 +43,14 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 pub trait Followed: Sized {
     /// Takes the bytes of a stream apart.
     type Reader: Default + Send;
+    /// What is told at the end of its streams.
+    type Last: Send;
     /// What its streams are made of.
     const MEDIA_TYPE: &'static str;
     /// Takes a piece of the stream.
     fn push(reader: &mut Self::Reader, piece: &[u8]);
     /// What comes next, if what was pushed has it; `last_seq` is the sequence of what was yielded last.
-    fn pull(reader: &mut Self::Reader, last_seq: u64) -> Result<Option<Step<Self>>, String>;
+    fn pull(reader: &mut Self::Reader, last_seq: u64) -> Result<Option<Step<Self, Self::Last>>, String>;
     /// Its last sequence within the run, from 1.
     fn seq(&self) -> u64;
     /// Whether nothing follows it.
@@ -56,11 +59,11 @@ pub trait Followed: Sized {
 
 /// What a piece of a stream means.
 #[derive(Debug)]
-pub enum Step<T> {
+pub enum Step<T, L = ()> {
     /// Something new.
     Item(T),
-    /// Everything was sent.
-    End,
+    /// Everything was sent; what is told last.
+    End(L),
     /// Nothing of interest.
     Skip,
 }
@@ -70,6 +73,7 @@ macro_rules! followed_by_events {
     ($item:ty, $event:literal, $is_last:expr) => {
         impl Followed for $item {
             type Reader = SseReader;
+            type Last = ();
             const MEDIA_TYPE: &'static str = "text/event-stream";
             fn push(reader: &mut SseReader, piece: &[u8]) {
                 reader.push(piece);
@@ -92,11 +96,13 @@ followed_by_events!(Event, "event", |event: &Event| matches!(event.kind, EventKi
 
 impl Followed for LogBatch {
     type Reader = FrameReader;
+    /// The run, if it has ended.
+    type Last = Option<Box<RunView>>;
     const MEDIA_TYPE: &'static str = LOG_BATCHES;
     fn push(reader: &mut FrameReader, piece: &[u8]) {
         reader.push(piece);
     }
-    fn pull(reader: &mut FrameReader, last_seq: u64) -> Result<Option<Step<Self>>, String> {
+    fn pull(reader: &mut FrameReader, last_seq: u64) -> Result<Option<Step<Self, Self::Last>>, String> {
         match reader.pull().map_err(|error| error.to_string())? {
             None => Ok(None),
             Some(Frame::Batch(batch)) if batch.last_seq() <= last_seq => Ok(Some(Step::Skip)),
@@ -105,8 +111,8 @@ impl Followed for LogBatch {
             }
             Some(Frame::Batch(batch)) => Err(format!("entry {} follows entry {last_seq}", batch.first_seq())),
             Some(Frame::Alive) => Ok(Some(Step::Skip)),
-            Some(Frame::End(seq)) if seq <= last_seq => Ok(Some(Step::End)),
-            Some(Frame::End(seq)) => Err(format!("the stream ended at {last_seq}, and its end says {seq}")),
+            Some(Frame::End(seq, run)) if seq <= last_seq => Ok(Some(Step::End(run))),
+            Some(Frame::End(seq, _)) => Err(format!("the stream ended at {last_seq}, and its end says {seq}")),
         }
     }
     fn seq(&self) -> u64 {
@@ -136,6 +142,7 @@ pub struct Follower<T: Followed> {
     failing_since: Option<Instant>,
     nonsense: u32,
     ended: bool,
+    last: Option<T::Last>,
     patience: Duration,
     item: PhantomData<fn() -> T>,
 }
@@ -164,6 +171,7 @@ impl<T: Followed> Follower<T> {
             failing_since: None,
             nonsense: 0,
             ended: false,
+            last: None,
             patience: PATIENCE,
             item: PhantomData,
         }
@@ -177,6 +185,11 @@ impl<T: Followed> Follower<T> {
     /// The sequence of the entry that was yielded last.
     pub fn last_seq(&self) -> u64 {
         self.last_seq
+    }
+
+    /// What was told at the end of the stream; nothing before.
+    pub fn into_last(self) -> Option<T::Last> {
+        self.last
     }
 
     /// The next entry; nothing once the run has ended and all of it was yielded. May be dropped while it waits and
@@ -196,7 +209,8 @@ impl<T: Followed> Follower<T> {
                     }
                     return Ok(Some(item));
                 }
-                Ok(Step::End) => {
+                Ok(Step::End(last)) => {
+                    self.last = Some(last);
                     self.ended = true;
                     self.connection = None;
                 }
@@ -207,7 +221,7 @@ impl<T: Followed> Follower<T> {
     }
 
     /// Connects if there is no connection, and reads one event.
-    async fn attempt(&mut self) -> Result<Step<T>, ClientError> {
+    async fn attempt(&mut self) -> Result<Step<T, T::Last>, ClientError> {
         if let Some(at) = self.retry_at {
             tokio::time::sleep_until(at).await;
             self.retry_at = None;
@@ -287,7 +301,7 @@ fn read_event<T: DeserializeOwned>(
     if event.name == "end" {
         let end: End = serde_json::from_str(&event.data).map_err(|error| format!("end event: {error}"))?;
         return if end.last_seq <= last_seq {
-            Ok(Step::End)
+            Ok(Step::End(()))
         } else {
             Err(format!("the stream ended at {last_seq}, and its end says {}", end.last_seq))
         };

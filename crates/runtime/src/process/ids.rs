@@ -9,7 +9,7 @@ use std::{
     collections::HashMap,
     fs::{DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
     os::unix::fs::DirBuilderExt,
     path::Path,
     sync::{Mutex, PoisonError},
@@ -19,13 +19,13 @@ use rustix::{
     fs::{FlockOperation, Gid, Mode, OFlags, Uid, flock},
     io::Errno,
     pipe::{PipeFlags, pipe_with},
-    process::{Pid, Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid},
+    process::{Pid, Signal},
     thread::{UnshareFlags, nanosleep, set_thread_res_gid, set_thread_res_uid},
     time::Timespec,
 };
 use serde::{Deserialize, Serialize};
 
-use super::sys::{self, Cloned};
+use super::sys::{self, Sharing};
 use crate::{Context, Error};
 
 /// How many sandboxes a host can have at once.
@@ -150,8 +150,6 @@ fn open_place(places: &Path, path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Makes a user namespace with these maps, owned by user `owner` or by the caller.
-///
-/// A namespace needs a process to be made by: a copy of this one, which makes it and is killed once it was mapped.
 fn namespace(owner: Option<u32>, map: &str) -> Result<OwnedFd, Error> {
     with_namespace(owner, |pid| map_and_open(pid, map))
 }
@@ -161,30 +159,37 @@ pub fn probe_own() -> Result<(), Error> {
     with_namespace(None, |_| Ok(()))
 }
 
+/// A namespace needs a process to be made by. It shares the agent's memory: a copy would cost a tenth of a launch.
 fn with_namespace<T>(owner: Option<u32>, used: impl FnOnce(Pid) -> io::Result<T>) -> Result<T, Error> {
     let context = || "making a user namespace".to_owned();
-    let (ready, child_ready) = pipe_with(PipeFlags::CLOEXEC).context(context)?;
-    // SAFETY: the child calls `helper` only, which makes nothing but system calls.
+    let (ready, told) = pipe_with(PipeFlags::CLOEXEC).context(context)?;
+    let helper = Helper { owner, ready: told.as_raw_fd() };
+    // SAFETY: `helper_main` makes system calls of rustix only, and `helper` outlives the process.
     #[allow(unsafe_code)]
-    let cloned = unsafe { sys::clone_process(0) }.context(context)?;
-    match cloned {
-        Cloned::Child => helper(owner, &child_ready),
-        Cloned::Parent { pid, pidfd } => {
-            drop(child_ready);
-            let result = read_errno(ready).and_then(|()| used(pid));
-            let _ = pidfd_send_signal(&pidfd, Signal::KILL);
-            waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).context(context)?;
-            result.context(context)
-        }
-    }
+    let process = unsafe { Sharing::start(helper_main, &helper) }.context(context)?;
+    // Descriptors are not shared: the helper has its own, whose end shows here should it die without a word.
+    drop(told);
+    read_errno(ready).and_then(|()| used(process.pid())).context(context)
 }
 
 /// How long the helper stays at most, should nobody kill it.
 const HELPER_LIFE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
-/// The child's part: only system calls, no allocation (the parent may have threads).
-fn helper(owner: Option<u32>, ready: &OwnedFd) -> ! {
-    let made = become_owner(owner).and_then(|()| {
+/// What the process that makes a namespace works with.
+struct Helper {
+    owner: Option<u32>,
+    ready: RawFd,
+}
+
+/// Its whole life: only system calls, no allocation, no unwinding.
+extern "C" fn helper_main(context: *mut libc::c_void) -> i32 {
+    // SAFETY: it is what `with_namespace` gave, and the descriptor was open when this process got its copies.
+    #[allow(unsafe_code)]
+    let (owner, ready) = unsafe {
+        let helper = &*context.cast::<Helper>();
+        (&helper.owner, BorrowedFd::borrow_raw(helper.ready))
+    };
+    let made = become_owner(*owner).and_then(|()| {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
         sys::unshare_namespaces(UnshareFlags::NEWUSER)
     });

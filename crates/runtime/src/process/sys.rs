@@ -6,7 +6,7 @@
 use std::{
     ffi::CStr,
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 
 use rustix::{io::Errno, process::Pid, thread::UnshareFlags};
@@ -19,8 +19,6 @@ fn check(result: libc::c_long) -> io::Result<libc::c_long> {
 pub enum Cloned {
     /// In the caller.
     Parent {
-        /// The child's number, as the caller sees it.
-        pid: Pid,
         /// The child itself.
         pidfd: OwnedFd,
     },
@@ -54,9 +52,79 @@ pub unsafe fn clone_process(flags: libc::c_int) -> io::Result<Cloned> {
     if result == 0 {
         return Ok(Cloned::Child);
     }
-    let pid = Pid::from_raw(result as i32).ok_or(io::ErrorKind::InvalidData)?;
     // SAFETY: the kernel stored a new descriptor there, which nobody else owns.
-    Ok(Cloned::Parent { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
+    Ok(Cloned::Parent { pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
+}
+
+/// How much stack a process has that shares its parent's memory.
+const SHARING_STACK_BYTES: usize = 64 * 1024;
+
+/// A process that shares the caller's memory: nothing is copied for it, neither at its start nor afterwards. Dropped, it is
+/// killed and waited for.
+pub struct Sharing {
+    pid: Pid,
+    pidfd: OwnedFd,
+    // Its stack, and what it works with: both outlive it.
+    stack: Option<Box<[u8]>>,
+}
+
+impl Sharing {
+    /// Starts a process that executes `work`, which never returns; signals are held off in it.
+    ///
+    /// # Safety
+    /// `work` may only make system calls that set no `errno` (that of rustix; `errno` is the calling thread's), must not
+    /// unwind, and must touch nothing but `context`, which lives until the process is dropped. Where ids are changed, the
+    /// kernel no longer lets others look into the caller's memory (it is not dumpable, proc(5)), which is shared with a
+    /// process of other rights.
+    pub unsafe fn start<T>(work: extern "C" fn(*mut libc::c_void) -> i32, context: &T) -> io::Result<Self> {
+        let mut stack = vec![0; SHARING_STACK_BYTES].into_boxed_slice();
+        let mut pidfd: RawFd = -1;
+        let top = stack.as_mut_ptr_range().end;
+        // The stack of a function that is called begins at a multiple of 16 (System V ABI, AMD64 supplement, 3.2.2).
+        let top = top.map_addr(|address| address & !15);
+        let flags = libc::CLONE_VM | libc::CLONE_PIDFD | libc::SIGCHLD;
+        let context: *const T = context;
+        let started = without_signals(|| {
+            // SAFETY: the stack is as large as it says and is freed after the process has ended; `context` is the caller's
+            // promise; with CLONE_PIDFD the fifth argument is where the descriptor goes.
+            check(i64::from(unsafe { libc::clone(work, top.cast(), flags, context.cast_mut().cast(), &raw mut pidfd) }))
+        })?;
+        let pid = Pid::from_raw(started? as i32).ok_or(io::ErrorKind::InvalidData)?;
+        // SAFETY: the kernel stored a new descriptor there, which nobody else owns.
+        Ok(Self { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) }, stack: Some(stack) })
+    }
+
+    /// Its number. It is nobody else's before this is dropped.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+}
+
+impl Drop for Sharing {
+    fn drop(&mut self) {
+        let killed = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
+        if killed.is_err() || wait_for(self.pidfd.as_fd()).is_err() {
+            // It may still live, and has nothing else to stand on.
+            std::mem::forget(self.stack.take());
+        }
+    }
+}
+
+/// Does something while the calling thread, and what it starts, takes no signals.
+fn without_signals<T>(work: impl FnOnce() -> T) -> io::Result<T> {
+    // SAFETY: for both sets zero is a valid value, and both are valid for the calls.
+    let (mut all, mut before) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+    let blocked = unsafe {
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before)
+    };
+    if blocked != 0 {
+        return Err(io::Error::from_raw_os_error(blocked));
+    }
+    let done = work();
+    // SAFETY: the set was filled in by the call before.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
+    Ok(done)
 }
 
 /// fork(2), for a child that does more than make system calls.

@@ -6,6 +6,7 @@
 //! handler without one does not know the caller's org and can read nothing.
 
 pub mod bootstrap;
+pub mod known;
 
 use std::{marker::PhantomData, sync::Arc, time::Duration};
 
@@ -97,8 +98,20 @@ impl FromRequestParts<Arc<App>> for Known {
 async fn authenticate(headers: &HeaderMap, app: &App) -> Result<Token, Failure> {
     let refused = |detail: &str| Failure::new(ErrorCode::Unauthenticated, detail);
     let secret = bearer(headers).ok_or_else(|| refused("send the header `authorization: Bearer holm_…`"))?;
-    let token = app.store.token_by_hash(&hash(secret)).await?;
+    let token = token_of(app, &hash(secret)).await?;
     token.filter(|token| token.is_live(app.now())).ok_or_else(|| refused("the token is unknown, revoked or expired"))
+}
+
+async fn token_of(app: &App, hash: &[u8; 32]) -> Result<Option<Token>, Failure> {
+    let look_up = match app.tokens.get(hash) {
+        Ok(token) => return Ok(Some(token)),
+        Err(look_up) => look_up,
+    };
+    let token = app.store.token_by_hash(hash).await?;
+    if let Some(token) = &token {
+        app.tokens.remember(token, look_up);
+    }
+    Ok(token)
 }
 
 /// How often a token is looked at again while something goes on that it opened.

@@ -35,7 +35,7 @@ pub async fn agent_register(app: &App, by: &Token, body: Register) -> Result<Reg
             Ok(()) => {
                 tracing::info!(agent = %host.id, instance = %host.instance, "registered");
                 // What an earlier process waits for is answered now.
-                app.wakers.ring_org(by.org);
+                app.wakers.ring_agents(by.org);
                 return Ok(times(app));
             }
             // The id is taken in another org; to say so would tell that it exists.

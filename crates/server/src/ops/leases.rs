@@ -5,6 +5,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use futures_util::future::OptionFuture;
 use holm_api::agent::{
     ClaimedRun, Directive, DirectiveKind, FinishRun, HeldLease, LOG_GAP_FIELD, Poll, Polled, Renew, Renewed,
     RenewedLease, SandboxEnded, StartRun,
@@ -21,12 +22,13 @@ use holm_domain::{
 };
 use tokio::time::Instant;
 
-use super::{hosts::host_heard, revise, run_of, save};
+use super::{hosts::host_heard, revise, revise_from, run_of, save};
 use crate::{
     app::App,
     auth::Lasting,
     config::{CLAIMS_MAX, LEASES_MAX, POLL_WAIT_MS_MAX, QUEUE_LOOK_MAX, REREAD_EVERY},
     problem::Failure,
+    wakers::Listener,
 };
 
 /// Waits until there is something for the agent: runs that it can claim, or word about runs that it holds. Answers with
@@ -35,12 +37,14 @@ pub async fn lease_poll(app: &App, token: &Token, poll: Poll) -> Result<Polled, 
     let received = Received { at: Instant::now(), time: app.now() };
     check_poll(&poll)?;
     let _pass = app.polls.enter(token.org)?;
-    let listener = app.wakers.listen_org(token.org);
+    let told = app.wakers.listen_agents(token.org);
+    let queue = (poll.claims_max > 0).then(|| app.wakers.listen_queue(token.org));
     let by = Claimant { agent: poll.agent, instance: poll.instance };
     let mut lasting = Lasting::new(token);
     let until = received.at + Duration::from_millis(poll.wait_ms);
     loop {
-        let heard = listener.heard();
+        let heard = told.heard();
+        let queued = OptionFuture::from(queue.as_ref().map(Listener::heard));
         lasting.check(app).await?;
         let host = host_heard(app, token, by).await?;
         let polled = look(app, &host, &poll, received).await?;
@@ -50,6 +54,7 @@ pub async fn lease_poll(app: &App, token: &Token, poll: Poll) -> Result<Polled, 
         }
         tokio::select! {
             () = heard => {}
+            Some(()) = queued => {}
             () = tokio::time::sleep(left.min(REREAD_EVERY)) => {}
             () = app.shutdown.cancelled() => {}
         }
@@ -281,7 +286,7 @@ pub async fn run_finish(app: &App, token: &Token, id: RunId, body: FinishRun) ->
         return Err(Failure::new(ErrorCode::LogGap, detail).at(LOG_GAP_FIELD, stored));
     }
     let finish = |run: &Run, now| grant::finish(run, agent, fence, outcome.clone(), usage, result.clone(), now);
-    revise(app, token.org, id, finish).await.map(drop)
+    revise_from(app, run, finish).await.map(drop)
 }
 
 fn check_outcome(outcome: &Outcome) -> Result<(), InvalidField> {

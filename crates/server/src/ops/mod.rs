@@ -36,12 +36,26 @@ pub(crate) async fn revise<E>(
 where
     Failure: From<E>,
 {
+    let run = run_of(app, org, id).await?;
+    revise_from(app, run, decide).await
+}
+
+/// The same, beginning with the run as it was read a moment ago.
+pub(crate) async fn revise_from<E>(
+    app: &App,
+    mut run: Run,
+    decide: impl Fn(&Run, UnixMicros) -> Result<Option<Decision>, E>,
+) -> Result<Run, Failure>
+where
+    Failure: From<E>,
+{
+    let (org, id) = (run.org, run.id);
     for _ in 0..SWAPS_MAX {
-        let run = run_of(app, org, id).await?;
         let Some(decision) = decide(&run, app.now())? else { return Ok(run) };
         if save(app, run.version, &decision).await?.is_some() {
             return Ok(decision.run);
         }
+        run = run_of(app, org, id).await?;
     }
     let cause = format!("{SWAPS_MAX} attempts to change {id} found it changed by somebody else");
     Err(Failure::unavailable("the run is being changed by many at once; try again", cause))
@@ -73,8 +87,11 @@ fn announce(app: &App, run: &Run, events: &[EventKind]) {
     }
     let concerns_agents =
         events.iter().any(|event| matches!(event, EventKind::CancelRequested { .. } | EventKind::LeaseExpired { .. }));
-    if concerns_agents || run.state == RunState::Queued {
-        app.wakers.ring_org(run.org);
+    if concerns_agents {
+        app.wakers.ring_agents(run.org);
+    }
+    if run.state == RunState::Queued {
+        app.wakers.ring_queue(run.org);
     }
     if run.state == RunState::Ended {
         app.wakers.want_sealed();

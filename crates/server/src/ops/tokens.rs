@@ -73,5 +73,7 @@ pub(crate) fn check_name(field: &str, name: &str) -> Result<(), InvalidField> {
 
 /// Revokes a token of the org at once. Revoking again changes nothing.
 pub async fn token_revoke(app: &App, org: OrgId, id: TokenId) -> Result<(), Failure> {
-    Ok(app.store.token_revoke(org, id, app.now()).await?)
+    app.store.token_revoke(org, id, app.now()).await?;
+    app.tokens.forget(id);
+    Ok(())
 }

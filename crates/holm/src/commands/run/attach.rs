@@ -16,13 +16,13 @@ use holm_api::{
 use holm_domain::{
     RunId,
     log::Stream,
-    run::{Cancel, OutcomeKind, RunState},
+    run::{Cancel, OutcomeKind},
 };
 use serde::Serialize;
 use tokio::{
     sync::mpsc,
     task::JoinHandle,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 
 use super::{super::advice, progress::Progress, signals::Interrupts};
@@ -35,8 +35,6 @@ use crate::{
 const PIECES_MAX: usize = 8;
 /// How many pieces are put together before they are written.
 const JOIN_BYTES_MAX: usize = 64 * 1024;
-/// How long after the end of its output a run may take until it says how it ended.
-const OUTCOME_DEADLINE: Duration = Duration::from_secs(120);
 
 /// How following ended.
 pub enum End {
@@ -116,10 +114,8 @@ pub async fn follow(
         }
         () = signals.third() => return Ok(End::Code(130)),
     }
-    let run = tokio::select! {
-        run = ended(client, id) => run?,
-        () = signals.third() => return Ok(End::Code(130)),
-    };
+    let told = batches.into_last().flatten();
+    let run = *told.with_context(|| format!("the server does not say how run {id} ended"))?;
     report(session, &run);
     if json && let Some(end) = closed_pipe(session.output.value_line(&Told::Ended(&run)), client, id).await? {
         return Ok(end);
@@ -220,24 +216,6 @@ async fn closed_pipe(written: io::Result<()>, client: &Client, id: RunId) -> any
     match written {
         Ok(()) => Ok(None),
         failed => gone(failed, client, id).await.map(Some),
-    }
-}
-
-/// The run once it has ended. Its output has ended before, so this takes a moment only.
-async fn ended(client: &Client, id: RunId) -> anyhow::Result<RunView> {
-    let deadline = Instant::now() + OUTCOME_DEADLINE;
-    let mut wait = Duration::from_millis(5);
-    loop {
-        match client.run_get(id).await {
-            Ok(run) if run.state == RunState::Ended => return Ok(run),
-            Err(error) if !error.is_transient() => return Err(error.into()),
-            Err(error) if Instant::now() >= deadline => return Err(error.into()),
-            Ok(_) if Instant::now() >= deadline => {
-                anyhow::bail!("run {id} has not ended {OUTCOME_DEADLINE:?} after its output did")
-            }
-            _ => sleep(wait).await,
-        }
-        wait = (wait * 2).min(Duration::from_secs(1));
     }
 }
 

@@ -95,7 +95,7 @@ fn start(socket: &UnixStream, plan: &Blueprint, mut parts: Vec<Descriptor>, erro
     #[allow(unsafe_code)]
     let cloned = unsafe { sys::clone_process(NAMESPACES | libc::CLONE_PARENT) };
     match cloned.context(|| "making the sandbox's namespaces".to_owned())? {
-        Cloned::Parent { pidfd, .. } => {
+        Cloned::Parent { pidfd } => {
             let guest = [Descriptor { name: "guest".to_owned(), fd: pidfd }];
             passing::send(socket, &(), &guest).map_err(|error| Error::Malformed(error.to_string()))
         }

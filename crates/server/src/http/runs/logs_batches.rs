@@ -23,7 +23,9 @@ use crate::{
 /// The bytes of the stored batches, one after the other, for readers of large logs: `HLB1`, the first sequence (8 bytes),
 /// the number of entries (4), the length of what follows (4), its CRC-32 (4); then for each entry the length of its data
 /// (4), flags (1; bit 0: standard error, bit 1: the line goes on), time (8), data. Numbers are little-endian. Between
-/// batches `HLBK` may stand, which means nothing; at the end of what was asked for stands `HLBE` with the last sequence (8).
+/// batches `HLBK` may stand, which means nothing; at the end of what was asked for stands `HLBE` with the last sequence (8),
+/// a length (4) and as much JSON: the run as `GET /v1/runs/{id}` has it, where the log was read to the end of one that has
+/// ended, else nothing.
 /// A stream that ends without it is to be resumed after the last sequence that was received. The first batch may begin
 /// before, and the last may go on behind, what was asked for.
 #[utoipa::path(
@@ -69,13 +71,16 @@ mod tests {
         LAST_EVENT_ID, LOG_BATCHES,
         batches::{Frame, FrameReader},
     };
-    use holm_domain::ErrorCode;
+    use holm_domain::{ErrorCode, run::RunState};
     use http::{StatusCode, header::CONTENT_TYPE};
 
     use crate::testing::{Answer, World};
 
+    /// The last sequence, and the state of the run that is told.
+    type End = (u64, Option<RunState>);
+
     /// The sequences of the batches, and the end.
-    fn frames(answer: &Answer) -> (Vec<(u64, u64)>, Option<u64>) {
+    fn frames(answer: &Answer) -> (Vec<(u64, u64)>, Option<End>) {
         assert_eq!(answer.status, StatusCode::OK);
         assert_eq!(answer.headers[CONTENT_TYPE], LOG_BATCHES);
         let (mut reader, mut batches) = (FrameReader::default(), Vec::new());
@@ -84,7 +89,7 @@ mod tests {
             match frame {
                 Frame::Batch(batch) => batches.push((batch.first_seq(), batch.last_seq())),
                 Frame::Alive => {}
-                Frame::End(seq) => return (batches, Some(seq)),
+                Frame::End(seq, run) => return (batches, Some((seq, run.map(|run| run.state)))),
             }
         }
         (batches, None)
@@ -95,20 +100,20 @@ mod tests {
         let world = World::new().await;
         let held = world.claim_run().await;
         let path = format!("/v1/runs/{}/logs/batches", held.run);
-        assert_eq!(frames(&world.member().get(&path).await), (vec![], Some(0)));
+        assert_eq!(frames(&world.member().get(&path).await), (vec![], Some((0, None))));
         for first in [1, 3, 5] {
             world.append_log(held, first, &["a\n", "b\n"]).await;
         }
         let all = vec![(1, 2), (3, 4), (5, 6)];
-        assert_eq!(frames(&world.member().get(&path).await), (all.clone(), Some(6)), "of a run that goes on");
-        assert_eq!(frames(&world.member().get(&format!("{path}?after=3")).await), (all[1..].to_vec(), Some(6)));
-        assert_eq!(frames(&world.member().get(&format!("{path}?after=9")).await), (vec![], Some(9)));
+        assert_eq!(frames(&world.member().get(&path).await), (all.clone(), Some((6, None))), "of a run that goes on");
+        assert_eq!(frames(&world.member().get(&format!("{path}?after=3")).await), (all[1..].to_vec(), Some((6, None))));
+        assert_eq!(frames(&world.member().get(&format!("{path}?after=9")).await), (vec![], Some((9, None))));
         let resumed = world.member().header(LAST_EVENT_ID, "4").get(&format!("{path}?after=0")).await;
-        assert_eq!(frames(&resumed), (all[2..].to_vec(), Some(6)));
+        assert_eq!(frames(&resumed), (all[2..].to_vec(), Some((6, None))));
         world.finish(held, 7).await;
         assert_eq!(
             frames(&world.member().get(&format!("{path}?follow=true&after=2")).await),
-            (all[1..].to_vec(), Some(6))
+            (all[1..].to_vec(), Some((6, Some(RunState::Ended))))
         );
         world.other_org().get(&path).await.problem(ErrorCode::NotFound);
         let wrong = world.member().get(&format!("{path}?follow=true&upto=3")).await.problem(ErrorCode::InvalidField);

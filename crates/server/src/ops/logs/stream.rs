@@ -2,7 +2,11 @@
 
 use bytes::{Bytes, BytesMut};
 use holm_api::{LOG_BATCHES, batches};
-use holm_domain::{OrgId, RunId, log::Batch, run::RunState};
+use holm_domain::{
+    OrgId, RunId,
+    log::Batch,
+    run::{Run, RunState},
+};
 use holm_store::Segment;
 
 use super::super::run_of;
@@ -31,8 +35,8 @@ impl BatchSource {
         Self { org, run, after, upto }
     }
 
-    fn end(&self) -> Step {
-        Step::End(batches::end(self.after))
+    fn end(&self, run: Option<Run>) -> Result<Step, Failure> {
+        batches::end(self.after, run.map(Into::into).as_ref()).map(Step::End).map_err(Failure::internal)
     }
 }
 
@@ -42,13 +46,17 @@ impl Source for BatchSource {
 
     async fn step(&mut self, app: &App) -> Result<Step, Failure> {
         if self.upto.is_some_and(|upto| self.after >= upto) {
-            return Ok(self.end());
+            return self.end(None);
         }
         // The state first: nothing is appended once a run has ended, so what is read afterwards is all of it.
-        let ended = run_of(app, self.org, self.run).await?.state == RunState::Ended;
+        let run = run_of(app, self.org, self.run).await?;
         let segments = app.store.log_read(self.org, self.run, self.after, READ_BYTES).await?;
         let Some(last) = segments.last() else {
-            return Ok(if ended || self.upto.is_some() { self.end() } else { Step::Quiet });
+            return match run.state {
+                RunState::Ended => self.end(Some(run)),
+                _ if self.upto.is_some() => self.end(None),
+                _ => Ok(Step::Quiet),
+            };
         };
         let (after, last_seq) = (self.after, last.last_seq);
         self.after = last_seq;
