@@ -1,9 +1,9 @@
 //! The system calls that the workload may make.
 //!
-//! The lists follow the default profile of container engines. Filters are stacked; the kernel obeys the strictest one:
-//! *allow* lets the listed calls pass and answers ENOSYS to all others, as a kernel would that does not know them, so that
-//! programs fall back; *refuse* answers EPERM to calls that exist to cross borders, so that a person sees what happened.
-//! A third one answers "done" and does nothing when a process sets its limit for core dumps, as careful programs do: the
+//! The lists follow the default profile of container engines. Filters are stacked; the kernel obeys the strictest one. The
+//! first decides by number: the listed calls pass, those that exist to cross borders are answered EPERM, so that a person
+//! sees what happened, and all others ENOSYS, as a kernel would that does not know them, so that programs fall back. The
+//! second looks at the arguments of calls that pass, and answers EPERM as well. A third one answers "done" and does nothing when a process sets its limit for core dumps, as careful programs do: the
 //! runtime set it to 1, which alone keeps the kernel from starting the host's handler of crashes (`core_pattern` with a
 //! pipe), with a workload's memory for its input and the rights of the host's root; 0 would not (core(5)).
 //! Calls made through another instruction set (`int 0x80`) kill the process; x32 numbers are on neither list.
@@ -23,6 +23,9 @@ use seccompiler::{
 use crate::walls::{self, Wall};
 
 mod table;
+mod verdicts;
+
+use verdicts::Verdict;
 
 /// Compiled once, before anything is started: a child can only load it.
 pub struct Filters {
@@ -81,14 +84,7 @@ pub fn compile(writes_to_host: bool) -> Result<Filters, seccompiler::BackendErro
     if walls::is_down(Wall::Seccomp) {
         return Ok(Filters { programs: Vec::new(), init: Vec::new() });
     }
-    let mut allow: BTreeMap<i64, Vec<SeccompRule>> = table::ALLOWED.iter().map(|&call| (call, Vec::new())).collect();
-    allow.insert(libc::SYS_clone, vec![rule(vec![masked(0, namespace_mask(), 0)?])?]);
-    allow.insert(libc::SYS_personality, each(PERSONALITIES.iter().map(|&value| equal(0, value)))?);
-    for call in [libc::SYS_socket, libc::SYS_socketpair, libc::SYS_ioctl] {
-        allow.insert(call, Vec::new());
-    }
-
-    let mut refuse: BTreeMap<i64, Vec<SeccompRule>> = table::REFUSED.iter().map(|&call| (call, Vec::new())).collect();
+    let mut refuse: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     refuse.insert(libc::SYS_clone, each(NAMESPACE_FLAGS.iter().map(|&flag| masked(0, flag as u64, flag as u64)))?);
     refuse.insert(
         libc::SYS_personality,
@@ -102,28 +98,34 @@ pub fn compile(writes_to_host: bool) -> Result<Filters, seccompiler::BackendErro
     refuse.insert(libc::SYS_ioctl, each([libc::TIOCSTI, libc::TIOCLINUX].iter().map(|&request| equal(1, request)))?);
 
     if writes_to_host {
-        // Its mode lies in memory, where no filter can see it; libraries fall back to openat.
-        allow.remove(&libc::SYS_openat2);
         refuse.extend(refused_set_id()?);
     }
 
-    let init = OF_INIT.iter().map(|&call| (call, Vec::new())).collect();
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
-    let no_such_call = SeccompAction::Errno(libc::ENOSYS as u32);
     let refused = SeccompAction::Errno(libc::EPERM as u32);
-    let refuse_rest = refused.clone();
+    let init = OF_INIT.iter().map(|&call| (call, Verdict::Pass)).collect();
     Ok(Filters {
-        init: vec![SeccompFilter::new(init, refuse_rest, SeccompAction::Allow, arch)?.try_into()?],
+        init: vec![verdicts::program(&init, Verdict::Fail(libc::EPERM))],
         programs: vec![
-            SeccompFilter::new(allow, no_such_call, SeccompAction::Allow, arch)?.try_into()?,
+            verdicts::program(&verdicts(writes_to_host), Verdict::Fail(libc::ENOSYS)),
             SeccompFilter::new(refuse, SeccompAction::Allow, refused, arch)?.try_into()?,
             SeccompFilter::new(core_limits()?, SeccompAction::Allow, SeccompAction::Errno(0), arch)?.try_into()?,
         ],
     })
 }
 
-fn namespace_mask() -> u64 {
-    NAMESPACE_FLAGS.iter().fold(0, |mask, &flag| mask | flag as u64)
+/// What becomes of calls by their number alone. Of those that pass, some are refused for their arguments.
+fn verdicts(writes_to_host: bool) -> BTreeMap<i64, Verdict> {
+    let of_arguments =
+        [libc::SYS_clone, libc::SYS_personality, libc::SYS_socket, libc::SYS_socketpair, libc::SYS_ioctl];
+    let passing = table::ALLOWED.iter().chain(&of_arguments).map(|&call| (call, Verdict::Pass));
+    let refused = table::REFUSED.iter().map(|&call| (call, Verdict::Fail(libc::EPERM)));
+    let mut verdicts: BTreeMap<i64, Verdict> = passing.chain(refused).collect();
+    if writes_to_host {
+        // Its mode lies in memory, where no filter can see it; libraries fall back to openat.
+        verdicts.remove(&libc::SYS_openat2);
+    }
+    verdicts
 }
 
 /// Sockets that are refused: families beyond the list, and netlink for anything but what getifaddrs(3) asks.

@@ -83,12 +83,12 @@ impl Attempt {
         })?;
         self.watchdog.input(Input::Started);
         self.update(|status| status.phase = Phase::Running);
-        let exit = tokio::select! {
-            exit = self.output(guest, process) => exit?,
+        let (exit, result) = tokio::select! {
+            ended = self.output(guest, process) => ended?,
             never = self.pass_on_termination(guest, process) => match never {},
         };
         self.watchdog.input(Input::Finished);
-        self.take_result(guest).await?;
+        self.take_result(result)?;
         let keeps_changes = self.launch.spec.work_dir.as_ref().is_some_and(|work_dir| work_dir.keep_changes);
         if keeps_changes && exit == ExitStatus::Code(0) {
             self.take_changes(guest).await?;
@@ -96,14 +96,15 @@ impl Attempt {
         Ok(exit)
     }
 
-    async fn output(&self, guest: &Guest, process: u32) -> Result<ExitStatus, Ending> {
+    /// Takes the output to its end; returns how the command ended and what it left, which are asked for at once.
+    async fn output(&self, guest: &Guest, process: u32) -> Result<(ExitStatus, CommandResult), Ending> {
         let mut position = output::Position::start(process);
         let read = position.read_to_end(guest, async |frame| self.spool(frame).await).await;
         read.map_err(|error| match error {
             output::Error::Lost(lost) => lost.into(),
             output::Error::Sink(ending) => ending,
         })?;
-        Ok(guest.exit(process, position.offset()).await?)
+        Ok(tokio::try_join!(guest.exit(process, position.offset()), guest.result())?)
     }
 
     /// Asks the command to end when the verdict says so. That it does is not relied on: the kill follows by itself.
@@ -118,8 +119,8 @@ impl Attempt {
         std::future::pending().await
     }
 
-    async fn take_result(&self, guest: &Guest) -> Result<(), Ending> {
-        match guest.result().await? {
+    fn take_result(&self, result: CommandResult) -> Result<(), Ending> {
+        match result {
             CommandResult::None => {}
             CommandResult::Json(value) => self.update(|status| status.result = Some(value)),
             CommandResult::Refused(mut problem) => {
