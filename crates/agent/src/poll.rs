@@ -28,6 +28,9 @@ const CLAIMS_MAX: u32 = 64;
 const BUSY_WAIT: Duration = Duration::from_secs(1);
 /// The shortest time between two requests of the listener, should the server answer them all at once.
 const LISTEN_GAP: Duration = Duration::from_millis(10);
+/// How long a lease is held until the listener asks about it: many that come together are asked about together, and a run
+/// that is over by then not at all. So much later at most it hears that it is to be cancelled.
+const LISTEN_AFTER: Duration = Duration::from_millis(25);
 
 /// An answer, and everything that is needed to act on it.
 #[derive(Debug)]
@@ -117,8 +120,8 @@ impl<C: ControlPlane> Poller<C> {
         loop {
             let held = self.held.borrow_and_update().clone();
             if held.is_empty() {
-                if self.held.changed().await.is_err() {
-                    return Closed;
+                if let Err(closed) = more_than(&mut self.held, &held).await {
+                    return closed;
                 }
                 continue;
             }
@@ -151,11 +154,12 @@ impl<C: ControlPlane> Poller<C> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Closed;
 
-/// Waits until something is held that is not among `known`.
+/// Waits until something is held that is not among `known`, and a moment longer.
 async fn more_than(held: &mut watch::Receiver<Vec<HeldLease>>, known: &[HeldLease]) -> Result<(), Closed> {
     loop {
         held.changed().await.map_err(|_| Closed)?;
         if held.borrow_and_update().iter().any(|lease| !known.contains(lease)) {
+            tokio::time::sleep(LISTEN_AFTER).await;
             return Ok(());
         }
     }
