@@ -262,6 +262,30 @@ mod tests {
     }
 
     #[test]
+    fn namespaces_are_made_by_many_threads_at_once_and_leave_no_process() {
+        let map = format!("0 {} 1\n", rustix::process::geteuid().as_raw());
+        let make = |_| {
+            let read = |pid: Pid| std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero()));
+            for _ in 0..20 {
+                with_namespace(None, |pid| read(pid).map(|status| assert!(status.contains("Tgid"))))?;
+                let made = with_namespace(None, |pid| {
+                    let proc = format!("/proc/{}", pid.as_raw_nonzero());
+                    std::fs::write(format!("{proc}/uid_map"), &map)?;
+                    std::fs::read_to_string(format!("{proc}/uid_map"))
+                })?;
+                assert_eq!(made.split_whitespace().collect::<Vec<_>>().join(" "), map.trim());
+            }
+            Ok::<(), Error>(())
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|n| scope.spawn(move || make(n))).collect();
+            threads.into_iter().for_each(|thread| thread.join().unwrap().unwrap());
+        });
+        let left = rustix::process::wait(rustix::process::WaitOptions::NOHANG);
+        assert_eq!(left.unwrap_err(), Errno::CHILD, "every helper was waited for");
+    }
+
+    #[test]
     fn a_full_pool_says_so() {
         let dir = tempfile::tempdir().unwrap();
         let taken: Vec<u32> = (0..SLOTS).collect();
