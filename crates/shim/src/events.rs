@@ -9,7 +9,7 @@ use std::{
     fs::File,
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -30,19 +30,18 @@ const HOST_BYTES_MAX: usize = 255;
 /// sandbox that does not die.
 const EVENTS_RESERVED: u64 = DESTINATIONS_MAX as u64 + 3;
 
-/// The file of events.
+/// The file of events. It is made with the first one: most runs have none.
 #[derive(Debug)]
 pub struct EventFile {
-    file: File,
+    path: PathBuf,
+    file: Option<File>,
     written: u64,
 }
 
 impl EventFile {
-    /// Makes the file in the attempt's folder.
-    pub fn create(run_dir: &Path) -> io::Result<Self> {
-        let path = run_dir.join(EVENTS_FILE_NAME);
-        let file = File::options().append(true).create_new(true).mode(0o600).open(path)?;
-        Ok(Self { file, written: 0 })
+    /// The file in the attempt's folder.
+    pub fn new(run_dir: &Path) -> Self {
+        Self { path: run_dir.join(EVENTS_FILE_NAME), file: None, written: 0 }
     }
 
     /// How many events were told.
@@ -62,9 +61,19 @@ impl EventFile {
         }
         let mut line = serde_json::to_vec(&SourceEvent { seq: self.written + 1, event })?;
         line.push(b'\n');
-        self.file.write_all(&line)?;
+        self.file()?.write_all(&line)?;
         self.written += 1;
         Ok(())
+    }
+
+    fn file(&mut self) -> io::Result<&mut File> {
+        match &mut self.file {
+            Some(file) => Ok(file),
+            none => {
+                let file = File::options().append(true).create_new(true).mode(0o600).open(&self.path)?;
+                Ok(none.insert(file))
+            }
+        }
     }
 }
 
@@ -188,7 +197,7 @@ mod tests {
         #[test]
         fn no_flood_fills_the_file_and_no_attempt_is_forgotten(attempts in prop::collection::vec((0u16..400, 0u64..5, 0u64..20_000_000), 1..3_000)) {
             let dir = tempfile::tempdir().unwrap();
-            let mut file = EventFile::create(dir.path()).unwrap();
+            let mut file = EventFile::new(dir.path());
             let (mut refusals, mut now, mut made) = (Refusals::default(), BootMicros(0), 0);
             for (port, count, pause) in attempts {
                 now = BootMicros(now.0 + pause);

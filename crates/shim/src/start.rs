@@ -24,6 +24,7 @@ use rustix::{
 };
 use tokio::{
     net::UnixListener,
+    runtime::Runtime,
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
 };
@@ -70,11 +71,32 @@ pub fn shim_main(resolve: impl FnOnce(&str) -> Option<SharedRuntime>) -> ExitCod
     }
 }
 
-/// What a shim was handed.
+/// What a shim was handed, and what it made of its own while it waited.
 struct Received {
     launch: Launch,
     descriptors: Vec<Descriptor>,
     agent_uid: u32,
+    event_loop: EventLoop,
+}
+
+/// What moves everything, and the one signal that is heeded.
+struct EventLoop {
+    runtime: Runtime,
+    terminate: Signal,
+}
+
+impl EventLoop {
+    fn start() -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let inside = runtime.enter();
+        // From the first registration on, these signals do nothing by themselves.
+        for ignored in [SignalKind::hangup(), SignalKind::interrupt()] {
+            drop(signal(ignored)?);
+        }
+        let terminate = signal(SignalKind::terminate())?;
+        drop(inside);
+        Ok(Self { runtime, terminate })
+    }
 }
 
 /// Takes the orders; nothing if the agent closes the socket without any.
@@ -84,6 +106,7 @@ fn receive() -> Result<Option<Received>, Error> {
     let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(system("standard input"))?;
     // Who made the socket pair is who started the shim; a user id of its own was given to the shim since.
     let agent = rustix::net::sockopt::socket_peercred(&stdin).map_err(system("credentials of the agent"))?;
+    let event_loop = EventLoop::start().map_err(system("starting the event loop"))?;
     if !are_coming(&stdin).map_err(system("waiting for orders"))? {
         return Ok(None);
     }
@@ -93,7 +116,7 @@ fn receive() -> Result<Option<Received>, Error> {
     rustix::stdio::dup2_stdin(&null).map_err(system("standard input"))?;
     // Signals to the agent's session and process group are not meant for the shim.
     rustix::process::setsid().map_err(system("leaving the agent's session"))?;
-    Ok(Some(Received { launch, descriptors, agent_uid: agent.uid.as_raw() }))
+    Ok(Some(Received { launch, descriptors, agent_uid: agent.uid.as_raw(), event_loop }))
 }
 
 /// Waits for the first of the orders, as long as the preparation may take; whether they come.
@@ -142,15 +165,8 @@ fn leave_behind(launch: &Launch, causes: Causes, problem: String) {
 }
 
 fn serve(received: Received, resolve: impl FnOnce(&str) -> Option<SharedRuntime>) -> Result<(), Error> {
-    let Received { launch, descriptors, agent_uid } = received;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(system("starting the event loop"))?;
+    let Received { launch, descriptors, agent_uid, event_loop: EventLoop { runtime, terminate } } = received;
     let _inside = runtime.enter();
-    // From the first registration on, these signals do nothing by themselves.
-    for ignored in [SignalKind::hangup(), SignalKind::interrupt()] {
-        drop(signal(ignored).map_err(system("ignoring signals"))?);
-    }
-    let terminate = signal(SignalKind::terminate()).map_err(system("handling signals"))?;
     let listener = control::bind(&launch.dir).map_err(system("making the control socket"))?;
     let listener = UnixListener::from_std(listener).map_err(system("making the control socket"))?;
     let watchdog = watchdog(&launch).map_err(system("starting the watchdog"))?;

@@ -84,7 +84,7 @@ impl Attempt {
     /// Makes the files of an attempt in its folder.
     pub fn new(launch: Launch, watchdog: Watchdog) -> io::Result<Self> {
         let spool = Writer::create(&launch.dir, launch.first_log_seq, launch.tuning.spool_bytes_max)?;
-        let events = EventFile::create(&launch.dir)?;
+        let events = EventFile::new(&launch.dir);
         Ok(Self {
             status: watch::Sender::new(first_status(&launch)),
             launch,

@@ -92,11 +92,15 @@ async fn look(app: &App, host: &Host, poll: &Poll, received: Received) -> Result
     if claims_max == 0 && poll.held.is_empty() {
         return Ok(Polled::default());
     }
-    let stored = app.store.runs_of_agent(host.org, host.id).await?;
+    let queue = async {
+        // Nobody asks for runs: they need not be looked for.
+        if claims_max == 0 { Ok(Vec::new()) } else { app.store.run_queue(host.org, QUEUE_LOOK_MAX).await }
+    };
+    let (stored, queue) = tokio::try_join!(app.store.runs_of_agent(host.org, host.id), queue)?;
     let directives = directives(host, &poll.held, &stored);
     let mut room = Room { claims: claims_max as usize, free: poll.free };
     let mut claimed = lease_claim_again(app, host, poll, &stored, &mut room, received).await?;
-    claimed.extend(lease_claim(app, host, &mut room, received).await?);
+    claimed.extend(lease_claim(app, host, queue, &mut room, received).await?);
     Ok(Polled { claimed, directives })
 }
 
@@ -162,13 +166,15 @@ async fn lease_claim_again(
     Ok(claimed)
 }
 
-/// Grants queued runs to the agent of `host`, oldest first, as far as there is room.
-async fn lease_claim(app: &App, host: &Host, room: &mut Room, received: Received) -> Result<Vec<ClaimedRun>, Failure> {
+/// Grants runs of the `queue` to the agent of `host`, oldest first, as far as there is room.
+async fn lease_claim(
+    app: &App,
+    host: &Host,
+    mut queue: Vec<Run>,
+    room: &mut Room,
+    received: Received,
+) -> Result<Vec<ClaimedRun>, Failure> {
     let mut claimed = Vec::new();
-    if room.claims == 0 {
-        return Ok(claimed);
-    }
-    let mut queue = app.store.run_queue(host.org, QUEUE_LOOK_MAX).await?;
     while room.claims > 0 {
         let Some(index) = schedule::pick(&queue, host, &room.free) else { break };
         let run = queue.remove(index);
@@ -278,9 +284,14 @@ pub async fn run_finish(app: &App, token: &Token, id: RunId, body: FinishRun) ->
     let FinishRun { agent, instance, fence, outcome, usage, result, next_log_seq } = body;
     check_result(result.as_ref())?;
     check_outcome(&outcome)?;
-    host_heard(app, token, Claimant { agent, instance }).await?;
-    let run = run_of(app, token.org, id).await?;
-    let stored = app.store.log_head(token.org, id).await?;
+    // None needs the others' answer, and all are needed but in the case of an error.
+    let (heard, run, stored) = tokio::join!(
+        host_heard(app, token, Claimant { agent, instance }),
+        run_of(app, token.org, id),
+        app.store.log_head(token.org, id)
+    );
+    heard?;
+    let (run, stored) = (run?, stored?);
     if grant::held(&run, agent, fence).is_ok() && next_log_seq != stored {
         let detail = format!("the log goes on at {stored}, not at {next_log_seq}; append what is missing, then finish");
         return Err(Failure::new(ErrorCode::LogGap, detail).at(LOG_GAP_FIELD, stored));

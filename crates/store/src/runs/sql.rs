@@ -108,10 +108,6 @@ pub(super) async fn run_insert(
         return Ok(Inserted::New);
     };
     for _ in 0..INSERT_ATTEMPTS {
-        if let Some(row) = db.row(RUN_BY_KEY, args![run.org, idempotency.key.as_str()]).await? {
-            let digest = row.of("idempotency_keys", "id")?.digest("digest")?;
-            return Ok(Inserted::Existing { run: Box::new(read(&row)?), digest });
-        }
         let mut tx = db.begin().await?;
         insert(&mut tx, run, events, deadline, now).await?;
         let key = args![run.org, idempotency.key.as_str(), &idempotency.digest, run.id];
@@ -119,6 +115,11 @@ pub(super) async fn run_insert(
         if tx.execute(RUN_INSERT_KEY, key).await? == 1 {
             tx.commit().await?;
             return Ok(Inserted::New);
+        }
+        drop(tx);
+        if let Some(row) = db.row(RUN_BY_KEY, args![run.org, idempotency.key.as_str()]).await? {
+            let digest = row.of("idempotency_keys", "id")?.digest("digest")?;
+            return Ok(Inserted::Existing { run: Box::new(read(&row)?), digest });
         }
     }
     Err(Error::Conflict { what: "idempotency key" })
@@ -140,7 +141,9 @@ async fn insert(
     }
     let head = args![*org, *id, fence_of(run), events.len() + 1, seal_from(run), UnixMicros(i64::MIN)];
     tx.execute(RUN_INSERT_HEAD, head).await?;
-    save_lease(tx, run).await?;
+    if run.lease.is_some() {
+        save_lease(tx, run).await?;
+    }
     event_save(tx, run, 1, events, now).await
 }
 
