@@ -2,7 +2,7 @@
 //!
 //! [`Record`] is written before the runtime creates anything (SPEC L6). [`ShimRecord`] is written after the shim was
 //! spawned and before it is told what to do: a shim that is in no record got no orders, and ends by itself when its
-//! standard input ends. So after a crash the two files tell exactly how far an attempt had come.
+//! standard input ends. So after a crash the two files, with what the shim left, tell exactly how far an attempt had come.
 //!
 //! A crash is that of the agent: the files outlive it once they were renamed into place, without being forced to the disk.
 //! Nothing that a record names outlives the machine but files, and these lie in the attempt's own folder or are found by

@@ -6,7 +6,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use holm_runtime::{AttemptId, Resources, SharedRuntime, registry::Registry};
+use holm_runtime::{AttemptId, Resources, SharedRuntime, crash::effect, registry::Registry};
 
 use crate::{
     folder::FolderError,
@@ -83,11 +83,12 @@ pub(crate) fn clear_attempt<C>(shared: &Shared<C>, stay: Stay) -> bool {
 }
 
 fn clear_folder<C>(shared: &Shared<C>, stay: &Stay, dir: &Path) -> Result<bool, FolderError> {
-    let is_stopped = kill_shim(dir);
+    let is_stopped = effect("shim.kill", || kill_shim(dir));
     match Record::read(dir, stay.attempt()) {
         Ok(Some(mut record)) => {
             stay.adopt(&mut record.resources);
-            if !destroy(&shared.runtimes, &record.resources) || !is_stopped {
+            let is_destroyed = effect("sandbox.destroy", || destroy(&shared.runtimes, &record.resources));
+            if !is_destroyed || !is_stopped {
                 return Ok(false);
             }
         }
@@ -101,7 +102,7 @@ fn clear_folder<C>(shared: &Shared<C>, stay: &Stay, dir: &Path) -> Result<bool, 
             return Ok(is_stopped);
         }
     }
-    remove_dir(dir)?;
+    effect("attempt.remove", || remove_dir(dir))?;
     Ok(true)
 }
 

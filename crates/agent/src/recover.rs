@@ -3,12 +3,12 @@
 //! The two files of the journal tell how far an attempt had come (see [`crate::journal`]); [`judge`] turns that into what
 //! is to be done. Leases are taken up only after the shims were asked until when they hold theirs.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use holm_domain::BootMicros;
 use holm_runtime::AttemptId;
 use holm_shim::{
-    client::{connect, read_exit},
+    client::{connect, has_begun, read_exit},
     protocol::Status,
 };
 use tokio::time::{sleep, timeout};
@@ -41,26 +41,31 @@ pub(crate) struct Survivor {
 enum Verdict {
     /// Nothing was created, or nothing that can be told is left: remove it. Its lease expires and the run is queued again.
     Remove,
-    /// No shim got orders: make it again under the same lease.
+    /// No shim began with its orders: make it again under the same lease.
     Again,
-    /// A shim got orders: take it up, dead or alive.
+    /// A shim began: take it up, dead or alive.
     TakeUp,
 }
 
-fn judge(
-    record: Option<&Record>,
-    shim: Option<&ShimRecord>,
-    has_exit: bool,
-    boot_id: &str,
-    now: BootMicros,
-) -> Verdict {
+/// How far a shim came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Came {
+    /// It was to get its orders, and may have got them; it did nothing yet. It is killed before anything is made again.
+    Nowhere,
+    /// It began.
+    Begun,
+    /// It left its last word.
+    ToItsEnd,
+}
+
+fn judge(record: Option<&Record>, shim: Option<Came>, boot_id: &str, now: BootMicros) -> Verdict {
     let Some(record) = record else { return Verdict::Remove };
     let is_this_boot = record.boot_id == boot_id;
-    match shim {
+    match shim.filter(|came| *came != Came::Nowhere) {
         None if is_this_boot && now < record.deadline => Verdict::Again,
         None => Verdict::Remove,
         // The machine was started anew: what ran is gone, but what had ended can still be told.
-        Some(_) if is_this_boot || has_exit => Verdict::TakeUp,
+        Some(came) if is_this_boot || came == Came::ToItsEnd => Verdict::TakeUp,
         Some(_) => Verdict::Remove,
     }
 }
@@ -88,7 +93,8 @@ async fn look_after<C: ControlPlane>(shared: &Arc<Shared<C>>, stay: Stay) -> Opt
             return remove(shared, stay).await;
         }
     };
-    let verdict = judge(record.as_ref(), shim.as_ref(), exit.is_some(), &shared.boot_id, clock::boot_now());
+    let came = shim.as_ref().map(|_| came(&shared.folder.attempt(attempt), exit.as_ref()));
+    let verdict = judge(record.as_ref(), came, &shared.boot_id, clock::boot_now());
     tracing::info!(run = %attempt.run, fence = attempt.fence, ?verdict, "found an attempt of an earlier agent");
     match (verdict, record, shim) {
         (Verdict::Again, Some(record), _) => again(shared, stay, record).await,
@@ -97,6 +103,21 @@ async fn look_after<C: ControlPlane>(shared: &Arc<Shared<C>>, stay: Stay) -> Opt
             Some(take_up(shared, stay, record, shim, exit).await)
         }
         _ => remove(shared, stay).await,
+    }
+}
+
+fn came(dir: &Path, exit: Option<&Status>) -> Came {
+    match exit {
+        Some(_) => Came::ToItsEnd,
+        None => match has_begun(dir) {
+            Ok(false) => Came::Nowhere,
+            Ok(true) => Came::Begun,
+            Err(error) => {
+                // Whoever takes it up finds out.
+                tracing::error!(dir = %dir.display(), %error, "whether a shim began");
+                Came::Begun
+            }
+        },
     }
 }
 
@@ -161,7 +182,7 @@ async fn take_up<C: ControlPlane>(
 }
 
 /// Connects to a shim and hears its first status; nothing if it ends.
-async fn ask(dir: &std::path::Path, process: &ShimProcess) -> Option<(Link, Status)> {
+async fn ask(dir: &Path, process: &ShimProcess) -> Option<(Link, Status)> {
     loop {
         if let Ok((commands, mut statuses)) = connect(dir).await
             && let Ok(Some(status)) = statuses.next().await
@@ -178,33 +199,23 @@ async fn ask(dir: &std::path::Path, process: &ShimProcess) -> Option<(Link, Stat
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{journal::tests::record, shim_process::ShimId};
-    use holm_domain::run::SandboxInfo;
+    use crate::journal::tests::record;
 
     #[test]
     fn how_far_it_was_decides() {
         let record = record(1);
-        let child = std::process::Command::new("true").spawn().unwrap();
-        let shim = ShimRecord {
-            shim: ShimId::of_child(&child).unwrap(),
-            sandbox: SandboxInfo {
-                agent: holm_domain::AgentId::from_uuid(uuid::Uuid::nil()),
-                runtime: "fake".to_owned(),
-                image_digest: None,
-                unenforced: Vec::new(),
-            },
-        };
         let (before, after) = (BootMicros(record.deadline.0 - 1), record.deadline);
-        let here = |shim, has_exit, now| judge(Some(&record), shim, has_exit, "boot", now);
-        let elsewhere = |shim, has_exit| judge(Some(&record), shim, has_exit, "another boot", before);
-        assert_eq!(judge(None, None, false, "boot", before), Verdict::Remove, "nothing was created");
-        assert_eq!(here(None, false, before), Verdict::Again);
-        assert_eq!(here(None, false, after), Verdict::Remove, "the lease is over");
-        assert_eq!(here(Some(&shim), false, after), Verdict::TakeUp, "its shim knows the deadline");
-        assert_eq!(here(Some(&shim), true, after), Verdict::TakeUp);
-        assert_eq!(elsewhere(None, false), Verdict::Remove, "instants of another boot mean nothing");
-        assert_eq!(elsewhere(Some(&shim), false), Verdict::Remove, "it may be made again elsewhere");
-        assert_eq!(elsewhere(Some(&shim), true), Verdict::TakeUp, "the end can be told");
-        drop(child.wait_with_output());
+        let here = |shim, now| judge(Some(&record), shim, "boot", now);
+        let elsewhere = |shim| judge(Some(&record), shim, "another boot", before);
+        assert_eq!(judge(None, None, "boot", before), Verdict::Remove, "nothing was created");
+        for nobody in [None, Some(Came::Nowhere)] {
+            assert_eq!(here(nobody, before), Verdict::Again);
+            assert_eq!(here(nobody, after), Verdict::Remove, "the lease is over");
+            assert_eq!(elsewhere(nobody), Verdict::Remove, "instants of another boot mean nothing");
+        }
+        assert_eq!(here(Some(Came::Begun), after), Verdict::TakeUp, "its shim knows the deadline");
+        assert_eq!(here(Some(Came::ToItsEnd), after), Verdict::TakeUp);
+        assert_eq!(elsewhere(Some(Came::Begun)), Verdict::Remove, "it may be made again elsewhere");
+        assert_eq!(elsewhere(Some(Came::ToItsEnd)), Verdict::TakeUp, "the end can be told");
     }
 }

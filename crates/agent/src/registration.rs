@@ -2,7 +2,7 @@
 
 use holm_api::agent::{Register, Registered};
 use holm_domain::AgentId;
-use holm_runtime::registry::Registry;
+use holm_runtime::{crash::effect_of, registry::Registry};
 
 use crate::{
     backoff::Backoff,
@@ -40,7 +40,7 @@ pub(crate) async fn persist<C: ControlPlane>(
     let body = body(config, runtimes, agent, process);
     let mut backoff = Backoff::default();
     loop {
-        match control.register(body.clone()).await {
+        match effect_of("agent.register", control.register(body.clone())).await {
             Err(ControlError::Unavailable(problem)) => {
                 tracing::warn!(problem, "the control plane is not available; trying again to register");
                 backoff.wait().await;

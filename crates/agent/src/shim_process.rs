@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use holm_runtime::ShimIdentity;
+use holm_runtime::{ShimIdentity, crash};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
@@ -22,6 +22,11 @@ use tokio::io::unix::AsyncFd;
 
 /// The variables of the agent's environment that a shim gets; none of them may bear a secret.
 const ENV_PASSED: [&str; 3] = ["RUST_LOG", "HOLM_LOG", "RUST_BACKTRACE"];
+
+/// All of them, with those by which a test asks for crashes where there can be any.
+fn env_passed() -> impl Iterator<Item = &'static str> {
+    ENV_PASSED.into_iter().chain(crash::VARIABLES.into_iter().filter(|_| cfg!(debug_assertions)))
+}
 
 /// How a shim is started; `shim`, the label of the attempt, and the user and group id that it is to take are added as
 /// arguments.
@@ -73,7 +78,7 @@ impl WaitingShim {
         let (orders, theirs) = UnixStream::pair()?;
         let mut command = Command::new(&program.program);
         command.args(&program.args).arg("shim").arg(&identity.label);
-        command.env_clear().envs(ENV_PASSED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+        command.env_clear().envs(env_passed().filter_map(|name| Some((name, std::env::var_os(name)?))));
         command.current_dir("/").stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
         if let Some((uid, gid)) = identity.ids {
             command.args([uid.to_string(), gid.to_string()]);

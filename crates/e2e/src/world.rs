@@ -220,6 +220,25 @@ impl World {
         self.wait_until_ready();
     }
 
+    /// Starts `holm up` with further variables and does not wait for it: it may end by itself.
+    #[track_caller]
+    pub fn launch_up(&mut self, variables: &[(&str, PathBuf)]) {
+        let mut command = self.command();
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
+        self.start(Role::Up, command.args(["up", "--private"]));
+    }
+
+    /// What became of `holm up`, if it has ended.
+    #[track_caller]
+    pub fn up_ended(&mut self) -> Option<Ran> {
+        let index = self.processes.iter().position(|(role, _)| *role == Role::Up).expect("`holm up` was started");
+        if self.processes[index].1.is_alive() {
+            return None;
+        }
+        let (_, running) = self.processes.remove(index);
+        Some(running.wait_alone())
+    }
+
     /// Starts an agent with a state folder of its own and waits until the server knows it.
     #[track_caller]
     pub fn start_agent(&mut self, name: &str) {

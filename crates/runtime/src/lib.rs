@@ -11,6 +11,7 @@
 pub mod archive;
 pub mod below;
 pub mod conformance;
+pub mod crash;
 pub mod fake;
 pub mod guest;
 pub mod inherited;

@@ -158,11 +158,20 @@ pub fn read_exit(dir: &Path) -> Result<Option<Status>, Error> {
 
 /// Whether the command of the attempt whose folder is `dir` may have been started.
 pub fn may_have_started(dir: &Path) -> io::Result<bool> {
-    match std::fs::symlink_metadata(dir.join(STARTED_FILE_NAME)) {
+    is_there(&dir.join(STARTED_FILE_NAME))
+}
+
+fn is_there(path: &Path) -> io::Result<bool> {
+    match std::fs::symlink_metadata(path) {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Whether the shim of the attempt whose folder is `dir` began with its orders; its socket is the first that it makes then.
+pub fn has_begun(dir: &Path) -> io::Result<bool> {
+    is_there(&dir.join(SOCKET_NAME))
 }
 
 /// The events of the attempt whose folder is `dir` with sequences beyond `after`, in order, at most `count_max`.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use holm_runtime::crash::effect;
 
 use crate::protocol::{CHANGES_FILE_NAME, EXIT_FILE_NAME, STARTED_FILE_NAME, Status};
 
@@ -59,9 +60,11 @@ impl<'a> Pending<'a> {
 /// Writes the final status. A second one replaces the first.
 pub fn write_status(dir: &Path, status: &Status) -> io::Result<()> {
     let bytes = Bytes::from(serde_json::to_vec(status)?);
-    let mut pending = Pending::begin(dir, EXIT_FILE_NAME)?;
-    pending.write(&bytes)?;
-    pending.finish().map(|_| ())
+    effect("exit.write", || {
+        let mut pending = Pending::begin(dir, EXIT_FILE_NAME)?;
+        pending.write(&bytes)?;
+        pending.finish().map(|_| ())
+    })
 }
 
 /// Leaves the mark that the command may have been started, should this process die without another word.

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use holm_runtime::{Descriptor, Sandbox, SharedRuntime, inherited, passing};
+use holm_runtime::{Descriptor, Sandbox, SharedRuntime, crash::effect, inherited, passing};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     net::{RecvFlags, recv},
@@ -167,12 +167,14 @@ fn leave_behind(launch: &Launch, causes: Causes, problem: String) {
 fn serve(received: Received, resolve: impl FnOnce(&str) -> Option<SharedRuntime>) -> Result<(), Error> {
     let Received { launch, descriptors, agent_uid, event_loop: EventLoop { runtime, terminate } } = received;
     let _inside = runtime.enter();
-    let listener = control::bind(&launch.dir).map_err(system("making the control socket"))?;
+    let listener = effect("control.bind", || control::bind(&launch.dir));
+    let listener = listener.map_err(system("making the control socket"))?;
     let listener = UnixListener::from_std(listener).map_err(system("making the control socket"))?;
     let watchdog = watchdog(&launch).map_err(system("starting the watchdog"))?;
-    let attempt = Attempt::new(launch, watchdog).map_err(system("making the attempt's files"))?;
+    let attempt = effect("spool.create", || Attempt::new(launch, watchdog));
+    let attempt = attempt.map_err(system("making the attempt's files"))?;
     let readiness = Readiness::begin(Duration::from_millis(attempt.launch.tuning.ready_ms));
-    let launched = launch_sandbox(&attempt.launch, descriptors, resolve);
+    let launched = effect("sandbox.launch", || launch_sandbox(&attempt.launch, descriptors, resolve));
     confine::confine().map_err(system("giving up privileges"))?;
     runtime.block_on(see_through(&attempt, launched, readiness, listener, agent_uid, terminate));
     Ok(())

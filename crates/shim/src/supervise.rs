@@ -18,7 +18,7 @@ use holm_domain::{
     log::Stream,
     run::{EventKind, ExitStatus, Usage},
 };
-use holm_runtime::{Counted, Sandbox, SandboxHandle};
+use holm_runtime::{Counted, Sandbox, SandboxHandle, crash::effect};
 use holm_wire::{
     guest_api::{OutputFrame, OutputStream},
     host_api::Refused,
@@ -158,7 +158,7 @@ impl Attempt {
         };
         let has_failed = matches!(ending, Ending::Exited(exit) if exit != ExitStatus::Code(0));
         let disk_full = has_failed && handle.disk_is_full() == Some(true);
-        self.watchdog.input(Input::Dismiss);
+        effect("sandbox.dismiss", || self.watchdog.input(Input::Dismiss));
         self.death(&mut view).await;
         (ending, Traces { counted: handle.counted(), disk_full })
     }
@@ -348,7 +348,7 @@ impl Attempt {
 
     /// Tells an event.
     pub(crate) fn tell(&self, event: EventKind) -> io::Result<()> {
-        self.events.borrow_mut().append(event)?;
+        effect("event.write", || self.events.borrow_mut().append(event))?;
         self.progress();
         Ok(())
     }

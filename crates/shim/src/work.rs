@@ -3,6 +3,7 @@
 use std::{os::fd::OwnedFd, time::Duration};
 
 use holm_domain::run::{EventKind, ExitStatus, event::TEXT_BYTES_MAX};
+use holm_runtime::crash::{effect, effect_of};
 use holm_wire::guest_api::{SendSignal, Setup};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
@@ -76,8 +77,9 @@ impl Attempt {
     async fn command(&self, guest: &Guest, env: &[(String, String)]) -> Result<ExitStatus, Ending> {
         let spawn = environment::spawn(self.launch.attempt.run, &self.launch.spec, env);
         // Before, not after: a shim that dies in between must not look as if nothing had been started.
-        exit::mark_started(&self.dir()).map_err(|error| Ending::unkept(&error))?;
-        let process = guest.spawn(&spawn).await.map_err(|error| match error {
+        effect("started.mark", || exit::mark_started(&self.dir())).map_err(|error| Ending::unkept(&error))?;
+        let spawned = effect_of("command.spawn", guest.spawn(&spawn)).await;
+        let process = spawned.map_err(|error| match error {
             SpawnError::Refused(failure) => Ending::NotSpawned(failure),
             SpawnError::Lost(lost) => lost.into(),
         })?;
@@ -146,7 +148,7 @@ impl Attempt {
             }
             pending.write(&piece).map_err(failed)?;
         }
-        let bytes = pending.finish().map_err(failed)?;
+        let bytes = effect("changes.keep", || pending.finish()).map_err(failed)?;
         self.update(|status| status.changes = Some(bytes));
         Ok(())
     }

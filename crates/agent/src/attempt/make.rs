@@ -6,7 +6,7 @@
 use std::{os::fd::OwnedFd, path::Path, sync::Arc};
 
 use holm_domain::run::{Outcome, Reason, SandboxInfo};
-use holm_runtime::{Descriptor, Error, Prepared, Request, SharedRuntime, Stop, passing};
+use holm_runtime::{Descriptor, Error, Prepared, Request, SharedRuntime, Stop, crash::effect, passing};
 use holm_shim::protocol::{DIR_DESCRIPTOR, Launch};
 use rustix::fs::{Mode, OFlags};
 use tokio::sync::watch;
@@ -139,17 +139,17 @@ fn prepare<C>(
     (runtime, orders): (&SharedRuntime, &Orders),
     stop: &Stop,
 ) -> Result<(Prepared, WaitingShim), NotMade> {
-    let dir = shared.folder.make_attempt(claim.attempt)?;
+    let dir = effect("attempt.folder", || shared.folder.make_attempt(claim.attempt))?;
     let request = Request { attempt: claim.attempt, spec: claim.spec.clone(), dir: dir.clone() };
-    let resources = stay.plan(|taken| runtime.plan(&request, taken))?;
+    let resources = effect("attempt.plan", || stay.plan(|taken| runtime.plan(&request, taken)))?;
     let record = Record::new(shared.boot_id.clone(), claim.clone(), orders.deadline, resources);
-    record.write(&dir)?;
+    effect("journal.write", || record.write(&dir))?;
     let identity = runtime.shim(&record.resources);
-    hand_over(&dir, identity.ids)?;
+    effect("attempt.hand_over", || hand_over(&dir, identity.ids))?;
     let program = &shared.config.shim;
     let (shim, prepared) = std::thread::scope(|scope| {
-        let starting = scope.spawn(|| WaitingShim::start(program, &identity));
-        let prepared = runtime.prepare(&request, &record.resources, stop);
+        let starting = scope.spawn(|| effect("shim.start", || WaitingShim::start(program, &identity)));
+        let prepared = effect("sandbox.prepare", || runtime.prepare(&request, &record.resources, stop));
         (starting.join(), prepared)
     });
     let shim = shim.unwrap_or_else(|_| Err(std::io::Error::other("starting it panicked")));
@@ -180,8 +180,9 @@ fn brief<C>(
         tuning: shared.config.tuning,
     };
     let id = shim.id().map_err(launch_failed)?;
-    ShimRecord { shim: id, sandbox: sandbox.clone() }.write(&dir)?;
-    let process = shim.brief(id, |socket| passing::send(socket, &message, &descriptors));
+    let record = ShimRecord { shim: id, sandbox: sandbox.clone() };
+    effect("journal.shim", || record.write(&dir))?;
+    let process = effect("shim.brief", || shim.brief(id, |socket| passing::send(socket, &message, &descriptors)));
     let process = process.map_err(|error| launch_failed(format!("the shim does not take its orders: {error}")))?;
     Ok(Made { process, sandbox })
 }

@@ -15,6 +15,7 @@ mod settle;
 use std::{sync::Arc, time::Duration};
 
 use holm_domain::run::SandboxInfo;
+use holm_runtime::crash::effect_of;
 use holm_shim::protocol::Status;
 use tokio::sync::watch;
 
@@ -106,7 +107,7 @@ impl<C: ControlPlane> Attempt<C> {
         if shared.events.send(Event::Released(held(attempt))).await.is_err() {
             tracing::debug!(run = %attempt.run, "nobody keeps leases any more");
         }
-        shim.quit(shared.config.quit_within).await;
+        effect_of("shim.quit", shim.quit(shared.config.quit_within)).await;
         clear(&shared, stay).await;
         drop(permit);
     }

@@ -8,7 +8,7 @@ use std::{path::PathBuf, time::Duration};
 
 use holm_api::agent::{AppendEvents, Fenced, FinishRun, SandboxEnded, StartRun};
 use holm_domain::run::{Outcome, Reason, SandboxInfo};
-use holm_runtime::AttemptId;
+use holm_runtime::{AttemptId, crash::effect_of};
 use holm_shim::{
     client::read_events,
     protocol::{CHANGES_FILE_NAME, MESSAGE_BYTES_MAX},
@@ -86,7 +86,8 @@ impl<C: ControlPlane> Reporter<'_, C> {
         sandbox.unenforced.extend(of_guest);
         let body = StartRun { instance: self.shared.instance(), fence: self.attempt.fence, sandbox };
         let Shared { control, config, .. } = self.shared;
-        persist("start", config.patience, || control.start(self.attempt.run, body.clone())).await
+        let start = persist("start", config.patience, || control.start(self.attempt.run, body.clone()));
+        effect_of("report.start", start).await
     }
 
     /// Sends output and events until the sandbox has ended and nothing is left; returns the end and what was lost.
@@ -136,7 +137,8 @@ impl<C: ControlPlane> Reporter<'_, C> {
         let Shared { control, config, agent, .. } = self.shared;
         let outcome = clipped(end.outcome.clone());
         let body = SandboxEnded { agent: *agent, instance: self.shared.instance(), fence, outcome };
-        match persist("ended", config.patience, || control.ended(run, body.clone())).await {
+        let ended = persist("ended", config.patience, || control.ended(run, body.clone()));
+        match effect_of("report.sandbox_ended", ended).await {
             Err(ControlError::Refused(problem)) => {
                 tracing::error!(%run, problem, "the end of the sandbox was not accepted; that of the run is told all the same");
                 Ok(())
@@ -175,7 +177,7 @@ impl<C: ControlPlane> Reporter<'_, C> {
         let Shared { control, config, .. } = self.shared;
         while let Some((first_seq, _, batches)) = logs.read().await? {
             let append = || control.append_logs(run, fenced, batches.clone());
-            let answer = persist("append_logs", config.patience, append).await;
+            let answer = effect_of("report.logs", persist("append_logs", config.patience, append)).await;
             logs.answered(first_seq, answer.map(|appended| appended.next_seq))?;
             self.wants.send_modify(|wants| wants.acked = wants.acked.max(logs.next_seq()));
         }
@@ -204,7 +206,7 @@ impl<C: ControlPlane> Reporter<'_, C> {
                 events,
             };
             let append = || control.append_events(run, body.clone());
-            match persist("append_events", config.patience, append).await {
+            match effect_of("report.events", persist("append_events", config.patience, append)).await {
                 Ok(()) => told += count,
                 Err(ControlError::Refused(problem)) => return Ok(self.pass_over_events(&problem)),
                 Err(error) => return Err(error),
@@ -233,7 +235,7 @@ impl<C: ControlPlane> Reporter<'_, C> {
                 Err(error) => Err(ControlError::Refused(error.to_string())),
             }
         };
-        match persist("put_changes", config.patience, put).await {
+        match effect_of("report.changes", persist("put_changes", config.patience, put)).await {
             Ok(()) => Ok(Ok(())),
             Err(ControlError::Refused(problem)) => Ok(Err(problem)),
             Err(error) => Err(error),
@@ -300,5 +302,6 @@ async fn finish<C: ControlPlane>(
         result: end.result.clone(),
         next_log_seq,
     };
-    persist("finish", shared.config.patience, || shared.control.finish(run, body.clone())).await
+    let finish = persist("finish", shared.config.patience, || shared.control.finish(run, body.clone()));
+    effect_of("report.finish", finish).await
 }

@@ -5,6 +5,7 @@
 
 mod api;
 mod basics;
+mod crash;
 mod errors;
 mod escape;
 mod files;

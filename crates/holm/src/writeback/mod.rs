@@ -16,11 +16,16 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-use std::{fs::File, io::Write as _, path::Path, time::Duration};
+use std::{
+    fs::File,
+    io::Write as _,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use futures_util::StreamExt as _;
-use holm_api::client::Client;
+use holm_api::client::{Client, ClientError};
 use holm_domain::RunId;
 
 /// The largest archive that is taken, in bytes; the server takes no larger one from an agent.
@@ -28,8 +33,27 @@ const ARCHIVE_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
 /// How long the archive may say nothing while it is downloaded.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
+/// How long the download is begun anew while the server cannot be reached.
+const PATIENCE: Duration = Duration::from_secs(60);
+const BACKOFF_FIRST: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
 /// Downloads the archive of a run's changes into a file that has no name.
 pub async fn download(client: &Client, run: RunId) -> anyhow::Result<File> {
+    let begun = Instant::now();
+    let mut wait = BACKOFF_FIRST;
+    loop {
+        let is_transient =
+            |error: &anyhow::Error| error.downcast_ref::<ClientError>().is_some_and(ClientError::is_transient);
+        match download_once(client, run).await {
+            Err(error) if is_transient(&error) && begun.elapsed() < PATIENCE => tokio::time::sleep(wait).await,
+            done => return done,
+        }
+        wait = (wait * 2).min(BACKOFF_MAX);
+    }
+}
+
+async fn download_once(client: &Client, run: RunId) -> anyhow::Result<File> {
     let mut file = unnamed_file().context("cannot make a temporary file")?;
     let mut pieces = std::pin::pin!(client.run_changes(run).await?);
     let mut length = 0u64;

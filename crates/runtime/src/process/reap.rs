@@ -22,7 +22,7 @@ use super::{
     label::{GUEST_LABEL, GUEST_NAME, LABELLED_VERB, Label},
     runtime::NAME,
 };
-use crate::{AttemptId, Context, Error, Resources, StepReport};
+use crate::{AttemptId, Context, Error, Resources, StepReport, crash::effect};
 
 /// How long the kernel may take to end what was killed.
 const KILL_TIME: Duration = Duration::from_secs(10);
@@ -41,13 +41,14 @@ const FOLDERS_MAX: usize = 65_536;
 /// the caller has stays in `kept` as long as something there lives.
 pub fn destroy(label: &Label, slots: &Path, resources: &Resources, kept: &mut Option<Reservation>) -> Vec<StepReport> {
     let name = label.of(resources.attempt);
-    let killed = kill_all(&name, slots, resources, kept);
+    let killed = effect("processes.kill", || kill_all(&name, slots, resources, kept));
     if killed.is_ok() {
         *kept = None;
     }
     let mut steps = vec![report("processes".to_owned(), killed)];
     for group in resources.cgroups.iter().rev() {
-        steps.push(report(format!("cgroup {}", group.display()), remove_group(group, &name)));
+        let removed = effect("group.remove", || remove_group(group, &name));
+        steps.push(report(format!("cgroup {}", group.display()), removed));
     }
     for mount in resources.mounts.iter().rev() {
         let flags = rustix::mount::UnmountFlags::DETACH | rustix::mount::UnmountFlags::NOFOLLOW;

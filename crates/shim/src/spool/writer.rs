@@ -19,6 +19,7 @@ use holm_domain::{
     BootMicros, UnixMicros,
     log::{BatchBuilder, Stream},
 };
+use holm_runtime::crash::effect;
 
 use super::lines::{Cutter, Piece};
 use crate::protocol::SPOOL_DIR_NAME;
@@ -166,7 +167,7 @@ impl Files {
         let (Some(file), Some(last)) = (&mut self.open, self.written.back_mut()) else {
             return Err(io::Error::other("no spool file is open"));
         };
-        if let Err(error) = file.write_all(batch) {
+        if let Err(error) = effect("spool.append", || file.write_all(batch)) {
             // What a full disk took of the batch is taken back, so that readers see whole batches only.
             file.set_len(last.bytes)?;
             return Err(error);

@@ -1,0 +1,278 @@
+//! A process of Holm dies right before and right after every step whose trace outlives it: the run ends once, its output is
+//! there in order and nothing of it twice, and nothing is left on the host.
+//!
+//! The steps are those that the code names (`holm_runtime::crash`). They are found out by runs that note each of them, and a
+//! step that no such run reaches fails the test. A crash of `holm up` is one of server and agent together, so it stands for
+//! both; its run must succeed all the same. A run whose shim dies has lost who looks after it, and ends as failed with a
+//! reason, unless its end had been noted.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Mutex,
+    thread,
+};
+
+use holm_e2e::{Ran, Running, World, eventually, host};
+
+const LINES: u32 = 40;
+/// Leases short enough that a run whose agent died with its claim begins anew soon.
+const SERVER: &str = "lease_ttl = \"3s\"\nlease_margin = \"1s\"\n";
+/// How many points are tried at once: most of the time each of them waits.
+const AT_ONCE: usize = 4;
+/// Set to `all` for every point on every store; otherwise PostgreSQL and a plain user get every third.
+const EXTENT: &str = "HOLM_TEST_CRASHES";
+
+/// Prints lines, changes a file, is refused a connection, and prints the rest.
+fn script() -> String {
+    let half = LINES / 2;
+    format!(
+        "i=1; while [ $i -le {LINES} ]; do echo $i; i=$((i+1)); [ $i -eq {half} ] && sleep 0.4; done; \
+         echo new > changed; (: > /dev/tcp/192.0.2.1/80) 2>/dev/null; exit 0"
+    )
+}
+
+fn all_lines() -> String {
+    (1..=LINES).map(|line| format!("{line}\n")).collect()
+}
+
+/// When the process that is to die is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Scene {
+    /// Before the run is submitted.
+    Fresh,
+    /// After another one was killed under the run.
+    Recovering,
+}
+
+/// Where what the crashing processes read and write lies; shims have ids of their own.
+struct Stage {
+    trace: PathBuf,
+    armed: PathBuf,
+}
+
+impl Stage {
+    fn new(world: &World) -> Self {
+        let dir = world.folder("crash");
+        let open = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("a mode");
+        open(&dir, 0o777);
+        let stage = Self { trace: dir.join("trace"), armed: dir.join("armed") };
+        for path in [&stage.trace, &stage.armed] {
+            fs::write(path, "").expect("a file");
+            open(path, 0o666);
+        }
+        stage
+    }
+
+    fn trace(&self) -> Vec<(&'static str, PathBuf)> {
+        vec![("HOLM_CRASH_TRACE", self.trace.clone())]
+    }
+
+    fn crash_at(&self, point: &str) -> Vec<(&'static str, PathBuf)> {
+        vec![("HOLM_CRASH_AT", PathBuf::from(point)), ("HOLM_CRASH_ARMED", self.armed.clone())]
+    }
+
+    /// Whether somebody was to die and is dead.
+    fn is_over(&self) -> bool {
+        self.victim().is_some_and(|pid| !host::is_alive(pid))
+    }
+
+    /// Who was to die.
+    fn victim(&self) -> Option<u32> {
+        let files = fs::read_dir(self.armed.parent().expect("a folder")).expect("a folder").flatten();
+        let names = files.filter_map(|entry| entry.file_name().into_string().ok());
+        names.filter_map(|name| name.strip_prefix("armed.")?.parse().ok()).next()
+    }
+
+    fn points(&self) -> BTreeSet<String> {
+        fs::read_to_string(&self.trace).expect("a trace").lines().map(str::to_owned).collect()
+    }
+}
+
+/// A run that is attached to, and what became of who looks after it.
+struct Play {
+    world: World,
+    stage: Stage,
+    folder: PathBuf,
+    client: Option<Running>,
+    up_died: bool,
+}
+
+impl Play {
+    /// Everything up to the end of the run; `variables` are for the process that may die.
+    fn act(scene: Scene, variables: impl Fn(&Stage) -> Vec<(&'static str, PathBuf)>) -> Self {
+        let world = World::with_config(SERVER, "");
+        let stage = Stage::new(&world);
+        let folder = world.folder("work");
+        fs::write(folder.join("changed"), "old\n").expect("a file");
+        let mut play = Self { world, stage, folder, client: None, up_died: false };
+        let variables = variables(&play.stage);
+        match scene {
+            Scene::Fresh => {
+                play.world.launch_up(&variables);
+                play.until_served();
+                play.submit();
+            }
+            Scene::Recovering => {
+                play.world.start_up();
+                play.submit();
+                let client = play.client.as_ref().expect("it was started");
+                eventually("the first line", || (!client.stdout().is_empty()).then_some(()));
+                play.world.kill_up();
+                play.world.launch_up(&variables);
+            }
+        }
+        play
+    }
+
+    fn submit(&mut self) {
+        // By its socket: a client that looks for the server of this machine would start one where there is none.
+        let mut command = self.world.command();
+        let home = self.world.home();
+        command.env("HOLM_SERVER", format!("unix:{}", home.join("up.sock").display()));
+        command.env("HOLM_TOKEN_FILE", home.join("token"));
+        let folder = self.folder.to_str().expect("a path");
+        let script = script();
+        command.args(["run", "--dir", folder, "--write-back", "--", "bash", "-c", &script]);
+        self.client = Some(Running::start(&mut command));
+    }
+
+    /// Starts `holm up` again if it has died.
+    fn look_after_up(&mut self) {
+        if let Some(ran) = self.world.up_ended() {
+            assert_eq!(ran.code, 137, "it ended by itself: {ran}");
+            assert!(!self.up_died, "it died twice");
+            self.up_died = true;
+            self.world.start_up();
+        }
+    }
+
+    fn until_served(&mut self) {
+        eventually("`holm up` answers", || {
+            self.look_after_up();
+            let http = self.world.http();
+            let hosts = http.token.as_ref().and_then(|_| http.try_send("GET", "/v1/hosts", &[], b"").ok())?;
+            (hosts.status == 200 && !hosts.json()["hosts"].as_array()?.is_empty()).then_some(())
+        });
+    }
+
+    /// Waits for the client's end and for `is_over`.
+    fn until(&mut self, what: &str, is_over: impl Fn(&Stage) -> bool) -> Ran {
+        let mut client = self.client.take().expect("it was started");
+        eventually(what, || {
+            self.look_after_up();
+            (!client.is_alive() && is_over(&self.stage)).then_some(())
+        });
+        // It may have died last of all, while it removed what the run had left.
+        let died_last = !self.up_died && self.stage.victim() == Some(self.world.up_pid());
+        eventually("its end is seen", || {
+            self.look_after_up();
+            (self.up_died || !died_last).then_some(())
+        });
+        client.wait_alone()
+    }
+
+    /// What must hold whoever died where.
+    fn judge(&self, ran: &Ran) {
+        let run = self.world.newest();
+        let view = self.world.show(&run);
+        assert_eq!(self.world.all_runs().len(), 1);
+        assert_eq!(view["state"], "ended", "{view}");
+        let count = |kind: &str| self.world.events_of(&run, kind).len();
+        assert_eq!(count("ended"), 1, "{:?}", self.world.events(&run));
+        assert!(count("started") <= 1, "{:?}", self.world.events(&run));
+        assert_eq!(self.world.logs(&run).text(), ran.text(), "what was stored and what the client saw");
+        let reason = view["outcome"]["reason"].as_str().unwrap_or_default();
+        let changed = fs::read_to_string(self.folder.join("changed")).expect("a file");
+        if view["outcome"]["kind"] == "succeeded" {
+            assert_eq!(ran.code, 0, "{ran}");
+            assert_eq!(ran.text(), all_lines());
+            assert_eq!(changed, "new\n");
+            assert_eq!(count("egress_refused"), 1, "{:?}", self.world.events(&run));
+        } else {
+            assert!(!self.up_died, "the death of an agent does a run no harm: {view}");
+            assert!(["guest_lost", "launch_failed"].contains(&reason), "{view}");
+            assert_eq!(ran.code, 125, "{ran}");
+            assert!(all_lines().starts_with(ran.text()), "{ran}");
+            assert_eq!(changed, "old\n", "nothing is written back of a run that failed");
+        }
+    }
+}
+
+/// The points that a run of a scene reaches, which is right in itself.
+fn reached_in(scene: Scene) -> BTreeSet<String> {
+    let mut play = Play::act(scene, Stage::trace);
+    // The folder of the attempt is the last to go.
+    let ran = play.until("the run ends and is cleared", |stage| stage.points().contains("after attempt.remove"));
+    play.judge(&ran);
+    assert_eq!(ran.code, 0, "{ran}");
+    play.stage.points()
+}
+
+fn crash(scene: Scene, point: &str) {
+    let mut play = Play::act(scene, |stage| stage.crash_at(point));
+    let ran = play.until(&format!("{scene:?}, {point}: the run ends and the crash was there"), Stage::is_over);
+    play.judge(&ran);
+}
+
+/// The names that the code gives its steps.
+fn named_in_the_code() -> BTreeSet<String> {
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut names = BTreeSet::new();
+    let mut folders = ["agent", "runtime", "shim"].map(|name| crates.join(name).join("src")).to_vec();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("a folder").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            for call in ["effect(\"", "effect_of(\""] {
+                let named = text.split(call).skip(1).filter_map(|rest| rest.split('"').next());
+                names.extend(named.map(str::to_owned));
+            }
+        }
+    }
+    names
+}
+
+/// Which of the points are tried here.
+fn chosen(points: Vec<(Scene, String)>) -> Vec<(Scene, String)> {
+    let is_whole = std::env::var(EXTENT).is_ok_and(|extent| extent == "all");
+    let is_main = host::is_root() && std::env::var("HOLM_TEST_STORE").is_ok_and(|store| store == "sqlite");
+    let every = if is_whole || is_main { 1 } else { 3 };
+    points.into_iter().step_by(every).collect()
+}
+
+#[test]
+fn a_death_at_any_step_leaves_one_end_all_output_and_nothing_else() {
+    let reached: Vec<(Scene, BTreeSet<String>)> =
+        [Scene::Fresh, Scene::Recovering].map(|scene| (scene, reached_in(scene))).into();
+    let anywhere: BTreeSet<String> = reached
+        .iter()
+        .flat_map(|(_, points)| points)
+        .filter_map(|point| Some(point.split_once(' ')?.1.to_owned()))
+        .collect();
+    assert_eq!(anywhere, named_in_the_code(), "steps that are reached, and steps that the code names");
+    let points = reached.into_iter().flat_map(|(scene, points)| points.into_iter().map(move |point| (scene, point)));
+    let points = Mutex::new(chosen(points.collect()));
+    let total = points.lock().expect("a list").len();
+    let failed: Vec<String> = thread::scope(|scope| {
+        let work = || {
+            let mut failed = Vec::new();
+            loop {
+                let next = points.lock().expect("a list").pop();
+                let Some((scene, point)) = next else { return failed };
+                if thread::scope(|alone| alone.spawn(|| crash(scene, &point)).join()).is_err() {
+                    failed.push(format!("{scene:?}, {point}"));
+                }
+            }
+        };
+        let workers: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("it catches panics")).collect()
+    });
+    assert!(failed.is_empty(), "{} of {total} points: {failed:#?}", failed.len());
+}
