@@ -41,6 +41,12 @@ enum Command {
     Bench(bench::Bench),
     /// Many runs while the agent is killed again and again.
     Soak(soak::Arguments),
+    /// Have a process die before and after every step that outlives it, on both stores.
+    Crashes {
+        /// How often.
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+        rounds: u32,
+    },
     /// Run a server and an agent with a temporary state folder.
     Dev,
     /// Write the table of bounds in docs/limits.md from the code.
@@ -57,6 +63,7 @@ fn main() -> ExitCode {
         Command::Openapi(arguments) => openapi::openapi(&arguments),
         Command::Bench(what) => bench::bench(&what),
         Command::Soak(arguments) => soak::soak(&arguments),
+        Command::Crashes { rounds } => test::crashes(rounds),
         Command::Dev => dev::dev(),
         Command::Limits => tidy::write_limits(),
         Command::Tidy => tidy::tidy(),

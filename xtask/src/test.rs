@@ -174,10 +174,31 @@ fn guest_tests(context: &Context) -> Result<()> {
 }
 
 fn end_to_end(context: &Context, store: &str) -> Result<()> {
+    context.run_tests(&mut suite(store)?)
+}
+
+/// The command that runs the end-to-end suite on a store, with the binary that it needs built.
+fn suite(store: &str) -> Result<Command> {
     exec::run(&mut cargo(&["build", "--locked", "--package", "holm"])?)?;
     let mut command = cargo(test_runner())?;
     command.args(["--package", "holm-e2e"]).env("HOLM_TEST_STORE", store);
-    context.run_tests(command.env("HOLM_BIN", places::target()?.join("debug/holm")))
+    command.env("HOLM_BIN", places::target()?.join("debug/holm"));
+    Ok(command)
+}
+
+/// Has a process die at every step that outlives it, `rounds` times on each store.
+pub fn crashes(rounds: u32) -> Result<()> {
+    setup::setup(&setup::Arguments::default())?;
+    let context = Context { postgres: Postgres::start()?, counts: Mutex::default() };
+    let begun = Instant::now();
+    for round in 1..=rounds {
+        for store in ["sqlite", "postgres"] {
+            say::step(&format!("round {round} of {rounds} on {store}"));
+            context.run_tests(suite(store)?.arg("crash::").env("HOLM_TEST_CRASHES", "all"))?;
+        }
+    }
+    say::result(&format!("{}; {:.0} s in all", context.counts(), begun.elapsed().as_secs_f64()));
+    Ok(())
 }
 
 #[cfg(test)]

@@ -20,8 +20,8 @@ use holm_e2e::{Ran, Running, World, eventually, host};
 const LINES: u32 = 40;
 /// Leases short enough that a run whose agent died with its claim begins anew soon.
 const SERVER: &str = "lease_ttl = \"3s\"\nlease_margin = \"1s\"\n";
-/// How many points are tried at once: most of the time each of them waits.
-const AT_ONCE: usize = 4;
+/// How many points a test tries at once: most of the time each of them waits.
+const AT_ONCE: usize = 2;
 /// Set to `all` for every point on every store; otherwise PostgreSQL and a plain user get every third.
 const EXTENT: &str = "HOLM_TEST_CRASHES";
 
@@ -239,16 +239,18 @@ fn named_in_the_code() -> BTreeSet<String> {
     names
 }
 
-/// Which of the points are tried here.
-fn chosen(points: Vec<(Scene, String)>) -> Vec<(Scene, String)> {
+/// How many tests share the points.
+const SHARES: u64 = 6;
+
+/// Whether a point is tried here by the test with the number `share`. Its name decides, so that each is somebody's.
+fn is_chosen(share: u64, (scene, point): &(Scene, String)) -> bool {
+    let number = point.bytes().fold(*scene as u64, |number, byte| number * 31 % 1_000_003 + u64::from(byte));
     let is_whole = std::env::var(EXTENT).is_ok_and(|extent| extent == "all");
     let is_main = host::is_root() && std::env::var("HOLM_TEST_STORE").is_ok_and(|store| store == "sqlite");
-    let every = if is_whole || is_main { 1 } else { 3 };
-    points.into_iter().step_by(every).collect()
+    number % SHARES == share && (is_whole || is_main || number / SHARES % 3 == 0)
 }
 
-#[test]
-fn a_death_at_any_step_leaves_one_end_all_output_and_nothing_else() {
+fn deaths(share: u64) {
     let reached: Vec<(Scene, BTreeSet<String>)> =
         [Scene::Fresh, Scene::Recovering].map(|scene| (scene, reached_in(scene))).into();
     let anywhere: BTreeSet<String> = reached
@@ -258,21 +260,43 @@ fn a_death_at_any_step_leaves_one_end_all_output_and_nothing_else() {
         .collect();
     assert_eq!(anywhere, named_in_the_code(), "steps that are reached, and steps that the code names");
     let points = reached.into_iter().flat_map(|(scene, points)| points.into_iter().map(move |point| (scene, point)));
-    let points = Mutex::new(chosen(points.collect()));
-    let total = points.lock().expect("a list").len();
-    let failed: Vec<String> = thread::scope(|scope| {
-        let work = || {
-            let mut failed = Vec::new();
-            loop {
-                let next = points.lock().expect("a list").pop();
-                let Some((scene, point)) = next else { return failed };
-                if thread::scope(|alone| alone.spawn(|| crash(scene, &point)).join()).is_err() {
-                    failed.push(format!("{scene:?}, {point}"));
-                }
+    let points: Vec<(Scene, String)> = points.filter(|point| is_chosen(share, point)).collect();
+    let total = points.len();
+    let points = Mutex::new(points);
+    let work = || {
+        let mut failed = Vec::new();
+        loop {
+            let next = points.lock().expect("a list").pop();
+            let Some((scene, point)) = next else { return failed };
+            if thread::scope(|alone| alone.spawn(|| crash(scene, &point)).join()).is_err() {
+                failed.push(format!("{scene:?}, {point}"));
             }
-        };
+        }
+    };
+    let failed: Vec<String> = thread::scope(|scope| {
         let workers: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(work)).collect();
         workers.into_iter().flat_map(|worker| worker.join().expect("it catches panics")).collect()
     });
     assert!(failed.is_empty(), "{} of {total} points: {failed:#?}", failed.len());
 }
+
+macro_rules! shares {
+    ($($name:ident = $share:literal),+) => {
+        $(
+            #[test]
+            fn $name() {
+                deaths($share);
+            }
+        )+
+    };
+}
+
+// A death at any step leaves one end, all output and nothing else.
+shares!(
+    a_death_at_any_step_1 = 0,
+    a_death_at_any_step_2 = 1,
+    a_death_at_any_step_3 = 2,
+    a_death_at_any_step_4 = 3,
+    a_death_at_any_step_5 = 4,
+    a_death_at_any_step_6 = 5
+);
