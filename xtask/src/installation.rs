@@ -63,8 +63,13 @@ impl Installation {
 
     /// `holm up` that answers.
     pub fn up(built: &Path) -> Result<Self> {
+        Self::up_with(built, &[])
+    }
+
+    /// The same with further flags.
+    pub fn up_with(built: &Path, flags: &[&str]) -> Result<Self> {
         let mut this = Self::new(built)?;
-        this.server = Some(this.spawn(&["up", "--private"], "up.log")?);
+        this.server = Some(this.spawn(&[&["up", "--private"], flags].concat(), "up.log")?);
         this.wait_until_ready()?;
         Ok(this)
     }

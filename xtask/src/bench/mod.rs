@@ -4,6 +4,7 @@
 //! in turns. Results are a table on standard output and JSON under `target/bench/`.
 
 mod follow;
+mod idle;
 mod logs;
 mod peaks;
 mod peers;
@@ -28,6 +29,8 @@ pub enum Bench {
     Logs(logs::Arguments),
     /// What a line costs with 1, 100 and 1,000 followers.
     Follow(follow::Arguments),
+    /// Memory and wake-ups while nothing happens: without runs, and with many sandboxes that sleep.
+    Idle(idle::Arguments),
 }
 
 /// Measures.
@@ -37,6 +40,7 @@ pub fn bench(what: &Bench) -> Result<()> {
         Bench::Throughput(arguments) => throughput::throughput(arguments),
         Bench::Logs(arguments) => logs::logs(arguments),
         Bench::Follow(arguments) => follow::follow(arguments),
+        Bench::Idle(arguments) => idle::idle(arguments),
     }
 }
 

@@ -51,6 +51,16 @@ fn look(bin: &Path, peaks: &mut Peaks) {
     }
 }
 
+/// The processes of a role in the installation whose binary is `bin`.
+pub fn processes(bin: &Path, wanted: &str) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let of_role = processes.filter_map(|entry| {
+        let status = fs::read_to_string(entry.path().join("status")).ok()?;
+        (role(bin, &entry.path(), &status)? == wanted).then(|| entry.file_name().to_str()?.parse().ok())?
+    });
+    of_role.collect()
+}
+
 /// What a process is in this installation, if it is of it.
 fn role(bin: &Path, dir: &Path, status: &str) -> Option<&'static str> {
     if status.starts_with(&format!("Name:\t{GUEST}")) {
@@ -82,7 +92,8 @@ fn verb(dir: &Path) -> Option<String> {
     line.split(|byte| *byte == 0).nth(1).map(|word| String::from_utf8_lossy(word).into_owned())
 }
 
-fn number(status: &str, field: &str) -> Option<u64> {
+/// A number in a file of proc(5) with a field a line.
+pub fn number(status: &str, field: &str) -> Option<u64> {
     status.lines().find_map(|line| line.strip_prefix(field))?.split_whitespace().next()?.parse().ok()
 }
 
