@@ -181,12 +181,10 @@ impl<C: ControlPlane> Keeper<C> {
 
     fn start_pollers(&mut self) {
         let poller = Poller { shared: self.shared.clone(), held: self.held.subscribe() };
-        for _ in 0..2 {
-            let (poller, pool) = (poller.clone(), self.pool.clone());
-            self.pollers.spawn(async move {
-                poller.claim(pool).await;
-            });
-        }
+        let (claimer, pool) = (poller.clone(), self.pool.clone());
+        self.pollers.spawn(async move {
+            claimer.claim(pool).await;
+        });
         self.pollers.spawn(storage::tell(self.shared.clone()));
         self.pollers.spawn(async move {
             poller.listen().await;

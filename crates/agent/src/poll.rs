@@ -1,9 +1,9 @@
 //! Asking the control plane for work and directives.
 //!
-//! Two claimers offer what is free, so that what is given back while one of them waits at the server can be offered by the
-//! other, where it makes a difference; what they offer never adds up to more than there is. A claimer is never interrupted: an answer that grants a
-//! lease must not be thrown away. The listener asks for nothing, so it may be, and begins anew whenever there is more that
-//! it has to hear about.
+//! The claimer offers all that is free. While that is not all that the host has, it asks again every second, because what
+//! is given back meanwhile may make fit what did not. There is one: of two that offer parts, none would hear of a run that
+//! fits their sum. It is never interrupted: an answer that grants a lease must not be thrown away. The listener asks for
+//! nothing, so it may be, and begins anew whenever there is more that it has to hear about.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,13 +24,15 @@ use crate::{
 
 /// The most runs in one answer.
 const CLAIMS_MAX: u32 = 64;
-/// How long a claimer waits that does not offer all that the host has: what is given back may make more fit.
+/// How long the claimer waits that does not offer all that the host has.
 const BUSY_WAIT: Duration = Duration::from_secs(1);
 /// The shortest time between two requests of the listener, should the server answer them all at once.
 const LISTEN_GAP: Duration = Duration::from_millis(10);
 /// How long a lease is held until the listener asks about it: many that come together are asked about together, and a run
-/// that is over by then not at all. So much later at most it hears that it is to be cancelled.
+/// that is over by then not at all.
 const LISTEN_AFTER: Duration = Duration::from_millis(25);
+/// How long a request of the listener is left alone, however many leases come: it must get its answer.
+const LISTEN_FOR: Duration = Duration::from_millis(250);
 
 /// An answer, and everything that is needed to act on it.
 #[derive(Debug)]
@@ -120,7 +122,7 @@ impl<C: ControlPlane> Poller<C> {
         loop {
             let held = self.held.borrow_and_update().clone();
             if held.is_empty() {
-                if let Err(closed) = more_than(&mut self.held, &held).await {
+                if let Err(closed) = more_than(&mut self.held, &held, LISTEN_AFTER).await {
                     return closed;
                 }
                 continue;
@@ -129,7 +131,7 @@ impl<C: ControlPlane> Poller<C> {
             let asked_at = clock::boot_now();
             let answer = tokio::select! {
                 answer = self.shared.control.poll(body) => answer,
-                changed = more_than(&mut self.held, &held) => match changed {
+                changed = more_than(&mut self.held, &held, LISTEN_FOR) => match changed {
                     Ok(()) => continue,
                     Err(closed) => return closed,
                 },
@@ -154,12 +156,17 @@ impl<C: ControlPlane> Poller<C> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Closed;
 
-/// Waits until something is held that is not among `known`, and a moment longer.
-async fn more_than(held: &mut watch::Receiver<Vec<HeldLease>>, known: &[HeldLease]) -> Result<(), Closed> {
+/// Waits until something is held that is not among `known`, for [`LISTEN_AFTER`] already, and at least for `least`.
+async fn more_than(
+    held: &mut watch::Receiver<Vec<HeldLease>>,
+    known: &[HeldLease],
+    least: Duration,
+) -> Result<(), Closed> {
+    let not_before = tokio::time::Instant::now() + least;
     loop {
         held.changed().await.map_err(|_| Closed)?;
         if held.borrow_and_update().iter().any(|lease| !known.contains(lease)) {
-            tokio::time::sleep(LISTEN_AFTER).await;
+            tokio::time::sleep_until(not_before.max(tokio::time::Instant::now() + LISTEN_AFTER)).await;
             return Ok(());
         }
     }

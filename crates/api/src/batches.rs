@@ -1,9 +1,10 @@
 //! A log as a stream of its batches, as bytes: nothing is taken apart on the way.
 //!
 //! The stream is a row of frames: a batch ([`holm_domain::log`]); `HLBK`, which says that the server is alive; `HLBE`, which
-//! says that everything that was asked for has been sent, up to a sequence (8 bytes, little-endian), with the run as it
-//! ended (a length of 4 bytes, and as much JSON; nothing if it goes on). A stream that ends without that was cut off. The
-//! first batch may begin before, and the last may go on behind, what was asked for.
+//! says that everything that was asked for has been sent, up to a sequence (8 bytes, little-endian); or `HLBR`, which says
+//! the same of the whole log of a run that has ended, and then tells the run (a length of 4 bytes, and as much JSON). A
+//! stream without one of the two was cut off. The first batch may begin before, and the last may go on behind, what was
+//! asked for.
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use holm_domain::log::{Batch, BatchError, Entry, HEAD_BYTES};
@@ -13,16 +14,23 @@ use crate::runs::RunView;
 /// Says that the server is alive.
 pub const ALIVE: &[u8] = b"HLBK";
 const END: &[u8] = b"HLBE";
-const END_HEAD_BYTES: usize = 16;
-/// The longest description of a run that a reader takes, in bytes; far more than the limits of its parts allow.
-const RUN_BYTES_MAX: usize = 8 * 1024 * 1024;
+const END_BYTES: usize = 12;
+const END_OF_RUN: &[u8] = b"HLBR";
+const END_OF_RUN_HEAD_BYTES: usize = 16;
+/// The longest description of a run that a reader takes, in bytes: twice what a request may have by which one is made.
+pub const RUN_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// The last frame of a stream that was sent up to the sequence `last_seq`, with the run if it has ended.
-pub fn end(last_seq: u64, run: Option<&RunView>) -> serde_json::Result<Bytes> {
-    let run = run.map(serde_json::to_vec).transpose()?.unwrap_or_default();
+/// The last frame of a stream that was sent up to the sequence `last_seq`.
+pub fn end(last_seq: u64) -> Bytes {
+    [END, &last_seq.to_le_bytes()].concat().into()
+}
+
+/// The last frame of the whole log of a run that has ended.
+pub fn end_of(run: &RunView, last_seq: u64) -> serde_json::Result<Bytes> {
+    let run = serde_json::to_vec(run)?;
     // A length that does not fit is one that no reader takes.
     let length = u32::try_from(run.len()).unwrap_or(u32::MAX);
-    Ok([END, &last_seq.to_le_bytes(), &length.to_le_bytes(), &run].concat().into())
+    Ok([END_OF_RUN, &last_seq.to_le_bytes(), &length.to_le_bytes(), &run].concat().into())
 }
 
 /// Why bytes are no stream of frames.
@@ -80,7 +88,7 @@ pub enum Frame {
     Batch(LogBatch),
     /// The server is alive.
     Alive,
-    /// Everything that was asked for was sent, up to this sequence; the run, if it has ended.
+    /// Everything that was asked for was sent, up to this sequence; the run, if that is told.
     End(u64, Option<Box<RunView>>),
 }
 
@@ -103,7 +111,13 @@ impl FrameReader {
             return Ok(Some(Frame::Alive));
         }
         if self.buffer.starts_with(END) {
-            return self.pull_end();
+            let Some(frame) = self.buffer.first_chunk::<END_BYTES>() else { return Ok(None) };
+            let seq = frame.last_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+            self.buffer.advance(END_BYTES);
+            return Ok(Some(Frame::End(seq, None)));
+        }
+        if self.buffer.starts_with(END_OF_RUN) {
+            return self.pull_end_of_run();
         }
         if self.buffer.len() < HEAD_BYTES {
             return Ok(None);
@@ -118,17 +132,17 @@ impl FrameReader {
         Ok(Some(Frame::Batch(LogBatch { after: 0, first_seq, last_seq, bytes })))
     }
 
-    fn pull_end(&mut self) -> Result<Option<Frame>, FrameError> {
-        let Some((mut head, rest)) = self.buffer.split_at_checked(END_HEAD_BYTES) else { return Ok(None) };
-        head.advance(END.len());
+    fn pull_end_of_run(&mut self) -> Result<Option<Frame>, FrameError> {
+        let Some((mut head, rest)) = self.buffer.split_at_checked(END_OF_RUN_HEAD_BYTES) else { return Ok(None) };
+        head.advance(END_OF_RUN.len());
         let (seq, length) = (head.get_u64_le(), head.get_u32_le() as usize);
         if length > RUN_BYTES_MAX {
             return Err(FrameError::RunTooLong(length));
         }
         let Some(run) = rest.get(..length) else { return Ok(None) };
-        let run = (length > 0).then(|| serde_json::from_slice(run)).transpose()?;
-        self.buffer.advance(END_HEAD_BYTES + length);
-        Ok(Some(Frame::End(seq, run)))
+        let run = serde_json::from_slice(run)?;
+        self.buffer.advance(END_OF_RUN_HEAD_BYTES + length);
+        Ok(Some(Frame::End(seq, Some(run))))
     }
 }
 
@@ -152,6 +166,16 @@ mod tests {
         bytes
     }
 
+    fn ended_run() -> RunView {
+        let ids = ["run", "org", "prj"].map(|kind| format!("{kind}_00000000000000000000000001"));
+        let run = serde_json::json!({
+            "id": ids[0], "org": ids[1], "project": ids[2], "state": "ended", "fence": 1, "attempt": 1, "queued_at": 1,
+            "ended_at": 2, "outcome": {"kind": "succeeded", "exit": {"code": 0}},
+            "spec": {"root": {"kind": "host"}, "argv": ["true"]},
+        });
+        serde_json::from_value(run).unwrap()
+    }
+
     fn told(frame: &Frame) -> String {
         match frame {
             Frame::Alive => "alive".to_owned(),
@@ -162,9 +186,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn cuts_make_no_difference(cuts in prop::collection::vec(0usize..200, 0..12)) {
-            let stream = [&batch(1, 3), ALIVE, &batch(4, 1), ALIVE, ALIVE, &end(4, None).unwrap()[..]].concat();
-            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(stream.len())).collect();
+        fn cuts_make_no_difference(cuts in prop::collection::vec(0usize..10_000, 0..12)) {
+            let whole = end_of(&ended_run(), 4).map_err(|error| TestCaseError::fail(error.to_string()))?;
+            let stream = [&batch(1, 3), ALIVE, &batch(4, 1), ALIVE, &end(4), &whole[..]].concat();
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut % stream.len()).collect();
             cuts.extend([0, stream.len()]);
             cuts.sort_unstable();
             let (mut reader, mut seen) = (FrameReader::default(), Vec::new());
@@ -174,7 +199,7 @@ mod tests {
                     seen.push(told(&frame));
                 }
             }
-            prop_assert_eq!(seen, ["1,2,3", "alive", "4", "alive", "alive", "end 4 false"]);
+            prop_assert_eq!(seen, ["1,2,3", "alive", "4", "alive", "end 4 false", "end 4 true"]);
         }
 
         #[test]
@@ -183,6 +208,13 @@ mod tests {
             reader.push(&bytes);
             while let Ok(Some(_)) = reader.pull() {}
         }
+    }
+
+    #[test]
+    fn a_run_that_is_too_long_is_refused_before_it_is_read() {
+        let mut reader = FrameReader::default();
+        reader.push(&[END_OF_RUN, &4u64.to_le_bytes(), &(RUN_BYTES_MAX as u32 + 1).to_le_bytes()].concat());
+        assert!(matches!(reader.pull(), Err(FrameError::RunTooLong(_))));
     }
 
     #[test]

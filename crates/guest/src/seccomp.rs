@@ -3,9 +3,10 @@
 //! The lists follow the default profile of container engines. Filters are stacked; the kernel obeys the strictest one. The
 //! first decides by number: the listed calls pass, those that exist to cross borders are answered EPERM, so that a person
 //! sees what happened, and all others ENOSYS, as a kernel would that does not know them, so that programs fall back. The
-//! second looks at the arguments of calls that pass, and answers EPERM as well. A third one answers "done" and does nothing when a process sets its limit for core dumps, as careful programs do: the
-//! runtime set it to 1, which alone keeps the kernel from starting the host's handler of crashes (`core_pattern` with a
-//! pipe), with a workload's memory for its input and the rights of the host's root; 0 would not (core(5)).
+//! second looks at the arguments of calls that pass, and answers EPERM as well. A third one answers "done" and does nothing
+//! when a process sets its limit for core dumps, as careful programs do: the runtime set it to 1, which alone keeps the
+//! kernel from starting the host's handler of crashes (`core_pattern` with a pipe), with a workload's memory for its input
+//! and the rights of the host's root; 0 would not (core(5)).
 //! Calls made through another instruction set (`int 0x80`) kill the process; x32 numbers are on neither list.
 //!
 //! `clone3` is answered ENOSYS because its flags lie in memory, where no filter can see them; libraries fall back to

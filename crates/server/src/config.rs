@@ -58,8 +58,8 @@ pub const QUEUE_LOOK_MAX: u32 = 256;
 pub const POLL_WAIT_MS_MAX: u64 = 60_000;
 /// How often a compare-and-swap is tried again after somebody else was faster.
 pub const SWAPS_MAX: u32 = 16;
-/// How long a wait lasts at most before the store is read again: wakers of other servers do not reach this one.
-pub const REREAD_EVERY: Duration = Duration::from_secs(1);
+/// How long a poll waits at most before it reads a store again that no other server changes. Nothing hangs on it.
+pub const REREAD_OWN_EVERY: Duration = Duration::from_secs(15);
 /// How often a quiet stream says that it is alive.
 pub const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
 
@@ -119,6 +119,8 @@ pub struct ServeLimits {
     pub upload_idle_timeout: Duration,
     /// How long a server that is to end waits for its connections.
     pub drain_timeout: Duration,
+    /// How long a wait lasts at most before the store is read again: wakers of other servers do not reach this one.
+    pub reread_every: Duration,
 }
 
 impl Default for ServeLimits {
@@ -139,6 +141,7 @@ impl Default for ServeLimits {
             upload_timeout: Duration::from_secs(3_600),
             upload_idle_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(10),
+            reread_every: Duration::from_secs(1),
         }
     }
 }

@@ -1,16 +1,19 @@
 //! Hints that something may have changed: for each org one bell for its queue and one for its agents, one for each run.
 //!
 //! A hint carries nothing and may be missed or superfluous: whoever is woken reads the store. A server never hears what
-//! another server rings, so every wait also ends after [`crate::config::REREAD_EVERY`]. A bell exists only while somebody
+//! another server rings, so every wait also ends after `reread_every` of [`crate::config::ServeLimits`]. A bell exists only while somebody
 //! listens.
 
 use std::{
     collections::HashMap,
     hash::Hash,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
 };
 
-use holm_domain::{OrgId, RunId};
+use holm_domain::{OrgId, RunId, UnixMicros};
 use tokio::sync::{Notify, futures::Notified};
 
 /// The bells of one server.
@@ -20,6 +23,9 @@ pub struct Wakers {
     agents: Arc<Bells<OrgId>>,
     runs: Arc<Bells<RunId>>,
     seal: Notify,
+    overdue: Notify,
+    /// When overdue runs are looked for next.
+    overdue_at: AtomicI64,
 }
 
 impl Wakers {
@@ -46,6 +52,19 @@ impl Wakers {
     /// Waits until a log is worth sealing.
     pub async fn sealable(&self) {
         self.seal.notified().await;
+    }
+
+    /// Says that a run that was saved is overdue at `deadline`.
+    pub fn expect_deadline(&self, deadline: Option<UnixMicros>) {
+        if deadline.is_some_and(|deadline| deadline.0 < self.overdue_at.load(Ordering::SeqCst)) {
+            self.overdue.notify_one();
+        }
+    }
+
+    /// Waits until a run was saved that is overdue before `planned`, when they are looked for next.
+    pub async fn overdue_before(&self, planned: UnixMicros) {
+        self.overdue_at.store(planned.0, Ordering::SeqCst);
+        self.overdue.notified().await;
     }
 
     /// Says that there is more to be executed for an org.

@@ -30,6 +30,13 @@ pub struct DuePlace {
     pub(crate) id: String,
 }
 
+impl DuePlace {
+    /// When the run is overdue.
+    pub fn deadline(&self) -> UnixMicros {
+        self.deadline
+    }
+}
+
 impl Store {
     /// Runs of all orgs whose deadline is at `now` or before, the longest overdue first, behind the place `after`; for the
     /// server's own task.

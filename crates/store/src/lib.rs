@@ -75,6 +75,11 @@ enum Backend {
 }
 
 impl Store {
+    /// Whether other processes may change what is stored: a database of SQLite is one server's own.
+    pub fn is_shared(&self) -> bool {
+        !matches!(self.backend, Backend::Sql(Db::Sqlite { .. }))
+    }
+
     /// Opens the store that `url` names and brings its schema up to date: `memory:`, `sqlite:PATH` or
     /// `postgres://USER:PASSWORD@HOST/DATABASE`. Large objects go to `blobs`.
     pub async fn open(url: &str, blobs: Blobs) -> Result<Self> {

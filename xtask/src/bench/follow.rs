@@ -141,11 +141,11 @@ fn entries(reader: &mut impl Read) -> Result<u64> {
         reader.read_exact(&mut magic)?;
         match &magic {
             b"HLBK" => {}
-            b"HLBE" => {
+            // What follows the sequence of `HLBR` is the run, which is of no interest here.
+            b"HLBE" | b"HLBR" => {
                 let mut seq = [0; 8];
                 reader.read_exact(&mut seq)?;
                 ensure!(u64::from_le_bytes(seq) == last, "the end is told for another sequence than {last}");
-                // The run as it ended follows, which is of no interest here.
                 return Ok(last);
             }
             b"HLB1" => {

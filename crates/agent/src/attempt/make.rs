@@ -148,11 +148,13 @@ fn prepare<C>(
     effect("attempt.hand_over", || hand_over(&dir, identity.ids))?;
     let program = &shared.config.shim;
     let (shim, prepared) = std::thread::scope(|scope| {
-        let starting = scope.spawn(|| effect("shim.start", || WaitingShim::start(program, &identity)));
+        let start = || effect("shim.start", || WaitingShim::start(program, &identity));
+        let starting = std::thread::Builder::new().name("shim-start".to_owned()).spawn_scoped(scope, start);
         let prepared = effect("sandbox.prepare", || runtime.prepare(&request, &record.resources, stop));
-        (starting.join(), prepared)
+        let joined = starting.map(|starting| starting.join());
+        (joined, prepared)
     });
-    let shim = shim.unwrap_or_else(|_| Err(std::io::Error::other("starting it panicked")));
+    let shim = shim.and_then(|shim| shim.unwrap_or_else(|_| Err(std::io::Error::other("starting it panicked"))));
     let shim = shim.map_err(|error| launch_failed(format!("the shim cannot be started: {error}")))?;
     Ok((prepared?, shim))
 }

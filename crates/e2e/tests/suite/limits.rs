@@ -156,3 +156,15 @@ fn below_the_floor_of_free_space_nothing_is_taken_until_there_is_room_again() {
     });
     world.run(["--", "true"]).succeeds();
 }
+
+#[test]
+fn a_run_that_needs_all_of_a_host_begins_once_the_host_is_free() {
+    let mut world = World::new();
+    world.start_up_with(&["--host-memory", "4g", "--runs-max", "4"]);
+    // What is free while the first one runs is offered by itself; only together with the rest is it enough.
+    let first = world.detach(["-m", "2500m", "--", "sleep", "1.5"]);
+    world.until_state(&first, "running");
+    let second = world.detach(["-m", "3g", "--", "true"]);
+    world.until_ended(&first);
+    assert_eq!(world.until_ended(&second)["outcome"]["kind"], "succeeded");
+}

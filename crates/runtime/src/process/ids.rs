@@ -19,7 +19,7 @@ use rustix::{
     fs::{FlockOperation, Gid, Mode, OFlags, Uid, flock},
     io::Errno,
     pipe::{PipeFlags, pipe_with},
-    process::{Pid, Signal},
+    process::{DumpableBehavior, Pid, Signal, getpid, getppid, set_dumpable_behavior},
     thread::{UnshareFlags, nanosleep, set_thread_res_gid, set_thread_res_uid},
     time::Timespec,
 };
@@ -163,7 +163,11 @@ pub fn probe_own() -> Result<(), Error> {
 fn with_namespace<T>(owner: Option<u32>, used: impl FnOnce(Pid) -> io::Result<T>) -> Result<T, Error> {
     let context = || "making a user namespace".to_owned();
     let (ready, told) = pipe_with(PipeFlags::CLOEXEC).context(context)?;
-    let helper = Helper { owner, ready: told.as_raw_fd() };
+    if owner.is_some() {
+        // What the helper shares is not for whoever has its ids.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).context(context)?;
+    }
+    let helper = Helper { owner, ready: told.as_raw_fd(), parent: getpid() };
     // SAFETY: `helper_main` makes system calls of rustix only, and `helper` outlives the process.
     #[allow(unsafe_code)]
     let process = unsafe { Sharing::start(helper_main, &helper) }.context(context)?;
@@ -179,18 +183,23 @@ const HELPER_LIFE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 struct Helper {
     owner: Option<u32>,
     ready: RawFd,
+    parent: Pid,
 }
 
 /// Its whole life: only system calls, no allocation, no unwinding.
 extern "C" fn helper_main(context: *mut libc::c_void) -> i32 {
     // SAFETY: it is what `with_namespace` gave, and the descriptor was open when this process got its copies.
     #[allow(unsafe_code)]
-    let (owner, ready) = unsafe {
+    let (owner, ready, parent) = unsafe {
         let helper = &*context.cast::<Helper>();
-        (&helper.owner, BorrowedFd::borrow_raw(helper.ready))
+        (helper.owner, BorrowedFd::borrow_raw(helper.ready), helper.parent)
     };
-    let made = become_owner(*owner).and_then(|()| {
+    let made = become_owner(owner).and_then(|()| {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // It may have ended before it was listened to.
+        if getppid() != Some(parent) {
+            sys::exit_now(1);
+        }
         sys::unshare_namespaces(UnshareFlags::NEWUSER)
     });
     let errno = made.err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));

@@ -56,16 +56,53 @@ pub unsafe fn clone_process(flags: libc::c_int) -> io::Result<Cloned> {
     Ok(Cloned::Parent { pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
 }
 
-/// How much stack a process has that shares its parent's memory.
-const SHARING_STACK_BYTES: usize = 64 * 1024;
+/// How much stack a process has that shares its parent's memory, with the page below it.
+const STACK_BYTES: usize = 64 * 1024;
+/// No page is larger where there is x86-64.
+const PAGE_BYTES: usize = 4_096;
 
 /// A process that shares the caller's memory: nothing is copied for it, neither at its start nor afterwards. Dropped, it is
 /// killed and waited for.
 pub struct Sharing {
     pid: Pid,
     pidfd: OwnedFd,
-    // Its stack, and what it works with: both outlive it.
-    stack: Option<Box<[u8]>>,
+    // What it stands on; goes after it.
+    _stack: Stack,
+}
+
+/// A stack with a page below it that nobody may touch.
+struct Stack {
+    bottom: *mut libc::c_void,
+}
+
+impl Stack {
+    fn new() -> io::Result<Self> {
+        let (flags, closed) = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK, libc::PROT_NONE);
+        // SAFETY: a new mapping, at a place that the kernel chooses.
+        let bottom = unsafe { libc::mmap(std::ptr::null_mut(), STACK_BYTES, closed, flags, -1, 0) };
+        if bottom == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let stack = Self { bottom };
+        let open = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: all but the first page of the mapping, of which nobody else knows.
+        check(i64::from(unsafe { libc::mprotect(bottom.byte_add(PAGE_BYTES), STACK_BYTES - PAGE_BYTES, open) }))?;
+        Ok(stack)
+    }
+
+    /// Where it begins; it grows downwards.
+    fn top(&self) -> *mut libc::c_void {
+        // SAFETY: one past the end of the mapping.
+        unsafe { self.bottom.byte_add(STACK_BYTES) }
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: its mapping, on which nobody stands any more.
+        let unmapped = check(i64::from(unsafe { libc::munmap(self.bottom, STACK_BYTES) }));
+        debug_assert!(unmapped.is_ok(), "{unmapped:?}");
+    }
 }
 
 impl Sharing {
@@ -73,25 +110,23 @@ impl Sharing {
     ///
     /// # Safety
     /// `work` may only make system calls that set no `errno` (that of rustix; `errno` is the calling thread's), must not
-    /// unwind, and must touch nothing but `context`, which lives until the process is dropped. Where ids are changed, the
-    /// kernel no longer lets others look into the caller's memory (it is not dumpable, proc(5)), which is shared with a
-    /// process of other rights.
+    /// unwind, and must touch nothing but `context`, which lives until the process is dropped. If it changes its ids, the
+    /// caller is not dumpable (prctl(2), PR_SET_DUMPABLE): its memory is then shared with a process of other rights.
     pub unsafe fn start<T>(work: extern "C" fn(*mut libc::c_void) -> i32, context: &T) -> io::Result<Self> {
-        let mut stack = vec![0; SHARING_STACK_BYTES].into_boxed_slice();
+        let stack = Stack::new()?;
         let mut pidfd: RawFd = -1;
-        let top = stack.as_mut_ptr_range().end;
-        // The stack of a function that is called begins at a multiple of 16 (System V ABI, AMD64 supplement, 3.2.2).
-        let top = top.map_addr(|address| address & !15);
         let flags = libc::CLONE_VM | libc::CLONE_PIDFD | libc::SIGCHLD;
         let context: *const T = context;
         let started = without_signals(|| {
-            // SAFETY: the stack is as large as it says and is freed after the process has ended; `context` is the caller's
-            // promise; with CLONE_PIDFD the fifth argument is where the descriptor goes.
-            check(i64::from(unsafe { libc::clone(work, top.cast(), flags, context.cast_mut().cast(), &raw mut pidfd) }))
+            // SAFETY: the stack ends at a page and is unmapped after the process has ended; `context` is the caller's promise;
+            // with CLONE_PIDFD the fifth argument is where the descriptor goes.
+            check(i64::from(unsafe {
+                libc::clone(work, stack.top(), flags, context.cast_mut().cast(), &raw mut pidfd)
+            }))
         })?;
         let pid = Pid::from_raw(started? as i32).ok_or(io::ErrorKind::InvalidData)?;
         // SAFETY: the kernel stored a new descriptor there, which nobody else owns.
-        Ok(Self { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) }, stack: Some(stack) })
+        Ok(Self { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) }, _stack: stack })
     }
 
     /// Its number. It is nobody else's before this is dropped.
@@ -103,9 +138,11 @@ impl Sharing {
 impl Drop for Sharing {
     fn drop(&mut self) {
         let killed = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
-        if killed.is_err() || wait_for(self.pidfd.as_fd()).is_err() {
-            // It may still live, and has nothing else to stand on.
-            std::mem::forget(self.stack.take());
+        let waited = killed.map_err(io::Error::from).and_then(|()| wait_for(self.pidfd.as_fd()));
+        if let Err(error) = waited {
+            // It may still live, and has nothing else to stand on nor to work with.
+            tracing::error!(%error, "a process that shares this one's memory cannot be ended; so this one ends");
+            std::process::abort();
         }
     }
 }

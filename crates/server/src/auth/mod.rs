@@ -127,9 +127,12 @@ pub struct Lasting {
 }
 
 impl Lasting {
-    /// The token was looked at just now.
-    pub fn new(token: &Token) -> Self {
-        Self { org: token.org, id: token.id, looked_at: Instant::now() }
+    /// The token was looked at when the request came, or a moment before.
+    pub fn new(app: &App, token: &Token) -> Self {
+        let looked_at = app.tokens.looked_up_at(&token.hash);
+        // One that is not remembered may have been revoked since.
+        let looked_at = looked_at.or_else(|| Instant::now().checked_sub(RECHECK_EVERY)).unwrap_or_else(Instant::now);
+        Self { org: token.org, id: token.id, looked_at }
     }
 
     /// Refuses to go on once the token does not work any more.

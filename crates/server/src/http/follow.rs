@@ -19,14 +19,7 @@ use http::{
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::{
-    app::App,
-    auth::Lasting,
-    config::{KEEP_ALIVE_EVERY, REREAD_EVERY},
-    gate::Pass,
-    problem::Failure,
-    wakers::Listener,
-};
+use crate::{app::App, auth::Lasting, config::KEEP_ALIVE_EVERY, gate::Pass, problem::Failure, wakers::Listener};
 
 /// The media type of server-sent events.
 pub const EVENT_STREAM: &str = "text/event-stream";
@@ -124,7 +117,7 @@ impl<S: Source> Follow<S> {
             }
             tokio::select! {
                 () = heard => {}
-                () = tokio::time::sleep(REREAD_EVERY) => {}
+                () = tokio::time::sleep(self.app.config.limits.reread_every) => {}
                 () = self.app.shutdown.cancelled() => {}
             }
         }
@@ -141,7 +134,7 @@ fn spoken(at: &mut Instant, bytes: Bytes) -> Bytes {
 pub fn respond<S: Source>(app: Arc<App>, token: &Token, run: RunId, source: S, pass: Pass) -> Response {
     let now = Instant::now();
     let listener = app.wakers.listen_run(run);
-    let (token, ends_at) = (Lasting::new(token), now + LIFE_MAX);
+    let (token, ends_at) = (Lasting::new(&app, token), now + LIFE_MAX);
     let follow = Follow { app, listener, source, token, ended: false, spoke_at: now, ends_at, _pass: pass };
     let body = stream::unfold(follow, |mut follow| async move {
         let bytes = follow.next().await?;

@@ -46,7 +46,7 @@ pub async fn changes_put<E: std::fmt::Display + Send>(
     app.needs_room()?;
     let limits = &app.config.limits;
     let key = BlobKey::run_changes(org, id, by.fence);
-    let body = while_it_may(app, Lasting::new(token), body, limits.upload_idle_timeout);
+    let body = while_it_may(app, Lasting::new(app, token), body, limits.upload_idle_timeout);
     let stored = app.store.blobs().put_stream(&key, body, limits.changes_bytes_max).await;
     stored.map_err(|error| match error {
         PutStreamError::Store(Error::Limit { max, .. }) => {
@@ -96,7 +96,7 @@ pub async fn changes_get(app: &Arc<App>, token: &Token, id: RunId) -> Result<Blo
     }
     let found = app.store.blobs().get_stream(&BlobKey::run_changes(org, id, run.fence)).await?;
     let found = found.ok_or_else(|| Failure::new(ErrorCode::NotFound, format!("{id} left no changes")))?;
-    let (app, token, pieces) = (Arc::clone(app), Lasting::new(token), found.pieces);
+    let (app, token, pieces) = (Arc::clone(app), Lasting::new(app, token), found.pieces);
     let guarded = futures_util::stream::unfold(Some((token, pieces)), move |going_on| {
         let app = Arc::clone(&app);
         async move {

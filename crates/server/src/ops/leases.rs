@@ -26,7 +26,7 @@ use super::{hosts::host_heard, revise, revise_from, run_of, save};
 use crate::{
     app::App,
     auth::Lasting,
-    config::{CLAIMS_MAX, LEASES_MAX, POLL_WAIT_MS_MAX, QUEUE_LOOK_MAX, REREAD_EVERY},
+    config::{CLAIMS_MAX, LEASES_MAX, POLL_WAIT_MS_MAX, QUEUE_LOOK_MAX, REREAD_OWN_EVERY},
     problem::Failure,
     wakers::Listener,
 };
@@ -40,8 +40,9 @@ pub async fn lease_poll(app: &App, token: &Token, poll: Poll) -> Result<Polled, 
     let told = app.wakers.listen_agents(token.org);
     let queue = (poll.claims_max > 0).then(|| app.wakers.listen_queue(token.org));
     let by = Claimant { agent: poll.agent, instance: poll.instance };
-    let mut lasting = Lasting::new(token);
+    let mut lasting = Lasting::new(app, token);
     let until = received.at + Duration::from_millis(poll.wait_ms);
+    let reread_every = if app.store.is_shared() { app.config.limits.reread_every } else { REREAD_OWN_EVERY };
     loop {
         let heard = told.heard();
         let queued = OptionFuture::from(queue.as_ref().map(Listener::heard));
@@ -55,7 +56,7 @@ pub async fn lease_poll(app: &App, token: &Token, poll: Poll) -> Result<Polled, 
         tokio::select! {
             () = heard => {}
             Some(()) = queued => {}
-            () = tokio::time::sleep(left.min(REREAD_EVERY)) => {}
+            () = tokio::time::sleep(left.min(reread_every)) => {}
             () = app.shutdown.cancelled() => {}
         }
     }

@@ -73,6 +73,7 @@ pub(crate) async fn try_save(app: &App, expect_version: u64, decision: &Decision
     let deadline = run.deadline(&app.config.lease);
     match app.store.run_save(expect_version, run, events, deadline, app.now()).await {
         Ok(saved) => {
+            app.wakers.expect_deadline(deadline);
             announce(app, run, events);
             Ok(Some(saved.next_log_seq))
         }

@@ -44,6 +44,7 @@ pub async fn run_create(app: &App, by: &Token, body: CreateRun, key: Option<Stri
     let deadline = decision.run.deadline(&app.config.lease);
     match app.store.run_insert(&decision.run, idempotency.as_ref(), &decision.events, deadline, now).await? {
         Inserted::New => {
+            app.wakers.expect_deadline(deadline);
             app.wakers.ring_queue(by.org);
             Ok(Created { run: decision.run, new: true })
         }

@@ -13,9 +13,9 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use crate::app::App;
 
 /// How often logs are looked for that are worth sealing, where nobody knows of one.
-const SEAL_EVERY: Duration = Duration::from_secs(5);
+const SEAL_EVERY: Duration = Duration::from_secs(30);
 /// How often objects of deleted runs are looked for.
-const SWEEP_EVERY: Duration = Duration::from_secs(10);
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
 /// Of how many things it is remembered that their trouble was told.
 const TOLD_MAX: usize = 10_000;
 
@@ -42,9 +42,24 @@ pub async fn run(app: Arc<App>) {
     tokio::join!(run_reap(&app), run_seal(&app), run_sweep(&app));
 }
 
-/// How often the reaper looks: often enough that an expired lease is noticed within a small part of its length.
-fn reap_every(app: &App) -> Duration {
-    (app.config.lease.ttl / 8).clamp(Duration::from_millis(50), Duration::from_secs(1))
+/// The pause between two rounds of the reaper, at least and at most: it looks again when the next deadline passes, soon
+/// enough that an expired lease is noticed within a small part of its length; a lease that another server grants in between
+/// does not expire before it looks again.
+fn reap_pause(app: &App) -> (Duration, Duration) {
+    let ttl = app.config.lease.ttl;
+    let least = (ttl / 8).clamp(Duration::from_millis(50), Duration::from_secs(1));
+    (least, (ttl / 2).clamp(least, Duration::from_secs(15)))
+}
+
+/// When the reaper looks again, if nothing is saved that is overdue earlier.
+async fn next_reap(app: &App) -> Duration {
+    let (least, most) = reap_pause(app);
+    let now = app.now();
+    let next = match app.store.runs_due(now.plus(most), None, 1).await {
+        Ok(page) => page.first().map_or(most, |due| due.place.deadline().since(now)),
+        Err(_) => least,
+    };
+    next.clamp(least, most)
 }
 
 async fn run_reap(app: &App) {
@@ -53,8 +68,16 @@ async fn run_reap(app: &App) {
         if let Err(failure) = reap::reap_telling(app, &mut told).await {
             tracing::error!(%failure, "the reaper could not finish its round; it tries again");
         }
+        let pause = next_reap(app).await;
+        let least = tokio::time::sleep(reap_pause(app).0);
+        let planned = app.now().plus(pause);
+        let overdue = async {
+            app.wakers.overdue_before(planned).await;
+            least.await;
+        };
         tokio::select! {
-            () = tokio::time::sleep(reap_every(app)) => {}
+            () = tokio::time::sleep(pause) => {}
+            () = overdue => {}
             () = app.shutdown.cancelled() => {}
         }
     }

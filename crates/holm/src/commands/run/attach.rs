@@ -114,8 +114,11 @@ pub async fn follow(
         }
         () = signals.third() => return Ok(End::Code(130)),
     }
-    let told = batches.into_last().flatten();
-    let run = *told.with_context(|| format!("the server does not say how run {id} ended"))?;
+    let run = match batches.into_last().flatten() {
+        Some(run) => *run,
+        // A server of an earlier version is to be asked.
+        None => client.run_get(id).await?,
+    };
     report(session, &run);
     if json && let Some(end) = closed_pipe(session.output.value_line(&Told::Ended(&run)), client, id).await? {
         return Ok(end);

@@ -57,9 +57,14 @@ mod tests {
         world.agent().post("/agent/v1/poll", poll).await.json(StatusCode::OK)
     }
 
+    /// A world in which a wait is ended by what it waits for, or not at all.
+    async fn that_hears_by_bells_alone() -> World {
+        World::with_limits(|limits| limits.reread_every = Duration::from_secs(3_600)).await
+    }
+
     #[tokio::test]
     async fn a_waiting_poll_gets_what_is_submitted() {
-        let world = World::new().await;
+        let world = that_hears_by_bells_alone().await;
         let poll = Poll { wait_ms: 60_000, ..world.poll() };
         let (polled, id) = tokio::join!(ask(&world, &poll), world.queue_run());
         let [claimed] = &polled.claimed[..] else { panic!("{polled:?}") };
@@ -151,7 +156,7 @@ mod tests {
 
     #[tokio::test]
     async fn word_of_a_cancellation_wakes_the_poll() {
-        let world = World::new().await;
+        let world = that_hears_by_bells_alone().await;
         let held = world.claim_run().await;
         let mut poll = Poll { wait_ms: 60_000, held: vec![held], ..world.poll() };
         let path = format!("/v1/runs/{}/cancel", held.run);

@@ -24,8 +24,8 @@ use crate::{
 /// the number of entries (4), the length of what follows (4), its CRC-32 (4); then for each entry the length of its data
 /// (4), flags (1; bit 0: standard error, bit 1: the line goes on), time (8), data. Numbers are little-endian. Between
 /// batches `HLBK` may stand, which means nothing; at the end of what was asked for stands `HLBE` with the last sequence (8),
-/// a length (4) and as much JSON: the run as `GET /v1/runs/{id}` has it, where the log was read to the end of one that has
-/// ended, else nothing.
+/// or, behind all of the log of a run that has ended, `HLBR` with the last sequence (8), a length (4) and as much JSON: the
+/// run as `GET /v1/runs/{id}` has it.
 /// A stream that ends without it is to be resumed after the last sequence that was received. The first batch may begin
 /// before, and the last may go on behind, what was asked for.
 #[utoipa::path(

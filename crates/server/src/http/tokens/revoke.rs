@@ -15,7 +15,8 @@ use crate::{
 
 /// Revoke a token
 ///
-/// It stops working at once and stays in the list. Revoking again changes nothing.
+/// It stops working at once on this server and within a second on others, and stays in the list; what goes on under it
+/// ends a second later at most. Revoking again changes nothing.
 #[utoipa::path(
     delete, path = "/v1/tokens/{id}", tag = "tokens", operation_id = "token_revoke",
     params(("id" = String, Path, description = "The token, as `tok_…`.")),

@@ -35,8 +35,12 @@ impl BatchSource {
         Self { org, run, after, upto }
     }
 
-    fn end(&self, run: Option<Run>) -> Result<Step, Failure> {
-        batches::end(self.after, run.map(Into::into).as_ref()).map(Step::End).map_err(Failure::internal)
+    fn end(&self) -> Step {
+        Step::End(batches::end(self.after))
+    }
+
+    fn end_of(&self, run: Run) -> Result<Step, Failure> {
+        batches::end_of(&run.into(), self.after).map(Step::End).map_err(Failure::internal)
     }
 }
 
@@ -46,15 +50,15 @@ impl Source for BatchSource {
 
     async fn step(&mut self, app: &App) -> Result<Step, Failure> {
         if self.upto.is_some_and(|upto| self.after >= upto) {
-            return self.end(None);
+            return Ok(self.end());
         }
         // The state first: nothing is appended once a run has ended, so what is read afterwards is all of it.
         let run = run_of(app, self.org, self.run).await?;
         let segments = app.store.log_read(self.org, self.run, self.after, READ_BYTES).await?;
         let Some(last) = segments.last() else {
             return match run.state {
-                RunState::Ended => self.end(Some(run)),
-                _ if self.upto.is_some() => self.end(None),
+                RunState::Ended => self.end_of(run),
+                _ if self.upto.is_some() => Ok(self.end()),
                 _ => Ok(Step::Quiet),
             };
         };
@@ -84,4 +88,15 @@ fn joined(segments: Vec<Segment>, after: u64) -> Result<Bytes, holm_domain::log:
     let mut bytes = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
     pieces.iter().for_each(|piece| bytes.extend_from_slice(piece));
     Ok(bytes.freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::ServeLimits;
+
+    #[test]
+    fn every_run_that_can_be_made_can_be_told_at_the_end_of_its_log() {
+        let made_by = ServeLimits::default().body_bytes_max;
+        assert!(holm_api::batches::RUN_BYTES_MAX >= 2 * made_by);
+    }
 }
