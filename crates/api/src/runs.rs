@@ -71,6 +71,9 @@ pub struct RunView {
     /// When it ended.
     #[schema(value_type = Option<i64>)]
     pub ended_at: Option<UnixMicros>,
+    /// When its log was deleted, because the server keeps logs no longer after the end of a run.
+    #[schema(value_type = Option<i64>)]
+    pub logs_deleted_at: Option<UnixMicros>,
 }
 
 impl From<holm_domain::run::Run> for RunView {
@@ -93,6 +96,7 @@ impl From<holm_domain::run::Run> for RunView {
             claimed_at: run.claimed_at,
             started_at: run.started_at,
             ended_at: run.ended_at,
+            logs_deleted_at: run.logs_deleted_at,
         }
     }
 }

@@ -55,6 +55,8 @@ codes! {
     StaleFence = "stale_fence", 409, "The lease is no longer held";
     /// A newer process of the agent has registered.
     AgentSuperseded = "agent_superseded", 409, "A newer process of this agent has registered";
+    /// The log was kept for as long as the server was told to.
+    LogsDeleted = "logs_deleted", 410, "The log was deleted";
     /// A log batch does not follow the one before.
     LogGap = "log_gap", 409, "The log batch does not follow what is stored";
     /// The body is larger than is accepted.

@@ -24,13 +24,14 @@
 //! | head of a request, and an idle connection | `head_timeout`, `head_bytes_max` | 100 s, 64 KiB | closed, 431 |
 //! | a request, until its answer begins | `request_timeout` | 30 s | 504 `deadline_exceeded` |
 //! | an upload of changes | `upload_timeout`, `upload_idle_timeout` | 1 h, 30 s | 504 `deadline_exceeded` |
+//! | the time for which logs are kept | `log_retention` | for ever | deleted, 410 `logs_deleted` |
 //! | new runs, output and changes while the disk is nearly full | `storage` | 256 MiB free | 507 `storage_full` |
 //! | attempts of a compare-and-swap | [`SWAPS_MAX`] | 16 | 503 `unavailable` |
 //! | the end of the server | `drain_timeout` | 10 s | connections are cut |
 
 use std::{path::PathBuf, time::Duration};
 
-use holm_domain::limits::LeaseConfig;
+use holm_domain::{error::InvalidField, limits::LeaseConfig};
 
 use crate::clock::Clock;
 
@@ -74,12 +75,31 @@ pub struct Config {
     pub clock: Clock,
     /// The room that must be left for what the server stores.
     pub storage: Option<StorageFloor>,
+    /// How long after the end of a run its log is kept; for ever where it is left out. At least [`LOG_RETENTION_MIN`].
+    pub log_retention: Option<Duration>,
     /// Whether it is a user's own server, which lends all of the host to whoever has a token: it makes none for others.
     pub private: bool,
 }
 
 /// The least room where nobody says, in bytes.
 pub const STORAGE_FLOOR_BYTES: u64 = 256 * 1024 * 1024;
+
+/// The shortest time for which logs are kept: who follows a run is still to hear its end.
+pub const LOG_RETENTION_MIN: Duration = Duration::from_secs(1);
+
+impl Config {
+    /// Refuses times that cannot be.
+    pub fn validate(&self) -> Result<(), InvalidField> {
+        self.lease.validate()?;
+        match self.log_retention {
+            Some(given) if given < LOG_RETENTION_MIN => {
+                let problem = format!("give at least {} s", LOG_RETENTION_MIN.as_secs());
+                Err(InvalidField::new("log_retention", format!("{given:?}"), problem))
+            }
+            _ => Ok(()),
+        }
+    }
+}
 
 /// How much room must be left on a file system.
 #[derive(Debug, Clone, PartialEq, Eq)]

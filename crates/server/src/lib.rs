@@ -39,7 +39,7 @@ pub use crate::{
     activity::Activity,
     auth::bootstrap::{Bootstrap, DEFAULT_ORG, Wanted, bootstrap},
     clock::Clock,
-    config::{Config, STORAGE_FLOOR_BYTES, ServeLimits, StorageFloor},
+    config::{Config, LOG_RETENTION_MIN, STORAGE_FLOOR_BYTES, ServeLimits, StorageFloor},
     http::openapi,
     serve::{Listener, ServeError},
 };
@@ -52,9 +52,9 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server over `store`; refuses times of leases that cannot be.
+    /// A server over `store`; refuses times that cannot be.
     pub fn new(config: Config, store: Store) -> Result<Self, InvalidField> {
-        config.lease.validate()?;
+        config.validate()?;
         Ok(Self { app: Arc::new(App::new(config, store)) })
     }
 

@@ -9,7 +9,7 @@ use std::fmt::Display;
 use axum::response::{IntoResponse, Response};
 use holm_api::problem::Problem;
 use holm_domain::{
-    ErrorCode,
+    ErrorCode, RunId, UnixMicros,
     error::InvalidField,
     ids::InvalidId,
     lease::grant::{FinishRefused, StaleFence},
@@ -46,6 +46,16 @@ impl Failure {
     /// What the server stands on is not there; `cause` is for the log alone.
     pub fn unavailable(detail: &str, cause: impl Display) -> Self {
         Self { cause: Some(cause.to_string()), ..Self::new(ErrorCode::Unavailable, detail) }
+    }
+
+    /// The log of `run` was deleted at `at`.
+    pub fn logs_deleted(run: RunId, at: UnixMicros) -> Self {
+        let time = jiff::Timestamp::from_microsecond(at.0).map_or_else(|_| format!("{} µs", at.0), |at| at.to_string());
+        let detail = format!(
+            "the log of {run} was deleted at {time}, when the server had kept it as long as it was told to \
+             (--log-retention); the run is still there"
+        );
+        Self::new(ErrorCode::LogsDeleted, detail)
     }
 
     /// The same failure, naming the field that is wrong and its value.

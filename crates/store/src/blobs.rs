@@ -38,7 +38,7 @@ impl BlobKey {
     pub(crate) fn log_segment(org: OrgId, run: RunId, first_seq: u64, bytes: &[u8]) -> Self {
         use sha2::{Digest, Sha256};
         let digest: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-        Self(run_path(org, run).join("logs").join(format!("{first_seq:020}.{digest}")))
+        Self(log_path(org, run).join(format!("{first_seq:020}.{digest}")))
     }
 
     /// The key as it stands in the index.
@@ -49,7 +49,7 @@ impl BlobKey {
     /// Reads a key from the index, if it is one of the log of `run`.
     pub(crate) fn parse_log_segment(text: &str, org: OrgId, run: RunId) -> Option<Self> {
         let path = Path::parse(text).ok()?;
-        path.prefix_matches(&run_path(org, run).join("logs")).then_some(Self(path))
+        path.prefix_matches(&log_path(org, run)).then_some(Self(path))
     }
 }
 
@@ -67,6 +67,10 @@ impl fmt::Display for BlobKey {
 
 fn run_path(org: OrgId, run: RunId) -> Path {
     Path::from_iter(["orgs".to_owned(), org.to_string(), "runs".to_owned(), run.to_string()])
+}
+
+fn log_path(org: OrgId, run: RunId) -> Path {
+    run_path(org, run).join("logs")
 }
 
 /// An object that is read piece by piece.
@@ -199,7 +203,10 @@ impl Blobs {
 
     /// The keys of all objects of a run, with their sizes, piece by piece and in no order.
     pub fn list_of_run(&self, org: OrgId, run: RunId) -> BoxStream<'static, Result<(BlobKey, u64)>> {
-        let prefix = BlobKey(run_path(org, run));
+        self.list_below(BlobKey(run_path(org, run)))
+    }
+
+    fn list_below(&self, prefix: BlobKey) -> BoxStream<'static, Result<(BlobKey, u64)>> {
         let listed = self.objects.list(Some(&prefix.0));
         listed
             .map(move |found| match found {
@@ -211,8 +218,17 @@ impl Blobs {
 
     /// Removes all objects of a run; returns how many.
     pub async fn delete_of_run(&self, org: OrgId, run: RunId) -> Result<u64> {
+        self.delete_below(BlobKey(run_path(org, run))).await
+    }
+
+    /// Removes all objects of the log of a run; returns how many.
+    pub async fn delete_of_log(&self, org: OrgId, run: RunId) -> Result<u64> {
+        self.delete_below(BlobKey(log_path(org, run))).await
+    }
+
+    async fn delete_below(&self, prefix: BlobKey) -> Result<u64> {
         let mut removed = 0;
-        let mut listed = self.list_of_run(org, run);
+        let mut listed = self.list_below(prefix);
         while let Some((key, _)) = listed.try_next().await? {
             self.delete(&key).await?;
             removed += 1;

@@ -14,7 +14,7 @@ use crate::{
 /// The most runs that one look at leases or deadlines yields.
 pub const LEASES_PAGE_MAX: u32 = 10_000;
 
-/// A run whose deadline has passed.
+/// A run that is to be looked after.
 #[derive(Debug)]
 pub struct Due {
     /// Where it stands; the next page begins behind it.
@@ -23,10 +23,10 @@ pub struct Due {
     pub run: Result<Run>,
 }
 
-/// A place in the order of deadlines.
+/// A place in an order by time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DuePlace {
-    pub(crate) deadline: UnixMicros,
+    pub(crate) at: UnixMicros,
     pub(crate) id: String,
 }
 
@@ -76,13 +76,15 @@ queries! {
 }
 
 async fn runs_due(db: &Db, now: UnixMicros, after: Option<&DuePlace>, limit: usize) -> Result<Vec<Due>> {
-    let (deadline, id) = after.map_or((UnixMicros(i64::MIN), ""), |place| (place.deadline, place.id.as_str()));
-    let due = |row: &Row| {
-        let fields = row.of("runs", "id")?;
-        let place = DuePlace { deadline: fields.at("deadline_at")?, id: fields.text("id")? };
-        Ok(Due { place, run: runs::read(row) })
-    };
-    db.rows(RUNS_DUE, args![now, deadline, id, limit]).await?.iter().map(due).collect()
+    let (at, id) = after.map_or((UnixMicros(i64::MIN), ""), |place| (place.at, place.id.as_str()));
+    db.rows(RUNS_DUE, args![now, at, id, limit]).await?.iter().map(|row| due(row, "deadline_at")).collect()
+}
+
+/// Reads a run with its place by the time in the column `at`.
+pub(crate) fn due(row: &Row, at: &str) -> Result<Due> {
+    let fields = row.of("runs", "id")?;
+    let place = DuePlace { at: fields.at(at)?, id: fields.text("id")? };
+    Ok(Due { place, run: runs::read(row) })
 }
 
 async fn runs_of_agent(db: &Db, org: OrgId, agent: AgentId) -> Result<Vec<Run>> {

@@ -8,7 +8,8 @@
 //! - a change of a run, its lease, the fence of its log and the events that tell of it are one transaction, made by
 //!   compare-and-swap on the version of the run;
 //! - an append under a fence that is not the newest changes nothing; an append that is repeated is stored once;
-//! - a deletion notes in its transaction that the objects of the run are doomed, and they are removed from that note;
+//! - a deletion, of a run or of its log, notes in its transaction that objects are doomed, and they are removed from that
+//!   note;
 //! - a row that cannot be read is an error that names it ([`Error::Corrupt`]), never a row that is skipped;
 //! - SQL is one constant a query, the same text for both engines.
 //!
@@ -27,6 +28,7 @@ mod orgs;
 #[path = "../tests/support/postgres.rs"]
 mod postgres;
 mod projects;
+mod retention;
 mod runs;
 mod sql;
 mod tokens;
@@ -34,7 +36,7 @@ mod tokens;
 use std::sync::Arc;
 
 pub use blobs::{BLOB_READ_BYTES_MAX, BlobKey, BlobStream, Blobs, PutStreamError};
-pub use doomed::{DOOMED_PAGE_MAX, Doomed};
+pub use doomed::{DOOMED_PAGE_MAX, Doomed, DoomedPart};
 pub use error::{Cause, Error, Result};
 pub use events::{EVENTS_APPEND_MAX, EVENTS_PAGE_MAX, EventAppended};
 pub use hosts::HOSTS_MAX;

@@ -130,10 +130,7 @@ impl Store {
         deadline: Option<UnixMicros>,
         now: UnixMicros,
     ) -> Result<Saved> {
-        if expect_version.checked_add(1) != Some(run.version) {
-            let problem = format!("{} does not follow {expect_version}", run.version);
-            return Err(Error::invalid("the version of a run", problem));
-        }
+        follows(expect_version, run)?;
         check_lease(run)?;
         match &self.backend {
             Backend::Memory(memory) => memory.run_save(expect_version, run, events, deadline, now),
@@ -157,7 +154,15 @@ impl Store {
 
 #[cfg(test)]
 pub(crate) use sql::QUERIES;
-pub(crate) use sql::read;
+pub(crate) use sql::{changed_or_gone, read};
+
+/// Refuses a run whose version is not the one behind the version on which it was decided.
+pub(crate) fn follows(expect_version: u64, run: &Run) -> Result<()> {
+    if expect_version.checked_add(1) == Some(run.version) {
+        return Ok(());
+    }
+    Err(Error::invalid("the version of a run", format!("{} does not follow {expect_version}", run.version)))
+}
 
 /// Refuses a run whose lease bears another fence than the run itself: appends under it could never be told apart.
 fn check_lease(run: &Run) -> Result<()> {

@@ -4,7 +4,7 @@
 //! ([`spec`]), how it ended ([`outcome`]), what it used ([`usage`]) and what is told of it ([`event`]). The transitions that
 //! involve a lease are in [`crate::lease::grant`]; those that do not are here.
 //!
-//! What always holds: a run that has ended never changes again; its lease is there exactly while its state is one that an
+//! What always holds: a run that has ended never changes again, but that its log is deleted once; its lease is there exactly while its state is one that an
 //! agent owns; a run whose sandbox has ended is never queued again; `fence` never decreases; every state that is not final has a deadline ([`Run::deadline`]).
 
 pub mod event;
@@ -12,7 +12,7 @@ pub mod outcome;
 pub mod spec;
 pub mod usage;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -156,6 +156,8 @@ pub struct Run {
     pub started_at: Option<UnixMicros>,
     /// When it ended.
     pub ended_at: Option<UnixMicros>,
+    /// When its log was deleted, if it was.
+    pub logs_deleted_at: Option<UnixMicros>,
     /// The number of this state; it grows by one with every saved change.
     pub version: u64,
 }
@@ -207,6 +209,7 @@ pub fn admit(admission: Admission, spec: RunSpec, now: UnixMicros, config: &Leas
         claimed_at: None,
         started_at: None,
         ended_at: None,
+        logs_deleted_at: None,
         version: 1,
     };
     Decision { run, events: vec![EventKind::Queued] }
@@ -250,6 +253,18 @@ impl Run {
         run.version += 1;
         let ended = run.end(Outcome::failed(Reason::QueueDeadline, "no agent claimed the run in time"), now);
         Some(Decision { run, events: vec![ended] })
+    }
+
+    /// Gives up the log of a run that ended `retention` ago or earlier: the run as it is to be saved. Nothing for any other
+    /// run, and for one whose log was given up before.
+    pub fn delete_log(&self, now: UnixMicros, retention: Duration) -> Option<Self> {
+        let ended_at = self.ended_at.filter(|_| self.state == RunState::Ended && self.logs_deleted_at.is_none())?;
+        (ended_at.plus(retention) <= now).then(|| {
+            let mut run = self.clone();
+            run.logs_deleted_at = Some(now);
+            run.version += 1;
+            run
+        })
     }
 
     /// The labels of the run.

@@ -1,5 +1,7 @@
 //! `holm logs`: the part that was asked for, and nothing else.
 
+use std::path::Path;
+
 use holm_e2e::{World, eventually};
 
 fn numbers(from: u32, to: u32) -> String {
@@ -72,4 +74,60 @@ fn a_long_line_is_cut_where_lines_are_shown_and_nowhere_else() {
     // Of the line, 64 KiB are looked at in a time: three times that, and the rest.
     let cut: Vec<bool> = found.text().lines().map(|line| line.ends_with("bytes more]")).collect();
     assert_eq!(cut, [true, true, true, false]);
+}
+
+/// How many files lie below a folder whose path names a log.
+fn log_objects(folder: &Path) -> usize {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let count = |path: &Path| if path.is_dir() { log_objects(path) } else { usize::from(is_of_log(path)) };
+    entries.map(|entry| count(&entry.path())).sum()
+}
+
+fn is_of_log(path: &Path) -> bool {
+    path.parent().is_some_and(|folder| folder.ends_with("logs"))
+}
+
+#[test]
+fn a_log_that_is_too_old_is_deleted_and_its_run_says_so() {
+    let mut world = World::with_config("log_retention = \"4s\"\n", "");
+    world.start_up();
+    // Long enough that its bytes are in the blob store, not in rows.
+    world.run(["--", "seq", "1", "200000"]).succeeds();
+    let run = world.newest();
+    let live = world.detach(["--", "sh", "-c", "echo live; sleep 86387"]);
+    eventually("the live run has said it", || (world.logs(&live).text() == "live\n").then_some(()));
+    // Whatever the server was at, the next one brings it to its end.
+    world.kill_up();
+    world.start_up();
+    let view =
+        eventually("its log is deleted", || Some(world.show(&run)).filter(|run| !run["logs_deleted_at"].is_null()));
+    let kept_us = view["logs_deleted_at"].as_i64().zip(view["ended_at"].as_i64()).map(|(gone, end)| gone - end);
+    assert!(kept_us >= Some(4_000_000), "{view}");
+    assert_eq!(view["outcome"]["kind"], "succeeded", "{view}");
+    for arguments in [&["logs"][..], &["logs", "-f"], &["logs", "-n", "1"], &["logs", "--search", "7"]] {
+        let ran = world.holm([arguments, &[&run]].concat()).exits(1);
+        assert!(ran.stdout.is_empty(), "{ran}");
+        ran.complains_of(&[&run, "deleted at", "--log-retention", "logs_deleted", "holm show"]);
+    }
+    for query in ["", "/follow", "/batches?follow=true", "/range", "/search?text=7"] {
+        world.http().get(&format!("/v1/runs/{run}/logs{query}")).is_problem(410, "logs_deleted");
+    }
+    let shown = world.holm(["show", &run]).succeeds();
+    assert!(shown.text().contains("deleted at"), "{shown}");
+    assert_eq!(world.events_of(&run, "ended").len(), 1);
+    eventually("no object of it is left", || (log_objects(&world.home().join("server/blobs")) == 0).then_some(()));
+    assert_eq!(world.logs(&live).text(), "live\n", "what goes on keeps its log");
+    world.holm(["rm", &run]).succeeds();
+}
+
+#[test]
+fn a_time_for_logs_that_cannot_be_is_refused() {
+    let world = World::new();
+    for time in ["0", "900ms", "soon"] {
+        world.holm(["up", "--private", "--log-retention", time]).exits(2).complains_of(&[
+            "--log-retention",
+            time,
+            "give",
+        ]);
+    }
 }

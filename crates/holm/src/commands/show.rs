@@ -109,6 +109,7 @@ fn pairs(run: &RunView) -> Vec<(&'static str, Cell)> {
     add("started", run.started_at.map(instant));
     add("ended", run.ended_at.map(instant));
     add("took", run.started_at.zip(run.ended_at).map(|(start, end)| show_duration(end.since(start))));
+    add("log", run.logs_deleted_at.map(|at| format!("deleted at {}, kept no longer", instant(at))));
     add("used", run.usage.as_ref().and_then(used));
     add("attempt", Some(format!("{} (fence {})", run.attempt, run.fence)));
     add("agent", run.agent.or(run.sandbox.as_ref().map(|sandbox| sandbox.agent)).map(|id| id.to_string()));

@@ -21,6 +21,9 @@ fn of_client(error: &ClientError) -> Option<String> {
             "looked for in --token-file, HOLM_TOKEN, HOLM_TOKEN_FILE and the context; `holm login URL` keeps a new one"
                 .to_owned(),
         ),
+        ClientError::Problem(problem) if problem.code == ErrorCode::LogsDeleted => {
+            Some("`holm show RUN` and `holm events RUN` still tell how it went".to_owned())
+        }
         _ => None,
     }
 }
@@ -60,6 +63,7 @@ mod tests {
         assert!(transport("http://a", "dns error").contains("name"));
         let problem = |code| way_out(ClientError::Problem(Box::new(Problem::new(code, "no"))));
         assert!(problem(ErrorCode::Unauthenticated).unwrap().contains("holm login"));
+        assert!(problem(ErrorCode::LogsDeleted).unwrap().contains("holm show"));
         assert_eq!(problem(ErrorCode::Conflict), None);
         let full = anyhow::anyhow!("write: No space left on device (os error 28)");
         assert!(of(&full, &full.to_string()).unwrap().contains("--home"));

@@ -12,7 +12,9 @@ use serde::Serialize;
 use super::{Config, Environment, LOCAL, Target, file};
 use crate::{
     home::{Home, Served},
-    local, units,
+    local,
+    serve::server::log_retention,
+    units,
 };
 
 /// How bad a finding is.
@@ -154,6 +156,11 @@ fn server_table(config: &Config, findings: &mut Vec<Finding>) {
             None => {}
         }
     }
+    if let Some(text) = &table.log_retention
+        && let Err(way_out) = log_retention(text)
+    {
+        findings.push(error(at("log_retention"), format!("`{text}` is not accepted"), way_out));
+    }
     lease.attempts_max = table.attempts_max.unwrap_or(lease.attempts_max);
     if let Err(invalid) = lease.validate() {
         let key = invalid.field.replace('.', "_").replace("lease_attempts", "attempts");
@@ -239,7 +246,13 @@ mod tests {
     #[test]
     fn nothing_is_found_where_nothing_is_wrong() {
         assert_eq!(findings("", &Environment::default()), []);
-        assert_eq!(findings("[server]\nlisten = \"127.0.0.1:0\"\nlease_ttl = \"2s\"\n", &Environment::default()), []);
+        assert_eq!(
+            findings(
+                "[server]\nlisten = \"127.0.0.1:0\"\nlease_ttl = \"2s\"\nlog_retention = \"30d\"\n",
+                &Environment::default()
+            ),
+            []
+        );
     }
 
     #[test]
@@ -256,6 +269,7 @@ listen = "here"
 database = "mysql://u:hunter2@h/db"
 lease_ttl = "1ms"
 attempts_max = 0
+log_retention = "1ms"
 "#;
         let env = Environment::from([("HOLM_SEVRER", "x"), ("HOLM_TOKEN", "a"), ("HOLM_TOKEN_FILE", "b")]);
         let found = findings(text, &env);
@@ -270,6 +284,7 @@ attempts_max = 0
             ("server.listen", "`here` is no address"),
             ("server.database", "this is no database"),
             ("server.lease_ttl", "`1ms` is not accepted"),
+            ("server.log_retention", "`1ms` is not accepted"),
             ("config.toml", "others than its owner may read it"),
         ] {
             let hit = found.iter().any(|f| f.at.ends_with(at) && f.problem.contains(problem) && !f.way_out.is_empty());

@@ -60,6 +60,8 @@ pub struct ServerTable {
     pub lease_margin: Option<String>,
     /// How many times a run may be claimed.
     pub attempts_max: Option<u32>,
+    /// How long after the end of a run its log is kept: `30d`.
+    pub log_retention: Option<String>,
 }
 
 /// The table `[agent]`.

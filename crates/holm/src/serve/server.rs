@@ -1,10 +1,14 @@
 //! `holm server`: the control plane alone.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use clap::Args;
 use holm_api::client::SecretString;
 use holm_domain::{access::Role, limits::LeaseConfig};
-use holm_server::{Clock, Config, Listener, STORAGE_FLOOR_BYTES, Server, StorageFloor, Wanted, bootstrap};
+use holm_server::{
+    Clock, Config, LOG_RETENTION_MIN, Listener, STORAGE_FLOOR_BYTES, Server, StorageFloor, Wanted, bootstrap,
+};
 use holm_store::Store;
 use secrecy::ExposeSecret as _;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +43,9 @@ pub struct ServeArgs {
     /// Take no runs and no output while less than this is free where the server's folder is [default: 256m]
     #[arg(long, value_name = "SIZE")]
     pub storage_floor: Option<String>,
+    /// Delete the log of a run this long after its end; the run itself stays [default: keep it for ever]
+    #[arg(long, value_name = "DURATION")]
+    pub log_retention: Option<String>,
     /// How many times a run may be claimed before it is lost [default: 3]
     #[arg(long, value_name = "N")]
     pub attempts_max: Option<u32>,
@@ -105,8 +112,21 @@ impl ServeArgs {
             None => STORAGE_FLOOR_BYTES,
         };
         let storage = Some(StorageFloor { dir: home.server(), bytes });
-        Ok(Config { lease, storage, ..Config::default() })
+        let retention = self.log_retention.as_ref().or(table.log_retention.as_ref());
+        let log_retention = retention
+            .map(|text| log_retention(text).map_err(|problem| Usage::new("--log-retention", text, problem)))
+            .transpose()?;
+        Ok(Config { lease, storage, log_retention, ..Config::default() })
     }
+}
+
+/// Reads for how long logs are kept.
+pub fn log_retention(text: &str) -> Result<Duration, String> {
+    let retention = units::duration(text)?;
+    if retention < LOG_RETENTION_MIN {
+        return Err(format!("give at least {}", units::show_duration(LOG_RETENTION_MIN)));
+    }
+    Ok(retention)
 }
 
 /// Serves until it is asked to end.

@@ -2,6 +2,9 @@
 //!
 //! Whose log it is comes from the path and the lease, never from the payload (SPEC S3); the payload says only sequences,
 //! times, streams and bytes. Batches are stored as they came, after a check of each.
+//!
+//! A log that was deleted says so, however it is read, and also where that happens while it is read: it never looks empty
+//! or broken.
 
 pub mod range;
 pub mod search;
@@ -19,9 +22,9 @@ use holm_domain::{
     access::Token,
     lease::{Claimant, grant::StaleFence},
     log::{Batch, parse_all},
-    run::RunState,
+    run::{Run, RunState},
 };
-use holm_store::{LOG_SEGMENT_BYTES, LogAppended};
+use holm_store::{Error, LOG_SEGMENT_BYTES, LogAppended, Segment};
 use serde::Serialize;
 
 use super::{leases::held_run, run_of};
@@ -76,10 +79,44 @@ fn sequences(bytes: &[u8]) -> Result<(u64, u64), Failure> {
     Ok((first.first_seq(), last.last_seq()))
 }
 
+/// The run whose log is to be read; refused where that was deleted.
+pub async fn readable(app: &App, org: OrgId, id: RunId) -> Result<Run, Failure> {
+    let run = run_of(app, org, id).await?;
+    run.logs_deleted_at.map_or(Ok(run), |at| Err(Failure::logs_deleted(id, at)))
+}
+
+/// What is read of a log, unless that was deleted, or is meanwhile.
+async fn unless_deleted<T, F>(app: &App, org: OrgId, id: RunId, read: impl FnOnce(Run) -> F) -> Result<T, Failure>
+where
+    F: Future<Output = Result<T, Failure>>,
+{
+    let read = read(readable(app, org, id).await?).await;
+    readable(app, org, id).await?;
+    read
+}
+
+/// What follows `after` in the log of a run that was looked at before; for those who follow it.
+pub(crate) async fn read_on(app: &App, run: &Run, after: u64, bytes_max: usize) -> Result<Vec<Segment>, Failure> {
+    let read = app.store.log_read(run.org, run.id, after, bytes_max).await;
+    let is_suspect = match &read {
+        Ok(segments) => segments.is_empty() && run.state == RunState::Ended,
+        Err(error) => matches!(error, Error::Corrupt { .. }),
+    };
+    if is_suspect {
+        readable(app, run.org, run.id).await?;
+    }
+    Ok(read?)
+}
+
 /// Up to `limit` entries after the sequence `after`; fewer where they are large.
 pub async fn log_page(app: &App, org: OrgId, id: RunId, after: u64, limit: u32) -> Result<LogPage, Failure> {
-    // The state first: nothing is appended once a run has ended, so what is read afterwards is all of it.
-    let ended = run_of(app, org, id).await?.state == RunState::Ended;
+    unless_deleted(app, org, id, |run| page(app, run, after, limit)).await
+}
+
+/// The page of a run that was looked at before: nothing is appended once a run has ended, so what is read of one that has
+/// is all of it.
+async fn page(app: &App, run: Run, after: u64, limit: u32) -> Result<LogPage, Failure> {
+    let Run { org, id, state, .. } = run;
     let segments = app.store.log_read(org, id, after, LOG_PAGE_BYTES_MAX).await?;
     let mut entries = Vec::new();
     let mut read = 0;
@@ -95,7 +132,7 @@ pub async fn log_page(app: &App, org: OrgId, id: RunId, after: u64, limit: u32) 
         }
     }
     let last_seq = entries.last().map_or(after, |entry| entry.seq);
-    let complete = ended && last_seq.saturating_add(1) >= app.store.log_head(org, id).await?;
+    let complete = state == RunState::Ended && last_seq.saturating_add(1) >= app.store.log_head(org, id).await?;
     Ok(LogPage { entries, last_seq, complete })
 }
 
@@ -159,13 +196,13 @@ impl Source for LogSource {
             return Ok(Step::New(events));
         }
         // The state first: nothing is appended once a run has ended, so what is read afterwards is all of it.
-        let ended = run_of(app, self.org, self.run).await?.state == RunState::Ended;
-        let segments = app.store.log_read(self.org, self.run, self.after, FOLLOW_READ_BYTES).await?;
+        let run = readable(app, self.org, self.run).await?;
+        let segments = read_on(app, &run, self.after, FOLLOW_READ_BYTES).await?;
         self.ahead.extend(segments.into_iter().map(|segment| segment.bytes));
         if let Some(events) = self.take_batch()? {
             return Ok(Step::New(events));
         }
-        if !ended {
+        if run.state != RunState::Ended {
             return Ok(Step::Quiet);
         }
         let head = app.store.log_head(self.org, self.run).await?;

@@ -1,9 +1,11 @@
-//! What the server does without being asked: end what is overdue, seal what has grown, sweep what was deleted.
+//! What the server does without being asked: end what is overdue, seal what has grown, delete what is
+//! too old, sweep what was deleted.
 //!
 //! A task takes no input: it looks at what there is, changes what is not as it should be, and comes to rest. It runs at
 //! intervals, and earlier when somebody knows of work. So it does not matter whether it was called once too often, whether
 //! a call was lost, or whether another server runs the same task at the same time.
 
+pub mod expire;
 pub mod reap;
 pub mod seal;
 pub mod sweep;
@@ -14,7 +16,7 @@ use crate::app::App;
 
 /// How often logs are looked for that are worth sealing, where nobody knows of one.
 const SEAL_EVERY: Duration = Duration::from_secs(30);
-/// How often objects of deleted runs are looked for.
+/// How often objects of deleted runs and logs are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
 /// Of how many things it is remembered that their trouble was told.
 const TOLD_MAX: usize = 10_000;
@@ -39,7 +41,7 @@ impl<K: Ord> Told<K> {
 
 /// Runs all tasks until the server is to end.
 pub async fn run(app: Arc<App>) {
-    tokio::join!(run_reap(&app), run_seal(&app), run_sweep(&app));
+    tokio::join!(run_reap(&app), run_seal(&app), run_expire(&app), run_sweep(&app));
 }
 
 /// The pause between two rounds of the reaper, at least and at most: it looks again when the next deadline passes, soon
@@ -97,11 +99,30 @@ async fn run_seal(app: &App) {
     }
 }
 
+/// How often logs that are too old are looked for: each goes within a small part of the time for which it is kept.
+fn expire_every(retention: Duration) -> Duration {
+    (retention / 8).clamp(Duration::from_secs(1), Duration::from_secs(60))
+}
+
+async fn run_expire(app: &App) {
+    let Some(retention) = app.config.log_retention else { return };
+    let mut told = Told::default();
+    while !app.shutdown.is_cancelled() {
+        if let Err(failure) = expire::expire(app, retention, &mut told).await {
+            tracing::error!(%failure, "logs that are too old could not be deleted; it is tried again");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(expire_every(retention)) => {}
+            () = app.shutdown.cancelled() => {}
+        }
+    }
+}
+
 async fn run_sweep(app: &App) {
     let mut told = Told::default();
     while !app.shutdown.is_cancelled() {
         if let Err(failure) = sweep::sweep(app, &mut told).await {
-            tracing::error!(%failure, "objects of deleted runs could not be removed; it is tried again");
+            tracing::error!(%failure, "objects of deleted runs and logs could not be removed; it is tried again");
         }
         tokio::select! {
             () = tokio::time::sleep(SWEEP_EVERY) => {}

@@ -15,7 +15,7 @@ use holm_domain::{
     run::{Event, Run},
 };
 
-use crate::{Doomed, Org, Project, Segment};
+use crate::{Doomed, DoomedPart, Org, Project, Segment};
 
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
@@ -29,7 +29,7 @@ struct State {
     tokens: BTreeMap<TokenId, Token>,
     hosts: BTreeMap<AgentId, Host>,
     runs: BTreeMap<RunId, Row>,
-    doomed: BTreeMap<RunId, Doomed>,
+    doomed: BTreeMap<(DoomedPart, RunId), Doomed>,
     idempotency: BTreeMap<(OrgId, String), ([u8; 32], RunId)>,
 }
 

@@ -9,8 +9,8 @@ use holm_domain::{
 
 use super::{Memory, Row, State, Stored};
 use crate::{
-    Doomed, Due, DuePlace, Error, EventAppended, Idempotency, Inserted, LEASES_PAGE_MAX, LogAppended, Result,
-    RunFilter, Saved, Segment,
+    Doomed, DoomedPart, Due, DuePlace, Error, EventAppended, Idempotency, Inserted, LEASES_PAGE_MAX, LogAppended,
+    Result, RunFilter, Saved, Segment,
     logs::{Attempt, Chunk, newest_at},
 };
 
@@ -19,6 +19,10 @@ const NO_RUN: Error = Error::NotFound { what: "run" };
 impl State {
     fn row(&self, org: OrgId, id: RunId) -> Option<&Row> {
         self.runs.get(&id).filter(|row| row.run.org == org)
+    }
+
+    fn doom(&mut self, part: DoomedPart, org: OrgId, run: RunId, now: UnixMicros) {
+        self.doomed.insert((part, run), Doomed { part, org, run, doomed_at: now, sweep_at: now });
     }
 
     fn row_mut(&mut self, org: OrgId, id: RunId) -> Result<&mut Row> {
@@ -134,35 +138,71 @@ impl Memory {
             return Err(Error::Conflict { what: "run" });
         }
         state.runs.remove(&id);
-        state.doomed.insert(id, Doomed { org, run: id, doomed_at: now, sweep_at: now });
+        state.doom(DoomedPart::Run, org, id, now);
         state.idempotency.retain(|_, (_, run)| *run != id);
         Ok(())
     }
 
-    pub(crate) fn doomed_due(&self, now: UnixMicros, after: Option<&Doomed>, limit: usize) -> Vec<Doomed> {
+    pub(crate) fn logs_kept(&self, ended_by: UnixMicros, after: Option<&DuePlace>, limit: usize) -> Vec<Due> {
+        let kept = |row: &Row| row.run.ended_at.filter(|_| row.run.logs_deleted_at.is_none());
+        self.by_time(kept, ended_by, after, limit)
+    }
+
+    pub(crate) fn log_delete(&self, expect_version: u64, run: &Run, now: UnixMicros) -> Result<()> {
+        let mut state = self.lock();
+        let row = state.row_mut(run.org, run.id)?;
+        if row.run.version != expect_version {
+            return Err(Error::Conflict { what: "run" });
+        }
+        row.run = as_stored(run);
+        row.segments.clear();
+        state.doom(DoomedPart::Log, run.org, run.id, now);
+        Ok(())
+    }
+
+    pub(crate) fn doomed_due(
+        &self,
+        part: DoomedPart,
+        now: UnixMicros,
+        after: Option<&Doomed>,
+        limit: usize,
+    ) -> Vec<Doomed> {
         let state = self.lock();
         let place = |doomed: &Doomed| (doomed.sweep_at, doomed.run);
-        let is_due = |doomed: &Doomed| doomed.sweep_at <= now && after.is_none_or(|after| place(doomed) > place(after));
+        let is_due = |doomed: &Doomed| {
+            doomed.part == part && doomed.sweep_at <= now && after.is_none_or(|after| place(doomed) > place(after))
+        };
         let mut due: Vec<Doomed> = state.doomed.values().copied().filter(is_due).collect();
         due.sort_by_key(place);
         due.truncate(limit);
         due
     }
 
-    pub(crate) fn doomed_swept(&self, run: RunId, again_at: Option<UnixMicros>) {
+    pub(crate) fn doomed_swept(&self, part: DoomedPart, run: RunId, again_at: Option<UnixMicros>) {
         let mut state = self.lock();
-        match (again_at, state.doomed.get_mut(&run)) {
+        match (again_at, state.doomed.get_mut(&(part, run))) {
             (Some(at), Some(doomed)) => doomed.sweep_at = at,
-            _ => drop(state.doomed.remove(&run)),
+            _ => drop(state.doomed.remove(&(part, run))),
         }
     }
 
     pub(crate) fn runs_due(&self, now: UnixMicros, after: Option<&DuePlace>, limit: usize) -> Vec<Due> {
+        self.by_time(|row| row.deadline, now, after, limit)
+    }
+
+    /// Runs with a time of `upto` or before, behind the place `after`.
+    fn by_time(
+        &self,
+        time: impl Fn(&Row) -> Option<UnixMicros>,
+        upto: UnixMicros,
+        after: Option<&DuePlace>,
+        limit: usize,
+    ) -> Vec<Due> {
         let state = self.lock();
-        let place = |row: &Row| Some(DuePlace { deadline: row.deadline?, id: row.run.id.to_string() });
+        let place = |row: &Row| Some(DuePlace { at: time(row)?, id: row.run.id.to_string() });
         let placed = state.runs.values().filter_map(|row| Some((place(row)?, &row.run)));
         let mut due: Vec<(DuePlace, &Run)> =
-            placed.filter(|(place, _)| place.deadline <= now && after.is_none_or(|after| place > after)).collect();
+            placed.filter(|(place, _)| place.at <= upto && after.is_none_or(|after| place > after)).collect();
         due.sort_by(|(a, _), (b, _)| a.cmp(b));
         due.into_iter().take(limit).map(|(place, run)| Due { place, run: Ok(run.clone()) }).collect()
     }

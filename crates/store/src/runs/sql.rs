@@ -9,6 +9,7 @@ use super::{FILTER_LABELS_MAX, Idempotency, Inserted, RunFilter, Saved};
 use crate::{
     Error, LOG_INLINE_BYTES, LOG_SEGMENT_BYTES, Result,
     events::event_save,
+    retention::kept_since,
     sql::{Args, Db, Query, Row, Tx, Value, args, encode, queries},
 };
 
@@ -57,7 +58,7 @@ queries! {
         and exists (select 1 from run_labels m where m.org = $1 and m.key = $20 and m.value = $21 and m.run = r.id)");
     RUN_QUEUE = "select id, org, version, state, body from runs where org = $1 and state = 'queued'
         order by queued_at, id limit $2";
-    RUN_SAVE = "update runs set state = $4, version = $5, fence = $6, deadline_at = $7, body = $8
+    RUN_SAVE = "update runs set state = $4, version = $5, fence = $6, deadline_at = $7, body = $8, log_kept_since = $9
         where org = $1 and id = $2 and version = $3";
     RUN_SAVE_LEASE = "insert into leases (org, run, agent, fence, version, expires_at) values ($1, $2, $3, $4, $5, $6)
         on conflict (org, run) do update set agent = excluded.agent, fence = excluded.fence,
@@ -204,7 +205,7 @@ pub(super) async fn run_save(
     let body = encode("a run", run)?;
     let mut tx = db.begin().await?;
     let (state, version, fence) = (run.state.as_str(), run.version, run.fence);
-    let values = args![run.org, run.id, expect_version, state, version, fence, deadline, body];
+    let values = args![run.org, run.id, expect_version, state, version, fence, deadline, body, kept_since(run)];
     if tx.execute(RUN_SAVE, values).await? == 0 {
         drop(tx);
         return Err(changed_or_gone(db, run.org, run.id).await?);
@@ -230,7 +231,7 @@ pub(super) async fn run_delete(db: &Db, org: OrgId, id: RunId, expect_version: u
     tx.commit().await
 }
 
-async fn changed_or_gone(db: &Db, org: OrgId, id: RunId) -> Result<Error> {
+pub(crate) async fn changed_or_gone(db: &Db, org: OrgId, id: RunId) -> Result<Error> {
     Ok(match db.row(RUN_GET, args![org, id]).await? {
         Some(_) => Error::Conflict { what: "run" },
         None => Error::NotFound { what: "run" },

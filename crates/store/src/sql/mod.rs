@@ -70,8 +70,15 @@ pub(crate) enum Tx {
 }
 
 impl Db {
-    /// Opens a file of SQLite, readable by its owner alone, and makes it if it is not there.
+    /// Opens a file of SQLite and brings its schema up to date.
     pub(crate) async fn open_sqlite(path: &str) -> Result<Self> {
+        let db = Self::reach_sqlite(path).await?;
+        migrate::up(&db).await?;
+        Ok(db)
+    }
+
+    /// Opens a file of SQLite as it is, readable by its owner alone, and makes it if it is not there.
+    pub(crate) async fn reach_sqlite(path: &str) -> Result<Self> {
         let opening = |error: crate::Cause| Error::unavailable("open the database", error);
         if path.is_empty() || path.starts_with(":memory:") {
             return Err(Error::invalid("the URL of the store", "give the path of a file after `sqlite:`"));
@@ -92,12 +99,7 @@ impl Db {
             pool.test_before_acquire(false).before_acquire(|connection, _| Box::pin(is_fit(connection)))
         };
         let writer = pool(1).connect_with(options.clone()).await.map_err(|error| opening(error.into()))?;
-        let db = Self::Sqlite {
-            writer,
-            readers: pool(SQLITE_READERS).connect_lazy_with(options.pragma("query_only", "on")),
-        };
-        migrate::up(&db).await?;
-        Ok(db)
+        Ok(Self::Sqlite { writer, readers: pool(SQLITE_READERS).connect_lazy_with(options.pragma("query_only", "on")) })
     }
 
     /// Connects to a database of PostgreSQL and brings its schema up to date.

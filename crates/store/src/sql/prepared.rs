@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use sqlx::{Executor, Row, Statement};
 
 use super::{Db, Query, migrate};
-use crate::{doomed, events, hosts, leases, logs, orgs, postgres::TestDatabase, projects, runs, tokens};
+use crate::{doomed, events, hosts, leases, logs, orgs, postgres::TestDatabase, projects, retention, runs, tokens};
 
 fn all() -> Vec<Query> {
     let lists = [
@@ -17,6 +17,7 @@ fn all() -> Vec<Query> {
         tokens::QUERIES,
         hosts::QUERIES,
         runs::QUERIES,
+        retention::QUERIES,
         leases::QUERIES,
         events::QUERIES,
         logs::QUERIES,
@@ -87,6 +88,8 @@ async fn no_query_reads_a_whole_table_and_no_page_is_sorted() {
         "RUNS_DUE",
         "LOG_SEALABLE",
         "DOOMED_DUE",
+        "DOOMED_LOG_DUE",
+        "LOGS_KEPT",
     ];
     for query in all().into_iter().filter(|query| query.of != "schema step") {
         let steps = plan(&db, query).await;
@@ -97,9 +100,13 @@ async fn no_query_reads_a_whole_table_and_no_page_is_sorted() {
         let sorted = steps.iter().any(|step| step.contains("TEMP B-TREE"));
         assert!(!(sorted && pages.contains(&query.name)), "{}: {steps:#?}", query.name);
     }
-    for (name, index) in
-        [("RUNS_DUE", "runs_due"), ("LOG_SEALABLE", "log_heads_sealable"), ("DOOMED_DUE", "doomed_runs_due")]
-    {
+    for (name, index) in [
+        ("RUNS_DUE", "runs_due"),
+        ("LOG_SEALABLE", "log_heads_sealable"),
+        ("DOOMED_DUE", "doomed_runs_due"),
+        ("DOOMED_LOG_DUE", "doomed_logs_due"),
+        ("LOGS_KEPT", "runs_log_kept"),
+    ] {
         let steps = plan(&db, all().into_iter().find(|query| query.name == name).expect("there")).await;
         assert!(steps[0].contains(index), "{name}: {steps:?}");
     }
@@ -120,7 +127,7 @@ fn no_module_is_forgotten() {
             }
         }
     }
-    assert_eq!(defining, 11, "list the queries of every module in `all`");
+    assert_eq!(defining, 12, "list the queries of every module in `all`");
     let names: BTreeSet<&str> = all().iter().map(|query| query.name).collect();
     assert_eq!(names.len(), all().len(), "names are unique");
 }

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Changes the database behind the store's back.
-async fn tamper(fixture: &Fixture, sql: &str) {
+pub async fn tamper(fixture: &Fixture, sql: &str) {
     let sql = AssertSqlSafe(sql.to_owned());
     let changed = match fixture.engine {
         Engine::Memory => return,

@@ -11,6 +11,7 @@ mod isolation;
 mod logs;
 #[path = "../support/postgres.rs"]
 mod postgres;
+mod retention;
 mod runs;
 mod seals;
 mod support;

@@ -8,7 +8,7 @@ use holm_domain::{
     lease::grant,
     run::{Cancel, Decision, EventKind, ExitStatus, Outcome, Run, RunSpec, RunState, Usage},
 };
-use holm_store::{BlobKey, Doomed, Error, Inserted, Project, RUNS_PAGE_MAX, RunFilter};
+use holm_store::{BlobKey, Doomed, DoomedPart, Error, Inserted, Project, RUNS_PAGE_MAX, RunFilter};
 
 use crate::support::{Fixture, Tenant, batch, cases, claimant, config, refused, sandbox, save, uuid};
 
@@ -349,7 +349,8 @@ async fn a_deleted_run_leaves_nothing(fixture: Fixture) {
     let foreign = store.run_delete(OrgId::from_uuid(uuid()), run.id, run.version, UnixMicros(7)).await;
     assert!(matches!(foreign, Err(Error::NotFound { what: "run" })), "{foreign:?}");
     assert_eq!(tenant.log(run.id).await.len(), 13, "a refused deletion removes nothing");
-    assert_eq!(store.doomed_due(UnixMicros(i64::MAX), None, 10).await.expect("read"), [], "and dooms nothing");
+    let doomed = store.doomed_due(DoomedPart::Run, UnixMicros(i64::MAX), None, 10).await.expect("read");
+    assert_eq!(doomed, [], "and dooms nothing");
     store.run_delete(tenant.org, run.id, run.version, UnixMicros(7)).await.expect("deleted");
     let again = store.run_delete(tenant.org, run.id, run.version, UnixMicros(7)).await;
     assert!(matches!(again, Err(Error::NotFound { what: "run" })), "{again:?}");
@@ -373,11 +374,12 @@ async fn objects_of_deleted_runs_are_swept_whoever_crashed(fixture: Fixture) {
         store.run_delete(tenant.org, run.id, run.version, UnixMicros(at)).await.expect("deleted");
         // What a crash between rows and objects leaves, and whoever was still writing.
         store.blobs().put(&BlobKey::run_changes(tenant.org, run.id, 1), Bytes::from_static(b"x")).await.expect("put");
-        doomed.push(Doomed { org: tenant.org, run: run.id, doomed_at: UnixMicros(at), sweep_at: UnixMicros(at) });
+        let at = UnixMicros(at);
+        doomed.push(Doomed { part: DoomedPart::Run, org: tenant.org, run: run.id, doomed_at: at, sweep_at: at });
     }
     doomed.sort_by_key(|doomed| doomed.doomed_at);
     let due = |now, after: Option<Doomed>, limit| async move {
-        store.doomed_due(UnixMicros(now), after.as_ref(), limit).await.expect("read")
+        store.doomed_due(DoomedPart::Run, UnixMicros(now), after.as_ref(), limit).await.expect("read")
     };
     assert_eq!(due(9, None, 10).await, []);
     assert_eq!(due(25, None, 10).await, doomed[..2]);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use holm_api::{logs::LogPage, runs::After};
+use holm_api::{logs::LogPage, problem::Problem, runs::After};
 
 use crate::{
     app::App,
@@ -21,7 +21,10 @@ use crate::{
 #[utoipa::path(
     get, path = "/v1/runs/{id}/logs", tag = "logs", operation_id = "log_page",
     params(("id" = String, Path, description = "The run, as `run_…`."), After),
-    responses((status = 200, description = "A page of the log.", body = LogPage))
+    responses(
+        (status = 200, description = "A page of the log.", body = LogPage),
+        (status = 410, description = "`logs_deleted`.", body = Problem, content_type = "application/problem+json"),
+    )
 )]
 pub async fn logs(
     State(app): State<Arc<App>>,

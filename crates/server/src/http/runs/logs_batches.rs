@@ -37,6 +37,7 @@ use crate::{
     ),
     responses(
         (status = 200, description = "The batches.", body = [u8], content_type = "application/vnd.holm.log-batches"),
+        (status = 410, description = "`logs_deleted`.", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "`too_many` streams.", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -48,7 +49,7 @@ pub async fn logs_batches(
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let after = follow::position(&headers, &From { after: query.after })?;
-    ops::run_of(&app, caller.org(), id).await?;
+    ops::logs::readable(&app, caller.org(), id).await?;
     let upto = match (query.follow, query.upto) {
         (true, None) => None,
         (true, Some(upto)) => {

@@ -30,6 +30,7 @@ use crate::{
     ),
     responses(
         (status = 200, description = "The events.", body = String, content_type = "text/event-stream"),
+        (status = 410, description = "`logs_deleted`.", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "`too_many` streams.", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -41,7 +42,7 @@ pub async fn logs_follow(
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let after = follow::position(&headers, &from)?;
-    ops::run_of(&app, caller.org(), id).await?;
+    ops::logs::readable(&app, caller.org(), id).await?;
     let pass = app.streams.enter(caller.org())?;
     Ok(follow::respond(app, &caller.token, id, LogSource::new(caller.org(), id, after), pass))
 }

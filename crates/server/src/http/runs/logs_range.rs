@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use holm_api::logs::{LogRange, LogRangeOf};
+use holm_api::{
+    logs::{LogRange, LogRangeOf},
+    problem::Problem,
+};
 
 use crate::{
     app::App,
@@ -21,7 +24,10 @@ use crate::{
 #[utoipa::path(
     get, path = "/v1/runs/{id}/logs/range", tag = "logs", operation_id = "log_range",
     params(("id" = String, Path, description = "The run, as `run_…`."), LogRangeOf),
-    responses((status = 200, description = "The part of the log.", body = LogRange))
+    responses(
+        (status = 200, description = "The part of the log.", body = LogRange),
+        (status = 410, description = "`logs_deleted`.", body = Problem, content_type = "application/problem+json"),
+    )
 )]
 pub async fn logs_range(
     State(app): State<Arc<App>>,

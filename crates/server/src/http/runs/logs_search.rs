@@ -26,6 +26,7 @@ use crate::{
     params(("id" = String, Path, description = "The run, as `run_…`."), SearchLogs),
     responses(
         (status = 200, description = "What was found.", body = LogMatches),
+        (status = 410, description = "`logs_deleted`.", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "`too_many` searches.", body = Problem, content_type = "application/problem+json"),
     )
 )]

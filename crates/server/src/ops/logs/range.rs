@@ -4,9 +4,13 @@
 //! first that is newer than `until`, also where the clock of the host was set back in between.
 
 use holm_api::logs::{LogRange, LogRangeOf};
-use holm_domain::{OrgId, RunId, UnixMicros, log::Stream, run::RunState};
+use holm_domain::{
+    OrgId, RunId, UnixMicros,
+    log::Stream,
+    run::{Run, RunState},
+};
 
-use super::{super::run_of, batches};
+use super::{batches, unless_deleted};
 use crate::{app::App, problem::Failure};
 
 /// How many bytes of batches one look reads.
@@ -14,8 +18,13 @@ const LOOK_BYTES: usize = 1024 * 1024;
 
 /// The part of the log of a run that is meant.
 pub async fn log_range(app: &App, org: OrgId, id: RunId, of: &LogRangeOf) -> Result<LogRange, Failure> {
-    // The state first: nothing is appended once a run has ended.
-    let mut open = run_of(app, org, id).await?.state != RunState::Ended;
+    unless_deleted(app, org, id, |run| range(app, run, of)).await
+}
+
+/// The range of a run that was looked at before: nothing is appended once a run has ended.
+async fn range(app: &App, run: Run, of: &LogRangeOf) -> Result<LogRange, Failure> {
+    let Run { org, id, state, .. } = run;
+    let mut open = state != RunState::Ended;
     let mut last_seq = app.store.log_head(org, id).await?.saturating_sub(1);
     let mut after = 0;
     if let Some(since) = of.since {

@@ -13,12 +13,13 @@ use holm_domain::{
     OrgId, RunId,
     error::InvalidField,
     log::{ENTRY_BYTES_MAX, Entry},
+    run::Run,
 };
 use holm_store::Segment;
 use regex::bytes::{Regex, RegexBuilder};
 use tokio::time::Instant;
 
-use super::{super::run_of, batches};
+use super::{batches, unless_deleted};
 use crate::{
     app::App,
     config::{ENTRIES_PAGE_DEFAULT, ENTRIES_PAGE_MAX, LOG_PAGE_BYTES_MAX},
@@ -41,7 +42,11 @@ const LOOKS_FOR: Duration = Duration::from_secs(2);
 pub async fn log_search(app: &App, org: OrgId, id: RunId, query: &SearchLogs) -> Result<LogMatches, Failure> {
     let limit = within("limit", query.limit.unwrap_or(ENTRIES_PAGE_DEFAULT).into(), 1, ENTRIES_PAGE_MAX.into())?;
     let regex = compile(query)?;
-    run_of(app, org, id).await?;
+    unless_deleted(app, org, id, |run| search(app, run, query, regex, limit)).await
+}
+
+async fn search(app: &App, run: Run, query: &SearchLogs, regex: Regex, limit: u64) -> Result<LogMatches, Failure> {
+    let Run { org, id, .. } = run;
     let _pass = app.searches.enter(org)?;
     let last_seq = app.store.log_head(org, id).await?.saturating_sub(1);
     let (after, upto) = (query.after.unwrap_or(0), query.upto.unwrap_or(u64::MAX).min(last_seq));

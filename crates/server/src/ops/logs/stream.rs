@@ -9,7 +9,7 @@ use holm_domain::{
 };
 use holm_store::Segment;
 
-use super::super::run_of;
+use super::{read_on, readable};
 use crate::{
     app::App,
     http::follow::{Source, Step},
@@ -53,8 +53,8 @@ impl Source for BatchSource {
             return Ok(self.end());
         }
         // The state first: nothing is appended once a run has ended, so what is read afterwards is all of it.
-        let run = run_of(app, self.org, self.run).await?;
-        let segments = app.store.log_read(self.org, self.run, self.after, READ_BYTES).await?;
+        let run = readable(app, self.org, self.run).await?;
+        let segments = read_on(app, &run, self.after, READ_BYTES).await?;
         let Some(last) = segments.last() else {
             return match run.state {
                 RunState::Ended => self.end_of(run),
