@@ -17,6 +17,10 @@ use holm_runtime::AttemptId;
 use holm_shim::protocol::SPOOL_DIR_NAME;
 use rustix::fs::{FlockOperation, OFlags, flock};
 
+/// The file that says what of an attempt's folder is damaged.
+const DAMAGE_NAME: &str = "damaged";
+/// The most that is read of it, in bytes.
+const DAMAGE_BYTES_MAX: u64 = 4 * 1024;
 /// How many folders that cannot be understood are kept for people to look at.
 const SET_ASIDE_MAX: usize = 16;
 /// For how long.
@@ -180,6 +184,21 @@ pub(crate) fn hand_over(dir: &Path, ids: Option<(u32, u32)>) -> Result<(), Folde
         at(&path, fs::set_permissions(&path, Permissions::from_mode(0o1770)))?;
     }
     Ok(())
+}
+
+/// Notes that something in the folder of an attempt cannot be read: when the attempt is over, the folder is set aside with
+/// this note instead of being removed.
+pub(crate) fn note_damage(dir: &Path, problem: &str) {
+    let note = format!("{}\n", &problem[..problem.floor_char_boundary(DAMAGE_BYTES_MAX as usize - 1)]);
+    if let Err(error) = write_whole(dir, DAMAGE_NAME, note.as_bytes()) {
+        tracing::error!(%error, "noting what is damaged");
+    }
+}
+
+/// What was noted of it.
+pub(crate) fn noted_damage(dir: &Path) -> Option<String> {
+    let note = read_own(&dir.join(DAMAGE_NAME), DAMAGE_BYTES_MAX);
+    note.ok().flatten().map(|bytes| String::from_utf8_lossy(&bytes).trim_end().to_owned())
 }
 
 /// Writes a file that is there whole or not at all once this returned.

@@ -9,7 +9,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use holm_runtime::{AttemptId, Resources, SharedRuntime, crash::effect, registry::Registry};
 
 use crate::{
-    folder::FolderError,
+    folder::{FolderError, note_damage, noted_damage},
     journal::{Record, ShimRecord},
     occupancy::Stay,
     station::Shared,
@@ -83,37 +83,39 @@ pub(crate) fn clear_attempt<C>(shared: &Shared<C>, stay: Stay) -> bool {
 }
 
 fn clear_folder<C>(shared: &Shared<C>, stay: &Stay, dir: &Path) -> Result<bool, FolderError> {
-    let is_stopped = effect("shim.kill", || kill_shim(dir));
-    match Record::read(dir, stay.attempt()) {
-        Ok(Some(mut record)) => {
-            stay.adopt(&mut record.resources);
-            let is_destroyed = effect("sandbox.destroy", || destroy(&shared.runtimes, &record.resources));
-            if !is_destroyed || !is_stopped {
-                return Ok(false);
-            }
+    let (record, shim) = (Record::read(dir, stay.attempt()), ShimRecord::read(dir));
+    // A shim that the journal does not name any more bears the label of its attempt: it goes with what else bears that.
+    let is_stopped = effect("shim.kill", || !matches!(&shim, Ok(Some(record)) if !kill_shim(dir, record)));
+    let is_removed = match &record {
+        Ok(Some(record)) => {
+            let mut resources = record.resources.clone();
+            stay.adopt(&mut resources);
+            effect("sandbox.destroy", || destroy(&shared.runtimes, &resources))
         }
         // Nothing was created before the journal was there.
-        Ok(None) if !is_stopped => return Ok(false),
-        Ok(None) => {}
-        Err(problem) => {
-            let aside = shared.folder.put_aside(dir)?;
-            // The inventory finds what it named, if anything of it is there.
-            tracing::error!(%problem, aside = %aside.display(), "the folder of an attempt was set aside");
-            return Ok(is_stopped);
-        }
+        Ok(None) => true,
+        Err(_) => destroy_found(&shared.runtimes, stay.attempt()),
+    };
+    if !is_removed || !is_stopped {
+        return Ok(false);
+    }
+    let unreadable = record.err().or(shim.err()).map(|problem| problem.to_string());
+    if let Some(problem) = &unreadable {
+        note_damage(dir, problem);
+    }
+    if let Some(problem) = unreadable.or_else(|| noted_damage(dir)) {
+        let aside = shared.folder.put_aside(dir)?;
+        tracing::error!(problem, aside = %aside.display(), "the folder of an attempt was set aside");
+        return Ok(true);
     }
     effect("attempt.remove", || remove_dir(dir))?;
     Ok(true)
 }
 
-fn kill_shim(dir: &Path) -> bool {
-    let result = match ShimRecord::read(dir) {
-        Ok(None) => return true,
-        Ok(Some(record)) => record.shim.kill_and_wait(DEATH_PATIENCE).map_err(|error| error.to_string()),
-        Err(problem) => Err(problem.to_string()),
-    };
+fn kill_shim(dir: &Path, record: &ShimRecord) -> bool {
+    let result = record.shim.kill_and_wait(DEATH_PATIENCE);
     if let Err(problem) = &result {
-        tracing::error!(dir = %dir.display(), problem, "ending the shim of an attempt that is removed");
+        tracing::error!(dir = %dir.display(), %problem, "ending the shim of an attempt that is removed");
     }
     result.is_ok()
 }

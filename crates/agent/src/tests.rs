@@ -3,6 +3,8 @@
 //! A crash is simulated by throwing the whole asynchronous runtime away at an exact point: nothing of the agent's code runs
 //! after it but destructors, which touch no file, and a new agent begins in the same folder.
 
+mod damage;
+
 use std::{
     fs,
     sync::Arc,

@@ -4,14 +4,14 @@
 //! with word that the sandbox has ended where that takes long, then the archive of changes, and the end of the run last. What
 //! cannot be stored is never passed over in silence: the run then ends as failed.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fmt::Display, path::PathBuf, time::Duration};
 
 use holm_api::agent::{AppendEvents, Fenced, FinishRun, SandboxEnded, StartRun};
-use holm_domain::run::{Outcome, Reason, SandboxInfo};
+use holm_domain::run::{EventKind, Outcome, Reason, SandboxInfo};
 use holm_runtime::{AttemptId, crash::effect_of};
 use holm_shim::{
     client::read_events,
-    protocol::{CHANGES_FILE_NAME, MESSAGE_BYTES_MAX},
+    protocol::{CHANGES_FILE_NAME, EVENTS_FILE_NAME, MESSAGE_BYTES_MAX},
 };
 use tokio::sync::watch;
 
@@ -23,7 +23,7 @@ use super::{
 use crate::{
     backoff::persist,
     control::{ControlError, ControlPlane},
-    folder::open_plain,
+    folder::{note_damage, open_plain},
     station::Shared,
 };
 
@@ -160,6 +160,9 @@ impl<C: ControlPlane> Reporter<'_, C> {
             )) => Err(error),
             Err(loss) => {
                 tracing::error!(run = %self.attempt.run, %loss, "the output cannot be stored");
+                if matches!(loss, Loss::Spool(_)) {
+                    note_damage(&self.dir, &loss.to_string());
+                }
                 Ok(Some(format!("the output could not be stored: {loss}")))
             }
         }
@@ -192,9 +195,9 @@ impl<C: ControlPlane> Reporter<'_, C> {
             let read = tokio::task::spawn_blocking(move || read_events(&dir, told, EVENTS_MAX)).await;
             let events = match read {
                 Ok(Ok(events)) if !events.is_empty() => events,
-                Ok(Ok(_)) => return Ok(told),
-                Ok(Err(error)) => return Ok(self.pass_over_events(&error)),
-                Err(error) => return Ok(self.pass_over_events(&error)),
+                Ok(Ok(_)) => return self.lose_events(there, &format!("they end after {told} of {there}")).await,
+                Ok(Err(error)) => return self.lose_events(there, &error).await,
+                Err(error) => return self.lose_events(there, &error).await,
             };
             let count = events.len() as u64;
             let events = events.into_iter().map(Into::into).collect();
@@ -215,8 +218,24 @@ impl<C: ControlPlane> Reporter<'_, C> {
         Ok(told)
     }
 
+    /// Not all of the first `there` events can be read: word of that takes the place of the last of them, unless the store
+    /// has it, and so all of them, from an earlier agent.
+    async fn lose_events(&self, there: u64, problem: &(dyn Display + Sync)) -> Result<u64, ControlError> {
+        let AttemptId { run, fence } = self.attempt;
+        let Shared { control, config, agent, .. } = self.shared;
+        note_damage(&self.dir, &format!("{EVENTS_FILE_NAME}: {problem}"));
+        let lost = EventKind::refused(format!("events of the shim are lost: {problem}"));
+        let events = vec![lost.into()];
+        let body = AppendEvents { agent: *agent, instance: self.shared.instance(), fence, first_seq: there, events };
+        match persist("append_events", config.patience, || control.append_events(run, body.clone())).await {
+            Ok(()) => Ok(self.pass_over_events(problem)),
+            Err(ControlError::Refused(refused)) => Ok(self.pass_over_events(&refused)),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Events tell of the run and decide nothing: a shim that writes nonsense does not make its run fail.
-    fn pass_over_events(&self, problem: &dyn std::fmt::Display) -> u64 {
+    fn pass_over_events(&self, problem: &dyn Display) -> u64 {
         tracing::error!(run = %self.attempt.run, %problem, "the events cannot be stored; they are passed over");
         u64::MAX
     }

@@ -70,16 +70,17 @@ impl Seen {
         }
     }
 
-    /// The shim is gone and left no word of how it ended.
-    pub(crate) fn lose(&mut self) {
+    /// The shim is gone and left no word of how it ended, or one that is `unreadable` for that reason.
+    pub(crate) fn lose(&mut self, unreadable: Option<&str>) {
         if self.end.is_some() {
             return;
         }
-        let outcome = if self.started {
-            Outcome::failed(Reason::GuestLost, "the shim beside the sandbox died; the sandbox was removed")
-        } else {
-            Outcome::failed(Reason::LaunchFailed, "the shim died before the command was started")
+        let (reason, message) = match self.started {
+            true => (Reason::GuestLost, "the shim beside the sandbox died; the sandbox was removed"),
+            false => (Reason::LaunchFailed, "the shim died before the command was started"),
         };
+        let why = unreadable.map(|problem| format!("; how it ended cannot be read: {problem}")).unwrap_or_default();
+        let outcome = Outcome::failed(reason, format!("{message}{why}"));
         self.end = Some(End { outcome, usage: None, result: None, changes: None, next_seq: None });
     }
 }
@@ -164,7 +165,7 @@ pub(crate) mod tests {
         assert_eq!(seen, Seen::default());
         seen.take(3, &status(Phase::Ended, Some(Outcome::exited(ExitStatus::Code(0)))));
         let ended = seen.clone();
-        seen.lose();
+        seen.lose(None);
         seen.take(3, &status(Phase::Ended, Some(Outcome::exited(ExitStatus::Code(1)))));
         assert_eq!(seen, ended);
     }
@@ -197,12 +198,13 @@ pub(crate) mod tests {
     #[test]
     fn a_lost_shim_is_told_by_how_far_it_was() {
         let mut early = Seen::default();
-        early.lose();
+        early.lose(None);
         assert_eq!(early.end.unwrap().outcome.reason, Some(Reason::LaunchFailed));
         let mut late = Seen { started: true, ..Seen::default() };
-        late.lose();
+        late.lose(Some("exit.json: torn"));
         let end = late.end.unwrap();
         assert_eq!((end.outcome.reason, end.usage), (Some(Reason::GuestLost), None));
+        assert!(end.outcome.message.unwrap().contains("exit.json: torn"));
     }
 
     #[test]

@@ -5,12 +5,15 @@ use std::{path::Path, sync::Arc};
 use holm_runtime::AttemptId;
 use holm_shim::{
     client::{may_have_started, read_exit},
-    protocol::Status,
+    protocol::{EXIT_FILE_NAME, Status},
 };
 use tokio::sync::watch;
 
 use super::seen::Seen;
-use crate::{backoff::Backoff, control::ControlPlane, journal::Record, occupancy::Stay, reaper, station::Shared};
+use crate::{
+    backoff::Backoff, control::ControlPlane, folder::note_damage, journal::Record, occupancy::Stay, reaper,
+    station::Shared,
+};
 
 /// Finds out how one sandbox ended.
 pub(crate) struct Settler<'a, C> {
@@ -23,8 +26,8 @@ pub(crate) struct Settler<'a, C> {
 enum Remains {
     /// Its last word. The sandbox is removed.
     Word(Box<Status>),
-    /// It left none. The sandbox is removed.
-    Silence { started: bool },
+    /// It left none, or one that cannot be read. The sandbox is removed.
+    Silence { started: bool, unreadable: Option<String> },
     /// It left none, and the sandbox may still live: something of it could not be removed.
     Unsettled,
 }
@@ -48,13 +51,19 @@ impl<C: ControlPlane> Settler<'_, C> {
                 continue;
             }
             seen.send_modify(|seen| {
-                match remains {
-                    Remains::Word(status) => seen.take(fence, &status),
-                    Remains::Silence { started } => seen.started |= started,
-                    Remains::Unsettled => {}
-                }
+                let unreadable = match remains {
+                    Remains::Word(status) => {
+                        seen.take(fence, &status);
+                        None
+                    }
+                    Remains::Silence { started, unreadable } => {
+                        seen.started |= started;
+                        unreadable
+                    }
+                    Remains::Unsettled => None,
+                };
                 // A final status that speaks of no end is no word at all.
-                seen.lose();
+                seen.lose(unreadable.as_deref());
             });
             return;
         }
@@ -75,14 +84,22 @@ fn look<C>(shared: &Shared<C>, stay: &Stay, dir: &Path) -> Remains {
     if !is_removed {
         return Remains::Unsettled;
     }
-    match read_exit(dir) {
+    let unreadable = match read_exit(dir) {
         Ok(Some(status)) if status.fence == fence => return Remains::Word(Box::new(status)),
-        Ok(_) => tracing::error!(%run, fence, "a shim is gone and left no word"),
-        Err(error) => tracing::error!(%run, fence, %error, "the last word of a shim"),
-    }
+        Ok(_) => {
+            tracing::error!(%run, fence, "a shim is gone and left no word");
+            None
+        }
+        Err(error) => {
+            let problem = format!("{EXIT_FILE_NAME}: {error}");
+            tracing::error!(%run, fence, problem, "the last word of a shim cannot be read");
+            note_damage(dir, &problem);
+            Some(problem)
+        }
+    };
     let started = may_have_started(dir).unwrap_or_else(|error| {
         tracing::error!(%run, fence, %error, "whether the command was started");
         true
     });
-    Remains::Silence { started }
+    Remains::Silence { started, unreadable }
 }
