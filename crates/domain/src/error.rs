@@ -77,6 +77,8 @@ codes! {
     Unavailable = "unavailable", 503, "The service is not available now";
     /// The server's disk is nearly full.
     StorageFull = "storage_full", 507, "The server has no room left";
+    /// What is stored of a log cannot be read.
+    LogDamaged = "log_damaged", 500, "The stored log is damaged";
     /// An error of Holm's own.
     Internal = "internal", 500, "An error of Holm's own";
 }

@@ -48,6 +48,13 @@ impl Failure {
         Self { cause: Some(cause.to_string()), ..Self::new(ErrorCode::Unavailable, detail) }
     }
 
+    /// What is stored of a log cannot be read; `cause` is for the log of the server alone.
+    pub fn log_damaged(cause: impl Display) -> Self {
+        let detail = "a part of the log is gone or damaged where the server keeps it; the rest can be read from behind \
+                      it (--after), and the server's log has more under the number of the request";
+        Self { cause: Some(cause.to_string()), ..Self::new(ErrorCode::LogDamaged, detail) }
+    }
+
     /// The log of `run` was deleted at `at`.
     pub fn logs_deleted(run: RunId, at: UnixMicros) -> Self {
         let time = jiff::Timestamp::from_microsecond(at.0).map_or_else(|_| format!("{} µs", at.0), |at| at.to_string());
@@ -100,8 +107,9 @@ impl From<holm_store::Error> for Failure {
             Error::NotFound { what } => Self::new(ErrorCode::NotFound, format!("there is no such {what}")),
             Error::Unavailable { .. } => Self::unavailable("the store does not answer; try again", error),
             Error::Limit { .. } => Self::new(ErrorCode::TooMany, error.to_string()),
+            error if error.is_damaged_log() => Self::log_damaged(error),
             // What clients give was checked before, so these are Holm's own.
-            Error::Corrupt { .. } | Error::Invalid { .. } => Self::internal(error),
+            Error::Corrupt { .. } | Error::Damaged { .. } | Error::Invalid { .. } => Self::internal(error),
         }
     }
 }

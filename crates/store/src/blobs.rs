@@ -73,6 +73,11 @@ fn log_path(org: OrgId, run: RunId) -> Path {
     run_path(org, run).join("logs")
 }
 
+/// Whether a key, as it stands in the index, is one of the log of a run.
+pub(crate) fn is_log_key(key: &str) -> bool {
+    key.split('/').nth_back(1) == Some("logs")
+}
+
 /// An object that is read piece by piece.
 pub struct BlobStream {
     /// Its whole size in bytes.
@@ -171,13 +176,26 @@ impl Blobs {
         if wanted == 0 {
             return Ok(Bytes::new());
         }
-        let got = self.objects.get_range(&key.0, range).await;
-        let bytes = got.map_err(|error| failure("read a part of a blob", key, error))?;
+        let bytes = match self.objects.get_range(&key.0, range.clone()).await {
+            Ok(bytes) => bytes,
+            Err(error) => return Err(self.cut_off(key, range, error).await),
+        };
         if u64::try_from(bytes.len()) != Ok(wanted) {
             let problem = format!("{wanted} bytes were asked for and {} are there", bytes.len());
             return Err(Error::corrupt("blobs", key.as_str(), problem));
         }
         Ok(bytes)
+    }
+
+    /// Why a part of an object cannot be read: because it ends before, if it does.
+    async fn cut_off(&self, key: &BlobKey, range: Range<u64>, error: ObjectError) -> Error {
+        match self.objects.head(&key.0).await {
+            Ok(meta) if meta.size < range.end => {
+                let problem = format!("{} bytes are there, and {} were stored", meta.size, range.end);
+                Error::corrupt("blobs", key.as_str(), problem)
+            }
+            _ => failure("read a part of a blob", key, error),
+        }
     }
 
     /// The object piece by piece, if it is there.

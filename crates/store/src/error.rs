@@ -1,5 +1,7 @@
 //! What can go wrong in the store, by what a caller can do about it.
 
+use crate::blobs::is_log_key;
+
 /// A cause that another library told.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
@@ -36,6 +38,12 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// The database as a whole cannot be read, or a part of it that bears no key.
+    #[error("the database is damaged ({problem}): restore it from a copy, or move it away to begin with nothing")]
+    Damaged {
+        /// What the engine said.
+        problem: String,
+    },
     /// More was asked for than is allowed at once.
     #[error("{what}: {given} is more than {max}")]
     Limit {
@@ -60,6 +68,15 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
+    /// Whether a part of a log is there no more, or is not what was stored.
+    pub fn is_damaged_log(&self) -> bool {
+        match self {
+            Self::Corrupt { table: "log_segments", .. } => true,
+            Self::Corrupt { table: "blobs", key, .. } => is_log_key(key),
+            _ => false,
+        }
+    }
+
     pub(crate) fn unavailable(doing: &'static str, source: impl Into<Cause>) -> Self {
         Self::Unavailable { doing, source: source.into() }
     }

@@ -82,6 +82,8 @@ impl ClientError {
     /// Whether the same request may succeed a little later: the server was not reached, or is not up to it now.
     pub fn is_transient(&self) -> bool {
         match self {
+            // It stays as it is until somebody repairs it.
+            Self::Problem(problem) if problem.code == ErrorCode::LogDamaged => false,
             Self::Problem(problem) => problem.status >= 500 || problem.status == 429,
             Self::Status { status, .. } => *status >= 500 || *status == 429,
             Self::Transport { .. } | Self::Deadline { .. } => true,

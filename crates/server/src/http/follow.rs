@@ -84,6 +84,8 @@ struct Follow<S> {
     listener: Listener<RunId>,
     source: S,
     token: Lasting,
+    /// What the first look found, before the answer began.
+    ahead: Option<Step>,
     ended: bool,
     spoke_at: Instant,
     ends_at: Instant,
@@ -100,7 +102,11 @@ impl<S: Source> Follow<S> {
                 tracing::info!(%failure, "a stream ends with its token");
                 return None;
             }
-            match self.source.step(&self.app).await {
+            let step = match self.ahead.take() {
+                Some(step) => Ok(step),
+                None => self.source.step(&self.app).await,
+            };
+            match step {
                 Ok(Step::New(bytes)) => return Some(spoken(&mut self.spoke_at, bytes)),
                 Ok(Step::End(bytes)) => {
                     self.ended = true;
@@ -130,12 +136,21 @@ fn spoken(at: &mut Instant, bytes: Bytes) -> Bytes {
     bytes
 }
 
-/// Answers with a live stream of `source`, which is about `run`, for as long as `token` works.
-pub fn respond<S: Source>(app: Arc<App>, token: &Token, run: RunId, source: S, pass: Pass) -> Response {
+/// Answers with a live stream of `source`, which is about `run`, for as long as `token` works. What cannot be read from the
+/// beginning on is a refusal, not a stream that ends early: nobody would resume it with more success.
+pub async fn respond<S: Source>(
+    app: Arc<App>,
+    token: &Token,
+    run: RunId,
+    mut source: S,
+    pass: Pass,
+) -> Result<Response, Failure> {
+    // What comes between a look that found nothing and the first wait would wake nobody: that look is made again.
+    let ahead = Some(source.step(&app).await?).filter(|step| *step != Step::Quiet);
     let now = Instant::now();
     let listener = app.wakers.listen_run(run);
     let (token, ends_at) = (Lasting::new(&app, token), now + LIFE_MAX);
-    let follow = Follow { app, listener, source, token, ended: false, spoke_at: now, ends_at, _pass: pass };
+    let follow = Follow { app, listener, source, token, ahead, ended: false, spoke_at: now, ends_at, _pass: pass };
     let body = stream::unfold(follow, |mut follow| async move {
         let bytes = follow.next().await?;
         Some((Ok::<_, std::convert::Infallible>(bytes), follow))
@@ -143,7 +158,7 @@ pub fn respond<S: Source>(app: Arc<App>, token: &Token, run: RunId, source: S, p
     let mut response = Response::new(Body::from_stream(body));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(S::MEDIA_TYPE));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
+    Ok(response)
 }
 
 #[cfg(test)]

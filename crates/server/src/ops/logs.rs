@@ -137,7 +137,7 @@ async fn page(app: &App, run: Run, after: u64, limit: u32) -> Result<LogPage, Fa
 }
 
 fn batches(bytes: &[u8], run: RunId) -> Result<Vec<Batch<'_>>, Failure> {
-    parse_all(bytes).map_err(|error| Failure::internal(format!("a stored segment of the log of {run}: {error}")))
+    parse_all(bytes).map_err(|error| Failure::log_damaged(format!("a stored segment of the log of {run}: {error}")))
 }
 
 /// The data of the last event of a followed log.
@@ -166,7 +166,7 @@ impl LogSource {
     /// The events of the next batch that was read ahead; nothing if there is none. One batch at a time bounds what a
     /// stream holds in memory beside what it read.
     fn take_batch(&mut self) -> Result<Option<Bytes>, Failure> {
-        let broken = |error| Failure::internal(format!("a stored segment of the log of {}: {error}", self.run));
+        let broken = |error| Failure::log_damaged(format!("a stored segment of the log of {}: {error}", self.run));
         while let Some(mut bytes) = self.ahead.pop_front() {
             let (batch, rest) = Batch::parse(&bytes).map_err(broken)?;
             let length = bytes.len() - rest.len();

@@ -43,7 +43,7 @@ pub async fn events_follow(
     let after = follow::position(&headers, &from)?;
     ops::run_of(&app, caller.org(), id).await?;
     let pass = app.streams.enter(caller.org())?;
-    Ok(follow::respond(app, &caller.token, id, EventSource::new(caller.org(), id, after), pass))
+    follow::respond(app, &caller.token, id, EventSource::new(caller.org(), id, after), pass).await
 }
 
 #[cfg(test)]

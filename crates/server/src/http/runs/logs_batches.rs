@@ -63,7 +63,7 @@ pub async fn logs_batches(
         }
     };
     let pass = app.streams.enter(caller.org())?;
-    Ok(follow::respond(app, &caller.token, id, BatchSource::new(caller.org(), id, after, upto), pass))
+    follow::respond(app, &caller.token, id, BatchSource::new(caller.org(), id, after, upto), pass).await
 }
 
 #[cfg(test)]

@@ -44,7 +44,7 @@ pub async fn logs_follow(
     let after = follow::position(&headers, &from)?;
     ops::logs::readable(&app, caller.org(), id).await?;
     let pass = app.streams.enter(caller.org())?;
-    Ok(follow::respond(app, &caller.token, id, LogSource::new(caller.org(), id, after), pass))
+    follow::respond(app, &caller.token, id, LogSource::new(caller.org(), id, after), pass).await
 }
 
 #[cfg(test)]

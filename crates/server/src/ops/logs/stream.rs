@@ -66,7 +66,7 @@ impl Source for BatchSource {
         self.after = last_seq;
         joined(segments, after)
             .map(Step::New)
-            .map_err(|error| Failure::internal(format!("a stored segment of the log of {}: {error}", self.run)))
+            .map_err(|error| Failure::log_damaged(format!("a stored segment of the log of {}: {error}", self.run)))
     }
 }
 
