@@ -10,7 +10,9 @@
 pub mod host;
 pub mod http;
 pub mod leftovers;
+pub mod postgres;
 pub mod probe;
+pub mod proxy;
 pub mod ran;
 pub mod store;
 pub mod terminal;

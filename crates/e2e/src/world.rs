@@ -53,13 +53,29 @@ impl World {
     /// The same with lines for the tables `[server]` and `[agent]` of the configuration.
     #[track_caller]
     pub fn with_config(server: &str, agent: &str) -> Self {
+        Self::on(Store::from_environment(), server, agent)
+    }
+
+    /// The same on the database behind that URL, which the test looks after.
+    #[track_caller]
+    pub fn on_database(url: &str) -> Self {
+        Self::on(Store::Sqlite, &format!("database = \"{url}\"\n"), "")
+    }
+
+    /// The same on a file in the state folder, whatever other tests stand on.
+    #[track_caller]
+    pub fn on_file() -> Self {
+        Self::on(Store::Sqlite, "", "")
+    }
+
+    #[track_caller]
+    fn on(store: Store, server: &str, agent: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("holm-e2e-").tempdir().expect("a temporary folder");
         // Shims run under ids of their own and must reach what is theirs below.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
         fs::create_dir(dir.path().join("user")).expect("a folder");
         let bin = dir.path().join("holm");
         bring(&built_binary(), &bin);
-        let store = Store::from_environment();
         let database = store.url().map(|url| format!("database = \"{url}\"\n")).unwrap_or_default();
         let config = format!("[server]\n{database}{server}\n[agent]\n{agent}\n");
         // Where a user has it: in a folder of Holm's own.

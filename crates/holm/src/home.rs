@@ -39,6 +39,14 @@ impl Home {
     pub fn server(&self) -> PathBuf {
         self.0.join("server")
     }
+    /// The database of the server, where none was named.
+    pub fn database(&self) -> PathBuf {
+        self.server().join("holm.db")
+    }
+    /// The large objects of the server.
+    pub fn blobs(&self) -> PathBuf {
+        self.server().join("blobs")
+    }
     /// The data of the agent.
     pub fn agent(&self) -> PathBuf {
         self.0.join("agent")

@@ -58,9 +58,13 @@ queries! {
     PING = "select step from schema_steps limit 1";
 }
 
-/// Whether the PostgreSQL server behind `url` answers. Nothing is changed, and no schema is needed.
+/// Whether the PostgreSQL server behind `url` answers, or the file of SQLite that it names, which must be there, is whole.
+/// Nothing is changed.
 pub async fn reach(url: &str) -> Result<()> {
-    Db::reach_postgres(url).await?.row(PING, args![]).await.map(drop)
+    match url.strip_prefix("sqlite:") {
+        Some(path) => Db::examine_sqlite(path).await,
+        None => Db::reach_postgres(url).await?.row(PING, args![]).await.map(drop),
+    }
 }
 
 /// The store. Clones share one state.

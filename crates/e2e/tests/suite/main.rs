@@ -6,6 +6,7 @@
 mod api;
 mod basics;
 mod crash;
+mod databases;
 mod errors;
 mod escape;
 mod files;

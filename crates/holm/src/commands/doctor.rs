@@ -1,6 +1,8 @@
 //! `holm doctor`: what this host can do, and what to do about the rest.
 //!
-//! Looks and changes nothing. What a runtime can do is the runtime's to say; the probes beside it explain why.
+//! Looks and changes nothing. What a server and an agent here stand on is looked at in [`state`]. What a runtime can do is the runtime's to say; the probes beside it explain why.
+
+mod state;
 
 use std::{fs, path::Path};
 
@@ -51,10 +53,11 @@ fn missing(name: &'static str, found: impl Into<String>, way_out: impl Into<Stri
     Probe { status: Status::Missing, ..less(name, found, way_out) }
 }
 
-/// Prints what was found; the exit code is 1 if no sandbox can be made here.
+/// Prints what was found; the exit code is 1 if no sandbox can be made here, or no server and agent can work.
 pub async fn execute(session: &Session) -> anyhow::Result<u8> {
     let mut probes = vec![user(), kernel(), user_namespaces(), cgroups(), security_modules(), overlay(), vm(), qemu()];
     probes.push(home(&session.config.home.value));
+    probes.extend(state::probes(session).await);
     probes.extend(runtimes(session));
     let unusable = probes.iter().any(|probe| probe.status == Status::Missing);
     let output = session.output;

@@ -16,7 +16,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use holm_api::client::SecretString;
 use holm_runtime::{
     SharedRuntime,
@@ -44,19 +44,41 @@ fn block_on(main: impl Future<Output = anyhow::Result<u8>>) -> anyhow::Result<u8
 /// Opens the store: the one that was named, or SQLite under the home.
 async fn open_store(home: &Home, database: Option<&SecretString>) -> anyhow::Result<Store> {
     let dir = home.server();
-    let blobs = dir.join("blobs");
+    let blobs = home.blobs();
     create_dir(&dir).with_context(|| format!("cannot use {}", dir.display()))?;
     create_dir(&blobs).with_context(|| format!("cannot make {}", blobs.display()))?;
     let url = match database {
         Some(url) => url.clone(),
-        None => {
-            let path = dir.join("holm.db");
-            let path = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
-            format!("sqlite:{path}").into()
-        }
+        None => own_database(home)?,
     };
     let blobs = Blobs::local(&blobs).context("cannot open the folder of large objects")?;
-    Store::open(url.expose_secret(), blobs).await.context("cannot open the database")
+    let opened = Store::open(url.expose_secret(), blobs).await;
+    opened.with_context(|| format!("cannot open the database {}", database_name(&url)))
+}
+
+/// The database under a home.
+pub fn own_database(home: &Home) -> anyhow::Result<SecretString> {
+    let path = home.database();
+    if is_emptied(home) {
+        bail!(
+            "the database {} is empty, and this home was used before: restore it from a copy, or move it away to begin \
+             with nothing",
+            path.display()
+        );
+    }
+    let path = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
+    Ok(format!("sqlite:{path}").into())
+}
+
+/// Whether what the database held is gone. SQLite takes a file of no length for a new one, and would say nothing.
+fn is_emptied(home: &Home) -> bool {
+    fs::metadata(home.database()).is_ok_and(|file| file.len() == 0) && home.token().exists()
+}
+
+/// What may be said of a database: the path of a file, but not the URL of a server, which may bear a password.
+pub fn database_name(url: &SecretString) -> &str {
+    let url = url.expose_secret();
+    url.strip_prefix("sqlite:").unwrap_or("that --database or `[server] database` names")
 }
 
 /// The files of a database that is a file: the journals beside it hold what it holds.

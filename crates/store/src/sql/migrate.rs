@@ -3,7 +3,7 @@
 
 use sqlx::{AssertSqlSafe, Executor};
 
-use super::{Db, Tx, args, queries};
+use super::{Db, Tx, args, broken, queries};
 use crate::{Error, Result};
 
 /// The steps in order; the number of a step is its place, from 1.
@@ -64,7 +64,7 @@ async fn script(tx: &mut Tx, text: &'static str) -> Result<()> {
         Tx::Sqlite(tx) => (&mut **tx).execute(sql).await.map(drop),
         Tx::Postgres(tx) => (&mut **tx).execute(sql).await.map(drop),
     };
-    done.map_err(|error| Error::unavailable("bring the schema forward", error))
+    done.map_err(|error| broken("bring the schema forward", error))
 }
 
 #[cfg(test)]

@@ -1,22 +1,19 @@
 //! One way to speak to SQLite and to PostgreSQL: the same text, the same values, the same rows.
 //!
 //! What always holds: a transaction that is dropped is rolled back; on SQLite there is one writing connection, whose
-//! transactions begin as writers, so none of them fails half-way for want of the lock; every wait has a limit.
+//! transactions begin as writers, so none of them fails half-way for want of the lock; every wait has a limit; a database
+//! that is damaged is told apart from one that does not answer.
 
 pub(crate) mod migrate;
+mod pools;
 #[cfg(test)]
 mod prepared;
 mod row;
 mod value;
 
-use std::{os::unix::fs::OpenOptionsExt, path::Path, str::FromStr, time::Duration};
+use std::{future::Future, io, time::Duration};
 
-use sqlx::{
-    Connection as _, PgPool, Postgres, Sqlite, SqliteConnection, SqlitePool, Transaction,
-    pool::PoolOptions,
-    postgres::PgConnectOptions,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
-};
+use sqlx::{PgPool, Postgres, Sqlite, SqlitePool, Transaction, sqlite::SqliteError};
 
 pub(crate) use row::{Fields, Row, encode};
 pub(crate) use value::{Args, Value, args};
@@ -25,10 +22,8 @@ use crate::{Error, Result};
 
 /// How long an operation waits for a connection or for a lock.
 const WAIT_MAX: Duration = Duration::from_secs(10);
-/// How many connections read a SQLite database at once, beside the one that writes.
-const SQLITE_READERS: u32 = 4;
-/// How many connections one process opens to PostgreSQL.
-const POSTGRES_CONNECTIONS: u32 = 16;
+/// How long an answer may take altogether. A server that is there gives up a statement itself, sooner.
+const ANSWER_MAX: Duration = Duration::from_secs(40);
 
 /// A query: its text, and the words for its errors.
 #[derive(Debug, Clone, Copy)]
@@ -77,31 +72,6 @@ impl Db {
         Ok(db)
     }
 
-    /// Opens a file of SQLite as it is, readable by its owner alone, and makes it if it is not there.
-    pub(crate) async fn reach_sqlite(path: &str) -> Result<Self> {
-        let opening = |error: crate::Cause| Error::unavailable("open the database", error);
-        if path.is_empty() || path.starts_with(":memory:") {
-            return Err(Error::invalid("the URL of the store", "give the path of a file after `sqlite:`"));
-        }
-        // SQLite makes its write-ahead log and its shared memory with the mode of the database.
-        let create = std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
-        drop(create.map_err(|error| opening(error.into()))?);
-        let options = SqliteConnectOptions::new()
-            .filename(Path::new(path))
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(WAIT_MAX);
-        // A file does not hang up: asking whether it is still there would cost each query a second way to the thread that
-        // holds the connection and back.
-        let pool = |connections| {
-            let pool = PoolOptions::new().max_connections(connections).acquire_timeout(WAIT_MAX);
-            pool.test_before_acquire(false).before_acquire(|connection, _| Box::pin(is_fit(connection)))
-        };
-        let writer = pool(1).connect_with(options.clone()).await.map_err(|error| opening(error.into()))?;
-        Ok(Self::Sqlite { writer, readers: pool(SQLITE_READERS).connect_lazy_with(options.pragma("query_only", "on")) })
-    }
-
     /// Connects to a database of PostgreSQL and brings its schema up to date.
     pub(crate) async fn open_postgres(url: &str) -> Result<Self> {
         let db = Self::reach_postgres(url).await?;
@@ -109,42 +79,25 @@ impl Db {
         Ok(db)
     }
 
-    /// Connects to a database of PostgreSQL as it is.
-    pub(crate) async fn reach_postgres(url: &str) -> Result<Self> {
-        // The URL may bear a password: it is not repeated in the error.
-        let options = PgConnectOptions::from_str(url)
-            .map_err(|_| Error::invalid("the URL of the store", "give `postgres://USER:PASSWORD@HOST/DATABASE`"))?
-            .application_name("holm")
-            .options([
-                ("statement_timeout", "30s"),
-                ("lock_timeout", "10s"),
-                ("idle_in_transaction_session_timeout", "60s"),
-                ("default_transaction_isolation", "read committed"),
-            ]);
-        let pool = PoolOptions::new().max_connections(POSTGRES_CONNECTIONS).acquire_timeout(WAIT_MAX);
-        let pool = pool.connect_with(options).await.map_err(|error| Error::unavailable("open the database", error))?;
-        Ok(Self::Postgres(pool))
-    }
-
     /// Begins a transaction that may write.
     pub(crate) async fn begin(&self) -> Result<Tx> {
         let begun = match self {
             // A transaction that begins as a reader could not become a writer once another has written.
-            Self::Sqlite { writer, .. } => writer.begin_with("begin immediate").await.map(Tx::Sqlite),
-            Self::Postgres(pool) => pool.begin().await.map(Tx::Postgres),
+            Self::Sqlite { writer, .. } => in_time(writer.begin_with("begin immediate")).await.map(Tx::Sqlite),
+            Self::Postgres(pool) => in_time(pool.begin()).await.map(Tx::Postgres),
         };
-        begun.map_err(|error| Error::unavailable("begin a transaction", error))
+        begun.map_err(|error| broken("begin a transaction", error))
     }
 
     /// The rows of a query that changes nothing, as one snapshot.
     pub(crate) async fn rows(&self, query: Query, args: Args) -> Result<Vec<Row>> {
         match self {
             Self::Sqlite { readers, .. } => {
-                let rows = value::sqlite(query, args)?.fetch_all(readers).await;
+                let rows = in_time(value::sqlite(query, args)?.fetch_all(readers)).await;
                 rows.map(|rows| rows.into_iter().map(Row::Sqlite).collect()).map_err(|e| failure(query, e))
             }
             Self::Postgres(pool) => {
-                let rows = value::postgres(query, args)?.fetch_all(pool).await;
+                let rows = in_time(value::postgres(query, args)?.fetch_all(pool)).await;
                 rows.map(|rows| rows.into_iter().map(Row::Postgres).collect()).map_err(|e| failure(query, e))
             }
         }
@@ -159,11 +112,11 @@ impl Db {
     pub(crate) async fn execute(&self, query: Query, args: Args) -> Result<u64> {
         match self {
             Self::Sqlite { writer, .. } => {
-                let done = value::sqlite(query, args)?.execute(writer).await;
+                let done = in_time(value::sqlite(query, args)?.execute(writer)).await;
                 done.map(|done| done.rows_affected()).map_err(|error| failure(query, error))
             }
             Self::Postgres(pool) => {
-                let done = value::postgres(query, args)?.execute(pool).await;
+                let done = in_time(value::postgres(query, args)?.execute(pool)).await;
                 done.map(|done| done.rows_affected()).map_err(|error| failure(query, error))
             }
         }
@@ -175,11 +128,11 @@ impl Tx {
     pub(crate) async fn rows(&mut self, query: Query, args: Args) -> Result<Vec<Row>> {
         match self {
             Self::Sqlite(tx) => {
-                let rows = value::sqlite(query, args)?.fetch_all(&mut **tx).await;
+                let rows = in_time(value::sqlite(query, args)?.fetch_all(&mut **tx)).await;
                 rows.map(|rows| rows.into_iter().map(Row::Sqlite).collect()).map_err(|e| failure(query, e))
             }
             Self::Postgres(tx) => {
-                let rows = value::postgres(query, args)?.fetch_all(&mut **tx).await;
+                let rows = in_time(value::postgres(query, args)?.fetch_all(&mut **tx)).await;
                 rows.map(|rows| rows.into_iter().map(Row::Postgres).collect()).map_err(|e| failure(query, e))
             }
         }
@@ -194,11 +147,11 @@ impl Tx {
     pub(crate) async fn execute(&mut self, query: Query, args: Args) -> Result<u64> {
         match self {
             Self::Sqlite(tx) => {
-                let done = value::sqlite(query, args)?.execute(&mut **tx).await;
+                let done = in_time(value::sqlite(query, args)?.execute(&mut **tx)).await;
                 done.map(|done| done.rows_affected()).map_err(|error| failure(query, error))
             }
             Self::Postgres(tx) => {
-                let done = value::postgres(query, args)?.execute(&mut **tx).await;
+                let done = in_time(value::postgres(query, args)?.execute(&mut **tx)).await;
                 done.map(|done| done.rows_affected()).map_err(|error| failure(query, error))
             }
         }
@@ -207,34 +160,81 @@ impl Tx {
     /// Makes everything in the transaction durable. If this fails, it may or may not be; the caller reads again.
     pub(crate) async fn commit(self) -> Result<()> {
         let committed = match self {
-            Self::Sqlite(tx) => tx.commit().await,
-            Self::Postgres(tx) => tx.commit().await,
+            Self::Sqlite(tx) => in_time(tx.commit()).await,
+            Self::Postgres(tx) => in_time(tx.commit()).await,
         };
-        committed.map_err(|error| Error::unavailable("commit", error))
+        committed.map_err(|error| broken("commit", error))
     }
 }
 
-/// Whether a connection may be used once more. SQLite itself rolls a transaction back when the disk is full, and the
-/// rollback that follows fails then: the connection counts as in a transaction for ever, and another takes its place.
-async fn is_fit(connection: &mut SqliteConnection) -> sqlx::Result<bool> {
-    if connection.is_in_transaction() {
-        // The rollback of a transaction that was dropped may still be under way; this waits behind it.
-        connection.ping().await?;
-    }
-    Ok(!connection.is_in_transaction())
+/// Waits for an answer for as long as it may take. What does not come at all (the other end is lost, and nobody says so) is
+/// given up with its connection: the pool looks whether that still answers before it keeps it.
+async fn in_time<T>(answer: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    let late = |_| sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {ANSWER_MAX:?}")));
+    tokio::time::timeout(ANSWER_MAX, answer).await.map_err(late)?
 }
 
 fn failure(query: Query, error: sqlx::Error) -> Error {
     match &error {
         sqlx::Error::Database(told) if told.is_unique_violation() => Error::Conflict { what: query.of },
         sqlx::Error::Database(told) if told.is_foreign_key_violation() => Error::NotFound { what: query.parent },
-        _ => Error::unavailable(query.name, error),
+        _ => broken(query.name, error),
+    }
+}
+
+/// Result codes of SQLite (sqlite.org/rescode.html), without their extensions.
+const SQLITE_BUSY: u32 = 5;
+const SQLITE_CORRUPT: u32 = 11;
+const SQLITE_NOTADB: u32 = 26;
+/// PostgreSQL's codes for damage to tables and to indexes (Appendix A of its manual).
+const POSTGRES_DAMAGED: [&str; 2] = ["XX001", "XX002"];
+
+/// Tells a database that is damaged, and one that another program keeps for itself, from one that does not answer.
+fn broken(doing: &'static str, error: sqlx::Error) -> Error {
+    let sqlx::Error::Database(told) = &error else { return Error::unavailable(doing, error) };
+    let code = told.code().unwrap_or_default();
+    let is_sqlite = told.try_downcast_ref::<SqliteError>().is_some();
+    match code.parse::<u32>().map(|code| code & 0xff) {
+        Ok(SQLITE_CORRUPT | SQLITE_NOTADB) if is_sqlite => Error::Damaged { problem: told.message().to_owned() },
+        Ok(SQLITE_BUSY) if is_sqlite => {
+            Error::unavailable("wait for another program that keeps the database locked", error)
+        }
+        _ if !is_sqlite && POSTGRES_DAMAGED.contains(&&*code) => Error::Damaged { problem: told.message().to_owned() },
+        _ => Error::unavailable(doing, error),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A database that is damaged behind the back of those who read it.
+    #[tokio::test]
+    async fn damage_that_is_met_later_is_told_as_damage() {
+        use std::os::unix::fs::FileExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let text = path.to_str().unwrap();
+        let db = Db::open_sqlite(text).await.unwrap();
+        let Db::Sqlite { writer, readers } = &db else { panic!("another engine") };
+        sqlx::query("create table filling (bytes blob)").execute(writer).await.unwrap();
+        for _ in 0..20 {
+            let mut tx = db.begin().await.unwrap();
+            tx.execute(FILL, args![]).await.unwrap();
+            tx.commit().await.unwrap();
+        }
+        writer.close().await;
+        readers.close().await;
+        Db::examine_sqlite(text).await.unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        // Everything but the first page, in which the schema begins.
+        for page in 1..file.metadata().unwrap().len() / 4_096 {
+            file.write_all_at(&[0x55; 4_096], page * 4_096).unwrap();
+        }
+        for error in [Db::open_sqlite(text).await.unwrap_err(), Db::examine_sqlite(text).await.unwrap_err()] {
+            assert!(matches!(error, Error::Damaged { .. }), "{error}");
+        }
+    }
 
     const FILL: Query =
         Query { name: "FILL", of: "filling", parent: "filling", sql: "insert into filling values (zeroblob(65536))" };

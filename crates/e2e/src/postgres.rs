@@ -1,0 +1,133 @@
+//! A PostgreSQL server of one test's own, which it may stop, kill and start again. The one that `HOLM_TEST_POSTGRES` names is
+//! other tests' as well.
+//!
+//! It does without fsync(2), for the machine does not fail here; what it acknowledged outlives the end of its processes.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, TcpListener},
+    os::unix::{
+        fs::{PermissionsExt, chown},
+        process::CommandExt,
+    },
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use rustix::process::Signal;
+
+use crate::{Running, eventually, host, ran::run};
+
+/// A server, whether it runs or not. It ends with this.
+pub struct Postgres {
+    dir: tempfile::TempDir,
+    bin: PathBuf,
+    account: (u32, u32),
+    port: u16,
+    server: Option<Running>,
+}
+
+impl Postgres {
+    /// Makes a server and waits until it answers.
+    #[track_caller]
+    pub fn start() -> Self {
+        let dir = tempfile::Builder::new().prefix("holm-e2e-postgres-").tempdir().expect("a temporary folder");
+        let account = (id_of("-u"), id_of("-g"));
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
+        if host::is_root() {
+            chown(dir.path(), Some(account.0), Some(account.1)).expect("an owner");
+        }
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
+        let port = port.expect("a free port").port();
+        let mut postgres = Self { dir, bin: bin_dir(), account, port, server: None };
+        let mut command = postgres.command("initdb");
+        command.args(["--username=holm", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--pgdata"]);
+        run(command.arg(postgres.dir.path().join("data"))).succeeds();
+        postgres.start_again();
+        postgres
+    }
+
+    /// The URL of its database, through another port if something stands before it.
+    pub fn url(&self, port: u16) -> String {
+        format!("postgres://holm@127.0.0.1:{port}/postgres")
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Starts a server that was ended, and waits until it answers.
+    #[track_caller]
+    pub fn start_again(&mut self) {
+        let mut command = self.command("postgres");
+        command.arg("-D").arg(self.dir.path().join("data")).arg("-k").arg(self.dir.path());
+        command.args(["-p", &self.port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]);
+        let server = self.server.insert(Running::start(&mut command));
+        let mut probe = Command::new(self.bin.join("pg_isready"));
+        probe.args(["-q", "-h", "127.0.0.1", "-U", "holm", "-p", &self.port.to_string()]);
+        eventually("PostgreSQL answers", || {
+            assert!(server.is_alive(), "PostgreSQL ended: {}", server.stderr());
+            (run(&mut probe).code == 0).then_some(())
+        });
+    }
+
+    /// Asks it to end: sessions are told, and their transactions rolled back.
+    #[track_caller]
+    pub fn stop(&mut self) {
+        self.end(Signal::INT);
+    }
+
+    /// Ends it without a word, as a crash would: it recovers when it is started again.
+    #[track_caller]
+    pub fn crash(&mut self) {
+        self.end(Signal::QUIT);
+    }
+
+    #[track_caller]
+    fn end(&mut self, signal: Signal) {
+        let server = self.server.take().expect("it runs");
+        server.signal(signal);
+        server.wait();
+    }
+
+    /// One of its programs, ended with the test. They refuse to run as root, and as a user whom no account file knows.
+    fn command(&self, program: &str) -> Command {
+        let (uid, gid) = self.account;
+        let mut command = Command::new(if host::is_root() { "setpriv" } else { "unshare" });
+        if host::is_root() {
+            command.arg(format!("--reuid={uid}")).arg(format!("--regid={gid}")).arg("--clear-groups");
+        } else {
+            command.arg("--user").arg(format!("--map-user={uid}")).arg(format!("--map-group={gid}")).arg("setpriv");
+        }
+        command.args(["--pdeathsig", "INT"]);
+        command.arg(self.bin.join(program)).current_dir(self.dir.path()).process_group(0);
+        command
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.signal(Signal::QUIT);
+            if !std::thread::panicking() {
+                server.wait();
+            }
+        }
+    }
+}
+
+#[track_caller]
+fn id_of(flag: &str) -> u32 {
+    let ran = run(Command::new("id").args([flag, "postgres"])).succeeds();
+    ran.word().parse().expect("the user `postgres`: run `cargo xtask setup`")
+}
+
+/// The folder of the newest server installed.
+#[track_caller]
+fn bin_dir() -> PathBuf {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let found = versions.map(|version| version.path().join("bin")).filter(|bin| bin.join("initdb").is_file());
+    let number = |bin: &PathBuf| bin.parent().and_then(Path::file_name)?.to_str()?.parse::<u32>().ok();
+    found.max_by_key(number).expect("there is no PostgreSQL server here: run `cargo xtask setup`")
+}

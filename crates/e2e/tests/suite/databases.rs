@@ -1,0 +1,284 @@
+//! Databases that stop, are slow, are locked or are damaged, under live runs and those who follow them.
+
+use std::{fs, io::Write as _, path::PathBuf, time::Duration};
+
+use holm_e2e::{Running, World, eventually, host, postgres::Postgres, proxy::Proxy, ran};
+
+/// Counts slowly enough that databases go and come back while it does.
+fn count(last: u32) -> String {
+    format!("import time\nfor n in range(1, {last} + 1):\n    print(n, flush=True)\n    time.sleep(0.01)\n")
+}
+
+fn counted(last: u32) -> String {
+    (1..=last).map(|number| format!("{number}\n")).collect()
+}
+
+/// Waits until the run has more output than it had.
+fn until_more_lines(world: &World, run: &str) {
+    let stored = || {
+        let page = world.http().get(&format!("/v1/runs/{run}/logs?limit=10000"));
+        // A server that has just found its database again may still have an answer to give from before.
+        (page.status == 200).then(|| page.json()["entries"].as_array().map_or(0, Vec::len))
+    };
+    let before = eventually("the log can be read", stored);
+    eventually("more lines arrived", || stored().filter(|lines| *lines > before));
+}
+
+/// A run that counts, and those who follow it.
+struct Followed {
+    run: String,
+    last: u32,
+    followers: Vec<Running>,
+}
+
+impl Followed {
+    fn begin(world: &World, last: u32) -> Self {
+        let run = world.detach(["--", "/usr/bin/python3", "-c", &count(last)]);
+        world.until_state(&run, "running");
+        let follow = || Running::start(world.command().args(["logs", "-f", &run]));
+        Self { followers: vec![follow(), follow(), follow()], run, last }
+    }
+
+    /// The run ended once, in the sandbox in which it began, and everybody saw each line once.
+    #[track_caller]
+    fn ends_unharmed(self, world: &World) {
+        let view = eventually("the run has ended", || {
+            let answer = world.http().get(&format!("/v1/runs/{}", self.run));
+            (answer.status == 200).then(|| answer.json()).filter(|run| run["state"] == "ended")
+        });
+        assert_eq!(view["outcome"]["kind"], "succeeded", "{view}");
+        assert_eq!((&view["attempt"], &view["fence"]), (&1.into(), &1.into()), "the same sandbox all along: {view}");
+        let wanted = counted(self.last);
+        assert!(world.logs(&self.run).text() == wanted, "lines are missing, doubled or out of order");
+        for follower in self.followers {
+            assert!(follower.wait().succeeds().text() == wanted, "a follower missed something");
+        }
+        assert_eq!(world.events_of(&self.run, "ended").len(), 1);
+    }
+}
+
+#[test]
+fn postgres_that_is_stopped_or_crashes_and_comes_back_costs_no_line_and_no_run() {
+    let mut postgres = Postgres::start();
+    let mut world = World::on_database(&postgres.url(postgres.port()));
+    world.start_server();
+    world.start_agent("only");
+    let followed = Followed::begin(&world, 1_500);
+    for end in [Postgres::stop, Postgres::crash] {
+        until_more_lines(&world, &followed.run);
+        end(&mut postgres);
+        world.http().get("/readyz").is_problem(503, "unavailable");
+        // The command goes on writing while nobody takes it.
+        std::thread::sleep(Duration::from_millis(1_500));
+        postgres.start_again();
+        eventually("the server is ready again", || (world.http().get("/readyz").status == 200).then_some(()));
+    }
+    until_more_lines(&world, &followed.run);
+    followed.ends_unharmed(&world);
+    assert_eq!(world.run(["--", "echo", "new"]).succeeds().text(), "new\n");
+}
+
+#[test]
+fn a_postgres_that_is_slow_or_silent_for_a_while_costs_no_line_and_no_run() {
+    let postgres = Postgres::start();
+    let proxy = Proxy::before(postgres.port());
+    let mut world = World::on_database(&postgres.url(proxy.port()));
+    world.start_server();
+    world.start_agent("only");
+    let followed = Followed::begin(&world, 1_200);
+    until_more_lines(&world, &followed.run);
+    proxy.delays(Duration::from_millis(80));
+    until_more_lines(&world, &followed.run);
+    proxy.stalls();
+    world.http().get("/readyz").is_problem(503, "unavailable");
+    std::thread::sleep(Duration::from_secs(3));
+    proxy.delays(Duration::ZERO);
+    until_more_lines(&world, &followed.run);
+    followed.ends_unharmed(&world);
+}
+
+/// What was connected before never hears that the other end is gone, and what it had locked stays so for a while.
+#[test]
+fn a_postgres_that_fails_over_is_found_again_within_a_lease() {
+    let postgres = Postgres::start();
+    let proxy = Proxy::before(postgres.port());
+    let mut world = World::on_database(&postgres.url(proxy.port()));
+    world.start_server();
+    world.start_agent("only");
+    let followed = Followed::begin(&world, 3_000);
+    until_more_lines(&world, &followed.run);
+    proxy.abandons();
+    until_more_lines(&world, &followed.run);
+    followed.ends_unharmed(&world);
+}
+
+#[test]
+fn a_database_that_does_not_answer_at_the_start_is_named_with_the_way_out() {
+    let nowhere =
+        std::net::TcpListener::bind("127.0.0.1:0").and_then(|taken| taken.local_addr()).expect("a port").port();
+    let world = World::on_database(&format!("postgres://holm:hunter2@127.0.0.1:{nowhere}/holm"));
+    let ran = world.holm(["server", "--listen", "127.0.0.1:0"]).exits(1);
+    assert!(!ran.complaint().contains("hunter2"), "{ran}");
+    ran.complains_of(&["cannot open the database", "--database", "refused"]);
+    let doctor = world.holm(["doctor"]).exits(1);
+    assert!(doctor.text().contains("did not answer") && doctor.text().contains("refused"), "{doctor}");
+    assert!(!doctor.text().contains("hunter2"), "{doctor}");
+}
+
+/// The database of a world that keeps its records in a file.
+fn file(world: &World) -> PathBuf {
+    world.home().join("server/holm.db")
+}
+
+/// Another program that keeps the file of the database for itself, for so long.
+fn lock_for(world: &World, seconds: u32) -> Running {
+    let script = format!(
+        "import sqlite3, sys, time\nfile = sqlite3.connect(sys.argv[1], timeout=30, isolation_level=None)\n\
+         file.execute('begin immediate')\nprint('locked', flush=True)\ntime.sleep({seconds})\nfile.execute('rollback')\n"
+    );
+    let mut locking = Running::start(std::process::Command::new("python3").args(["-c", &script]).arg(file(world)));
+    locking.says("locked");
+    locking
+}
+
+/// Another program that opens the file and closes it: all of it lies in the file then, nothing beside it.
+fn gathered(world: &World) -> PathBuf {
+    let path = file(world);
+    let script = "import sqlite3, sys\nfile = sqlite3.connect(sys.argv[1])\nfile.execute('select * from orgs').fetchall()\n\
+                  file.close()\n";
+    ran::run(std::process::Command::new("python3").args(["-c", script]).arg(&path)).succeeds();
+    assert!(!path.with_extension("db-wal").exists(), "somebody still uses it");
+    path
+}
+
+#[test]
+fn a_sqlite_file_that_another_program_locks_costs_no_line_and_no_run() {
+    let mut world = World::on_file();
+    world.start_server();
+    world.start_agent("only");
+    let followed = Followed::begin(&world, 2_400);
+    // For less, and for more, than the server waits for the lock.
+    for (seconds, is_waited_for) in [(3, true), (13, false)] {
+        until_more_lines(&world, &followed.run);
+        let locking = lock_for(&world, seconds);
+        world.http().get(&format!("/v1/runs/{}", followed.run)).is(200);
+        let answer = world.http().post("/v1/tokens", &serde_json::json!({ "name": "x", "role": "member" }));
+        if is_waited_for {
+            answer.is(201);
+        } else {
+            answer.is_problem(503, "unavailable");
+        }
+        locking.wait().succeeds();
+    }
+    followed.ends_unharmed(&world);
+}
+
+#[test]
+fn a_server_waits_for_a_locked_file_when_it_starts_and_says_so_when_that_is_too_long() {
+    let mut world = World::on_file();
+    world.start_up();
+    world.run(["--", "echo", "kept"]).succeeds();
+    let run = world.newest();
+    world.stop_up().exits(0);
+    let locking = lock_for(&world, 20);
+    world.holm(["up", "--private"]).exits(1).complains_of(&["holm.db", "locked", "another program"]);
+    locking.wait().succeeds();
+    let locking = lock_for(&world, 3);
+    world.start_up();
+    locking.wait().succeeds();
+    assert_eq!(world.logs(&run).text(), "kept\n");
+}
+
+/// What is done to the file of a database, with what is said of it.
+const HARMS: [(fn(&mut fs::File), &str); 3] = [
+    (|file| file.write_all(&[0x55; 4_096]).expect("a page"), "is not a database"),
+    (|file| file.set_len(4_096).expect("a length"), "malformed"),
+    (|file| file.set_len(0).expect("a length"), "is empty"),
+];
+
+#[test]
+fn a_sqlite_file_that_is_damaged_is_named_with_the_way_out_and_left_as_it_is() {
+    for (harm, words) in HARMS {
+        let mut world = World::on_file();
+        world.start_up();
+        world.run(["--", "echo", "kept"]).succeeds();
+        world.stop_up().exits(0);
+        let path = gathered(&world);
+        let whole = fs::read(&path).expect("a database");
+        harm(&mut fs::OpenOptions::new().write(true).open(&path).expect("a database"));
+        let harmed = fs::read(&path).expect("a database");
+        let way_out = "restore it from a copy";
+        world.holm(["up", "--private"]).exits(1).complains_of(&["holm.db", words, way_out]);
+        world.run(["--", "true"]).exits(125).complains_of(&["holm.db", words, way_out]);
+        let doctor = world.holm(["doctor"]).exits(1);
+        assert!([words, way_out].iter().all(|word| doctor.text().contains(word)), "{doctor}");
+        assert!(fs::read(&path).expect("a database") == harmed, "it was changed");
+        fs::write(&path, whole).expect("a copy");
+        world.start_up();
+        assert_eq!(world.logs(&world.newest()).text(), "kept\n");
+    }
+}
+
+#[test]
+fn doctor_explains_what_the_server_stands_on() {
+    let mut world = World::on_file();
+    world.start_up();
+    let said = |world: &World, code: i32, words: &[&str]| {
+        let doctor = world.holm(["doctor"]).exits(code);
+        assert!(words.iter().all(|word| doctor.text().contains(word)), "{words:?} {doctor}");
+    };
+    said(&world, 0, &["database", "blobs", "set aside"]);
+    world.stop_up().exits(0);
+    let blobs = world.home().join("server/blobs");
+    fs::rename(&blobs, world.home().join("server/away")).expect("a folder");
+    fs::write(&blobs, "").expect("a file");
+    said(&world, 1, &["blobs", "not a folder"]);
+    fs::remove_file(&blobs).expect("a file");
+    fs::rename(world.home().join("server/away"), &blobs).expect("a folder");
+    if !host::is_root() {
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::set_permissions(&blobs, fs::Permissions::from_mode(0o500)).expect("a mode");
+        said(&world, 1, &["blobs", "cannot be written"]);
+        fs::set_permissions(&blobs, fs::Permissions::from_mode(0o700)).expect("a mode");
+    }
+    let aside = world.home().join("agent/set-aside/run_0.1.0");
+    fs::create_dir_all(&aside).expect("a folder");
+    fs::write(aside.join("damaged"), "shim.json: torn\n").expect("a file");
+    said(&world, 0, &["set aside", "run_0.1.0", "shim.json: torn"]);
+    fs::remove_dir_all(aside).expect("a folder");
+}
+
+#[test]
+fn a_log_whose_object_is_damaged_or_gone_says_so_and_other_logs_go_on() {
+    let world = World::up();
+    let long = |count: &str| {
+        world.run(["--", "seq", "1", count]).succeeds();
+        world.newest()
+    };
+    let (whole, damaged, gone) = (long("300000"), long("300001"), long("300002"));
+    let objects = |run: &str| {
+        let orgs = fs::read_dir(world.home().join("server/blobs/orgs")).into_iter().flatten().flatten();
+        let logs = orgs.map(|org| org.path().join("runs").join(run).join("logs"));
+        let files = logs.flat_map(|logs| fs::read_dir(logs).into_iter().flatten().flatten());
+        files.map(|file| file.path()).collect::<Vec<_>>()
+    };
+    let of_damaged = eventually("they are sealed", || {
+        let sealed = [&whole, &damaged, &gone].iter().all(|run| !objects(run).is_empty());
+        sealed.then(|| objects(&damaged))
+    });
+    for path in of_damaged {
+        let mut bytes = fs::read(&path).expect("an object");
+        bytes.iter_mut().skip(100).step_by(200).for_each(|byte| *byte ^= 0x55);
+        fs::write(path, bytes).expect("an object");
+    }
+    objects(&gone).into_iter().for_each(|path| fs::remove_file(path).expect("an object"));
+    for run in [&damaged, &gone] {
+        world.holm(["logs", run]).exits(1).complains_of(&["log_damaged"]);
+        for query in ["", "/search?text=299999", "/range?tail=1"] {
+            world.http().get(&format!("/v1/runs/{run}/logs{query}")).is_problem(500, "log_damaged");
+        }
+        assert_eq!(world.show(run)["outcome"]["kind"], "succeeded");
+    }
+    assert_eq!(world.holm(["logs", "-n", "1", &whole]).succeeds().text(), "300000\n");
+    assert_eq!(world.run(["--", "echo", "new"]).succeeds().text(), "new\n");
+}

@@ -1,0 +1,89 @@
+//! What a server and an agent of this home stand on: the database, the folder of large objects, and what was set aside.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rustix::fs::{Access, access};
+use secrecy::ExposeSecret as _;
+
+use super::{Probe, good, less, missing};
+use crate::{home::Home, serve, session::Session, units::show_duration};
+
+/// How long the database may take to answer, and a large file to be read.
+const DATABASE_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Looks at all of it.
+pub async fn probes(session: &Session) -> Vec<Probe> {
+    let home = session.home();
+    vec![database(session, &home).await, blobs(&home.blobs()), set_aside(&home.agent().join("set-aside"))]
+}
+
+async fn database(session: &Session, home: &Home) -> Probe {
+    let name = "database";
+    let url = match &session.config.file.server.database {
+        Some(url) => url.clone(),
+        None => match serve::own_database(home) {
+            Ok(url) => url,
+            Err(error) => return missing(name, format!("{error:#}"), "see the message"),
+        },
+    };
+    let file = url.expose_secret().strip_prefix("sqlite:").map(PathBuf::from);
+    if file.as_ref().is_some_and(|path| !path.exists()) {
+        return good(name, "none yet; the first start of a server makes it");
+    }
+    let what = serve::database_name(&url);
+    match tokio::time::timeout(DATABASE_DEADLINE, serve::database_ping(url.expose_secret())).await {
+        Ok(Ok(())) if file.is_some() => good(name, format!("{what} is whole")),
+        Ok(Ok(())) => good(name, format!("the one {what} answers")),
+        // What a database says may quote the URL, and the URL has a password in it.
+        Ok(Err(error)) => {
+            let problem = format!("{error:#}").replace(url.expose_secret(), "the database");
+            missing(name, format!("{what}: {problem}"), "see the message; without it no server works")
+        }
+        Err(_) if file.is_some() => less(
+            name,
+            format!("{what} was not read to its end within {}", show_duration(DATABASE_DEADLINE)),
+            "look again",
+        ),
+        Err(_) => missing(name, format!("the one {what} does not answer"), "start PostgreSQL, or correct the URL"),
+    }
+}
+
+fn blobs(path: &Path) -> Probe {
+    let name = "blobs";
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return good(name, "none yet; the first start of a server makes their folder");
+        }
+        Err(error) => return missing(name, format!("{}: {error}", path.display()), "look after that disk"),
+        Ok(meta) if !meta.is_dir() => {
+            let way_out = "move it away; the server makes the folder, or restore it from a copy";
+            return missing(name, format!("{} is not a folder", path.display()), way_out);
+        }
+        Ok(_) => {}
+    }
+    match access(path, Access::WRITE_OK | Access::EXEC_OK) {
+        Ok(()) => good(name, path.display().to_string()),
+        Err(error) => missing(name, format!("{} cannot be written: {error}", path.display()), "give it to this user"),
+    }
+}
+
+fn set_aside(path: &Path) -> Probe {
+    let name = "set aside";
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return good(name, "nothing"),
+        Err(error) => return less(name, format!("{}: {error}", path.display()), "look as the user of the agent"),
+    };
+    let mut found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    found.sort_unstable();
+    let Some(last) = found.last() else { return good(name, "nothing") };
+    let folder = last.file_name().unwrap_or_default().to_string_lossy();
+    let note = fs::read_to_string(last.join("damaged")).unwrap_or_default();
+    let why = if note.is_empty() { String::new() } else { format!(": {}", note.trim_end()) };
+    let found = format!("{} of an attempt that could not be read, the last {folder}{why}", found.len());
+    less(name, found, format!("look into {}; what was looked at may be removed", path.display()))
+}

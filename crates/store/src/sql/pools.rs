@@ -1,0 +1,111 @@
+//! How databases are opened, and when a connection to one is used once more.
+
+use std::{io, os::unix::fs::OpenOptionsExt, path::Path, str::FromStr, time::Duration};
+
+use sqlx::{
+    Connection, PgConnection, SqliteConnection,
+    pool::PoolOptions,
+    postgres::PgConnectOptions,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
+};
+
+use super::{Db, WAIT_MAX, broken, in_time};
+use crate::{Error, Result};
+
+const OPENING: &str = "open the database";
+/// How many connections read a SQLite database at once, beside the one that writes.
+const SQLITE_READERS: u32 = 4;
+/// How many connections one process opens to PostgreSQL.
+const POSTGRES_CONNECTIONS: u32 = 16;
+/// How long a connection to PostgreSQL may take to say that it is still one.
+const PING_MAX: Duration = Duration::from_secs(2);
+
+impl Db {
+    /// Opens a file of SQLite as it is, readable by its owner alone, and makes it if it is not there.
+    pub(crate) async fn reach_sqlite(path: &str) -> Result<Self> {
+        if path.is_empty() || path.starts_with(":memory:") {
+            return Err(Error::invalid("the URL of the store", "give the path of a file after `sqlite:`"));
+        }
+        // SQLite makes its write-ahead log and its shared memory with the mode of the database.
+        let create = std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
+        drop(create.map_err(|error| Error::unavailable(OPENING, error))?);
+        let options = SqliteConnectOptions::new()
+            .filename(Path::new(path))
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(WAIT_MAX);
+        // A file does not hang up: asking whether it is still there would cost each query a second way to the thread that
+        // holds the connection and back.
+        let pool = |connections| {
+            let pool = PoolOptions::new().max_connections(connections).acquire_timeout(WAIT_MAX);
+            pool.test_before_acquire(false).before_acquire(|connection, _| Box::pin(is_fit(connection)))
+        };
+        let writer = pool(1).connect_with(options.clone()).await.map_err(|error| broken(OPENING, error))?;
+        Ok(Self::Sqlite { writer, readers: pool(SQLITE_READERS).connect_lazy_with(options.pragma("query_only", "on")) })
+    }
+
+    /// Reads a file of SQLite that is there, and looks whether all of it fits together. It may be in use.
+    pub(crate) async fn examine_sqlite(path: &str) -> Result<()> {
+        let options = SqliteConnectOptions::new().filename(Path::new(path)).read_only(true).busy_timeout(WAIT_MAX);
+        let connection = SqliteConnection::connect_with(&options).await;
+        let mut connection = connection.map_err(|error| broken(OPENING, error))?;
+        let check = sqlx::query_scalar::<_, String>("pragma quick_check(1)");
+        let said = check.fetch_one(&mut connection).await.map_err(|error| broken("examine the database", error))?;
+        connection.close().await.map_err(|error| broken("close the database", error))?;
+        if said == "ok" { Ok(()) } else { Err(Error::Damaged { problem: said }) }
+    }
+
+    /// Connects to a database of PostgreSQL as it is.
+    pub(crate) async fn reach_postgres(url: &str) -> Result<Self> {
+        // The URL may bear a password: it is not repeated in the error.
+        let options = PgConnectOptions::from_str(url)
+            .map_err(|_| Error::invalid("the URL of the store", "give `postgres://USER:PASSWORD@HOST/DATABASE`"))?
+            .application_name("holm")
+            .options([
+                ("statement_timeout", "30s"),
+                ("lock_timeout", "10s"),
+                // What a server that was lost in a transaction holds locked, the others have again long before a lease ends.
+                ("idle_in_transaction_session_timeout", "10s"),
+                ("default_transaction_isolation", "read committed"),
+            ]);
+        // The pool's own tests have no limit: a connection whose other end is lost would keep its place until the kernel
+        // gives it up, after a quarter of an hour.
+        let pool = PoolOptions::new()
+            .max_connections(POSTGRES_CONNECTIONS)
+            .acquire_timeout(WAIT_MAX)
+            .test_before_acquire(false)
+            .before_acquire(|connection, _| Box::pin(is_there(connection)))
+            .after_release(|connection, _| Box::pin(is_there(connection)));
+        match in_time(pool.connect_with(options.clone())).await {
+            Ok(pool) => Ok(Self::Postgres(pool)),
+            Err(sqlx::Error::PoolTimedOut) => Err(broken(OPENING, why_not(&options).await)),
+            Err(error) => Err(broken(OPENING, error)),
+        }
+    }
+}
+
+/// Why there was no connection: a pool that has waited in vain does not say.
+async fn why_not(options: &PgConnectOptions) -> sqlx::Error {
+    match tokio::time::timeout(PING_MAX, PgConnection::connect_with(options)).await {
+        Ok(Err(error)) => error,
+        Ok(Ok(_)) | Err(_) => sqlx::Error::PoolTimedOut,
+    }
+}
+
+/// Whether a connection still is one; an error closes it at once.
+async fn is_there(connection: &mut PgConnection) -> sqlx::Result<bool> {
+    let late = |_| sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {PING_MAX:?}")));
+    tokio::time::timeout(PING_MAX, connection.ping()).await.map_err(late)??;
+    Ok(true)
+}
+
+/// Whether a connection may be used once more. SQLite itself rolls a transaction back when the disk is full, and the
+/// rollback that follows fails then: the connection counts as in a transaction for ever, and another takes its place.
+async fn is_fit(connection: &mut SqliteConnection) -> sqlx::Result<bool> {
+    if connection.is_in_transaction() {
+        // The rollback of a transaction that was dropped may still be under way; this waits behind it.
+        connection.ping().await?;
+    }
+    Ok(!connection.is_in_transaction())
+}
