@@ -4,6 +4,7 @@
 //! [`holm_e2e::host::is_root`] and then asserts one thing or the other, so nothing is skipped.
 
 mod api;
+mod attempts;
 mod basics;
 mod crash;
 mod databases;
