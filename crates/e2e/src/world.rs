@@ -155,6 +155,13 @@ impl World {
         found.map(|(_, running)| running.stdout()).expect("`holm up` runs")
     }
 
+    /// What `holm up` has said on its standard error.
+    #[track_caller]
+    pub fn up_complains(&self) -> String {
+        let found = self.processes.iter().find(|(role, _)| *role == Role::Up);
+        found.map(|(_, running)| running.stderr()).expect("`holm up` runs")
+    }
+
     /// The binary with the world's environment.
     pub fn command(&self) -> Command {
         self.command_in(&self.home())

@@ -35,7 +35,11 @@ impl Followed {
     fn begin(world: &World, last: u32) -> Self {
         let run = world.detach(["--", "/usr/bin/python3", "-c", &count(last)]);
         world.until_state(&run, "running");
-        let follow = || Running::start(world.command().args(["logs", "-f", &run]));
+        let follow = || {
+            let mut follower = Running::start(world.command().args(["logs", "-f", &run]));
+            follower.says("1\n");
+            follower
+        };
         Self { followers: vec![follow(), follow(), follow()], run, last }
     }
 
@@ -246,6 +250,22 @@ fn doctor_explains_what_the_server_stands_on() {
     fs::write(aside.join("damaged"), "shim.json: torn\n").expect("a file");
     said(&world, 0, &["set aside", "run_0.1.0", "shim.json: torn"]);
     fs::remove_dir_all(aside).expect("a folder");
+}
+
+#[test]
+fn a_folder_of_objects_that_is_away_for_a_while_costs_no_line_and_no_run() {
+    let world = World::up();
+    let (blobs, away) = (world.home().join("server/blobs"), world.home().join("server/away"));
+    fs::rename(&blobs, &away).expect("a folder");
+    fs::write(&blobs, "").expect("a file");
+    let run = world.detach(["--", "seq", "1", "400000"]);
+    eventually("its output is refused", || world.up_complains().contains("store a blob").then_some(()));
+    assert_eq!(world.run(["--", "echo", "short"]).succeeds().text(), "short\n", "what needs no object goes on");
+    assert_ne!(world.show(&run)["state"], "ended", "its output is not stored");
+    fs::remove_file(&blobs).expect("a file");
+    fs::rename(&away, &blobs).expect("a folder");
+    assert_eq!(world.until_ended(&run)["outcome"]["kind"], "succeeded");
+    assert!(world.logs(&run).text() == counted(400_000), "lines are missing, doubled or out of order");
 }
 
 #[test]
