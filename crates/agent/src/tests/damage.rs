@@ -8,6 +8,9 @@ use holm_domain::run::Outcome;
 use super::*;
 use crate::journal::ShimRecord;
 
+/// What is done to the folder of an attempt.
+type Harm = fn(&Path);
+
 /// An attempt that was damaged while no agent was there, and the agent that found it.
 struct Found {
     bench: Bench,
@@ -89,7 +92,7 @@ fn nothing_is_set_aside_where_nothing_is_damaged() {
 
 #[test]
 fn a_journal_that_cannot_be_read_is_set_aside_and_its_run_is_left_to_the_lease() {
-    let harms: [(fn(&Path), &str); 5] = [
+    let harms: [(Harm, &str); 5] = [
         (|dir| cut_in_half(&dir.join("journal.json")), "journal.json"),
         (|dir| write(dir, "journal.json", b""), "journal.json"),
         (|dir| cut_in_half(&dir.join("shim.json")), "shim.json"),
@@ -117,7 +120,7 @@ fn a_last_word_that_cannot_be_read_is_told_as_such() {
 
 #[test]
 fn a_spool_that_cannot_be_read_fails_its_run_and_is_set_aside() {
-    let harms: [fn(&Path); 3] = [
+    let harms: [Harm; 3] = [
         |dir| {
             let path = spool(dir);
             let mut bytes = fs::read(&path).unwrap();
@@ -145,7 +148,7 @@ fn a_spool_that_cannot_be_read_fails_its_run_and_is_set_aside() {
 /// Nothing is there that could be set aside; that output is missing is told all the same.
 #[test]
 fn a_spool_that_is_gone_fails_its_run() {
-    let harms: [fn(&Path); 3] = [
+    let harms: [Harm; 3] = [
         |dir| fs::remove_file(spool(dir)).unwrap(),
         |dir| fs::remove_dir_all(dir.join("spool")).unwrap(),
         |dir| cut_in_half(&spool(dir)),
@@ -158,7 +161,7 @@ fn a_spool_that_is_gone_fails_its_run() {
 
 #[test]
 fn events_that_cannot_be_read_are_told_as_lost() {
-    let harms: [fn(&Path); 4] = [
+    let harms: [Harm; 4] = [
         |dir| fs::remove_file(dir.join("events.jsonl")).unwrap(),
         |dir| write(dir, "events.jsonl", b""),
         |dir| cut_in_half(&dir.join("events.jsonl")),

@@ -193,8 +193,11 @@ fn a_server_waits_for_a_locked_file_when_it_starts_and_says_so_when_that_is_too_
     assert_eq!(world.logs(&run).text(), "kept\n");
 }
 
-/// What is done to the file of a database, with what is said of it.
-const HARMS: [(fn(&mut fs::File), &str); 3] = [
+/// What is done to the file of a database.
+type Harm = fn(&mut fs::File);
+
+/// What is said of each.
+const HARMS: [(Harm, &str); 3] = [
     (|file| file.write_all(&[0x55; 4_096]).expect("a page"), "is not a database"),
     (|file| file.set_len(4_096).expect("a length"), "malformed"),
     (|file| file.set_len(0).expect("a length"), "is empty"),
