@@ -31,9 +31,9 @@ pub struct DuePlace {
 }
 
 impl DuePlace {
-    /// When the run is overdue.
-    pub fn deadline(&self) -> UnixMicros {
-        self.deadline
+    /// The time by which it stands there.
+    pub fn at(&self) -> UnixMicros {
+        self.at
     }
 }
 

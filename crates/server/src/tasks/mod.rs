@@ -58,7 +58,7 @@ async fn next_reap(app: &App) -> Duration {
     let (least, most) = reap_pause(app);
     let now = app.now();
     let next = match app.store.runs_due(now.plus(most), None, 1).await {
-        Ok(page) => page.first().map_or(most, |due| due.place.deadline().since(now)),
+        Ok(page) => page.first().map_or(most, |due| due.place.at().since(now)),
         Err(_) => least,
     };
     next.clamp(least, most)

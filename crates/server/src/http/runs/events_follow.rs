@@ -13,7 +13,7 @@ use crate::{
         extract::{Params, RunPath},
         follow::{self, From},
     },
-    ops::{self, events::EventSource},
+    ops::events::EventSource,
     problem::Failure,
 };
 
@@ -41,7 +41,6 @@ pub async fn events_follow(
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let after = follow::position(&headers, &from)?;
-    ops::run_of(&app, caller.org(), id).await?;
     let pass = app.streams.enter(caller.org())?;
     follow::respond(app, &caller.token, id, EventSource::new(caller.org(), id, after), pass).await
 }
