@@ -247,7 +247,7 @@ fn is_chosen(share: u64, (scene, point): &(Scene, String)) -> bool {
     let number = point.bytes().fold(*scene as u64, |number, byte| number * 31 % 1_000_003 + u64::from(byte));
     let is_whole = std::env::var(EXTENT).is_ok_and(|extent| extent == "all");
     let is_main = host::is_root() && std::env::var("HOLM_TEST_STORE").is_ok_and(|store| store == "sqlite");
-    number % SHARES == share && (is_whole || is_main || number / SHARES % 3 == 0)
+    number % SHARES == share && (is_whole || is_main || (number / SHARES).is_multiple_of(3))
 }
 
 fn deaths(share: u64) {
