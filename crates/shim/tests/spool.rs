@@ -186,6 +186,32 @@ fn damage_and_gaps_are_errors() {
     assert!(matches!(Reader::new(dir.path(), 10).read(1), Err(reader::Error::Damaged { next_seq: 10, .. })));
 }
 
+#[test]
+fn a_file_that_is_missing_between_others_is_a_gap_and_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::create(dir.path(), 1, 1024 * 1024).unwrap();
+    lines(&mut writer, 1_000, 1_024);
+    writer.finish(at(0)).unwrap();
+    let files = spool_files(dir.path());
+    let first_of = |path: &Path| path.file_stem().unwrap().to_str().unwrap().parse::<u64>().unwrap();
+    let (missing, after) = (first_of(&files[1]), first_of(&files[2]));
+    std::fs::remove_file(&files[1]).unwrap();
+    let mut reader = Reader::new(dir.path(), 1);
+    let refused = loop {
+        match reader.read(100_000) {
+            Ok(chunk) => assert!(!chunk.bytes.is_empty(), "the reader waits for what will never come"),
+            Err(error) => break error,
+        }
+    };
+    let wanted = (missing, after);
+    assert!(
+        matches!(refused, reader::Error::Gap { wanted, found } if (wanted, found) == (missing, after)),
+        "{wanted:?}"
+    );
+    // Nor does one begin in the gap.
+    assert!(matches!(Reader::new(dir.path(), missing).read(1), Err(reader::Error::Gap { .. })));
+}
+
 /// A tmpfs of 256 KiB that goes with the value. Mounting needs root, as the machines have on which the tests run.
 struct SmallDisk(tempfile::TempDir);
 

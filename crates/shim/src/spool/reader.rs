@@ -52,16 +52,30 @@ pub struct Chunk {
 pub struct Reader {
     dir: PathBuf,
     next_seq: u64,
-    current: Option<(File, u64)>,
+    current: Option<Current>,
+}
+
+/// The file that is being read.
+#[derive(Debug)]
+struct Current {
+    file: File,
+    /// The sequence in its name.
+    first_seq: u64,
+    /// What lies before was read.
+    offset: u64,
 }
 
 /// The sequence of the first entry that lies in the spool of the attempt whose folder is `run_dir`; nothing while no entry
 /// was written, or all were acknowledged.
 pub fn first_seq(run_dir: &Path) -> io::Result<Option<u64>> {
-    match super::files(&run_dir.join(SPOOL_DIR_NAME)) {
-        Ok(files) => Ok(files.first().copied()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+    Ok(files(&run_dir.join(SPOOL_DIR_NAME))?.first().copied())
+}
+
+/// The sequences by which the files are named, in order; none where there is no spool.
+fn files(dir: &Path) -> io::Result<Vec<u64>> {
+    match super::files(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        listed => listed,
     }
 }
 
@@ -92,6 +106,8 @@ impl Reader {
             if self.current.is_none() && !self.open_file()? {
                 return Ok(chunk);
             }
+            // Before the look at the current file: once there is a later one, nothing is added to it.
+            let following = self.following_file()?;
             let read = self.read_batches(limit - chunk.bytes.len())?;
             if let Some((batches, first, next)) = read {
                 if chunk.bytes.is_empty() {
@@ -110,19 +126,16 @@ impl Reader {
                 }
                 continue;
             }
-            if !chunk.bytes.is_empty() || !self.next_file()? {
-                return Ok(chunk);
+            match following {
+                Some(first_seq) if chunk.bytes.is_empty() => self.leave_for(first_seq)?,
+                _ => return Ok(chunk),
             }
         }
     }
 
     /// Opens the file that holds `next_seq`: the last one that begins at or before it.
     fn open_file(&mut self) -> Result<bool, Error> {
-        let files = match super::files(&self.dir) {
-            Ok(files) => files,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(error.into()),
-        };
+        let files = files(&self.dir)?;
         let Some(&first) = files.iter().rfind(|&&first| first <= self.next_seq) else {
             return match files.first() {
                 Some(&found) => Err(Error::Gap { wanted: self.next_seq, found }),
@@ -132,63 +145,71 @@ impl Reader {
         let path = self.dir.join(super::file_name(first));
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(io::Error::from)?;
-        self.current = Some((File::from(file), 0));
+        self.current = Some(Current { file: File::from(file), first_seq: first, offset: 0 });
         Ok(true)
     }
 
-    /// Reads whole batches from the current file; nothing at its end, or at a batch that is not whole yet.
+    /// Reads whole batches from the current file; nothing at its end, or at a batch that is not whole yet. What lies before
+    /// the wanted entry is passed over, piece by piece.
     fn read_batches(&mut self, limit: usize) -> Result<Option<(Vec<u8>, u64, u64)>, Error> {
-        let Some((file, offset)) = &mut self.current else { return Ok(None) };
-        let mut bytes =
-            vec![0; limit.min(usize::try_from(file.metadata()?.len().saturating_sub(*offset)).unwrap_or(limit))];
-        let length = read_up_to(file, &mut bytes, *offset)?;
-        bytes.truncate(length);
+        let Some(Current { file, offset, .. }) = &mut self.current else { return Ok(None) };
         let damaged = |problem| Error::Damaged { next_seq: self.next_seq, problem };
-        let (mut skipped, mut end, mut first, mut next) = (0, 0, None, self.next_seq);
-        while end < bytes.len() {
-            let batch = match Batch::parse(&bytes[end..]) {
-                Ok((batch, _)) => batch,
-                Err(BatchError::Truncated) => break,
-                Err(problem) => return Err(damaged(problem)),
-            };
-            end += Batch::peek_len(&bytes[end..]).map_err(damaged)?;
-            if first.is_none() && batch.last_seq() < next {
-                skipped = end;
-                continue;
+        loop {
+            let left = file.metadata()?.len().saturating_sub(*offset);
+            let mut bytes = vec![0; limit.min(usize::try_from(left).unwrap_or(limit))];
+            let length = read_up_to(file, &mut bytes, *offset)?;
+            bytes.truncate(length);
+            let (mut skipped, mut end, mut first, mut next) = (0, 0, None, self.next_seq);
+            while end < bytes.len() {
+                let batch = match Batch::parse(&bytes[end..]) {
+                    Ok((batch, _)) => batch,
+                    Err(BatchError::Truncated) => break,
+                    Err(problem) => return Err(damaged(problem)),
+                };
+                end += Batch::peek_len(&bytes[end..]).map_err(damaged)?;
+                if first.is_none() && batch.last_seq() < next {
+                    skipped = end;
+                    continue;
+                }
+                // A batch that begins before the wanted entry and holds it is handed over whole: the receiver drops what
+                // it has.
+                if batch.first_seq() > next || (first.is_some() && batch.first_seq() != next) {
+                    return Err(Error::Gap { wanted: next, found: batch.first_seq() });
+                }
+                first.get_or_insert(batch.first_seq());
+                next = batch.last_seq() + 1;
             }
-            // A batch that begins before the wanted entry and holds it is handed over whole: the receiver drops what it has.
-            if batch.first_seq() > next || (first.is_some() && batch.first_seq() != next) {
-                return Err(Error::Gap { wanted: next, found: batch.first_seq() });
+            *offset += end as u64;
+            match first {
+                Some(first) => {
+                    bytes.truncate(end);
+                    bytes.drain(..skipped);
+                    return Ok(Some((bytes, first, next)));
+                }
+                None if end == 0 => return Ok(None),
+                None => {}
             }
-            first.get_or_insert(batch.first_seq());
-            next = batch.last_seq() + 1;
         }
-        *offset += end as u64;
-        let Some(first) = first else { return if end > 0 { self.read_batches(limit) } else { Ok(None) } };
-        bytes.truncate(end);
-        bytes.drain(..skipped);
-        Ok(Some((bytes, first, next)))
     }
 
-    /// Goes on to the file that begins with `next_seq`, once the current one is read to its end.
-    fn next_file(&mut self) -> Result<bool, Error> {
-        let path = self.dir.join(super::file_name(self.next_seq));
-        if self.is_at_start_of(&path)? || !path.exists() {
-            return Ok(false);
-        }
-        // The writer is done with the current file: bytes that are left in it are no batch, and never will be.
-        let Some((file, offset)) = &self.current else { return Ok(false) };
+    /// The sequence in the name of the file after the current one.
+    fn following_file(&self) -> Result<Option<u64>, Error> {
+        let Some(current) = &self.current else { return Ok(None) };
+        Ok(files(&self.dir)?.into_iter().find(|first| *first > current.first_seq))
+    }
+
+    /// Leaves the current file, which was read to its end, for the one that begins with `first_seq`.
+    fn leave_for(&mut self, first_seq: u64) -> Result<(), Error> {
+        let Some(Current { file, offset, .. }) = &self.current else { return Ok(()) };
+        // The writer is done with it: bytes that are left in it are no batch, and never will be.
         if file.metadata()?.len() > *offset {
             return Err(Error::Damaged { next_seq: self.next_seq, problem: BatchError::Truncated });
         }
+        if first_seq != self.next_seq {
+            return Err(Error::Gap { wanted: self.next_seq, found: first_seq });
+        }
         self.current = None;
-        Ok(true)
-    }
-
-    fn is_at_start_of(&self, path: &Path) -> io::Result<bool> {
-        use std::os::unix::fs::MetadataExt as _;
-        let (Some((file, _)), Ok(other)) = (&self.current, std::fs::symlink_metadata(path)) else { return Ok(false) };
-        Ok(file.metadata()?.ino() == other.ino())
+        Ok(())
     }
 }
 
