@@ -62,7 +62,8 @@ pub enum BatchError {
     /// The bytes are not those that were written.
     #[error("the checksum of the batch is wrong")]
     Checksum,
-    /// The entries do not fill the batch exactly, or one is longer than may be, or the sequence overflows.
+    /// The entries do not fill the batch exactly, or one is longer than may be or has a flag that there is not, or the
+    /// sequence overflows.
     #[error("the entries of the batch are malformed")]
     Entries,
 }
@@ -119,8 +120,9 @@ impl<'a> Batch<'a> {
         let mut rest = self.body;
         for _ in 0..self.count {
             let length = u32::from_le_bytes(*take(&mut rest).map_err(|_| BatchError::Entries)?) as usize;
-            take::<9>(&mut rest).map_err(|_| BatchError::Entries)?;
-            if length > ENTRY_BYTES_MAX {
+            let [flags] = *take(&mut rest).map_err(|_| BatchError::Entries)?;
+            take::<8>(&mut rest).map_err(|_| BatchError::Entries)?;
+            if length > ENTRY_BYTES_MAX || flags & !(FLAG_STDERR | FLAG_PARTIAL) != 0 {
                 return Err(BatchError::Entries);
             }
             rest = rest.get(length..).ok_or(BatchError::Entries)?;
@@ -302,5 +304,16 @@ mod tests {
         let mut lie = built(1, &[(vec![1], false, false)]);
         lie[16..20].copy_from_slice(&u32::MAX.to_le_bytes());
         assert_eq!(Batch::parse(&lie), Err(BatchError::TooLong));
+    }
+
+    #[test]
+    fn a_flag_that_there_is_not_is_refused() {
+        for bit in 0..8 {
+            let mut bytes = built(1, &[(vec![1], false, false)]);
+            bytes[HEAD_BYTES + 4] |= 1 << bit;
+            let sum = crc32fast::hash(&bytes[HEAD_BYTES..]);
+            bytes[HEAD_BYTES - 4..HEAD_BYTES].copy_from_slice(&sum.to_le_bytes());
+            assert_eq!(Batch::parse(&bytes).map(|_| ()), if bit < 2 { Ok(()) } else { Err(BatchError::Entries) });
+        }
     }
 }
