@@ -17,7 +17,7 @@ mod clock;
 pub mod control;
 mod folder;
 mod ids;
-mod journal;
+pub mod journal;
 mod keeper;
 mod occupancy;
 mod poll;
