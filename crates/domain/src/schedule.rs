@@ -14,7 +14,7 @@ pub fn demand(spec: &RunSpec) -> Capacity {
 /// The capability that a root source needs of a runtime.
 pub fn root_capability(root: &RootSource) -> &'static str {
     match root {
-        RootSource::Host => "root.host",
+        RootSource::Host {} => "root.host",
         RootSource::Dir { .. } => "root.dir",
         RootSource::Tar { .. } => "root.tar",
     }

@@ -15,7 +15,8 @@ use crate::{
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum RootSource {
     /// The host's programs and libraries, read-only, and nothing else of the host.
-    Host,
+    // With braces: beside the tag of a variant without them, serde lets every field pass.
+    Host {},
     /// A directory of the host, read-only under a writable layer.
     Dir {
         /// Its absolute path on the host.
@@ -32,7 +33,7 @@ impl RootSource {
     /// Reads `host`, `dir:PATH` or `tar:PATH`, as the command line and the API take it.
     pub fn parse(text: &str) -> Result<Self, InvalidField> {
         match text.split_once(':') {
-            None if text == "host" => Ok(Self::Host),
+            None if text == "host" => Ok(Self::Host {}),
             Some(("dir", path)) => Ok(Self::Dir { path: path.to_owned() }),
             Some(("tar", path)) => Ok(Self::Tar { path: path.to_owned() }),
             _ => Err(InvalidField::new("root", text, "give `host`, `dir:PATH` or `tar:PATH`")
@@ -115,7 +116,7 @@ impl RunSpec {
     /// A spec that executes `argv` on the host's programs with the default limits.
     pub fn new(argv: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self {
-            root: RootSource::Host,
+            root: RootSource::Host {},
             runtime: None,
             argv: argv.into_iter().map(Into::into).collect(),
             env: BTreeMap::new(),
@@ -292,8 +293,13 @@ mod tests {
 
     #[test]
     fn roots_are_read() {
-        assert_eq!(RootSource::parse("host"), Ok(RootSource::Host));
+        assert_eq!(RootSource::parse("host"), Ok(RootSource::Host {}));
         assert_eq!(RootSource::parse("dir:/a:b"), Ok(RootSource::Dir { path: "/a:b".into() }));
+        let host = serde_json::to_value(RootSource::Host {}).unwrap();
+        assert_eq!(host, serde_json::json!({"kind": "host"}));
+        assert_eq!(serde_json::from_value::<RootSource>(host).unwrap(), RootSource::Host {});
+        let mixed = serde_json::json!({"kind": "host", "path": "/srv/image"});
+        assert!(serde_json::from_value::<RootSource>(mixed).is_err(), "an image that would be ignored");
         let error = RootSource::parse("ubuntu").map_err(|error| error.code);
         assert_eq!(error, Err(ErrorCode::UnknownImage));
     }

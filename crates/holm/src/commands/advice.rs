@@ -39,7 +39,7 @@ fn flag_of_path(run: &RunView) -> Option<&'static str> {
     let message = run.outcome.as_ref()?.message.as_deref()?;
     let about = |path: &str| message.strip_prefix(path).is_some_and(|rest| rest.starts_with(':'));
     let of_root = match &run.spec.root {
-        RootSource::Host => None,
+        RootSource::Host {} => None,
         RootSource::Dir { path } | RootSource::Tar { path } => Some(path.as_str()),
     };
     if of_root.is_some_and(about) {

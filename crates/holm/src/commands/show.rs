@@ -153,7 +153,7 @@ fn exit(exit: ExitStatus) -> String {
 
 fn image(root: &RootSource) -> String {
     match root {
-        RootSource::Host => "host".to_owned(),
+        RootSource::Host {} => "host".to_owned(),
         RootSource::Dir { path } => escaped(&format!("dir:{path}")),
         RootSource::Tar { path } => escaped(&format!("tar:{path}")),
     }

@@ -296,7 +296,7 @@ impl Making {
     ) -> Result<(Source, Option<String>, Vec<Bind>), Error> {
         let used = Use::Layer { set_id: spec.allow_sudo && self.ids.is_some() };
         match &spec.root {
-            RootSource::Host => {
+            RootSource::Host {} => {
                 let (image, top) = host.root.image(&host.images, stop)?;
                 Ok((self.layer(image, used)?, None, self.top(top, lending.view)?))
             }
@@ -373,7 +373,7 @@ fn env(spec: &RunSpec) -> Vec<(String, String)> {
     let name = spec.user.as_deref().unwrap_or("root").split(':').next().unwrap_or("root");
     let (user, home) = match name {
         "root" | "0" => ("root", "/root".to_owned()),
-        "holm" | "1000" if spec.root == RootSource::Host => ("holm", "/home/holm".to_owned()),
+        "holm" | "1000" if spec.root == RootSource::Host {} => ("holm", "/home/holm".to_owned()),
         other => (other, "/".to_owned()),
     };
     [("PATH", PATH), ("HOME", &home), ("USER", user), ("LANG", "C.UTF-8"), ("TERM", "dumb")]

@@ -115,7 +115,7 @@ impl Progress {
 
 fn preparing(root: &RootSource, host: &str) -> String {
     match root {
-        RootSource::Host => format!("starting on {host}"),
+        RootSource::Host {} => format!("starting on {host}"),
         RootSource::Dir { path } => format!("starting on {host} with dir:{}", escaped(path)),
         // Unpacked at its first use; whether this is the first is the agent's to know.
         RootSource::Tar { path } => format!("preparing tar:{} on {host}", escaped(path)),

@@ -122,7 +122,7 @@ fn root(text: &str, cwd: &Path) -> Result<RootSource, Usage> {
         Usage::new("--image", text, problem)
     })?;
     Ok(match root {
-        RootSource::Host => RootSource::Host,
+        RootSource::Host {} => RootSource::Host {},
         RootSource::Dir { path } => RootSource::Dir { path: absolute("--image", Path::new(&path), cwd)? },
         RootSource::Tar { path } => RootSource::Tar { path: absolute("--image", Path::new(&path), cwd)? },
     })
