@@ -40,7 +40,7 @@ pub use crate::{
     auth::bootstrap::{Bootstrap, DEFAULT_ORG, Wanted, bootstrap},
     clock::Clock,
     config::{Config, LOG_RETENTION_MIN, STORAGE_FLOOR_BYTES, ServeLimits, StorageFloor},
-    http::openapi,
+    http::{cursor, openapi},
     serve::{Listener, ServeError},
 };
 use app::App;

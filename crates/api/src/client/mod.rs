@@ -13,7 +13,7 @@ mod error;
 pub mod follow;
 mod hosts;
 mod runs;
-mod sse;
+pub mod sse;
 mod tokens;
 mod transport;
 

@@ -1,24 +1,30 @@
 //! Reads server-sent events (WHATWG HTML §9.2) from bytes as they come.
 //!
 //! Only what the API sends is kept: event name, data and id. Comments and `retry` are skipped. An event may hold
-//! [`EVENT_BYTES_MAX`] bytes; one that is longer is an error, not a reason to take memory.
+//! [`EVENT_BYTES_MAX`] bytes; one that is longer is an error, not a reason to take memory. It is public for the crate that
+//! fuzzes it, and for nobody else.
 
 /// The longest event, in bytes. A log entry of 64 KiB whose every byte JSON must escape stays below.
-pub(super) const EVENT_BYTES_MAX: usize = 1024 * 1024;
+pub const EVENT_BYTES_MAX: usize = 1024 * 1024;
 
 /// One event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct SseEvent {
-    pub(super) name: String,
-    pub(super) data: String,
-    pub(super) id: Option<String>,
+pub struct SseEvent {
+    /// Its name; empty where none was sent.
+    pub name: String,
+    /// Its data; lines are separated by line feeds.
+    pub data: String,
+    /// Its id, if one was sent.
+    pub id: Option<String>,
 }
 
 /// Why bytes are not server-sent events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum SseError {
+pub enum SseError {
+    /// It is longer than may be.
     #[error("an event is longer than {EVENT_BYTES_MAX} bytes")]
     TooLong,
+    /// It is not text.
     #[error("an event is not UTF-8")]
     NotUtf8,
 }
@@ -39,14 +45,14 @@ pub struct SseReader {
 
 impl SseReader {
     /// Takes a piece of the stream.
-    pub(super) fn push(&mut self, piece: &[u8]) {
+    pub fn push(&mut self, piece: &[u8]) {
         self.buffer.drain(..self.read);
         self.read = 0;
         self.buffer.extend_from_slice(piece);
     }
 
     /// The next whole event, if what was pushed has one.
-    pub(super) fn pull(&mut self) -> Result<Option<SseEvent>, SseError> {
+    pub fn pull(&mut self) -> Result<Option<SseEvent>, SseError> {
         loop {
             let rest = &self.buffer[self.read..];
             if self.after_cr && rest.first() == Some(&b'\n') {

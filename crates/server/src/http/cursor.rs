@@ -2,7 +2,7 @@
 //!
 //! A cursor is the id of the last run that was shown and eight bytes of a digest over that id, the org and the filters.
 //! It is no secret and grants nothing: every page is read by the org of the caller. The digest catches cursors that were
-//! cut, changed, or carried over to another list.
+//! cut, changed, or carried over to another list. It is public for the crate that fuzzes it, and for nobody else.
 
 use base64::Engine as _;
 use holm_domain::{ErrorCode, OrgId, RunId};

@@ -68,6 +68,8 @@ fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
             (path, None) => path.to_owned(),
         };
         let given = value_at(bytes, &field);
+        // JSON has fields without a name.
+        let field = if field.is_empty() { "\"\"".to_owned() } else { field };
         InvalidField::new(field, given, without_position(&message)).into()
     })?;
     reader.end().map_err(|error| {
@@ -209,6 +211,7 @@ mod tests {
         assert_eq!(refusal(body), (ErrorCode::InvalidField, Some("spec.argv".into()), Some(String::new())));
         assert_eq!(refusal("{}"), (ErrorCode::InvalidField, Some("spec".into()), Some(String::new())));
         assert_eq!(refusal("[]").1.as_deref(), Some("body"));
+        assert_eq!(refusal(r#"{"": 7}"#), (ErrorCode::InvalidField, Some("\"\"".into()), Some("7".into())));
     }
 
     #[test]
