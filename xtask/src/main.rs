@@ -6,6 +6,7 @@
 mod bench;
 mod dev;
 mod exec;
+mod fuzz;
 mod installation;
 mod openapi;
 mod places;
@@ -47,6 +48,8 @@ enum Command {
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1_000))]
         rounds: u32,
     },
+    /// Give the readers of hostile bytes made-up ones, guided by the code that they reach.
+    Fuzz(fuzz::Arguments),
     /// Run a server and an agent with a temporary state folder.
     Dev,
     /// Write the table of bounds in docs/limits.md from the code.
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Command::Bench(what) => bench::bench(&what),
         Command::Soak(arguments) => soak::soak(&arguments),
         Command::Crashes { rounds } => test::crashes(rounds),
+        Command::Fuzz(arguments) => fuzz::fuzz(&arguments),
         Command::Dev => dev::dev(),
         Command::Limits => tidy::write_limits(),
         Command::Tidy => tidy::tidy(),

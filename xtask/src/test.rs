@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use crate::{exec, openapi, places, postgres::Postgres, say, setup, tidy};
+use crate::{exec, fuzz, openapi, places, postgres::Postgres, say, setup, tidy};
 use count::Counts;
 
 /// The arguments of `test`.
@@ -46,13 +46,14 @@ const ALL: Duration = Duration::from_secs(75 * 60);
 /// For packages from the network.
 const SETTING_UP: Duration = Duration::from_secs(30 * 60);
 
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 11] = [
     ("format", LOOKING, format),
     ("tidy", LOOKING, |_| tidy::tidy()),
     ("clippy", BUILDING, clippy),
     ("openapi", BUILDING, |_| openapi::openapi(&openapi::Arguments { check: true })),
     ("unit tests", TESTING, unit_tests),
     ("guest tests", TESTING, guest_tests),
+    ("fuzzing", TESTING, |_| fuzz::briefly()),
     ("end to end on SQLite", TESTING, |context| end_to_end(context, "sqlite")),
     ("end to end on PostgreSQL", TESTING, |context| end_to_end(context, "postgres")),
     ("as a plain user", TESTING, plain_user::tests),
@@ -149,10 +150,12 @@ fn test_runner() -> &'static [&'static str] {
 }
 
 const GUEST_MANIFEST: [&str; 2] = ["--manifest-path", "crates/guest/Cargo.toml"];
+const FUZZ_MANIFEST: [&str; 2] = ["--manifest-path", "fuzz/Cargo.toml"];
 
 fn format(_: &Context) -> Result<()> {
     exec::run(&mut cargo(&["fmt", "--all", "--check"])?)?;
-    exec::run(cargo(&["fmt", "--check"])?.args(GUEST_MANIFEST))
+    exec::run(cargo(&["fmt", "--check"])?.args(GUEST_MANIFEST))?;
+    exec::run(cargo(&["fmt", "--check"])?.args(FUZZ_MANIFEST))
 }
 
 fn clippy(_: &Context) -> Result<()> {

@@ -122,7 +122,10 @@ impl<'a> Visitor<'a> {
 
 /// Files that are compiled for tests only.
 fn is_test_file(path: &str) -> bool {
-    path.starts_with("crates/e2e/") || path.contains("/tests/") || path.ends_with("/tests.rs")
+    path.starts_with("crates/e2e/")
+        || path.starts_with("fuzz/")
+        || path.contains("/tests/")
+        || path.ends_with("/tests.rs")
 }
 
 fn is_test_attribute(attribute: &syn::Attribute) -> bool {

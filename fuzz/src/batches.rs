@@ -1,0 +1,89 @@
+//! Batches of log entries.
+//!
+//! The first byte says whether checksums are made right first. What must hold: a batch that is accepted is, byte for byte,
+//! the one that its entries make; its entries are numbered without a gap; each comes through JSON unchanged.
+
+use holm_api::logs::LogEntry;
+use holm_domain::{
+    UnixMicros,
+    log::{BATCH_BYTES_MAX, Batch, BatchBuilder, ENTRY_BYTES_MAX, HEAD_BYTES, Stream, parse_all},
+};
+
+use crate::input::Input;
+
+const MAGIC: &[u8] = b"HLB1";
+
+/// A batch of lines of both streams; one without its line feed goes on.
+pub(crate) fn batch(first_seq: u64, lines: &[&[u8]]) -> Vec<u8> {
+    let mut builder = BatchBuilder::new(first_seq);
+    for (line, stream) in lines.iter().zip([Stream::Stdout, Stream::Stderr].into_iter().cycle()) {
+        assert!(builder.push(UnixMicros(1_700_000_000_000_000), stream, !line.ends_with(b"\n"), line));
+    }
+    finished(&mut builder)
+}
+
+fn finished(builder: &mut BatchBuilder) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    builder.finish(|made| std::io::Write::write_all(&mut bytes, made)).expect("memory takes all");
+    bytes
+}
+
+/// Gives everything that begins like a batch a checksum that is right.
+pub(crate) fn seal(bytes: &mut [u8]) {
+    let mut at = 0;
+    while let Some(found) = bytes[at..].windows(MAGIC.len()).position(|window| window == MAGIC) {
+        at += found;
+        let length = Batch::peek_len(&bytes[at..]).ok().filter(|length| *length <= bytes.len() - at);
+        if let Some(length) = length {
+            let sum = crc32fast::hash(&bytes[at + HEAD_BYTES..at + length]);
+            bytes[at + HEAD_BYTES - 4..at + HEAD_BYTES].copy_from_slice(&sum.to_le_bytes());
+        }
+        at += MAGIC.len();
+    }
+}
+
+/// Seeds: one batch, several, and one that is cut off.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let one = batch(1, &[b"a\n", b"b\n", b"", b"\xff\x00"]);
+    let two = batch(5, &[b"c\n"]);
+    let end = batch(u64::MAX - 2, &[b"d\n", b"e\n"]);
+    let cut = &two[..two.len() - 1];
+    [one.clone(), [&one[..], &two].concat(), end, cut.to_vec()].map(|bytes| [b"\x01", &bytes[..]].concat()).into()
+}
+
+/// Takes batches apart and puts them together again.
+pub fn check(data: &[u8]) {
+    let mut input = Input::new(data);
+    let is_sealed = input.byte() & 1 != 0;
+    let mut bytes = input.rest().to_vec();
+    if is_sealed {
+        seal(&mut bytes);
+    }
+    let (mut rest, mut count) = (&bytes[..], 0);
+    while let Ok((batch, after)) = Batch::parse(rest) {
+        let whole = &rest[..rest.len() - after.len()];
+        assert_eq!(Batch::peek_len(rest), Ok(whole.len()));
+        assert!(whole.len() <= HEAD_BYTES + BATCH_BYTES_MAX);
+        assert_eq!(rebuilt(&batch), whole, "a batch that nobody would write was accepted");
+        (rest, count) = (after, count + 1);
+    }
+    match parse_all(&bytes) {
+        Ok(batches) => assert!(rest.is_empty() && batches.len() == count),
+        Err(_) => assert!(!rest.is_empty()),
+    }
+}
+
+fn rebuilt(batch: &Batch<'_>) -> Vec<u8> {
+    let mut builder = BatchBuilder::new(batch.first_seq());
+    for entry in batch.entries() {
+        assert_eq!(entry.seq, builder.next_seq());
+        assert!(entry.data.len() <= ENTRY_BYTES_MAX);
+        assert!(builder.push(entry.at, entry.stream, entry.partial, entry.data));
+        let shown = LogEntry::from(entry.clone());
+        assert_eq!(shown.bytes().as_deref(), Some(entry.data));
+        let told = serde_json::to_string(&shown).expect("JSON");
+        assert_eq!(serde_json::from_str::<LogEntry>(&told).expect("what was told"), shown);
+    }
+    assert_eq!(builder.next_seq(), batch.last_seq() + 1);
+    finished(&mut builder)
+}

@@ -1,0 +1,224 @@
+//! `cargo xtask fuzz`: the readers of hostile bytes under coverage-guided fuzzing.
+//!
+//! The crate in `fuzz/` has the targets. They are built by this project's own compiler with the instrumentation of LLVM
+//! that libFuzzer reads, with overflow checks and debug assertions; sanitizers would need a nightly compiler and find
+//! little where there is no `unsafe`. A target begins with seeds that its real encoders make, the corpus that is kept in
+//! `fuzz/corpus/`, and what earlier runs on this machine have found out. Memory and time of each input are bounded.
+//! What an input must not do is a panic of the target: it ends the run, and the input is kept.
+
+mod report;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::Mutex,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{exec, places, say};
+use report::Report;
+
+/// The arguments of `fuzz`.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// Only these targets; each is a file in `fuzz/targets`.
+    targets: Vec<String>,
+    /// How long each target is fuzzed, in seconds.
+    #[arg(long, value_name = "N", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    seconds: u64,
+    /// Only give this input to the one target that is named.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seconds", "keep"])]
+    replay: Option<PathBuf>,
+    /// Do not fuzz: keep the fewest inputs in `fuzz/corpus` that reach all that is reached by now.
+    #[arg(long, conflicts_with = "seconds")]
+    keep: bool,
+}
+
+/// For each target in `cargo xtask test`.
+const BRIEFLY: Duration = Duration::from_secs(30);
+/// For the build and the beginning, beyond the time for which a target is fuzzed.
+const BEYOND: Duration = Duration::from_secs(120);
+/// How many targets run at once at most.
+const AT_ONCE_MAX: usize = 2;
+const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+/// What cargo-fuzz asks of the compiler, as far as the stable one has it.
+const INSTRUMENTATION: &[&str] = &[
+    "-Cpasses=sancov-module",
+    "-Cllvm-args=-sanitizer-coverage-level=4",
+    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+    "-Cllvm-args=-sanitizer-coverage-pc-table",
+    "-Cllvm-args=-sanitizer-coverage-trace-compares",
+    "-Cdebug-assertions",
+    "-Coverflow-checks",
+    "-Dwarnings",
+];
+/// The longest input, what one may take, and that a leak is none: what is held for the next input looks like one.
+const BOUNDS: &[&str] = &["-max_len=65536", "-timeout=20", "-rss_limit_mb=1024", "-detect_leaks=0"];
+/// The variable that names the folder into which a target writes its seeds.
+const SEEDS_VARIABLE: &str = "HOLM_FUZZ_SEEDS";
+
+/// Fuzzes, replays or keeps.
+pub fn fuzz(arguments: &Arguments) -> Result<()> {
+    let targets = chosen(&arguments.targets, targets()?)?;
+    build()?;
+    if let Some(input) = &arguments.replay {
+        let [target] = targets.as_slice() else { bail!("name the one target that is to replay {}", input.display()) };
+        let place = place()?;
+        return exec::run(target.command()?.arg(input).env("TMPDIR", place.path()));
+    }
+    if arguments.keep {
+        return targets.iter().try_for_each(Target::keep);
+    }
+    run_all(targets, Duration::from_secs(arguments.seconds))
+}
+
+/// A step of `cargo xtask test`: every target for a moment.
+pub fn briefly() -> Result<()> {
+    build()?;
+    run_all(targets()?, BRIEFLY)
+}
+
+/// A target by its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Target(String);
+
+fn targets() -> Result<Vec<Target>> {
+    let dir = places::root()?.join("fuzz/targets");
+    let mut targets = Vec::new();
+    for entry in fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        targets.extend(name.strip_suffix(".rs").map(|name| Target(name.to_owned())));
+    }
+    targets.sort_by(|one, other| one.0.cmp(&other.0));
+    ensure!(!targets.is_empty(), "there are no targets in {}", dir.display());
+    Ok(targets)
+}
+
+/// Those that are named; all where none is.
+fn chosen(names: &[String], all: Vec<Target>) -> Result<Vec<Target>> {
+    if names.is_empty() {
+        return Ok(all);
+    }
+    let known = all.iter().map(|target| target.0.as_str()).collect::<Vec<_>>().join(", ");
+    let find = |name: &String| {
+        let found = all.iter().find(|target| target.0 == *name).cloned();
+        found.with_context(|| format!("there is no target `{name}`; there are {known}"))
+    };
+    names.iter().map(find).collect()
+}
+
+fn dir() -> Result<PathBuf> {
+    Ok(places::target()?.join("fuzz"))
+}
+
+fn build() -> Result<()> {
+    let mut cargo = Command::new("cargo");
+    // With --target, the flags reach the targets and what they are made of, and no program that runs while they are built.
+    cargo.args(["build", "--locked", "--bins", "--manifest-path", "fuzz/Cargo.toml", "--target", TRIPLE]);
+    cargo.arg("--target-dir").arg(dir()?).current_dir(places::root()?);
+    exec::run(cargo.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", INSTRUMENTATION.join(" ")))
+}
+
+/// Fuzzes all targets, some at once; what is found by one stops no other.
+fn run_all(targets: Vec<Target>, each: Duration) -> Result<()> {
+    let at_once = thread::available_parallelism().map_or(1, usize::from).min(AT_ONCE_MAX);
+    let waiting = Mutex::new(targets.into_iter());
+    let next = || waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
+    let findings = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(|| {
+                while let Some(target) = next() {
+                    if let Err(error) = exec::within(each + BEYOND, || target.run(each)) {
+                        say::error(&format!("{error:#}"));
+                        findings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(target.0);
+                    }
+                }
+            });
+        }
+    });
+    exec::check_interrupt()?;
+    let findings = findings.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    ensure!(findings.is_empty(), "fuzzing failed: {}", findings.join(", "));
+    Ok(())
+}
+
+impl Target {
+    /// A folder of the target's own below the one into which targets are built, or below the checkout.
+    fn folder(&self, above: &Path) -> Result<PathBuf> {
+        let folder = above.join(&self.0);
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        Ok(folder)
+    }
+
+    fn kept(&self) -> Result<PathBuf> {
+        self.folder(&places::root()?.join("fuzz/corpus"))
+    }
+
+    fn command(&self) -> Result<Command> {
+        let mut command = Command::new(dir()?.join(TRIPLE).join("debug").join(&self.0));
+        command.args(BOUNDS).env_remove(SEEDS_VARIABLE);
+        Ok(command)
+    }
+
+    fn run(&self, time: Duration) -> Result<()> {
+        let (grown, seeds) = (self.folder(&dir()?.join("corpus"))?, self.folder(&dir()?.join("seeds"))?);
+        let (found, place) = (self.folder(&dir()?.join("findings"))?, place()?);
+        let mut command = self.command()?;
+        command.arg(format!("-max_total_time={}", time.as_secs())).arg("-print_final_stats=1");
+        command.arg(format!("-artifact_prefix={}/", found.display()));
+        // What is new goes into the first folder.
+        command.args([&grown, &seeds, &self.kept()?]).env(SEEDS_VARIABLE, &seeds).env("TMPDIR", place.path());
+        let Output { status, stderr, .. } = exec::output(&mut command)?;
+        let said = String::from_utf8_lossy(&stderr);
+        let report = Report::read(&said);
+        if status.success() {
+            say::result(&format!("{}: {report}", self.0));
+            ensure!(report.is_guided(), "{} saw no code being reached: the instrumentation does not work", self.0);
+            return Ok(());
+        }
+        let way = match report.input() {
+            Some(input) => format!("`cargo xtask fuzz {} --replay {input}` replays it", self.0),
+            None => "no input was kept".to_owned(),
+        };
+        bail!("{}: a finding ({status}); {way}\n{}", self.0, report.problem());
+    }
+
+    /// Adds to the kept corpus what reaches more than it does.
+    fn keep(&self) -> Result<()> {
+        let (kept, place) = (self.kept()?, place()?);
+        let mut command = self.command()?;
+        // Which code is reached counts, not how often: that makes a corpus of few and small inputs.
+        command.args(["-merge=1", "-use_counters=0"]).env("TMPDIR", place.path());
+        exec::read(command.arg(&kept).arg(self.folder(&dir()?.join("corpus"))?))?;
+        let count = fs::read_dir(&kept)?.count();
+        say::result(&format!("{}: {count} inputs are kept", self.0));
+        Ok(())
+    }
+}
+
+/// A folder for the files of a target, in memory where that can be.
+fn place() -> Result<tempfile::TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("holm-fuzz-");
+    builder.tempdir_in("/dev/shm").or_else(|_| builder.tempdir()).context("cannot make a temporary folder")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_known_by_their_files() {
+        let all = targets().expect("the targets of this checkout");
+        assert!(all.contains(&Target("spool".to_owned())), "{all:?}");
+        assert_eq!(chosen(&[], all.clone()).expect("all"), all);
+        assert_eq!(chosen(&["spool".to_owned()], all.clone()).expect("one").len(), 1);
+        let error = chosen(&["spoon".to_owned()], all).expect_err("no such target").to_string();
+        assert!(error.contains("`spoon`") && error.contains("spool"), "{error}");
+    }
+}
