@@ -33,7 +33,7 @@ pub struct Arguments {
     /// Only give this input to the one target that is named.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["seconds", "keep"])]
     replay: Option<PathBuf>,
-    /// Do not fuzz: keep the fewest inputs in `fuzz/corpus` that reach all that is reached by now.
+    /// Do not fuzz: choose anew the inputs that are kept in `fuzz/corpus`, of all that there are by now.
     #[arg(long, conflicts_with = "seconds")]
     keep: bool,
 }
@@ -42,6 +42,9 @@ pub struct Arguments {
 const BRIEFLY: Duration = Duration::from_secs(30);
 /// For the build and the beginning, beyond the time for which a target is fuzzed.
 const BEYOND: Duration = Duration::from_secs(120);
+/// The most inputs of a target that are kept, and the longest of them, in bytes; those of findings are kept beside.
+const KEPT_MAX: usize = 64;
+const KEPT_BYTES_MAX: u64 = 2_048;
 /// How many targets run at once at most.
 const AT_ONCE_MAX: usize = 2;
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
@@ -188,17 +191,42 @@ impl Target {
         bail!("{}: a finding ({status}); {way}\n{}", self.0, report.problem());
     }
 
-    /// Adds to the kept corpus what reaches more than it does.
+    /// Chooses anew what is kept: few and small inputs that reach as much as all that there are. Those that have a name of
+    /// their own stay.
     fn keep(&self) -> Result<()> {
         let (kept, place) = (self.kept()?, place()?);
+        let merged = self.folder(place.path())?;
         let mut command = self.command()?;
-        // Which code is reached counts, not how often: that makes a corpus of few and small inputs.
-        command.args(["-merge=1", "-use_counters=0"]).env("TMPDIR", place.path());
-        exec::read(command.arg(&kept).arg(self.folder(&dir()?.join("corpus"))?))?;
-        let count = fs::read_dir(&kept)?.count();
-        say::result(&format!("{}: {count} inputs are kept", self.0));
+        // Which code is reached counts, not how often.
+        command.args(["-set_cover_merge=1", "-use_counters=0"]).env("TMPDIR", place.path());
+        exec::read(command.args([&merged, &kept, &self.folder(&dir()?.join("corpus"))?]))?;
+        for (_, earlier) in inputs(&kept)?.into_iter().filter(|(_, path)| is_digest(path)) {
+            fs::remove_file(earlier)?;
+        }
+        let small = inputs(&merged)?.into_iter().filter(|(length, path)| *length <= KEPT_BYTES_MAX && is_digest(path));
+        for (_, input) in small.take(KEPT_MAX) {
+            fs::copy(&input, kept.join(input.file_name().context("an input has a name")?))?;
+        }
+        say::result(&format!("{}: {} inputs are kept", self.0, inputs(&kept)?.len()));
         Ok(())
     }
+}
+
+/// The inputs in a folder with their lengths, the shortest first.
+fn inputs(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let mut inputs = Vec::new();
+    for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
+        let entry = entry?;
+        inputs.push((entry.metadata()?.len(), entry.path()));
+    }
+    inputs.sort();
+    Ok(inputs)
+}
+
+/// Whether an input has the name that libFuzzer gave it.
+fn is_digest(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    name.len() == 40 && name.iter().all(u8::is_ascii_hexdigit)
 }
 
 /// A folder for the files of a target, in memory where that can be.
@@ -220,5 +248,11 @@ mod tests {
         assert_eq!(chosen(&["spool".to_owned()], all.clone()).expect("one").len(), 1);
         let error = chosen(&["spoon".to_owned()], all).expect_err("no such target").to_string();
         assert!(error.contains("`spoon`") && error.contains("spool"), "{error}");
+    }
+
+    #[test]
+    fn inputs_with_names_of_their_own_are_told_from_others() {
+        assert!(is_digest(Path::new("spool/5f3a1a6e8115612cef6d9bc1e42cc8a9a5b8f119")));
+        assert!(!is_digest(Path::new("spool/file-missing")));
     }
 }
