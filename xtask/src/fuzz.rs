@@ -38,8 +38,6 @@ pub struct Arguments {
     keep: bool,
 }
 
-/// For each target in `cargo xtask test`.
-const BRIEFLY: Duration = Duration::from_secs(30);
 /// For the build and the beginning, beyond the time for which a target is fuzzed.
 const BEYOND: Duration = Duration::from_secs(120);
 /// The most inputs of a target that are kept, and the longest of them, in bytes; those of findings are kept beside.
@@ -77,12 +75,6 @@ pub fn fuzz(arguments: &Arguments) -> Result<()> {
         return targets.iter().try_for_each(Target::keep);
     }
     run_all(targets, Duration::from_secs(arguments.seconds))
-}
-
-/// A step of `cargo xtask test`: every target for a moment.
-pub fn briefly() -> Result<()> {
-    build()?;
-    run_all(targets()?, BRIEFLY)
 }
 
 /// A target by its name.

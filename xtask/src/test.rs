@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use crate::{exec, fuzz, openapi, places, postgres::Postgres, say, setup, tidy};
+use crate::{exec, openapi, places, postgres::Postgres, say, setup, tidy};
 use count::Counts;
 
 /// The arguments of `test`.
@@ -46,14 +46,13 @@ const ALL: Duration = Duration::from_secs(75 * 60);
 /// For packages from the network.
 const SETTING_UP: Duration = Duration::from_secs(30 * 60);
 
-const STEPS: [Step; 11] = [
+const STEPS: [Step; 10] = [
     ("format", LOOKING, format),
     ("tidy", LOOKING, |_| tidy::tidy()),
     ("clippy", BUILDING, clippy),
     ("openapi", BUILDING, |_| openapi::openapi(&openapi::Arguments { check: true })),
     ("unit tests", TESTING, unit_tests),
     ("guest tests", TESTING, guest_tests),
-    ("fuzzing", TESTING, |_| fuzz::briefly()),
     ("end to end on SQLite", TESTING, |context| end_to_end(context, "sqlite")),
     ("end to end on PostgreSQL", TESTING, |context| end_to_end(context, "postgres")),
     ("as a plain user", TESTING, plain_user::tests),
