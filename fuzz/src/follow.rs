@@ -4,7 +4,7 @@
 //! came out, written again, are the bytes that went in; no event is longer than may be, or has what was not sent.
 
 use holm_api::{
-    batches::{ALIVE, Frame, FrameReader, end},
+    batches::{ALIVE, Frame, FrameReader, end, end_of},
     client::sse::{EVENT_BYTES_MAX, SseEvent, SseReader},
 };
 
@@ -15,7 +15,7 @@ use crate::{
 
 /// Seeds: streams as a server sends them.
 pub fn seeds() -> Vec<Vec<u8>> {
-    let last = end(4, None).expect("JSON");
+    let last = end(4);
     let frames = [&batch(1, &[b"a\n", b"b\n", b"c"]), ALIVE, &batch(4, &[b"d\n"]), &last[..]].concat();
     let events = ": alive\n\nevent: log\nid: 7\ndata: {\"seq\":7}\n\nretry: 1\r\nevent: end\r\ndata: a\r\ndata: b\r\n\r\ndata\r\r";
     vec![[b"\x00\x05", &frames[..]].concat(), [b"\x01\x05", events.as_bytes()].concat()]
@@ -64,9 +64,9 @@ fn frames(bytes: &[u8], cut: usize) -> (Vec<u8>, bool) {
 fn encoded(frame: &Frame, given: &[u8]) -> Vec<u8> {
     match frame {
         Frame::Alive => ALIVE.to_vec(),
-        Frame::End(seq, None) => end(*seq, None).expect("JSON").to_vec(),
+        Frame::End(seq, None) => end(*seq).to_vec(),
         Frame::End(seq, Some(run)) => {
-            let again = end(*seq, Some(run)).expect("JSON");
+            let again = end_of(run, *seq).expect("JSON");
             let mut reader = FrameReader::default();
             reader.push(&again);
             assert_eq!(reader.pull().expect("what was written"), Some(frame.clone()));
