@@ -10,7 +10,8 @@ use std::{
     io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use holm_runtime::AttemptId;
@@ -25,6 +26,10 @@ const DAMAGE_BYTES_MAX: u64 = 4 * 1024;
 const SET_ASIDE_MAX: usize = 16;
 /// For how long.
 const SET_ASIDE_FOR: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// How long an agent that was killed may go on having its folder by what it was just about to start.
+const LET_GO_WITHIN: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Why the agent's folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -75,10 +80,14 @@ impl Folder {
         let lock_path = path.join("lock");
         let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
         let lock = at(&lock_path, lock)?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(FolderError::Locked(path.to_owned())),
-            Err(error) => return at(&lock_path, Err(error.into())),
+        let begun = Instant::now();
+        loop {
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK) if begun.elapsed() < LET_GO_WITHIN => thread::sleep(LOOK_EVERY),
+                Err(rustix::io::Errno::WOULDBLOCK) => return Err(FolderError::Locked(path.to_owned())),
+                Err(error) => return at(&lock_path, Err(error.into())),
+            }
         }
         let folder = Self { path: path.to_owned(), _lock: lock };
         at(&folder.runs(), make_dir(&folder.runs(), mode))?;

@@ -8,11 +8,17 @@ use std::{
     io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 
 use crate::serve::socket::short_path;
+
+/// How long a server that was killed may go on having its home by what it was just about to start.
+const LET_GO_WITHIN: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// The files under `HOLM_HOME`.
 #[derive(Debug, Clone)]
@@ -91,8 +97,19 @@ impl Home {
         Ok(Some(Listening { pid: peer.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|&pid| pid > 0) }))
     }
 
-    /// Takes the lock, or tells which process has it. It is free again when the process ends, however it ends.
+    /// Takes the lock, or tells which process has it. It is free again when the process ends, however it ends, and what it
+    /// was just about to start has ended as well.
     pub fn lock(&self) -> io::Result<Result<HomeLock, Option<u32>>> {
+        let begun = Instant::now();
+        loop {
+            match self.try_lock()? {
+                Err(Some(pid)) if has_ended(pid) && begun.elapsed() < LET_GO_WITHIN => thread::sleep(LOOK_EVERY),
+                locked => return Ok(locked),
+            }
+        }
+    }
+
+    fn try_lock(&self) -> io::Result<Result<HomeLock, Option<u32>>> {
         let mut file = open_lock(&self.lock_file())?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
@@ -120,6 +137,11 @@ impl Home {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+fn has_ended(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    pid.is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH))
 }
 
 /// Who serves a home.
@@ -229,6 +251,22 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+
+    #[test]
+    fn a_home_whose_server_was_killed_is_free_once_what_it_started_has_let_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home(dir.path().to_owned());
+        let lock = home.lock().unwrap().unwrap();
+        let mut dead = std::process::Command::new("true").spawn().unwrap();
+        std::fs::write(home.lock_file(), format!("{}\n", dead.id())).unwrap();
+        dead.wait().unwrap();
+        let letting_go = thread::spawn(move || {
+            thread::sleep(LOOK_EVERY * 5);
+            drop(lock);
+        });
+        home.lock().unwrap().unwrap();
+        letting_go.join().unwrap();
+    }
 
     #[test]
     fn one_at_a_time() {
