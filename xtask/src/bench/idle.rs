@@ -5,6 +5,8 @@
 //! share counts a 200th for each. A wake-up is a thread that gave up its processor by itself and got it again.
 
 use std::{
+    collections::BTreeMap,
+    ffi::OsString,
     fs,
     path::Path,
     thread,
@@ -165,17 +167,21 @@ fn pss_kib(pids: &[u32]) -> Result<[u64; 2]> {
 fn wake_ups(pids: &[u32], span: Duration) -> Result<f64> {
     let (before, begun) = (switches(pids)?, Instant::now());
     thread::sleep(span);
-    Ok((switches(pids)? - before) as f64 / begun.elapsed().as_secs_f64())
+    let after = switches(pids)?;
+    // Of a thread that was started meanwhile all count, of one that has ended none.
+    let count: u64 = after.iter().map(|(thread, count)| count - before.get(thread).copied().unwrap_or(0)).sum();
+    Ok(count as f64 / begun.elapsed().as_secs_f64())
 }
 
-fn switches(pids: &[u32]) -> Result<u64> {
-    let mut count = 0;
+/// Of each thread, by its id.
+fn switches(pids: &[u32]) -> Result<BTreeMap<OsString, u64>> {
+    let mut counts = BTreeMap::new();
     for pid in pids {
         for thread in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
             // A thread that has ended meanwhile has nothing to tell.
             let Ok(status) = fs::read_to_string(thread.path().join("status")) else { continue };
-            count += peaks::number(&status, "voluntary_ctxt_switches:").unwrap_or(0);
+            counts.insert(thread.file_name(), peaks::number(&status, "voluntary_ctxt_switches:").unwrap_or(0));
         }
     }
-    Ok(count)
+    Ok(counts)
 }
