@@ -18,8 +18,10 @@ use holm_runtime::AttemptId;
 use holm_shim::protocol::SPOOL_DIR_NAME;
 use rustix::fs::{FlockOperation, OFlags, flock};
 
+/// The folder, in the agent's, with what could not be read of attempts.
+pub const SET_ASIDE_NAME: &str = "set-aside";
 /// The file that says what of an attempt's folder is damaged.
-const DAMAGE_NAME: &str = "damaged";
+pub const DAMAGE_NAME: &str = "damaged";
 /// The most that is read of it, in bytes.
 const DAMAGE_BYTES_MAX: u64 = 4 * 1024;
 /// How many folders that cannot be understood are kept for people to look at.
@@ -105,7 +107,7 @@ impl Folder {
     }
 
     fn set_aside(&self) -> PathBuf {
-        self.path.join("set-aside")
+        self.path.join(SET_ASIDE_NAME)
     }
 
     /// Where the attempt's folder is or would be.

@@ -42,7 +42,7 @@ use holm_domain::{
 use holm_runtime::registry::Registry;
 use tokio::sync::mpsc;
 
-pub use folder::FolderError;
+pub use folder::{DAMAGE_NAME, FolderError, SET_ASIDE_NAME};
 pub use keeper::Shutdown;
 pub use shim_process::ShimProgram;
 pub use station::Config;

@@ -1,6 +1,7 @@
 //! `holm doctor`: what this host can do, and what to do about the rest.
 //!
-//! Looks and changes nothing. What a server and an agent here stand on is looked at in [`state`]. What a runtime can do is the runtime's to say; the probes beside it explain why.
+//! Looks and changes nothing. What a server and an agent here stand on is looked at in [`state`]. What a runtime can do is
+//! the runtime's to say; the probes beside it explain why.
 
 mod state;
 

@@ -59,6 +59,7 @@ async fn next_reap(app: &App) -> Duration {
     let now = app.now();
     let next = match app.store.runs_due(now.plus(most), None, 1).await {
         Ok(page) => page.first().map_or(most, |due| due.place.at().since(now)),
+        // The round that follows meets the same trouble, and tells it.
         Err(_) => least,
     };
     next.clamp(least, most)

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use holm_agent::{DAMAGE_NAME, SET_ASIDE_NAME};
 use rustix::fs::{Access, access};
 use secrecy::ExposeSecret as _;
 
@@ -18,7 +19,7 @@ const DATABASE_DEADLINE: Duration = Duration::from_secs(20);
 /// Looks at all of it.
 pub async fn probes(session: &Session) -> Vec<Probe> {
     let home = session.home();
-    vec![database(session, &home).await, blobs(&home.blobs()), set_aside(&home.agent().join("set-aside"))]
+    vec![database(session, &home).await, blobs(&home.blobs()), set_aside(&home.agent().join(SET_ASIDE_NAME))]
 }
 
 async fn database(session: &Session, home: &Home) -> Probe {
@@ -82,7 +83,7 @@ fn set_aside(path: &Path) -> Probe {
     found.sort_unstable();
     let Some(last) = found.last() else { return good(name, "nothing") };
     let folder = last.file_name().unwrap_or_default().to_string_lossy();
-    let note = fs::read_to_string(last.join("damaged")).unwrap_or_default();
+    let note = fs::read_to_string(last.join(DAMAGE_NAME)).unwrap_or_default();
     let why = if note.is_empty() { String::new() } else { format!(": {}", note.trim_end()) };
     let found = format!("{} of an attempt that could not be read, the last {folder}{why}", found.len());
     less(name, found, format!("look into {}; what was looked at may be removed", path.display()))
