@@ -179,6 +179,18 @@ impl Installation {
         serde_json::from_str(&text).with_context(|| format!("`holm {}` printed no JSON", arguments.join(" ")))
     }
 
+    /// The newest runs, at most `count`, as `holm ps` lists them.
+    pub fn runs(&self, count: u32) -> Result<Vec<Value>> {
+        match self.json(&["ps", "--all", "--last", &count.to_string()])? {
+            Value::Array(runs) => Ok(runs),
+            Value::Object(mut page) => match page.remove("runs") {
+                Some(Value::Array(runs)) => Ok(runs),
+                _ => bail!("`holm ps --json` printed no list"),
+            },
+            _ => bail!("`holm ps --json` printed no list"),
+        }
+    }
+
     fn wait_until_ready(&mut self) -> Result<()> {
         let deadline = Instant::now() + READY_DEADLINE;
         while Instant::now() < deadline {

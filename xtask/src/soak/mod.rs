@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::{
@@ -125,21 +125,8 @@ fn run_all(installation: &mut Installation, arguments: &Arguments) -> Result<Vec
     }
 }
 
-fn list(installation: &Installation, count: u32) -> Result<Vec<Value>> {
-    let count = count.to_string();
-    let listed = installation.json(&["ps", "--all", "--last", &count])?;
-    match listed {
-        Value::Array(runs) => Ok(runs),
-        Value::Object(mut page) => match page.remove("runs") {
-            Some(Value::Array(runs)) => Ok(runs),
-            _ => bail!("`holm ps --json` printed no list"),
-        },
-        _ => bail!("`holm ps --json` printed no list"),
-    }
-}
-
 fn count_ended(installation: &Installation, count: u32) -> Result<u32> {
-    let ended = list(installation, count)?.iter().filter(|run| run["state"] == "ended").count();
+    let ended = installation.runs(count)?.iter().filter(|run| run["state"] == "ended").count();
     Ok(u32::try_from(ended)?)
 }
 
