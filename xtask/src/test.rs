@@ -164,6 +164,11 @@ fn clippy(_: &Context) -> Result<()> {
     exec::run(cargo(&["clippy", "--features", "walls"])?.args(GUEST_MANIFEST).args(strict))
 }
 
+/// How many end-to-end tests run at once: most of the time they wait, for a deadline or for one another's processes.
+fn at_once() -> usize {
+    2 * std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 fn unit_tests(context: &Context) -> Result<()> {
     context.run_tests(cargo(test_runner())?.args(["--workspace", "--exclude", "holm-e2e"]))
 }
@@ -184,6 +189,9 @@ fn suite(store: &str) -> Result<Command> {
     exec::run(&mut cargo(&["build", "--locked", "--package", "holm"])?)?;
     let mut command = cargo(test_runner())?;
     command.args(["--package", "holm-e2e"]).env("HOLM_TEST_STORE", store);
+    // Heard by nextest and by the built-in harness.
+    let at_once = at_once().to_string();
+    command.env("NEXTEST_TEST_THREADS", &at_once).env("RUST_TEST_THREADS", &at_once);
     command.env("HOLM_BIN", places::target()?.join("debug/holm"));
     Ok(command)
 }

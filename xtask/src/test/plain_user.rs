@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use cargo_metadata::Message;
 
-use super::{Context, cargo, is_ci};
+use super::{Context, at_once, cargo, is_ci};
 use crate::{exec, places, say};
 
 /// An id that stands in no account file; the sandboxes of root use ids far above it.
@@ -41,6 +41,7 @@ pub fn tests(context: &Context) -> Result<()> {
         say::note(&format!("{name} as user {PLAIN_ID}"));
         let mut command = place.command(&program);
         command.env("HOLM_BIN", &holm).env("HOLM_TEST_STORE", "sqlite");
+        command.env("RUST_TEST_THREADS", at_once().to_string());
         context.run_tests(&mut command).with_context(|| format!("{name} as a plain user"))?;
     }
     Ok(())
