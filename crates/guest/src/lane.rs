@@ -6,7 +6,7 @@
 
 use std::{
     cell::Cell,
-    io,
+    io::{self, IoSlice},
     os::fd::OwnedFd,
     pin::Pin,
     rc::Rc,
@@ -68,6 +68,30 @@ impl Gate {
     }
 }
 
+impl LaneIo {
+    fn poll_write_with(
+        &self,
+        context: &mut Context<'_>,
+        write: impl Fn(&AsyncFd<OwnedFd>) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            if !self.gate.writes.get() {
+                return Poll::Pending;
+            }
+            let Poll::Ready(ready) = self.lane.fd.poll_write_ready(context) else {
+                self.gate.write_blocked.set(true);
+                return Poll::Pending;
+            };
+            match ready?.try_io(&write) {
+                Ok(Ok(count)) => return Poll::Ready(Ok(count)),
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(Err(error)) => return Poll::Ready(Err(error)),
+                Err(_would_block) => {}
+            }
+        }
+    }
+}
+
 impl AsyncRead for LaneIo {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
@@ -90,21 +114,19 @@ impl AsyncRead for LaneIo {
 
 impl AsyncWrite for LaneIo {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        loop {
-            if !self.gate.writes.get() {
-                return Poll::Pending;
-            }
-            let Poll::Ready(ready) = self.lane.fd.poll_write_ready(context) else {
-                self.gate.write_blocked.set(true);
-                return Poll::Pending;
-            };
-            match ready?.try_io(|fd| Ok(rustix::io::write(fd, data)?)) {
-                Ok(Ok(count)) => return Poll::Ready(Ok(count)),
-                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(Err(error)) => return Poll::Ready(Err(error)),
-                Err(_would_block) => {}
-            }
-        }
+        self.poll_write_with(context, |fd| Ok(rustix::io::write(fd, data)?))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_with(context, |fd| Ok(rustix::io::writev(fd, pieces)?))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -3,7 +3,7 @@
 //! Both streams share one count of offsets. The ring never forgets a byte that was not acknowledged; when it is full,
 //! [`Ring::room`] is 0 and the process has to wait.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, ops::Range};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use holm_wire::guest_api::{FRAME_BYTES_MAX, OutputFrame, OutputStream, RING_BYTES};
@@ -90,8 +90,9 @@ impl Ring {
             let start = run_start.max(skip);
             let count = (run_end - start).min(FRAME_BYTES_MAX);
             if let Ok(head) = OutputFrame::head(stream, count) {
+                encoded.reserve(head.len() + count);
                 encoded.put_slice(&head);
-                encoded.extend(self.data.range(start..start + count));
+                pieces(&self.data, start..start + count).iter().for_each(|piece| encoded.put_slice(piece));
             }
             next += count as u64;
             skip = start + count;
@@ -101,6 +102,16 @@ impl Ring {
         }
         (encoded.freeze(), next)
     }
+}
+
+/// What of `data` lies in `range`, in at most two pieces.
+fn pieces(data: &VecDeque<u8>, Range { start, end }: Range<usize>) -> [&[u8]; 2] {
+    let (front, back) = data.as_slices();
+    let middle = front.len();
+    [
+        front.get(start..end.min(middle)).unwrap_or_default(),
+        back.get(start.saturating_sub(middle)..end.saturating_sub(middle)).unwrap_or_default(),
+    ]
 }
 
 #[cfg(test)]

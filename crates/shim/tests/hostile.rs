@@ -146,7 +146,8 @@ async fn silence_at_each_step_has_its_deadline() {
     // Nothing on the acknowledgement of output, of which more than that is sent.
     let much = vec![b'y'; 600_000];
     let frames: Vec<u8> = much.chunks(60_000).flat_map(|piece| frame(OutputStream::Stdout, piece)).collect();
-    let script = Script { silent_at: Some("/processes/1/ack"), output: frames, output_bytes: 600_000, ..honest(b"") };
+    let silent_at = Some("/processes/1/ack");
+    let script = Script { silent_at, output: frames, output_bytes: 600_000, then: Then::Hang, ..honest(b"") };
     let mut silent = attempt(script);
     silent.tuning.answer_ms = 300;
     let left = see_through(silent).await;

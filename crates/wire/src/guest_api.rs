@@ -26,6 +26,8 @@ use std::collections::BTreeMap;
 use bytes::{Buf, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
+use crate::http2;
+
 /// The largest JSON body in either direction, in bytes.
 pub const JSON_BYTES_MAX: usize = 1024 * 1024;
 /// How much output of one process the guest keeps that was not acknowledged, in bytes; then the process has to wait.
@@ -36,8 +38,8 @@ pub const PROCESSES_MAX: usize = 1_024;
 pub const UNENFORCED_MAX: usize = 16;
 /// The head of an output frame, in bytes: stream (1), length (4, little-endian).
 pub const FRAME_HEAD_BYTES: usize = 5;
-/// The longest data of an output frame, in bytes.
-pub const FRAME_BYTES_MAX: usize = 64 * 1024;
+/// The longest data of an output frame, in bytes: with its head it goes into one frame of HTTP/2.
+pub const FRAME_BYTES_MAX: usize = http2::FRAME_BYTES as usize - FRAME_HEAD_BYTES;
 
 /// The pax record, with the value `y`, of a folder of the archive of changes that hides what was in it.
 pub const CHANGES_OPAQUE: &str = "SCHILY.xattr.user.overlay.opaque";

@@ -5,6 +5,7 @@
 //! is read no faster than the sink takes, so that output which nobody takes stays where it is made; a guest that makes no
 //! progress over [`BREAKS_MAX`] streams is lost.
 
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use holm_wire::{
     guest_api::{FrameDecoder, OutputFrame, RING_BYTES},
     http2,
@@ -86,8 +87,18 @@ impl Position {
         };
         let mut decoder = FrameDecoder::default();
         let malformed = |error| Lost::new(format!("reading the output: {error}"));
+        // At most one at a time, and nothing waits for it.
+        let mut acks = FuturesUnordered::new();
         loop {
-            let piece = match incoming.next().await {
+            let next = tokio::select! {
+                biased;
+                Some(acked) = acks.next() => {
+                    acked?;
+                    continue;
+                }
+                next = incoming.next() => next,
+            };
+            let piece = match next {
                 Ok(Some(piece)) => piece,
                 Ok(None) => {
                     decoder.end().map_err(malformed)?;
@@ -99,8 +110,8 @@ impl Position {
             while let Some(frame) = decoder.take().map_err(malformed)? {
                 self.offset += frame.data.len() as u64;
                 sink(frame).await.map_err(Error::Sink)?;
-                if self.offset - self.acked >= ACK_EVERY_BYTES {
-                    guest.ack(self.process, self.offset).await?;
+                if self.offset - self.acked >= ACK_EVERY_BYTES && acks.is_empty() {
+                    acks.push(guest.ack(self.process, self.offset));
                     self.acked = self.offset;
                 }
             }

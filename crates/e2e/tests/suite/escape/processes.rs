@@ -19,8 +19,8 @@ fn processes_of_the_host_are_neither_seen_nor_reached() {
     holm_e2e::eventually("the canary runs", || (!host::find(&word).is_empty()).then_some(()));
     let shim_and_server: Vec<u32> = world.marks().processes();
     // Small ids exist inside as well, where they mean others.
-    let outside = shim_and_server.iter().chain([&canary.pid()]).filter(|pid| **pid > IDS_INSIDE_MAX);
-    let ids: Vec<String> = outside.map(u32::to_string).collect();
+    let outside = shim_and_server.iter().copied().chain([canary.pid()]).filter(|pid| *pid > IDS_INSIDE_MAX);
+    let ids: Vec<String> = outside.map(|pid| pid.to_string()).collect();
     let body = format!(
         r#"
 import signal
