@@ -7,7 +7,7 @@
 //! asked for.
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use holm_domain::log::{Batch, BatchError, Entry, HEAD_BYTES};
+use holm_domain::log::{Batch, BatchError, Entries, Entry, HEAD_BYTES};
 
 use crate::runs::RunView;
 
@@ -47,32 +47,28 @@ pub enum FrameError {
     Run(#[from] serde_json::Error),
 }
 
-/// A whole batch that was checked.
+/// A whole batch that was opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogBatch {
     /// Only entries with a larger sequence are of interest.
     after: u64,
-    first_seq: u64,
-    last_seq: u64,
-    bytes: Bytes,
+    entries: Entries<'static>,
 }
 
 impl LogBatch {
     /// The sequence of its first entry.
     pub fn first_seq(&self) -> u64 {
-        self.first_seq
+        self.entries.first_seq()
     }
 
     /// The sequence of its last entry.
     pub fn last_seq(&self) -> u64 {
-        self.last_seq
+        self.entries.last_seq()
     }
 
     /// Its entries after those that the reader has seen, in order.
     pub fn entries(&self) -> impl Iterator<Item = Entry<'_>> {
-        // It was checked when it was made.
-        let batch = Batch::parse(&self.bytes).ok();
-        batch.into_iter().flat_map(|(batch, _)| batch.entries()).filter(|entry| entry.seq > self.after)
+        self.entries.iter().filter(|entry| entry.seq > self.after)
     }
 
     /// The same without the entries up to `after`.
@@ -126,10 +122,9 @@ impl FrameReader {
         if self.buffer.len() < length {
             return Ok(None);
         }
-        let bytes = self.buffer.split_to(length).freeze();
-        let (batch, _) = Batch::parse(&bytes)?;
-        let (first_seq, last_seq) = (batch.first_seq(), batch.last_seq());
-        Ok(Some(Frame::Batch(LogBatch { after: 0, first_seq, last_seq, bytes })))
+        let entries = Batch::parse(&self.buffer)?.0.read()?.into_owned();
+        self.buffer.advance(length);
+        Ok(Some(Frame::Batch(LogBatch { after: 0, entries })))
     }
 
     fn pull_end_of_run(&mut self) -> Result<Option<Frame>, FrameError> {

@@ -94,6 +94,16 @@ fn submission() -> CreateRun {
     CreateRun { project: None, spec: RunSpec { work_dir, ..RunSpec::new(["true"]) } }
 }
 
+/// A line that does not shrink by packing.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 1_u64;
+    let noise = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 33) as u8
+    });
+    noise.filter(|byte| *byte != b'\n').take(length - 1).chain([b'\n']).collect()
+}
+
 fn batch(first: u64, lines: &[&[u8]]) -> Bytes {
     let mut builder = BatchBuilder::new(first);
     for line in lines {
@@ -247,7 +257,7 @@ async fn a_long_log_is_sealed_and_reads_the_same() {
     let run = user.run_create(&submission(), None).await.unwrap().id;
     let claimed = host.agent_poll(&poll(agent(1), 1), DEADLINE).await.unwrap().claimed.remove(0);
     let by = Fenced { agent: agent(1), instance: instance(), fence: claimed.fence };
-    let line = [&[b'x'; 32 * 1024][..], b"\n"].concat();
+    let line = noise(32 * 1024);
     for n in 0..20 {
         host.agent_append_logs(run, &by, batch(1 + 2 * n, &[&line, &line])).await.unwrap();
     }
@@ -282,7 +292,7 @@ async fn a_log_that_a_killed_server_left_unsealed_is_sealed_by_the_next() {
     let run = user.run_create(&submission(), None).await.unwrap().id;
     let claimed = host.agent_poll(&poll(agent(1), 1), DEADLINE).await.unwrap().claimed.remove(0);
     let by = Fenced { agent: agent(1), instance: instance(), fence: claimed.fence };
-    let line = [&[b'x'; 32 * 1024][..], b"\n"].concat();
+    let line = noise(32 * 1024);
     for n in 0..20 {
         host.agent_append_logs(run, &by, batch(1 + 2 * n, &[&line, &line])).await.unwrap();
     }

@@ -178,7 +178,7 @@ impl Started {
             let chunk = reader.read(1 << 20).unwrap();
             assert!(!chunk.bytes.is_empty());
             for batch in holm_domain::log::parse_all(&chunk.bytes).unwrap() {
-                batch.entries().for_each(|entry| output.extend_from_slice(entry.data));
+                batch.read().unwrap().iter().for_each(|entry| output.extend_from_slice(entry.data));
             }
         }
         String::from_utf8(output).unwrap()

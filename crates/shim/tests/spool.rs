@@ -33,7 +33,7 @@ impl Seen {
     fn take(&mut self, chunk: &Chunk) {
         for batch in parse_all(&chunk.bytes).unwrap() {
             let new = self.next_seq;
-            for entry in batch.entries().filter(|entry| entry.seq >= new) {
+            for entry in batch.read().unwrap().iter().filter(|entry| entry.seq >= new) {
                 assert_eq!(entry.seq, self.next_seq, "no sequence is left out");
                 self.next_seq += 1;
                 self.streams[usize::from(entry.stream == Stream::Stderr)].extend_from_slice(entry.data);
@@ -62,11 +62,19 @@ fn spool_files(dir: &Path) -> Vec<std::path::PathBuf> {
     files
 }
 
+/// A line that does not shrink by packing.
+fn line(number: usize, length: usize) -> Vec<u8> {
+    let mut state = number as u64;
+    let noise = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 33) as u8
+    });
+    noise.filter(|byte| *byte != b'\n').take(length - 1).chain([b'\n']).collect()
+}
+
 fn lines(writer: &mut Writer, count: usize, length: usize) {
-    let mut line = vec![b'x'; length - 1];
-    line.push(b'\n');
-    for _ in 0..count {
-        writer.push(Stream::Stdout, &line, at(0)).unwrap();
+    for number in 0..count {
+        writer.push(Stream::Stdout, &line(number, length), at(0)).unwrap();
     }
 }
 
@@ -235,8 +243,8 @@ fn a_full_disk_is_an_error_and_leaves_whole_batches() {
     let disk = SmallDisk::new();
     let path = disk.0.path();
     let mut writer = Writer::create(path, 1, LARGE).unwrap();
-    let line = [b"x".repeat(1_023).as_slice(), b"\n"].concat();
-    let error = (0..1_000).find_map(|index| writer.push(Stream::Stdout, &line, at(index)).err()).unwrap();
+    let push = |index: u64| writer.push(Stream::Stdout, &line(index as usize, 1_024), at(index));
+    let error = (0..1_000).map(push).find_map(Result::err).unwrap();
     assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::NOSPC.raw_os_error()));
     let mut seen = Seen { next_seq: 1, ..Seen::default() };
     read_all(path, 1, &mut seen);

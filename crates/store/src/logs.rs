@@ -213,8 +213,7 @@ impl Store {
 /// The newest time of all entries of whole batches.
 pub(crate) fn newest_at(bytes: &[u8]) -> Result<UnixMicros> {
     let batches = parse_all(bytes).map_err(|error| Error::invalid("a log append", error.to_string()))?;
-    let times = batches.iter().flat_map(Batch::entries).map(|entry| entry.at);
-    Ok(times.max().unwrap_or(UnixMicros(i64::MIN)))
+    Ok(batches.iter().map(Batch::newest_at).max().unwrap_or(UnixMicros(i64::MIN)))
 }
 
 impl Chunk {

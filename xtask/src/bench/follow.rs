@@ -148,11 +148,12 @@ fn entries(reader: &mut impl Read) -> Result<u64> {
                 ensure!(u64::from_le_bytes(seq) == last, "the end is told for another sequence than {last}");
                 return Ok(last);
             }
-            b"HLB1" => {
-                let (mut first, mut rest) = ([0; 8], [0; 12]);
+            b"HLB2" => {
+                let (mut first, mut rest) = ([0; 8], [0; 24]);
                 reader.read_exact(&mut first)?;
                 reader.read_exact(&mut rest)?;
-                let [count, length] = [0, 4].map(|at| u32::from_le_bytes([0, 1, 2, 3].map(|n| rest[at + n])));
+                // After the number of entries come their newest time, their length, and that of what follows.
+                let [count, length] = [0, 16].map(|at| u32::from_le_bytes([0, 1, 2, 3].map(|n| rest[at + n])));
                 let (first, length) = (u64::from_le_bytes(first), usize::try_from(length)?);
                 ensure!(first == last + 1, "entry {first} follows entry {last}");
                 ensure!(length <= BATCH_BYTES_MAX, "a batch of {length} bytes");
@@ -183,7 +184,8 @@ mod tests {
     use super::*;
 
     fn batch(first: u64, count: u32, length: u32) -> Vec<u8> {
-        let head = [&b"HLB1"[..], &first.to_le_bytes(), &count.to_le_bytes(), &length.to_le_bytes(), &[0; 4]].concat();
+        let (first, count) = (first.to_le_bytes(), count.to_le_bytes());
+        let head = [&b"HLB2"[..], &first, &count, &[7; 8], &[7; 4], &length.to_le_bytes(), &[7; 4]].concat();
         [head, vec![0; length as usize]].concat()
     }
 

@@ -18,7 +18,7 @@ use holm_domain::{
         grant::{self, FinishRefused},
     },
     limits::LeaseConfig,
-    log::parse_all,
+    log::{BatchError, parse_all},
     run::{Admission, Cancel, EventKind, Run, RunSpec, RunState, admit},
 };
 use uuid::Uuid;
@@ -314,12 +314,14 @@ impl ControlPlane for Scripted {
         self.faulty(Op::Logs, |world| {
             held(world, run, fenced.agent, fenced.fence)?;
             let stored = world.output.entry(run).or_default();
-            for batch in parse_all(&batches).map_err(|error| ControlError::Refused(error.to_string()))? {
+            let refused = |error: BatchError| ControlError::Refused(error.to_string());
+            for batch in parse_all(&batches).map_err(refused)? {
                 let next = stored.len() as u64 + 1;
                 if batch.first_seq() > next {
                     return Err(ControlError::LogGap { next_seq: Some(next) });
                 }
-                let new = batch.entries().filter(|entry| entry.seq >= next);
+                let entries = batch.read().map_err(refused)?;
+                let new = entries.iter().filter(|entry| entry.seq >= next);
                 stored.extend(new.map(|entry| (entry.seq, entry.data.to_vec())));
             }
             Ok(Appended { next_seq: stored.len() as u64 + 1 })

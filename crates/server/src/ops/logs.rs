@@ -21,7 +21,7 @@ use holm_domain::{
     ErrorCode, OrgId, RunId,
     access::Token,
     lease::{Claimant, grant::StaleFence},
-    log::{Batch, parse_all},
+    log::{Batch, BatchError, Entries, parse_all},
     run::{Run, RunState},
 };
 use holm_store::{Error, LOG_SEGMENT_BYTES, LogAppended, Segment};
@@ -121,8 +121,8 @@ async fn page(app: &App, run: Run, after: u64, limit: u32) -> Result<LogPage, Fa
     let mut entries = Vec::new();
     let mut read = 0;
     'page: for segment in &segments {
-        for batch in batches(&segment.bytes, id)? {
-            for entry in batch.entries().filter(|entry| entry.seq > after) {
+        for batch in batches(&segment.bytes, id)?.iter().filter(|batch| batch.last_seq() > after) {
+            for entry in opened(batch, id)?.iter().filter(|entry| entry.seq > after) {
                 if entries.len() >= limit as usize || (read > 0 && read + entry.data.len() > LOG_PAGE_BYTES_MAX) {
                     break 'page;
                 }
@@ -137,7 +137,16 @@ async fn page(app: &App, run: Run, after: u64, limit: u32) -> Result<LogPage, Fa
 }
 
 fn batches(bytes: &[u8], run: RunId) -> Result<Vec<Batch<'_>>, Failure> {
-    parse_all(bytes).map_err(|error| Failure::log_damaged(format!("a stored segment of the log of {run}: {error}")))
+    parse_all(bytes).map_err(|error| damaged(run, error))
+}
+
+/// The entries of a batch. One at a time bounds what a reader holds, however well they were packed.
+fn opened<'a>(batch: &Batch<'a>, run: RunId) -> Result<Entries<'a>, Failure> {
+    batch.read().map_err(|error| damaged(run, error))
+}
+
+fn damaged(run: RunId, error: BatchError) -> Failure {
+    Failure::log_damaged(format!("a stored segment of the log of {run}: {error}"))
 }
 
 /// The data of the last event of a followed log.
@@ -166,15 +175,16 @@ impl LogSource {
     /// The events of the next batch that was read ahead; nothing if there is none. One batch at a time bounds what a
     /// stream holds in memory beside what it read.
     fn take_batch(&mut self) -> Result<Option<Bytes>, Failure> {
-        let broken = |error| Failure::log_damaged(format!("a stored segment of the log of {}: {error}", self.run));
         while let Some(mut bytes) = self.ahead.pop_front() {
-            let (batch, rest) = Batch::parse(&bytes).map_err(broken)?;
-            let length = bytes.len() - rest.len();
-            let mut out = Vec::with_capacity(length * 2);
-            for entry in batch.entries().filter(|entry| entry.seq > self.after) {
-                write_event(&mut out, "log", Some(entry.seq), &LogEntry::from(entry))?;
+            let (batch, rest) = Batch::parse(&bytes).map_err(|error| damaged(self.run, error))?;
+            let mut out = Vec::new();
+            if batch.last_seq() > self.after {
+                for entry in opened(&batch, self.run)?.iter().filter(|entry| entry.seq > self.after) {
+                    write_event(&mut out, "log", Some(entry.seq), &LogEntry::from(entry))?;
+                }
+                self.after = batch.last_seq();
             }
-            self.after = self.after.max(batch.last_seq());
+            let length = bytes.len() - rest.len();
             let rest = bytes.split_off(length);
             if !rest.is_empty() {
                 self.ahead.push_front(rest);
@@ -235,7 +245,7 @@ mod tests {
     fn batches_of_a_body_follow_each_other() {
         assert_eq!(sequences(&[batch(5, 2), batch(7, 1)].concat()).unwrap(), (5, 7));
         for body in
-            [Vec::new(), b"HLB1".to_vec(), [batch(5, 2), batch(8, 1)].concat(), [batch(5, 2), batch(5, 2)].concat()]
+            [Vec::new(), b"HLB2".to_vec(), [batch(5, 2), batch(8, 1)].concat(), [batch(5, 2), batch(5, 2)].concat()]
         {
             assert_eq!(sequences(&body).unwrap_err().code(), ErrorCode::InvalidRequest);
         }

@@ -51,7 +51,7 @@ impl Cutter {
         while !data.is_empty() {
             let room = ENTRY_BYTES_MAX - held.bytes.len();
             let window = &data[..data.len().min(room)];
-            let line = window.iter().position(|&byte| byte == b'\n').map(|at| at + 1);
+            let line = memchr::memchr(b'\n', window).map(|at| at + 1);
             let taken = line.unwrap_or(window.len());
             let ends = line.is_some() || taken == room;
             if held.bytes.is_empty() && ends {

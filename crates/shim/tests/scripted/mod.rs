@@ -280,7 +280,9 @@ impl Played {
                 std::future::pending().await
             }
             Then::Forever => loop {
-                out.send(frame(OutputStream::Stdout, &[b'y'; 60_000]).into()).await?;
+                let mut noise = vec![0; 60_000];
+                rustix::rand::getrandom(&mut noise, rustix::rand::GetRandomFlags::empty()).expect("there is chance");
+                out.send(frame(OutputStream::Stdout, &noise).into()).await?;
             },
         }
     }
@@ -449,7 +451,7 @@ fn output(dir: &tempfile::TempDir, next_seq: u64) -> Vec<u8> {
     while reader.next_seq() < next_seq {
         let chunk = reader.read(1_000_000).unwrap();
         for batch in holm_domain::log::parse_all(&chunk.bytes).unwrap() {
-            batch.entries().for_each(|entry| output.extend_from_slice(entry.data));
+            batch.read().unwrap().iter().for_each(|entry| output.extend_from_slice(entry.data));
         }
     }
     output

@@ -1,4 +1,5 @@
-//! How a log lies in a blob: parts of some batches each, every part a frame of Zstandard (RFC 8878) of its own.
+//! How a log lies in a blob: parts of some batches each. Batches that were written packed lie as they are; others are
+//! packed part by part, each a frame of Zstandard (RFC 8878) of its own.
 //!
 //! A reader fetches and unpacks the parts that it needs and no others. What always holds: the index says how long a part
 //! is before and after, so unpacking never takes more memory than was put in; a part is checked batch by batch when it is
@@ -50,7 +51,7 @@ impl Part {
 
 /// Divides whole batches that follow one another and packs each part.
 pub(super) async fn pack(batches: Bytes) -> Result<Packed> {
-    off_thread(move || pack_now(&batches)).await?
+    off_thread(move || pack_now(batches)).await?
 }
 
 /// Unpacks parts that lie one after the other in `stored`, and checks each.
@@ -64,21 +65,22 @@ async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static
     spawn_blocking(work).await.map_err(|error| Error::unavailable("pack a log", error))
 }
 
-/// Where each part ends, with its sequences.
-fn divide(batches: &[u8]) -> Result<Vec<Part>, BatchError> {
-    let mut parts: Vec<Part> = Vec::new();
+/// Where each part ends, with its sequences, and whether it is worth packing. Batches that are packed lie in parts of their
+/// own.
+fn divide(batches: &[u8]) -> Result<Vec<(Part, bool)>, BatchError> {
+    let mut parts: Vec<(Part, bool)> = Vec::new();
     let mut rest = batches;
     while !rest.is_empty() {
         let (batch, after) = Batch::parse(rest)?;
         let bytes = (rest.len() - after.len()) as u64;
         match parts.last_mut() {
-            Some(part) if part.bytes < PART_BYTES as u64 => {
+            Some((part, is_plain)) if part.bytes < PART_BYTES as u64 && *is_plain != batch.is_packed() => {
                 part.last_seq = batch.last_seq();
                 part.bytes += bytes;
             }
             _ => {
                 let (first_seq, last_seq) = (batch.first_seq(), batch.last_seq());
-                parts.push(Part { first_seq, last_seq, bytes, packed: None });
+                parts.push((Part { first_seq, last_seq, bytes, packed: None }, !batch.is_packed()));
             }
         }
         rest = after;
@@ -86,25 +88,34 @@ fn divide(batches: &[u8]) -> Result<Vec<Part>, BatchError> {
     Ok(parts)
 }
 
-fn pack_now(batches: &[u8]) -> Result<Packed> {
+fn pack_now(batches: Bytes) -> Result<Packed> {
     let invalid = |problem: String| Error::invalid("a log append", problem);
-    let mut parts = divide(batches).map_err(|error| invalid(error.to_string()))?;
+    let mut divided = divide(&batches).map_err(|error| invalid(error.to_string()))?;
+    if divided.iter().all(|(_, is_plain)| !is_plain) {
+        return Ok(packed(divided, batches));
+    }
     let mut packer = zstd::bulk::Compressor::new(LEVEL).map_err(|error| Error::unavailable("pack a log", error))?;
     let mut blob = BytesMut::with_capacity(batches.len() / 4);
-    let mut rest = batches;
-    for part in &mut parts {
+    let mut rest = &batches[..];
+    for (part, is_plain) in &mut divided {
         let (raw, after) = rest.split_at(usize::try_from(part.bytes).unwrap_or(usize::MAX).min(rest.len()));
-        let frame = packer.compress(raw).map_err(|error| Error::unavailable("pack a log", error))?;
-        // What does not shrink lies as it is.
-        if frame.len() < raw.len() {
-            part.packed = Some(frame.len() as u64);
-            blob.extend_from_slice(&frame);
-        } else {
-            blob.extend_from_slice(raw);
-        }
         rest = after;
+        if *is_plain {
+            let frame = packer.compress(raw).map_err(|error| Error::unavailable("pack a log", error))?;
+            // What does not shrink lies as it is.
+            if frame.len() < raw.len() {
+                part.packed = Some(frame.len() as u64);
+                blob.extend_from_slice(&frame);
+                continue;
+            }
+        }
+        blob.extend_from_slice(raw);
     }
-    Ok(Packed { parts, blob: blob.freeze() })
+    Ok(packed(divided, blob.freeze()))
+}
+
+fn packed(divided: Vec<(Part, bool)>, blob: Bytes) -> Packed {
+    Packed { parts: divided.into_iter().map(|(part, _)| part).collect(), blob }
 }
 
 fn unpack_now(key: &BlobKey, parts: &[Part], mut stored: Bytes) -> Result<Vec<Segment>> {
@@ -184,12 +195,12 @@ mod tests {
     #[test]
     fn what_was_packed_comes_back_and_takes_less_room() {
         for (random, count) in [(false, 300), (true, 300), (false, 1)] {
-            let bytes = batches(count, 5_000, random);
-            let Packed { parts, blob } = pack_now(&bytes).unwrap();
+            let bytes = batches(count, 4_000, random);
+            let Packed { parts, blob } = pack_now(bytes.clone()).unwrap();
             assert_eq!(parts.iter().map(Part::stored).sum::<u64>(), blob.len() as u64);
             assert!(random || blob.len() * 20 < bytes.len(), "{} of {}", blob.len(), bytes.len());
             assert!(blob.len() <= bytes.len());
-            assert!(parts.iter().all(|part| part.bytes < (PART_BYTES + 5_100) as u64));
+            assert!(parts.iter().all(|part| part.bytes < (PART_BYTES + 4_100) as u64));
             let segments = unpack_now(&key(), &parts, blob).unwrap();
             let joined: Vec<u8> = segments.iter().flat_map(|segment| segment.bytes.to_vec()).collect();
             assert!(joined == bytes, "as it was");
@@ -197,9 +208,19 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_packed_is_left_as_it_is() {
+        let packed = batches(300, 50_000, false);
+        let bytes = Bytes::from([&packed[..], &batches(40, 4_000, false)].concat());
+        let Packed { parts, blob } = pack_now(bytes.clone()).unwrap();
+        assert!(blob.starts_with(&packed), "not touched");
+        assert_eq!(parts.iter().map(|part| part.packed.is_some()).collect::<Vec<_>>(), [false, true, true, true]);
+        assert!(blob.len() < packed.len() + 4_000);
+    }
+
+    #[test]
     fn no_changed_byte_goes_unseen_and_the_object_is_named() {
         for random in [false, true] {
-            let Packed { parts, blob } = pack_now(&batches(20, 100, random)).unwrap();
+            let Packed { parts, blob } = pack_now(batches(20, 100, random)).unwrap();
             for at in 0..blob.len() {
                 let mut changed = blob.to_vec();
                 changed[at] ^= 0x55;

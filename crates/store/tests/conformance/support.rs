@@ -12,7 +12,7 @@ use holm_domain::{
     host::{Capacity, Host, RuntimeInfo},
     lease::{Claimant, grant},
     limits::LeaseConfig,
-    log::{BatchBuilder, Stream, parse_all},
+    log::{BatchBuilder, PACKED_BYTES_MIN, Stream, parse_all},
     run::{Admission, Decision, EventKind, Run, RunSpec, SandboxInfo, admit},
 };
 use holm_store::{Blobs, Idempotency, Inserted, Org, Project, Result, RunFilter, Saved, Segment, Store};
@@ -214,10 +214,13 @@ pub fn entries_of(segments: &[Segment], after: u64) -> Vec<Vec<u8>> {
         let batches = parse_all(&segment.bytes).expect("whole batches");
         assert_eq!(batches.first().map(|batch| batch.first_seq()), Some(segment.first_seq));
         assert_eq!(batches.last().map(|batch| batch.last_seq()), Some(segment.last_seq));
-        for entry in batches.iter().flat_map(|batch| batch.entries()).filter(|entry| entry.seq > after) {
-            assert_eq!(entry.seq, next, "entries follow one another");
-            next += 1;
-            data.push(entry.data.to_vec());
+        for batch in batches {
+            let entries = batch.read().expect("entries");
+            for entry in entries.iter().filter(|entry| entry.seq > after) {
+                assert_eq!(entry.seq, next, "entries follow one another");
+                next += 1;
+                data.push(entry.data.to_vec());
+            }
         }
     }
     data
@@ -243,10 +246,18 @@ pub fn batch_at(first: u64, count: u64, length: usize, at: impl Fn(u64) -> i64) 
     Bytes::from(bytes)
 }
 
-/// The data of the entry `seq`.
+/// The data of the entry `seq`. A long one does not shrink by packing.
 pub fn entry(seq: u64, length: usize) -> Vec<u8> {
     let mut data = format!("entry {seq} ").into_bytes();
-    data.resize(length.max(data.len()), b'.');
+    if length < PACKED_BYTES_MIN {
+        data.resize(length.max(data.len()), b'.');
+        return data;
+    }
+    let mut state = seq;
+    data.resize_with(length, || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 33) as u8
+    });
     data
 }
 

@@ -6,11 +6,11 @@
 use holm_api::logs::{LogRange, LogRangeOf};
 use holm_domain::{
     OrgId, RunId, UnixMicros,
-    log::Stream,
+    log::{Batch, Stream},
     run::{Run, RunState},
 };
 
-use super::{batches, unless_deleted};
+use super::{batches, opened, unless_deleted};
 use crate::{app::App, problem::Failure};
 
 /// How many bytes of batches one look reads.
@@ -50,9 +50,12 @@ async fn first_at(app: &App, org: OrgId, id: RunId, at: UnixMicros) -> Result<Op
         let segments = app.store.log_read(org, id, after, LOOK_BYTES).await?;
         let Some(last) = segments.last() else { return Ok(None) };
         for segment in &segments {
-            let entries = batches(&segment.bytes, id)?.into_iter().flat_map(|batch| batch.entries());
-            if let Some(entry) = entries.filter(|entry| entry.seq > after).find(|entry| entry.at >= at) {
-                return Ok(Some(entry.seq));
+            let is_wanted = |batch: &&Batch<'_>| batch.last_seq() > after && batch.newest_at() >= at;
+            for batch in batches(&segment.bytes, id)?.iter().filter(is_wanted) {
+                let entries = opened(batch, id)?;
+                if let Some(entry) = entries.iter().find(|entry| entry.seq > after && entry.at >= at) {
+                    return Ok(Some(entry.seq));
+                }
             }
         }
         after = last.last_seq;
@@ -67,7 +70,8 @@ async fn before_lines(app: &App, org: OrgId, id: RunId, upto: u64, lines: u32) -
         let Some(first) = segments.first() else { return Ok(0) };
         for segment in segments.iter().rev() {
             for batch in batches(&segment.bytes, id)?.iter().rev() {
-                let entries: Vec<_> = batch.entries().filter(|entry| entry.seq <= upto).collect();
+                let entries = opened(batch, id)?;
+                let entries: Vec<_> = entries.iter().filter(|entry| entry.seq <= upto).collect();
                 if let Some(entry) = entries.iter().rev().find(|entry| counter.is_full(entry.stream, entry.partial)) {
                     return Ok(entry.seq);
                 }

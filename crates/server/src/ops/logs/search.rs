@@ -19,7 +19,7 @@ use holm_store::Segment;
 use regex::bytes::{Regex, RegexBuilder};
 use tokio::time::Instant;
 
-use super::{batches, unless_deleted};
+use super::{batches, opened, unless_deleted};
 use crate::{
     app::App,
     config::{ENTRIES_PAGE_DEFAULT, ENTRIES_PAGE_MAX, LOG_PAGE_BYTES_MAX},
@@ -51,12 +51,13 @@ async fn search(app: &App, run: Run, query: &SearchLogs, regex: Regex, limit: u6
     let last_seq = app.store.log_head(org, id).await?.saturating_sub(1);
     let (after, upto) = (query.after.unwrap_or(0), query.upto.unwrap_or(u64::MAX).min(last_seq));
     let ends_at = Instant::now() + LOOKS_FOR;
-    let mut search = Search { regex, id, after, upto, limit, open: Default::default(), found: Vec::new(), bytes: 0 };
+    let mut search =
+        Search { regex, id, after, upto, limit, ends_at, open: Default::default(), found: Vec::new(), bytes: 0 };
     if after > 0 && after < upto {
         // The lines that were open there: as much of them as is matched at a time.
         search = search.look(app.store.log_read_back(org, id, after, 2 * LINE_BYTES_MAX).await?).await?;
     }
-    while !search.is_complete() && !search.is_full() && Instant::now() < ends_at {
+    while !search.is_over() {
         let segments = app.store.log_read(org, id, search.after, LOOK_BYTES).await?;
         if segments.is_empty() {
             return Err(Failure::not_found("run", id));
@@ -113,6 +114,7 @@ struct Search {
     after: u64,
     upto: u64,
     limit: u64,
+    ends_at: Instant,
     open: [Open; 2],
     found: Vec<LogMatch>,
     /// Of the lines that were found.
@@ -128,6 +130,10 @@ impl Search {
         self.found.len() as u64 >= self.limit || self.bytes >= LOG_PAGE_BYTES_MAX
     }
 
+    fn is_over(&self) -> bool {
+        self.is_complete() || self.is_full() || Instant::now() >= self.ends_at
+    }
+
     /// Matching is work for the processor: other requests do not wait for it.
     async fn look(mut self, segments: Vec<Segment>) -> Result<Self, Failure> {
         let looked = tokio::task::spawn_blocking(move || {
@@ -141,11 +147,15 @@ impl Search {
     fn look_now(&mut self, segments: &[Segment]) -> Result<(), Failure> {
         for segment in segments {
             for batch in batches(&segment.bytes, self.id)? {
-                for entry in batch.entries() {
+                for entry in opened(&batch, self.id)?.iter() {
                     if entry.seq > self.after && (self.is_complete() || self.is_full()) {
                         return Ok(());
                     }
                     self.take(&entry);
+                }
+                // Batches that were packed well are many: time may run out among them.
+                if batch.last_seq() == self.after && self.is_over() {
+                    return Ok(());
                 }
             }
         }
@@ -213,7 +223,8 @@ mod tests {
     fn search(query: &SearchLogs, upto: u64, limit: u64) -> Search {
         let id = RunId::from_uuid(Uuid::from_u128(1));
         let regex = compile(query).unwrap();
-        Search { regex, id, after: 0, upto, limit, open: Default::default(), found: Vec::new(), bytes: 0 }
+        let ends_at = Instant::now() + LOOKS_FOR;
+        Search { regex, id, after: 0, upto, limit, ends_at, open: Default::default(), found: Vec::new(), bytes: 0 }
     }
 
     fn text(text: &str) -> SearchLogs {

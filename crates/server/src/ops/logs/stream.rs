@@ -9,7 +9,7 @@ use holm_domain::{
 };
 use holm_store::Segment;
 
-use super::{read_on, readable};
+use super::{damaged, read_on, readable};
 use crate::{
     app::App,
     http::follow::{Source, Step},
@@ -64,9 +64,7 @@ impl Source for BatchSource {
         };
         let (after, last_seq) = (self.after, last.last_seq);
         self.after = last_seq;
-        joined(segments, after)
-            .map(Step::New)
-            .map_err(|error| Failure::log_damaged(format!("a stored segment of the log of {}: {error}", self.run)))
+        joined(segments, after).map(Step::New).map_err(|error| damaged(self.run, error))
     }
 }
 

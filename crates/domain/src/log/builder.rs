@@ -1,0 +1,130 @@
+//! Builds batches entry by entry.
+
+use std::fmt;
+
+use zstd::bulk::Compressor;
+
+use super::{
+    BATCH_BYTES_MAX, ENTRY_BYTES_MAX, ENTRY_HEAD_BYTES, FLAG_PARTIAL, FLAG_STDERR, HEAD_BYTES, Stream, batch::Head,
+};
+use crate::UnixMicros;
+
+/// The length of entries from which on packing them is tried, in bytes. A batch is short where output is slow; many of
+/// those are packed together later.
+pub const PACKED_BYTES_MIN: usize = 4 * 1024;
+/// The fastest of the levels that are meant for use: the faster ones below 0 save little time and cost half of what is
+/// gained.
+const LEVEL: i32 = 1;
+
+/// Builds batches entry by entry.
+#[derive(Debug)]
+pub struct BatchBuilder {
+    next_seq: u64,
+    count: u32,
+    newest_at: UnixMicros,
+    /// Room for the head, then the entries.
+    bytes: Vec<u8>,
+    packer: Packer,
+}
+
+impl BatchBuilder {
+    /// A builder whose first entry has the sequence `next_seq`, from 1.
+    pub fn new(next_seq: u64) -> Self {
+        let bytes = vec![0; HEAD_BYTES];
+        Self { next_seq, count: 0, newest_at: UnixMicros(i64::MIN), bytes, packer: Packer::default() }
+    }
+
+    /// The sequence that the next entry gets.
+    pub fn next_seq(&self) -> u64 {
+        self.next_seq
+    }
+
+    /// Whether nothing was added since the last batch.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The length of the batch as it stands, in bytes, before it is packed.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether an entry of `length` bytes still fits.
+    pub fn has_room(&self, length: usize) -> bool {
+        self.len() + ENTRY_HEAD_BYTES + length <= HEAD_BYTES + BATCH_BYTES_MAX
+    }
+
+    /// Adds an entry of at most [`ENTRY_BYTES_MAX`] bytes; returns false, and adds nothing, if it does not fit.
+    pub fn push(&mut self, at: UnixMicros, stream: Stream, partial: bool, data: &[u8]) -> bool {
+        if data.len() > ENTRY_BYTES_MAX || !self.has_room(data.len()) {
+            return false;
+        }
+        let stderr = if stream == Stream::Stderr { FLAG_STDERR } else { 0 };
+        let mut head = [0; ENTRY_HEAD_BYTES];
+        head[..4].copy_from_slice(&(data.len() as u32).to_le_bytes());
+        head[4] = stderr | if partial { FLAG_PARTIAL } else { 0 };
+        head[5..].copy_from_slice(&at.0.to_le_bytes());
+        self.bytes.extend_from_slice(&head);
+        self.bytes.extend_from_slice(data);
+        self.newest_at = self.newest_at.max(at);
+        self.count += 1;
+        self.next_seq += 1;
+        true
+    }
+
+    /// Hands the finished batch to `write` and begins the next, if that succeeded; nothing happens while it is empty.
+    pub fn finish<E>(&mut self, write: impl FnOnce(&[u8]) -> Result<(), E>) -> Result<(), E> {
+        if self.count == 0 {
+            return Ok(());
+        }
+        let length = (self.bytes.len() - HEAD_BYTES) as u32;
+        let first_seq = self.next_seq - u64::from(self.count);
+        let batch = self.packer.pack(&mut self.bytes);
+        let stored = (batch.len() - HEAD_BYTES) as u32;
+        let head = Head { first_seq, count: self.count, newest_at: self.newest_at, length, stored };
+        let (room, body) = batch.split_at_mut(HEAD_BYTES);
+        room.copy_from_slice(&head.write(body));
+        let written = write(batch);
+        if written.is_ok() {
+            self.bytes.truncate(HEAD_BYTES);
+            (self.count, self.newest_at) = (0, UnixMicros(i64::MIN));
+        }
+        written
+    }
+}
+
+/// Packs what follows a head; made when there is something to pack.
+#[derive(Default)]
+struct Packer {
+    compressor: Option<Compressor<'static>>,
+    packed: Vec<u8>,
+}
+
+impl Packer {
+    /// The batch with room for its head that is shorter: `plain`, or a packed one.
+    fn pack<'a>(&'a mut self, plain: &'a mut [u8]) -> &'a mut [u8] {
+        let length = plain.len() - HEAD_BYTES;
+        if length < PACKED_BYTES_MIN {
+            return plain;
+        }
+        if self.compressor.is_none() {
+            self.compressor = Compressor::new(LEVEL).ok();
+        }
+        let Some(compressor) = &mut self.compressor else { return plain };
+        if self.packed.len() < plain.len() {
+            self.packed.resize(plain.len(), 0);
+        }
+        // One byte less: what is not shorter does not fit, and stays as it is.
+        let room = &mut self.packed[HEAD_BYTES..plain.len() - 1];
+        match compressor.compress_to_buffer(&plain[HEAD_BYTES..], room) {
+            Ok(stored) => &mut self.packed[..HEAD_BYTES + stored],
+            Err(_) => plain,
+        }
+    }
+}
+
+impl fmt::Debug for Packer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Packer").finish_non_exhaustive()
+    }
+}

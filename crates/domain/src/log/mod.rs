@@ -1,0 +1,87 @@
+//! Output of a run: entries with a per-run sequence, and the batches in which they are spooled, sent and stored.
+//!
+//! An entry is one line with its line feed, or a piece of one: bytes are never changed, so the entries of a stream put one
+//! after the other are exactly what the command wrote. A batch is written once, by the shim, and travels as the same bytes
+//! through spool, agent, server and store to whoever reads the log: on the way it is checked with [`Batch::parse`], and
+//! only its reader opens it with [`Batch::read`].
+//!
+//! Layout of a batch, numbers little-endian: magic `HLB2`, first sequence (8 bytes), number of entries (4), newest time of
+//! an entry (8), length of the entries (4), length of what follows the head (4), CRC-32 of everything but the magic and
+//! itself (4). What follows is the entries or, where that is shorter, a frame of Zstandard (RFC 8878) with them. An entry is
+//! the length of its data (4), flags (1), time (8), and the data.
+
+mod batch;
+mod builder;
+mod entries;
+
+pub use batch::{Batch, parse_all};
+pub use builder::{BatchBuilder, PACKED_BYTES_MIN};
+pub use entries::Entries;
+
+use serde::{Deserialize, Serialize};
+
+use crate::UnixMicros;
+
+/// The longest data of one entry, in bytes: a longer line is cut into several entries.
+pub const ENTRY_BYTES_MAX: usize = 64 * 1024;
+/// The most that the entries of one batch take, in bytes; what follows its head is never longer.
+pub const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// The length of the head of a batch, in bytes.
+pub const HEAD_BYTES: usize = 36;
+const MAGIC: [u8; 4] = *b"HLB2";
+/// What a batch holds of each entry beside its data, in bytes.
+const ENTRY_HEAD_BYTES: usize = 13;
+const FLAG_STDERR: u8 = 1;
+const FLAG_PARTIAL: u8 = 2;
+
+/// Where the command wrote it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stream {
+    /// File descriptor 1.
+    Stdout,
+    /// File descriptor 2.
+    Stderr,
+}
+
+/// One line, or a piece of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// Its number within the run, from 1.
+    pub seq: u64,
+    /// When the shim read it.
+    pub at: UnixMicros,
+    /// Where the command wrote it.
+    pub stream: Stream,
+    /// Whether the line goes on in a later entry of the same stream.
+    pub partial: bool,
+    /// The bytes.
+    pub data: &'a [u8],
+}
+
+/// Why bytes are not a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BatchError {
+    /// The bytes end before the batch does.
+    #[error("the batch is cut off")]
+    Truncated,
+    /// The first four bytes are not those of a batch.
+    #[error("the bytes do not begin with a batch")]
+    Magic,
+    /// It says that it is longer than a batch may be.
+    #[error("the batch is longer than {BATCH_BYTES_MAX} bytes")]
+    TooLong,
+    /// The bytes are not those that were written.
+    #[error("the checksum of the batch is wrong")]
+    Checksum,
+    /// The entries cannot be unpacked, or not to as many bytes as the head says.
+    #[error("the entries of the batch cannot be unpacked")]
+    Packing,
+    /// There is none, or the sequence overflows, or they are not as long, as many or as new as the head says, or one is
+    /// longer than may be or has a flag that there is not.
+    #[error("the entries of the batch are malformed")]
+    Entries,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,159 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn built(first: u64, entries: &[(Vec<u8>, bool, bool)]) -> Vec<u8> {
+    let mut builder = BatchBuilder::new(first);
+    for (index, (data, stderr, partial)) in entries.iter().enumerate() {
+        let stream = if *stderr { Stream::Stderr } else { Stream::Stdout };
+        assert!(builder.push(UnixMicros(index as i64), stream, *partial, data));
+    }
+    let mut bytes = Vec::new();
+    let Ok(()) = builder.finish(|batch| {
+        bytes.extend_from_slice(batch);
+        Ok::<_, std::convert::Infallible>(())
+    });
+    bytes
+}
+
+/// What follows the head changed, and the checksum with it.
+fn forged(batch: &[u8], change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut bytes = batch.to_vec();
+    change(&mut bytes);
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&bytes[4..HEAD_BYTES - 4]);
+    hasher.update(&bytes[HEAD_BYTES..]);
+    let sum = hasher.finalize();
+    bytes[HEAD_BYTES - 4..HEAD_BYTES].copy_from_slice(&sum.to_le_bytes());
+    bytes
+}
+
+fn read(bytes: &[u8]) -> Result<Entries<'_>, BatchError> {
+    Batch::parse(bytes)?.0.read()
+}
+
+/// Entries that shrink, and such that do not.
+fn entries() -> impl Strategy<Value = Vec<(Vec<u8>, bool, bool)>> {
+    let repeated = (any::<u8>(), 0usize..3_000).prop_map(|(byte, length)| vec![byte; length]);
+    prop::collection::vec((prop_oneof![any::<Vec<u8>>(), repeated], any::<bool>(), any::<bool>()), 1..20)
+}
+
+proptest! {
+    #[test]
+    fn written_and_read(first in 1u64..u64::MAX / 2, entries in entries()) {
+        let bytes = built(first, &entries);
+        prop_assert_eq!(Batch::peek_len(&bytes), Ok(bytes.len()));
+        let (batch, rest) = Batch::parse(&bytes).map_err(|e| TestCaseError::fail(e.to_string()))?;
+        prop_assert!(rest.is_empty());
+        prop_assert_eq!(batch.last_seq(), first + entries.len() as u64 - 1);
+        prop_assert_eq!(batch.newest_at(), UnixMicros(entries.len() as i64 - 1));
+        let read = batch.read().map_err(|e| TestCaseError::fail(e.to_string()))?;
+        for (index, (entry, (data, stderr, partial))) in read.iter().zip(&entries).enumerate() {
+            prop_assert_eq!(entry.seq, first + index as u64);
+            prop_assert_eq!(entry.data, data.as_slice());
+            prop_assert_eq!((entry.stream == Stream::Stderr, entry.partial), (*stderr, *partial));
+        }
+        prop_assert_eq!(read.iter().count(), entries.len());
+        prop_assert_eq!((read.first_seq(), read.last_seq()), (batch.first_seq(), batch.last_seq()));
+    }
+
+    #[test]
+    fn a_flipped_bit_is_found(entries in entries(), at: prop::sample::Index, bit in 0u8..8) {
+        let mut bytes = built(1, &entries);
+        let index = at.index(bytes.len());
+        bytes[index] ^= 1 << bit;
+        prop_assert!(parse_all(&bytes).is_err());
+    }
+
+    #[test]
+    fn forged_entries_never_panic_nor_take_more_memory_than_they_may(entries in entries(), at: prop::sample::Index, byte: u8) {
+        let bytes = forged(&built(1, &entries), |bytes| {
+            let index = at.index(bytes.len() - 4) + 4;
+            bytes[index] = byte;
+        });
+        if let Ok(read) = read(&bytes) {
+            let held: usize = read.iter().map(|entry| entry.data.len() + ENTRY_HEAD_BYTES).sum();
+            prop_assert!(held <= BATCH_BYTES_MAX);
+        }
+    }
+
+    #[test]
+    fn rubbish_never_panics(bytes: Vec<u8>) {
+        let _ = parse_all(&bytes);
+    }
+}
+
+#[test]
+fn lengths_are_limited() {
+    let mut builder = BatchBuilder::new(1);
+    assert!(!builder.push(UnixMicros(0), Stream::Stdout, false, &vec![0; ENTRY_BYTES_MAX + 1]));
+    while builder.push(UnixMicros(0), Stream::Stdout, false, &vec![0; ENTRY_BYTES_MAX]) {}
+    assert!(builder.len() <= HEAD_BYTES + BATCH_BYTES_MAX);
+    for lengths in [24..28, 28..32] {
+        let mut lie = built(1, &[(vec![1], false, false)]);
+        lie[lengths].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert_eq!(Batch::parse(&lie), Err(BatchError::TooLong));
+        assert_eq!(Batch::peek_len(&lie), Err(BatchError::TooLong));
+    }
+}
+
+#[test]
+fn what_shrinks_is_packed_and_what_does_not_is_left_as_it_is() {
+    let lines = vec![(b"the same line again\n".to_vec(), false, false); 1_000];
+    let packed = built(1, &lines);
+    assert!(packed.len() < lines.len() * 5 && Batch::parse(&packed).unwrap().0.is_packed());
+    assert_eq!(read(&packed).unwrap().iter().filter(|entry| entry.data == b"the same line again\n").count(), 1_000);
+    // A generator of numbers (Marsaglia's xorshift) stands in for what is packed already.
+    let mut state = 88_172_645_463_325_252_u64;
+    let noise = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    });
+    let noise = vec![(noise.take(ENTRY_BYTES_MAX / 8).flatten().collect(), false, true)];
+    assert!(!Batch::parse(&built(1, &noise)).unwrap().0.is_packed());
+    assert!(!Batch::parse(&built(1, &lines[..10])).unwrap().0.is_packed(), "short ones are packed together later");
+}
+
+#[test]
+fn a_builder_goes_on_after_a_write_that_failed() {
+    let mut builder = BatchBuilder::new(1);
+    assert!(builder.push(UnixMicros(1), Stream::Stdout, false, b"one\n"));
+    assert_eq!(builder.finish(|_| Err("full")), Err("full"));
+    assert!(builder.push(UnixMicros(1), Stream::Stdout, false, b"two\n"));
+    let mut written = Vec::new();
+    builder.finish(|batch| std::io::Write::write_all(&mut written, batch)).unwrap();
+    let lines: Vec<_> = read(&written).unwrap().iter().map(|entry| (entry.seq, entry.data.to_vec())).collect();
+    assert_eq!(lines, [(1, b"one\n".to_vec()), (2, b"two\n".to_vec())]);
+    assert!(builder.is_empty() && builder.next_seq() == 3);
+}
+
+#[test]
+fn entries_that_are_not_as_the_head_says_are_refused() {
+    let lines = vec![(vec![b'x'; 100], false, false); 100];
+    for batch in [built(1, &lines[..2]), built(1, &lines)] {
+        let changed = |at: usize, byte: u8| read(&forged(&batch, |bytes| bytes[at] = byte)).map(drop);
+        assert_eq!(changed(12, 0), Err(BatchError::Entries), "none");
+        assert_eq!(changed(12, 1), Err(BatchError::Entries), "fewer");
+        assert_eq!(changed(16, 200), Err(BatchError::Entries), "newer");
+        assert_eq!(changed(25, batch[25] + 1), Err(BatchError::Packing), "longer");
+    }
+}
+
+#[test]
+fn a_flag_that_there_is_not_is_refused() {
+    for bit in 0..8 {
+        let bytes = forged(&built(1, &[(vec![1], false, false)]), |bytes| bytes[HEAD_BYTES + 4] |= 1 << bit);
+        assert_eq!(read(&bytes).map(drop), if bit < 2 { Ok(()) } else { Err(BatchError::Entries) });
+    }
+}
+
+#[test]
+fn a_frame_that_unpacks_to_more_than_it_says_is_refused() {
+    let batch = built(1, &vec![(vec![b'x'; 100], false, false); 100]);
+    for length in [100_u32, 11_299, 11_301, BATCH_BYTES_MAX as u32] {
+        let lie = forged(&batch, |bytes| bytes[24..28].copy_from_slice(&length.to_le_bytes()));
+        assert!(read(&lie).is_err(), "{length}");
+    }
+}
