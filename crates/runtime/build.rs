@@ -1,8 +1,10 @@
 //! Builds the guest as one static program, for [`holm_runtime::guest`] to embed.
 //!
 //! The guest is no member of the workspace: it needs flags of its own (a static C runtime) and must not share features with
-//! the host's programs. So cargo is called once more, with a target directory below `OUT_DIR` and without the variables that
-//! the outer cargo sets for this script; a plain `cargo build` of the workspace is enough.
+//! the host's programs. So cargo is called once more, with a target directory of its own and without the variables that
+//! the outer cargo sets for this script, or another compiler in front of it; a plain `cargo build` of the workspace is
+//! enough. The directory lies beside those of the build scripts: clippy and fuzzing have this script run once more each,
+//! with a directory of their own, and find the guest built.
 
 use std::{env, error::Error, ffi::OsString, fs, path::Path, path::PathBuf, process::Command};
 
@@ -20,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=build.rs");
 
     let out = path("OUT_DIR")?;
-    let target_dir = out.join("guest");
+    let target_dir = out.ancestors().nth(3).ok_or("OUT_DIR is not below a folder of cargo's")?.join("guest");
     // With --target, the flags reach the guest only and not the build scripts and macros that run on this machine.
     let triple = env::var("TARGET")?;
     let mut cargo = Command::new(env::var_os("CARGO").ok_or("CARGO is not set")?);
