@@ -1,11 +1,12 @@
 //! `cargo xtask fuzz`: the readers of hostile bytes under coverage-guided fuzzing.
 //!
 //! The crate in `fuzz/` has the targets. They are built by this project's own compiler with the instrumentation of LLVM
-//! that libFuzzer reads, with overflow checks and debug assertions; sanitizers would need a nightly compiler and find
-//! little where there is no `unsafe`. A target begins with seeds that its real encoders make, the corpus that is kept in
+//! that libFuzzer reads, in the dev profile with its overflow checks and debug assertions; sanitizers would need a nightly
+//! compiler and find little where there is no `unsafe`. A target begins with seeds that its real encoders make, the corpus that is kept in
 //! `fuzz/corpus/`, and what earlier runs on this machine have found out. Memory and time of each input are bounded.
 //! What an input must not do is a panic of the target: it ends the run, and the input is kept.
 
+mod compiler;
 mod report;
 
 use std::{
@@ -20,6 +21,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{exec, places, say};
+pub use compiler::compiler;
 use report::Report;
 
 /// The arguments of `fuzz`.
@@ -45,18 +47,6 @@ const KEPT_MAX: usize = 64;
 const KEPT_BYTES_MAX: u64 = 2_048;
 /// How many targets run at once at most.
 const AT_ONCE_MAX: usize = 2;
-const TRIPLE: &str = "x86_64-unknown-linux-gnu";
-/// What cargo-fuzz asks of the compiler, as far as the stable one has it.
-const INSTRUMENTATION: &[&str] = &[
-    "-Cpasses=sancov-module",
-    "-Cllvm-args=-sanitizer-coverage-level=4",
-    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
-    "-Cllvm-args=-sanitizer-coverage-pc-table",
-    "-Cllvm-args=-sanitizer-coverage-trace-compares",
-    "-Cdebug-assertions",
-    "-Coverflow-checks",
-    "-Dwarnings",
-];
 /// The longest input, what one may take, and that a leak is none: what is held for the next input looks like one.
 const BOUNDS: &[&str] = &["-max_len=65536", "-timeout=20", "-rss_limit_mb=1024", "-detect_leaks=0"];
 /// The variable that names the folder into which a target writes its seeds.
@@ -65,7 +55,7 @@ const SEEDS_VARIABLE: &str = "HOLM_FUZZ_SEEDS";
 /// Fuzzes, replays or keeps.
 pub fn fuzz(arguments: &Arguments) -> Result<()> {
     let targets = chosen(&arguments.targets, targets()?)?;
-    build()?;
+    build(&targets)?;
     if let Some(input) = &arguments.replay {
         let [target] = targets.as_slice() else { bail!("name the one target that is to replay {}", input.display()) };
         let place = place()?;
@@ -75,6 +65,13 @@ pub fn fuzz(arguments: &Arguments) -> Result<()> {
         return targets.iter().try_for_each(Target::keep);
     }
     run_all(targets, Duration::from_secs(arguments.seconds))
+}
+
+/// Builds every target and fuzzes it for some time.
+pub fn fuzz_all(each: Duration) -> Result<()> {
+    let targets = targets()?;
+    build(&targets)?;
+    run_all(targets, each)
 }
 
 /// A target by its name.
@@ -106,16 +103,13 @@ fn chosen(names: &[String], all: Vec<Target>) -> Result<Vec<Target>> {
     names.iter().map(find).collect()
 }
 
+/// The folder of what is kept on this machine.
 fn dir() -> Result<PathBuf> {
     Ok(places::target()?.join("fuzz"))
 }
 
-fn build() -> Result<()> {
-    let mut cargo = Command::new("cargo");
-    // With --target, the flags reach the targets and what they are made of, and no program that runs while they are built.
-    cargo.args(["build", "--locked", "--bins", "--manifest-path", "fuzz/Cargo.toml", "--target", TRIPLE]);
-    cargo.arg("--target-dir").arg(dir()?).current_dir(places::root()?);
-    exec::run(cargo.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", INSTRUMENTATION.join(" ")))
+fn build(targets: &[Target]) -> Result<()> {
+    compiler::build(targets.iter().map(|target| target.0.as_str()), &dir()?)
 }
 
 /// Fuzzes all targets, some at once; what is found by one stops no other.
@@ -143,7 +137,7 @@ fn run_all(targets: Vec<Target>, each: Duration) -> Result<()> {
 }
 
 impl Target {
-    /// A folder of the target's own below the one into which targets are built, or below the checkout.
+    /// A folder of the target's own below another.
     fn folder(&self, above: &Path) -> Result<PathBuf> {
         let folder = above.join(&self.0);
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -155,7 +149,7 @@ impl Target {
     }
 
     fn command(&self) -> Result<Command> {
-        let mut command = Command::new(dir()?.join(TRIPLE).join("debug").join(&self.0));
+        let mut command = Command::new(compiler::built(&self.0)?);
         command.args(BOUNDS).env_remove(SEEDS_VARIABLE);
         Ok(command)
     }

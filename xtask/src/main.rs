@@ -17,7 +17,7 @@ mod soak;
 mod test;
 mod tidy;
 
-use std::process::ExitCode;
+use std::{os::unix::process::CommandExt as _, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -59,6 +59,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if let Some(mut compiler) = fuzz::compiler(&std::env::args_os().collect::<Vec<_>>()) {
+        say::error(&format!("cannot become `{}`: {}", exec::line(&compiler), compiler.exec()));
+        return ExitCode::FAILURE;
+    }
     let arguments = Arguments::parse();
     let result = exec::listen_for_interrupts().and_then(|()| match arguments.command {
         Command::Setup(arguments) => setup::setup(&arguments),

@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use crate::{exec, openapi, places, postgres::Postgres, say, setup, tidy};
+use crate::{exec, fuzz, openapi, places, postgres::Postgres, say, setup, tidy};
 use count::Counts;
 
 /// The arguments of `test`.
@@ -43,16 +43,19 @@ const BUILDING: Duration = Duration::from_secs(60 * 60);
 const TESTING: Duration = Duration::from_secs(90 * 60);
 /// For everything, in continuous integration.
 const ALL: Duration = Duration::from_secs(75 * 60);
+/// How long each target is fuzzed: enough for the corpus that is kept and a look beyond.
+const FUZZING_EACH: Duration = Duration::from_secs(30);
 /// For packages from the network.
 const SETTING_UP: Duration = Duration::from_secs(30 * 60);
 
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 11] = [
     ("format", LOOKING, format),
     ("tidy", LOOKING, |_| tidy::tidy()),
     ("clippy", BUILDING, clippy),
     ("openapi", BUILDING, |_| openapi::openapi(&openapi::Arguments { check: true })),
     ("unit tests", TESTING, unit_tests),
     ("guest tests", TESTING, guest_tests),
+    ("fuzzing", TESTING, |_| fuzz::fuzz_all(FUZZING_EACH)),
     ("end to end on SQLite", TESTING, |context| end_to_end(context, "sqlite")),
     ("end to end on PostgreSQL", TESTING, |context| end_to_end(context, "postgres")),
     ("as a plain user", TESTING, plain_user::tests),
@@ -149,12 +152,12 @@ fn test_runner() -> &'static [&'static str] {
 }
 
 const GUEST_MANIFEST: [&str; 2] = ["--manifest-path", "crates/guest/Cargo.toml"];
-const FUZZ_MANIFEST: [&str; 2] = ["--manifest-path", "fuzz/Cargo.toml"];
+/// The packages with unit tests; what the fuzz targets are built from has the same dependencies only while it is the same.
+pub const UNIT_TESTED: [&str; 3] = ["--workspace", "--exclude", "holm-e2e"];
 
 fn format(_: &Context) -> Result<()> {
     exec::run(&mut cargo(&["fmt", "--all", "--check"])?)?;
-    exec::run(cargo(&["fmt", "--check"])?.args(GUEST_MANIFEST))?;
-    exec::run(cargo(&["fmt", "--check"])?.args(FUZZ_MANIFEST))
+    exec::run(cargo(&["fmt", "--check"])?.args(GUEST_MANIFEST))
 }
 
 fn clippy(_: &Context) -> Result<()> {
@@ -170,7 +173,8 @@ fn at_once() -> usize {
 }
 
 fn unit_tests(context: &Context) -> Result<()> {
-    context.run_tests(cargo(test_runner())?.args(["--workspace", "--exclude", "holm-e2e"]))
+    // Targets of fuzzing have no tests, and would be built without their instrumentation.
+    context.run_tests(cargo(test_runner())?.args(UNIT_TESTED).args(["--exclude", "holm-fuzz"]))
 }
 
 fn guest_tests(context: &Context) -> Result<()> {

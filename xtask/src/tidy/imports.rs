@@ -40,11 +40,11 @@ fn bare(name: &str) -> &str {
     name.strip_prefix("holm-").unwrap_or(name)
 }
 
-/// Reads every manifest: the workspace, and the guest and what fuzzes, which stand outside it.
+/// Reads every manifest: the workspace, and the guest, which stands outside it.
 fn imports() -> Result<Imports> {
     let root = places::root()?;
     let mut packages = Vec::new();
-    for manifest in ["Cargo.toml", "crates/guest/Cargo.toml", "fuzz/Cargo.toml"].map(|path| root.join(path)) {
+    for manifest in ["Cargo.toml", "crates/guest/Cargo.toml"].map(|path| root.join(path)) {
         if manifest.is_file() {
             let metadata = MetadataCommand::new().manifest_path(&manifest).no_deps().exec();
             packages.extend(metadata.with_context(|| format!("cannot read {}", manifest.display()))?.packages);
