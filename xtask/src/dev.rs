@@ -8,7 +8,7 @@ use crate::{exec, places, say};
 
 /// Builds the binary and runs `holm up` with a temporary `HOLM_HOME` until it is interrupted.
 pub fn dev() -> Result<()> {
-    exec::run(Command::new("cargo").args(["build", "--package", "holm"]).current_dir(places::root()?))?;
+    exec::run(exec::cargo().args(["build", "--package", "holm"]).current_dir(places::root()?))?;
     let home = tempfile::Builder::new().prefix("holm-dev-").tempdir()?;
     say::note(&format!("HOLM_HOME={}", home.path().display()));
     exec::run(Command::new(places::target()?.join("debug/holm")).arg("up").env("HOLM_HOME", home.path()))

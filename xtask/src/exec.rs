@@ -59,6 +59,17 @@ pub fn check_interrupt() -> Result<()> {
     if interrupted() { bail!("interrupted") } else { Ok(()) }
 }
 
+/// Cargo, without what the cargo that started xtask says of xtask: where a build script asks for such a variable, what it
+/// makes, and all that depends on it, would be built anew whenever cargo is called with xtask and without it by turns.
+pub fn cargo() -> Command {
+    let mut cargo = Command::new("cargo");
+    let is_of_xtask = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_of_xtask)) {
+        cargo.env_remove(name);
+    }
+    cargo
+}
+
 /// Runs a program to its end with this terminal; anything but exit code 0 is an error that names it.
 pub fn run(command: &mut Command) -> Result<()> {
     let status = status(command)?;
@@ -226,6 +237,15 @@ mod tests {
         let error = read(Command::new("sh").args(["-c", "echo broken >&2; exit 3"])).expect_err("exit code 3");
         assert!(error.to_string().contains("exit status: 3") && error.to_string().contains("broken"), "{error}");
         assert!(run(&mut Command::new("false")).is_err());
+    }
+
+    #[test]
+    fn cargo_is_told_nothing_of_xtask() {
+        let cargo = cargo();
+        let removed: Vec<_> = cargo.get_envs().filter(|(_, value)| value.is_none()).map(|(name, _)| name).collect();
+        assert!(removed.iter().any(|name| *name == "CARGO_MANIFEST_DIR"), "{removed:?}");
+        assert!(removed.iter().any(|name| *name == "CARGO_PKG_NAME"), "{removed:?}");
+        assert!(!removed.iter().any(|name| *name == "CARGO_TARGET_DIR"), "{removed:?}");
     }
 
     #[test]

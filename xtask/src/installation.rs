@@ -29,7 +29,7 @@ pub enum Profile {
 
 /// Builds the binary and returns where it is.
 pub fn build(profile: Profile) -> Result<PathBuf> {
-    let mut cargo = Command::new("cargo");
+    let mut cargo = exec::cargo();
     cargo.args(["build", "--locked", "--package", "holm"]).current_dir(places::root()?);
     let folder = match profile {
         Profile::Release => {

@@ -16,7 +16,7 @@ pub struct Arguments {
 
 /// Builds the binary and writes or compares `openapi/v1.json`.
 pub fn openapi(arguments: &Arguments) -> Result<()> {
-    exec::run(Command::new("cargo").args(["build", "--quiet", "--package", "holm"]).current_dir(places::root()?))?;
+    exec::run(exec::cargo().args(["build", "--quiet", "--package", "holm"]).current_dir(places::root()?))?;
     let printed = exec::read(Command::new(places::target()?.join("debug/holm")).arg("openapi"))?;
     let printed = format!("{}\n", printed.trim_end());
     let path = document()?;

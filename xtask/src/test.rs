@@ -137,7 +137,7 @@ fn is_ci() -> bool {
 
 /// A cargo command in the checkout.
 fn cargo(arguments: &[&str]) -> Result<Command> {
-    let mut command = Command::new("cargo");
+    let mut command = exec::cargo();
     command.args(arguments).current_dir(places::root()?);
     Ok(command)
 }

@@ -34,7 +34,7 @@ const NAME: &str = "rustc-for-fuzzing-";
 
 /// Builds targets, each by its name.
 pub fn build<'a>(targets: impl Iterator<Item = &'a str>, dir: &Path) -> Result<()> {
-    let mut cargo = Command::new("cargo");
+    let mut cargo = exec::cargo();
     cargo.args(["build", "--locked"]).args(test::UNIT_TESTED).current_dir(places::root()?);
     cargo.args(targets.flat_map(|target| ["--example", target]));
     cargo.env("RUSTC_WORKSPACE_WRAPPER", named(dir)?);

@@ -63,7 +63,7 @@ impl Clone {
 
     /// Runs cargo as README says; what it prints on standard output.
     fn run(&self, arguments: &[String]) -> Result<String> {
-        let mut command = Command::new("cargo");
+        let mut command = exec::cargo();
         command.args(arguments.iter().filter(|word| *word != RELEASE)).current_dir(&self.dir);
         command.env("CARGO_TARGET_DIR", places::target()?).env("HOLM_HOME", &self.home);
         for (name, _) in std::env::vars_os() {
