@@ -1,10 +1,11 @@
 //! `cargo xtask fuzz`: the readers of hostile bytes under coverage-guided fuzzing.
 //!
-//! The crate in `fuzz/` has the targets. They are built by this project's own compiler with the instrumentation of LLVM
-//! that libFuzzer reads, in the dev profile with its overflow checks and debug assertions; sanitizers would need a nightly
-//! compiler and find little where there is no `unsafe`. A target begins with seeds that its real encoders make, the corpus that is kept in
-//! `fuzz/corpus/`, and what earlier runs on this machine have found out. Memory and time of each input are bounded.
-//! What an input must not do is a panic of the target: it ends the run, and the input is kept.
+//! The crate in `fuzz/` has the targets. They are built by this project's own compiler with the instrumentation of
+//! LLVM that libFuzzer reads, in the dev profile with its overflow checks and debug assertions; sanitizers would need
+//! a nightly compiler and find little where there is no `unsafe`. A target begins with seeds that its real encoders
+//! make, the corpus that is kept in `fuzz/corpus/`, and what earlier runs on this machine have found out. Memory and
+//! time of each input are bounded. What an input must not do is a panic of the target: it ends the run, and the input
+//! is kept.
 
 mod compiler;
 mod report;
