@@ -84,6 +84,13 @@ fn within(field: &str, value: u64, min: u64, max: u64, unit: &str) -> Result<(),
     Err(InvalidField::new(field, value, format!("give {min} to {max} {unit}")))
 }
 
+/// A server's clock differs from one that nobody sets by at most one part in this many, whatever the time of day does: so
+/// slowly it follows one that was set.
+pub const CLOCK_FOLLOWS_ONE_IN: u32 = 100;
+
+/// The longest lease that a server can be told to grant.
+pub const LEASE_TTL_MAX: Duration = Duration::from_secs(3600);
+
 /// The times and counts by which leases work. All are checked together by [`LeaseConfig::validate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseConfig {
@@ -129,11 +136,15 @@ impl LeaseConfig {
     pub fn validate(&self) -> Result<(), InvalidField> {
         let problem =
             |field: &str, value: Duration, problem: &str| Err(InvalidField::new(field, format!("{value:?}"), problem));
-        if self.ttl < Duration::from_millis(500) || self.ttl > Duration::from_secs(3600) {
+        if self.ttl < Duration::from_millis(500) || self.ttl > LEASE_TTL_MAX {
             return problem("lease.ttl", self.ttl, "give 500 ms to one hour");
         }
         if self.margin < Duration::from_millis(100) || self.margin > Duration::from_secs(3600) {
             return problem("lease.margin", self.margin, "give 100 ms to one hour");
+        }
+        if self.margin < self.ttl * 2 / CLOCK_FOLLOWS_ONE_IN {
+            let least = self.ttl * 2 / CLOCK_FOLLOWS_ONE_IN;
+            return problem("lease.margin", self.margin, &format!("give at least {least:?}, a fiftieth of the lease"));
         }
         if self.queue_deadline < Duration::from_secs(1) {
             return problem("lease.queue_deadline", self.queue_deadline, "give at least one second");
@@ -153,6 +164,17 @@ mod tests {
     fn defaults_hold() {
         assert_eq!(Limits::default().validate(), Ok(()));
         assert_eq!(LeaseConfig::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn a_margin_is_wider_than_a_clock_strays_in_a_lease() {
+        let lease = |margin_ms| LeaseConfig {
+            ttl: Duration::from_secs(60),
+            margin: Duration::from_millis(margin_ms),
+            ..LeaseConfig::default()
+        };
+        assert_eq!(lease(1_200).validate(), Ok(()));
+        assert_eq!(lease(1_199).validate().map_err(|error| error.field), Err("lease.margin".to_owned()));
     }
 
     #[test]

@@ -31,6 +31,9 @@ pub struct App {
     pub activity: Arc<Activity>,
     /// Cancelled when the server is to end: waits and streams end at once.
     pub shutdown: CancellationToken,
+    /// When every lease has run out that was granted or renewed before this server started, whatever the time of day did
+    /// meanwhile. Nothing is taken away before.
+    pub takes_away_from: UnixMicros,
 }
 
 impl App {
@@ -40,6 +43,7 @@ impl App {
             streams: Gate::new("streams", config.limits.streams_per_org_max),
             searches: Gate::new("searches", config.limits.searches_per_org_max),
             polls: Gate::new("polls", config.limits.polls_per_org_max),
+            takes_away_from: config.clock.now().plus(config.lease.ttl + config.lease.margin),
             config,
             store,
             tokens: KnownTokens::default(),

@@ -22,6 +22,8 @@ pub mod config;
 mod gate;
 mod http;
 mod ids;
+#[cfg(test)]
+mod jumps;
 mod ops;
 mod problem;
 mod serve;

@@ -95,6 +95,13 @@ impl World {
         world
     }
 
+    /// Another server takes the place of this one, on the same store, and reads the clock anew.
+    pub fn restart(&mut self) {
+        self.clock = self.clock.after_restart();
+        let config = Config { clock: self.clock.clone(), ..self.app().config.clone() };
+        self.server = Server::new(config, self.app().store.clone()).unwrap();
+    }
+
     pub fn into_server(self) -> Server {
         self.server
     }
@@ -148,12 +155,12 @@ impl World {
         self.with_secret(secret.expose_secret())
     }
 
-    /// Revokes the token of [`World::agent`], as another server on the same store would.
     /// The token of [`World::agent`], as it is stored.
     pub async fn agent_token(&self) -> holm_domain::access::Token {
         self.app().store.token_by_hash(&crate::auth::hash(&self.agent)).await.unwrap().unwrap()
     }
 
+    /// Revokes the token of [`World::agent`], as another server on the same store would.
     pub async fn revoke_agent_token(&self) {
         self.revoke(&self.agent).await;
     }

@@ -57,7 +57,7 @@ async fn open(folder: &Path) -> Store {
 }
 
 async fn secrets(store: &Store) -> Bootstrap {
-    bootstrap(store, &Clock::System, Wanted { admin: true, agent: true }).await.unwrap()
+    bootstrap(store, &Clock::default(), Wanted { admin: true, agent: true }).await.unwrap()
 }
 
 fn agent(number: u8) -> AgentId {

@@ -131,6 +131,25 @@ fn entries_wait_ten_milliseconds_for_others() {
 }
 
 #[test]
+fn a_time_of_day_that_jumps_is_told_and_decides_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::create(dir.path(), 1, LARGE).unwrap();
+    let (hour, day) = (3_600_000_000, 24 * 3_600_000_000);
+    let jumps = [0, hour, -hour, 3 * day, -3 * day];
+    for (now, jump) in (1u64..).zip(jumps) {
+        let Now { boot, unix } = at(now);
+        writer.push(Stream::Stdout, b"line\n", Now { boot, unix: UnixMicros(unix.0 + jump) }).unwrap();
+    }
+    let due = at(1).boot.plus(BATCH_HELD_FOR);
+    assert_eq!(writer.next_tick(), Some(due), "by the boot clock alone");
+    writer.tick(Now { boot: due, unix: UnixMicros(0) }).unwrap();
+    let chunk = Reader::new(dir.path(), 1).read(1).unwrap();
+    let [batch] = &parse_all(&chunk.bytes).unwrap()[..] else { panic!("one batch") };
+    let told: Vec<_> = batch.entries().map(|entry| (entry.seq, entry.at.0 - at(entry.seq).unix.0)).collect();
+    assert_eq!(told, (1..).zip(jumps).collect::<Vec<_>>(), "in the order in which they came");
+}
+
+#[test]
 fn files_are_deleted_whole_and_only_once_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::create(dir.path(), 1, 1024 * 1024).unwrap();

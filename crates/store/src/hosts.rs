@@ -27,7 +27,7 @@ impl Store {
         }
     }
 
-    /// Notes that the agent was heard of. Not found if it never registered.
+    /// Notes when the agent was heard of last. Not found if it never registered.
     pub async fn host_seen(&self, org: OrgId, id: AgentId, now: UnixMicros) -> Result<()> {
         match &self.backend {
             Backend::Memory(memory) => memory.host_seen(org, id, now),
@@ -60,7 +60,7 @@ queries! {
           body = excluded.body, seen_at = excluded.seen_at
         where hosts.org = excluded.org and hosts.instance = $10";
     HOST_COUNT = "select count(*) as hosts from hosts where org = $1 and id <> $2";
-    HOST_SEEN = "update hosts set seen_at = case when seen_at < $3 then $3 else seen_at end where org = $1 and id = $2";
+    HOST_SEEN = "update hosts set seen_at = $3 where org = $1 and id = $2";
     HOST_GET = "select id, org, name, version, instance, body, registered_at, seen_at from hosts where org = $1 and id = $2";
     HOST_LIST = "select id, org, name, version, instance, body, registered_at, seen_at from hosts where org = $1
         order by name, id limit $2";

@@ -9,7 +9,7 @@
 use crate::{
     AgentId, UnixMicros,
     lease::{Claimant, Lease},
-    limits::LeaseConfig,
+    limits::{LEASE_TTL_MAX, LeaseConfig},
     run::{Decision, Ending, EventKind, Outcome, Run, RunState, SandboxInfo, Usage},
 };
 
@@ -210,4 +210,22 @@ pub fn expire(run: &Run, now: UnixMicros, config: &LeaseConfig) -> Option<Decisi
         EventKind::Requeued
     };
     Some(Decision { run, events: vec![expired, next] })
+}
+
+/// Brings nearer what was written by a clock that has been set back since: a lease that outlasts any that could be granted
+/// now, and the wait of a run that was submitted in what is the future now. Nothing for any other run, so a lease that
+/// somebody can hold is never shortened.
+pub fn bring_nearer(run: &Run, now: UnixMicros, config: &LeaseConfig) -> Option<Decision> {
+    let mut nearer = run.clone();
+    let lasts_at_most = now.plus(LEASE_TTL_MAX);
+    let waits_at_most = now.plus(config.queue_deadline);
+    match &mut nearer.lease {
+        Some(lease) if lease.expires_at > lasts_at_most.plus(config.margin) => lease.expires_at = lasts_at_most,
+        None if run.state == RunState::Queued && run.queued_at > now && run.queue_deadline_at > waits_at_most => {
+            nearer.queue_deadline_at = waits_at_most;
+        }
+        _ => return None,
+    }
+    nearer.version += 1;
+    Some(Decision { run: nearer, events: Vec::new() })
 }

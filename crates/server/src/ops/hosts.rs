@@ -1,11 +1,13 @@
 //! Hosts: register an agent, note that it was heard of, show all.
 
+use std::time::Duration;
+
 use holm_api::{
     agent::{AGENT_FIELD, Register, Registered},
     hosts::HostView,
 };
 use holm_domain::{
-    ErrorCode, OrgId,
+    ErrorCode, OrgId, UnixMicros,
     access::Token,
     error::InvalidField,
     host::{Host, NotHeard},
@@ -80,7 +82,7 @@ fn host_wanted(app: &App, by: &Token, body: Register) -> Host {
 }
 
 fn times(app: &App) -> Registered {
-    let millis = |span: std::time::Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+    let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
     let lease = &app.config.lease;
     Registered { lease_ttl_ms: millis(lease.ttl), renew_every_ms: millis(lease.renew_every()) }
 }
@@ -108,6 +110,11 @@ fn check(body: &Register) -> Result<(), InvalidField> {
     Ok(())
 }
 
+/// The time between two instants. One that lies ahead was written by a clock that has been set back since.
+fn apart(one: UnixMicros, other: UnixMicros) -> Duration {
+    one.since(other).max(other.since(one))
+}
+
 /// The host for whose agent the process `by` speaks with `token`. Its record says at most a third of a lease late when it
 /// was heard of.
 pub(crate) async fn host_heard(app: &App, token: &Token, by: Claimant) -> Result<Host, Failure> {
@@ -119,7 +126,7 @@ pub(crate) async fn host_heard(app: &App, token: &Token, by: Claimant) -> Result
     })?;
     host.hears(by, token.id)?;
     let now = app.now();
-    if now.since(host.seen_at) >= app.config.lease.renew_every() {
+    if apart(now, host.seen_at) >= app.config.lease.renew_every() {
         app.store.host_seen(token.org, agent, now).await?;
     }
     Ok(host)
@@ -155,7 +162,7 @@ pub async fn host_list(app: &App, org: OrgId) -> Result<Vec<HostView>, Failure> 
 
 fn view(app: &App, host: Host, runs_held: u32) -> HostView {
     HostView {
-        alive: app.now().since(host.seen_at) <= app.config.lease.ttl,
+        alive: apart(app.now(), host.seen_at) <= app.config.lease.ttl,
         id: host.id,
         name: host.name,
         version: host.version,

@@ -67,8 +67,16 @@ async fn next_reap(app: &App) -> Duration {
 
 async fn run_reap(app: &App) {
     let mut told = Told::default();
+    let mut is_near = false;
     while !app.shutdown.is_cancelled() {
-        if let Err(failure) = reap::reap_telling(app, &mut told).await {
+        let reaped = async {
+            if !is_near {
+                reap::bring_nearer(app, &mut told).await?;
+                is_near = true;
+            }
+            reap::reap_telling(app, &mut told).await
+        };
+        if let Err(failure) = reaped.await {
             tracing::error!(%failure, "the reaper could not finish its round; it tries again");
         }
         let pause = next_reap(app).await;

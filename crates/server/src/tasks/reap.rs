@@ -2,15 +2,23 @@
 //!
 //! Every run that has not ended has a deadline, and this task is the one that looks after it. Decisions come from
 //! [`holm_domain::lease::grant::expire`] and [`Run::give_up`]; the compare-and-swap lets any number of servers reap at once.
+//!
+//! What the time of day did before the server started is not known. So it takes nothing away before every lease has run out
+//! that somebody may hold ([`App::takes_away_from`]), and begins with what an earlier time of day left too far ahead.
 
-use holm_domain::run::{Decision, Run};
+use holm_domain::{
+    UnixMicros,
+    lease::grant,
+    run::{Decision, Run},
+};
 use holm_store::{Due, DuePlace, Error};
 
 use super::Told;
 use crate::{app::App, ops, problem::Failure};
 
-/// How many overdue runs are looked at together.
+/// How many runs are looked at together.
 const PAGE: u32 = 256;
+
 /// Looks after every run that is overdue now; returns how many it changed.
 #[cfg(test)]
 pub async fn reap(app: &App) -> Result<usize, Failure> {
@@ -20,15 +28,34 @@ pub async fn reap(app: &App) -> Result<usize, Failure> {
 /// Looks after every run that is overdue now; returns how many it changed. One that cannot be read or saved is told, and
 /// stands in nobody's way.
 pub async fn reap_telling(app: &App, told: &mut Told<DuePlace>) -> Result<usize, Failure> {
-    let now = app.now();
-    let mut reaped = 0;
+    let (now, config) = (app.now(), &app.config.lease);
+    if now < app.takes_away_from {
+        return Ok(0);
+    }
+    look_after(app, now, told, |run, now| grant::expire(run, now, config).or_else(|| run.give_up(now))).await
+}
+
+/// Brings nearer every deadline that was written by a clock that has been set back since; returns how many there were.
+pub async fn bring_nearer(app: &App, told: &mut Told<DuePlace>) -> Result<usize, Failure> {
+    let config = &app.config.lease;
+    look_after(app, UnixMicros(i64::MAX), told, |run, now| grant::bring_nearer(run, now, config)).await
+}
+
+/// Decides on every run whose deadline is at `until` or before.
+async fn look_after(
+    app: &App,
+    until: UnixMicros,
+    told: &mut Told<DuePlace>,
+    decide: impl Fn(&Run, UnixMicros) -> Option<Decision>,
+) -> Result<usize, Failure> {
+    let mut changed = 0;
     let mut after: Option<DuePlace> = None;
     loop {
-        let page = app.store.runs_due(now, after.as_ref(), PAGE).await?;
+        let page = app.store.runs_due(until, after.as_ref(), PAGE).await?;
         let is_last = page.len() < PAGE as usize;
         for Due { place, run } in page {
-            match reap_one(app, run).await {
-                Ok(changed) => reaped += usize::from(changed),
+            match look_after_one(app, run, &decide).await {
+                Ok(is_changed) => changed += usize::from(is_changed),
                 Err(error @ Error::Unavailable { .. }) => return Err(error.into()),
                 Err(Error::NotFound { .. }) => {}
                 Err(error) => told.tell(
@@ -40,24 +67,23 @@ pub async fn reap_telling(app: &App, told: &mut Told<DuePlace>) -> Result<usize,
             after = Some(place);
         }
         if is_last {
-            return Ok(reaped);
+            return Ok(changed);
         }
     }
 }
 
-async fn reap_one(app: &App, run: holm_store::Result<Run>) -> holm_store::Result<bool> {
+async fn look_after_one(
+    app: &App,
+    run: holm_store::Result<Run>,
+    decide: impl Fn(&Run, UnixMicros) -> Option<Decision>,
+) -> holm_store::Result<bool> {
     let run = run?;
-    let Some(decision) = decide(app, &run) else { return Ok(false) };
+    let Some(decision) = decide(&run, app.now()) else { return Ok(false) };
     let is_changed = ops::try_save(app, run.version, &decision).await?.is_some();
     if is_changed {
         tracing::info!(run = %run.id, state = decision.run.state.as_str(), "overdue");
     }
     Ok(is_changed)
-}
-
-fn decide(app: &App, run: &Run) -> Option<Decision> {
-    let (now, config) = (app.now(), &app.config.lease);
-    holm_domain::lease::grant::expire(run, now, config).or_else(|| run.give_up(now))
 }
 
 #[cfg(test)]

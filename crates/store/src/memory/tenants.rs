@@ -114,7 +114,7 @@ impl Memory {
     pub(crate) fn host_seen(&self, org: OrgId, id: AgentId, now: UnixMicros) -> Result<()> {
         let mut state = self.lock();
         let host = state.hosts.get_mut(&id).filter(|host| host.org == org).ok_or(Error::NotFound { what: "host" })?;
-        host.seen_at = host.seen_at.max(now);
+        host.seen_at = now;
         Ok(())
     }
 
