@@ -116,12 +116,19 @@ impl Http {
     /// Follows server-sent events from after `last_id`.
     #[track_caller]
     pub fn follow(&self, path: &str, last_id: Option<&str>) -> Events {
+        match self.try_follow(path, last_id) {
+            Ok(events) => events,
+            Err(error) => panic!("GET {path}: {error}"),
+        }
+    }
+
+    /// The same, for servers that may not be there.
+    pub fn try_follow(&self, path: &str, last_id: Option<&str>) -> std::io::Result<Events> {
         let mut headers = vec![("accept", "text/event-stream")];
         headers.extend(last_id.map(|id| ("last-event-id", id)));
-        match self.open("GET", path, &headers, b"") {
-            Ok((200, _, reader)) => Events { reader: BufReader::new(reader) },
-            Ok((status, ..)) => panic!("GET {path}: {status}"),
-            Err(error) => panic!("GET {path}: {error}"),
+        match self.open("GET", path, &headers, b"")? {
+            (200, _, reader) => Ok(Events { reader: BufReader::new(reader) }),
+            (status, ..) => Err(std::io::Error::other(format!("answered with {status}"))),
         }
     }
 
@@ -245,27 +252,32 @@ pub struct Events {
     reader: BufReader<Body>,
 }
 
-impl Iterator for Events {
-    type Item = Event;
-
-    fn next(&mut self) -> Option<Event> {
+impl Events {
+    /// The next event; nothing at the end. An error where the stream breaks off.
+    pub fn try_next(&mut self) -> std::io::Result<Option<Event>> {
         let mut event = Event { id: None, event: "message".to_owned(), data: String::new() };
         let mut line = String::new();
         loop {
             line.clear();
-            match self.reader.read_line(&mut line) {
-                Ok(0) => return None,
-                Ok(_) => {}
-                Err(error) => panic!("the stream broke: {error}"),
+            if self.reader.read_line(&mut line)? == 0 {
+                return Ok(None);
             }
             let text = line.trim_end_matches(['\n', '\r']);
             match text.split_once(':') {
-                None if text.is_empty() && !event.data.is_empty() => return Some(event),
+                None if text.is_empty() && !event.data.is_empty() => return Ok(Some(event)),
                 Some(("id", value)) => event.id = Some(value.trim_start().to_owned()),
                 Some(("event", value)) => event.event = value.trim_start().to_owned(),
                 Some(("data", value)) => event.data.push_str(value.strip_prefix(' ').unwrap_or(value)),
                 _ => {}
             }
         }
+    }
+}
+
+impl Iterator for Events {
+    type Item = Event;
+
+    fn next(&mut self) -> Option<Event> {
+        self.try_next().unwrap_or_else(|error| panic!("the stream broke: {error}"))
     }
 }

@@ -11,6 +11,7 @@ mod databases;
 mod errors;
 mod escape;
 mod files;
+mod followers;
 mod guide;
 mod hostile;
 mod interruption;
