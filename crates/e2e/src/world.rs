@@ -113,9 +113,15 @@ impl World {
     /// Starts a server without an agent and waits until it answers.
     #[track_caller]
     pub fn start_server(&mut self) {
+        self.start_server_with(&[]);
+    }
+
+    /// The same with further flags.
+    #[track_caller]
+    pub fn start_server_with(&mut self, flags: &[&str]) {
         let listen = format!("unix:{}", self.dir.path().join("server.sock").display());
         let mut command = self.command_in(&self.home());
-        self.start(Role::Server, command.args(["server", "--listen", &listen]));
+        self.start(Role::Server, command.args(["server", "--listen", &listen]).args(flags));
         self.wait_until_ready();
     }
 
@@ -137,15 +143,15 @@ impl World {
         path
     }
 
-    /// A file system of its own, of that size, in the place of `home`; for root only.
+    /// A file system of its own, of that size, at a place in the world's folder; for root only.
     #[track_caller]
-    pub fn small_home(&mut self, size: &str) -> PathBuf {
-        let home = self.folder("home");
+    pub fn small_disk(&mut self, place: &str, size: &str) -> PathBuf {
+        let path = self.folder(place);
         let options = format!("size={size},mode=0700");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(&home).status();
-        assert!(mounted.is_ok_and(|status| status.success()), "cannot mount a tmpfs at {}", home.display());
-        self.disks.push(home.clone());
-        home
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(&path).status();
+        assert!(mounted.is_ok_and(|status| status.success()), "cannot mount a tmpfs at {}", path.display());
+        self.disks.push(path.clone());
+        path
     }
 
     /// What `holm up` has said on its standard output.
@@ -265,10 +271,16 @@ impl World {
     /// Starts an agent with a state folder of its own and waits until the server knows it.
     #[track_caller]
     pub fn start_agent(&mut self, name: &str) {
+        self.start_agent_with(name, &[]);
+    }
+
+    /// The same with further flags.
+    #[track_caller]
+    pub fn start_agent_with(&mut self, name: &str, flags: &[&str]) {
         let home = self.dir.path().join(format!("agent-{name}"));
         let mut command = self.command_in(&home);
         command.env("HOLM_TOKEN_FILE", self.agent_token());
-        self.start(Role::Agent(name.to_owned()), command.args(["agent", "--name", name, "--lend", "/:rw"]));
+        self.start(Role::Agent(name.to_owned()), command.args(["agent", "--name", name, "--lend", "/:rw"]).args(flags));
         let http = self.http();
         eventually(&format!("agent {name} registered"), || {
             self.check_alive();

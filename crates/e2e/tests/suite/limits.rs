@@ -138,7 +138,7 @@ fn below_the_floor_of_free_space_nothing_is_taken_until_there_is_room_again() {
         world.run(["--", "true"]).exits(125).complains_of(&["bytes are free"]);
         return;
     }
-    let home = world.small_home("64m");
+    let home = world.small_disk("home", "64m");
     world.start_up_with(&flags);
     world.run(["--", "true"]).succeeds();
     std::fs::write(home.join("ballast"), vec![1; 40 << 20]).expect("room");

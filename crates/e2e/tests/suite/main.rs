@@ -8,6 +8,7 @@ mod attempts;
 mod basics;
 mod crash;
 mod databases;
+mod disks;
 mod errors;
 mod escape;
 mod files;

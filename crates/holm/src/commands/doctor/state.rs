@@ -7,11 +7,16 @@ use std::{
 };
 
 use holm_agent::{DAMAGE_NAME, SET_ASIDE_NAME};
-use rustix::fs::{Access, access};
+use rustix::fs::{Access, access, statvfs};
 use secrecy::ExposeSecret as _;
 
-use super::{Probe, good, less, missing};
-use crate::{home::Home, serve, session::Session, units::show_duration};
+use super::{HOME_FREE_BYTES, Probe, good, less, missing};
+use crate::{
+    home::Home,
+    serve,
+    session::Session,
+    units::{show_bytes, show_duration},
+};
 
 /// How long the database may take to answer, and a large file to be read.
 const DATABASE_DEADLINE: Duration = Duration::from_secs(20);
@@ -65,6 +70,15 @@ fn blobs(path: &Path) -> Probe {
             return missing(name, format!("{} is not a folder", path.display()), way_out);
         }
         Ok(_) => {}
+    }
+    let free = match statvfs(path) {
+        Ok(stat) => stat.f_bavail.saturating_mul(stat.f_frsize),
+        Err(error) => return missing(name, format!("{}: {error}", path.display()), "look after that disk"),
+    };
+    if free < HOME_FREE_BYTES {
+        let found =
+            format!("{}: {} free, {} are needed", path.display(), show_bytes(free), show_bytes(HOME_FREE_BYTES));
+        return missing(name, found, "make room there; what waits to be stored is then stored");
     }
     match access(path, Access::WRITE_OK | Access::EXEC_OK) {
         Ok(()) => good(name, path.display().to_string()),

@@ -1,0 +1,109 @@
+//! Disks that are full: under the database, under the objects, under an agent. Floors of free space are off here, which
+//! would have seen it coming; for root only, who can make a file system to fill.
+
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use holm_e2e::{Running, World, eventually, host};
+
+/// Takes all the room that is left; removing it gives it back.
+fn fill(disk: &Path) -> PathBuf {
+    let path = disk.join("ballast");
+    let mut file = fs::File::create(&path).expect("a file");
+    for piece in [64 << 10, 1 << 10, 1] {
+        let bytes = vec![1; piece];
+        while file.write_all(&bytes).is_ok() {}
+    }
+    path
+}
+
+fn counted(last: u32) -> String {
+    (1..=last).map(|number| format!("{number}\n")).collect()
+}
+
+#[test]
+fn a_full_disk_under_the_database_costs_no_line_and_no_run() {
+    if !host::is_root() {
+        return;
+    }
+    let mut world = World::on_file();
+    let disk = world.small_disk("home", "32m");
+    world.start_server_with(&["--storage-floor", "0"]);
+    world.start_agent("only");
+    let script = "import time\nfor n in range(1, 1001):\n    print(n, flush=True)\n    time.sleep(0.01)\n";
+    let run = world.detach(["--", "/usr/bin/python3", "-c", script]);
+    let mut follower = Running::start(world.command().args(["logs", "-f", &run]));
+    follower.says("1\n");
+    let ballast = fill(&disk);
+    let token = || world.http().post("/v1/tokens", &serde_json::json!({ "name": "x", "role": "member" }));
+    let refused = eventually("nothing can be stored", || Some(token()).filter(|answer| answer.status != 201));
+    refused.is_problem(503, "unavailable");
+    world.http().get(&format!("/v1/runs/{run}")).is(200);
+    let doctor = world.holm(["doctor"]).exits(1);
+    assert!(doctor.text().contains("full: 0 bytes are free"), "{doctor}");
+    // The command goes on writing, and its lease is not renewed.
+    std::thread::sleep(Duration::from_secs(3));
+    fs::remove_file(ballast).expect("a file");
+    let view = eventually("the run has ended", || Some(world.show(&run)).filter(|run| run["state"] == "ended"));
+    assert_eq!((&view["outcome"]["kind"], &view["fence"]), (&"succeeded".into(), &1.into()), "{view}");
+    assert!(world.logs(&run).text() == counted(1_000), "lines are missing, doubled or out of order");
+    assert!(follower.wait().succeeds().text() == counted(1_000), "a follower missed something");
+    token().is(201);
+}
+
+#[test]
+fn a_full_disk_under_the_objects_costs_no_line_and_no_run() {
+    if !host::is_root() {
+        return;
+    }
+    let mut world = World::new();
+    let disk = world.small_disk("home/server/blobs", "32m");
+    world.start_up();
+    let ballast = fill(&disk);
+    let run = world.detach(["--", "seq", "1", "400000"]);
+    eventually("its output is refused", || world.up_complains().contains("store a blob").then_some(()));
+    assert_eq!(world.run(["--", "echo", "short"]).succeeds().text(), "short\n", "what needs no object goes on");
+    assert_ne!(world.show(&run)["state"], "ended", "its output is not stored");
+    let doctor = world.holm(["doctor"]).exits(1);
+    assert!(doctor.text().contains("blobs: 0 B free"), "{doctor}");
+    fs::remove_file(ballast).expect("a file");
+    assert_eq!(world.until_ended(&run)["outcome"]["kind"], "succeeded");
+    assert!(world.logs(&run).text() == counted(400_000), "lines are missing, doubled or out of order");
+}
+
+#[test]
+fn a_full_disk_under_the_agent_ends_the_run_that_filled_it_and_no_other() {
+    if !host::is_root() {
+        return;
+    }
+    let mut world = World::new();
+    world.start_server();
+    let disk = world.small_disk("agent-only", "24m");
+    world.start_agent_with("only", &["--host-storage-floor", "0"]);
+    let quiet = world.detach(["--", "sh", "-c", "echo begun; while [ ! -e /tmp/never ]; do sleep 0.05; done"]);
+    eventually("its output", || (world.logs(&quiet).text() == "begun\n").then_some(()));
+    // Nobody takes the output meanwhile, so it stays on the disk.
+    let loud = world.detach(["--", "sh", "-c", "sleep 1; exec yes"]);
+    world.until_state(&loud, "running");
+    world.kill_server();
+    eventually("the disk is full", || {
+        let free = rustix::fs::statvfs(&disk).expect("a file system");
+        (free.f_bavail * free.f_frsize < 1 << 20).then_some(())
+    });
+    std::thread::sleep(Duration::from_secs(1));
+    world.start_server();
+    let ended = world.until_ended(&loud);
+    assert_eq!((&ended["outcome"]["reason"], &ended["attempt"]), (&"spool_failed".into(), &1.into()), "{ended}");
+    let message = ended["outcome"]["message"].as_str().unwrap_or_default();
+    assert!(message.contains("no room left"), "{ended}");
+    assert!(world.logs(&loud).text().starts_with("y\ny\n"), "what had been written is kept");
+    let again = world.show(&quiet);
+    assert_eq!((&again["state"], &again["fence"]), (&"running".into(), &1.into()), "{again}");
+    assert_eq!(world.run(["--", "echo", "new"]).succeeds().text(), "new\n");
+    world.holm(["cancel", "--kill", &quiet]).succeeds();
+    assert_eq!(world.until_ended(&quiet)["outcome"]["kind"], "cancelled");
+}
