@@ -122,6 +122,46 @@ async fn lies_about_the_end_are_seen() {
 }
 
 #[tokio::test]
+async fn an_output_that_does_not_go_on_where_it_was_is_seen() {
+    let data = vec![b'y'; 50_000];
+    is_lost(
+        "from the beginning",
+        Script { breaks_after: Some(7_000), repeats: true, ..honest(&data) },
+        "says that there were 50000",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn answers_that_are_none_are_no_end() {
+    let ends = [
+        "",
+        "{",
+        "null",
+        "[]",
+        r#"{"exit":{"code":256},"output_bytes":5}"#,
+        r#"{"exit":{"code":-1},"output_bytes":5}"#,
+        r#"{"exit":{"code":0.0},"output_bytes":5}"#,
+        r#"{"exit":{"code":"0"},"output_bytes":5}"#,
+        r#"{"exit":{"signal":300},"output_bytes":5}"#,
+        r#"{"exit":{"code":0,"signal":9},"output_bytes":5}"#,
+        r#"{"exit":{"code":3},"exit":{"code":0},"output_bytes":5}"#,
+        r#"{"exit":{"code":0},"output_bytes":-5}"#,
+        r#"{"exit":{"code":0},"output_bytes":18446744073709551616}"#,
+        r#"{"exit":"success","output_bytes":5}"#,
+        r#"{"exit":{"signal":0},"output_bytes":5}"#,
+    ];
+    for end in ends {
+        is_lost(end, Script { says_at: Some(("/processes/1", end)), ..honest(b"said\n") }, "").await;
+    }
+    for id in [r#"{"id":-1}"#, r#"{"id":4294967296}"#, r#"{"id":"1"}"#, "{}"] {
+        is_lost(id, Script { says_at: Some(("/processes", id)), ..honest(b"") }, "").await;
+    }
+    let left = see_through(attempt(Script { says_at: Some(("/setup", r#"{"unenforced":1}"#)), ..honest(b"") })).await;
+    assert_eq!(left.status.outcome.as_ref().unwrap().reason, Some(Reason::LaunchFailed));
+}
+
+#[tokio::test]
 async fn silence_at_each_step_has_its_deadline() {
     let table = [
         ("/setup", Reason::LaunchFailed, "setup"),
@@ -152,6 +192,13 @@ async fn silence_at_each_step_has_its_deadline() {
     silent.tuning.answer_ms = 300;
     let left = see_through(silent).await;
     assert!(left.message().contains("acknowledging output"), "{}", left.message());
+    // Nothing on a request to end: who asked does not wait for it.
+    let mut silent = attempt(Script { silent_at: Some("/processes/1/signal"), then: Then::Hang, ..honest(b"") });
+    silent.tuning = Tuning { terminate_grace_ms: 200, answer_ms: 300, ..silent.tuning };
+    silent.commands = vec![Command::Cancel(Cancel::Terminate)];
+    let left = see_through(silent).await;
+    assert_eq!(left.status.outcome.as_ref().unwrap().kind, OutcomeKind::Cancelled);
+    assert!(left.took < Duration::from_secs(10) && left.kills >= 1, "{:?}", left.took);
     // A command may be silent for as long as it likes: then its time limit counts.
     let mut quiet = attempt(Script { then: Then::Hang, ..honest(b"") });
     quiet.spec.limits.timeout_ms = 500;

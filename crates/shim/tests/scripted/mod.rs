@@ -50,6 +50,8 @@ pub struct Script {
     pub then: Then,
     /// After how many bytes of frames each stream is reset, until the output has been sent.
     pub breaks_after: Option<usize>,
+    /// Begins at the first byte again, wherever the shim asked it to go on.
+    pub repeats: bool,
     pub exit: Option<Exit>,
     pub output_bytes: u64,
     pub answers_exit: bool,
@@ -62,6 +64,8 @@ pub struct Script {
     pub closes_out: bool,
     /// Requests to this path get no answer.
     pub silent_at: Option<&'static str>,
+    /// Requests to this path are answered with that in place of what was asked for.
+    pub says_at: Option<(&'static str, &'static str)>,
     /// What is sent on a lane in place of HTTP/2 once the output was sent, with [`Then::Hang`].
     pub attack: Option<Attack>,
 }
@@ -99,6 +103,7 @@ pub fn honest(output: &[u8]) -> Script {
         output: if output.is_empty() { Vec::new() } else { frame(OutputStream::Stdout, output) },
         then: Then::End,
         breaks_after: None,
+        repeats: false,
         exit: Some(Exit::Code(0)),
         output_bytes: output.len() as u64,
         answers_exit: true,
@@ -108,6 +113,7 @@ pub fn honest(output: &[u8]) -> Script {
         refused: Vec::new(),
         closes_out: false,
         silent_at: None,
+        says_at: None,
         attack: None,
     }
 }
@@ -206,6 +212,10 @@ impl Played {
         let Exchange { head, body, answer } = exchange;
         match head.uri.path() {
             path if script.silent_at == Some(path) => std::future::pending().await,
+            path if script.says_at.is_some_and(|(at, _)| at == path) => {
+                let said = script.says_at.map_or("", |(_, said)| said);
+                answer.bytes(StatusCode::OK, said.into()).await
+            }
             "/setup" if script.setup != StatusCode::OK => answer.empty(script.setup),
             "/setup" => answer.json(script.setup, &SetUp { unenforced: script.unenforced.clone() }).await,
             "/processes" => match &script.spawn_refusal {
@@ -253,9 +263,11 @@ impl Played {
         // Scripts that break their streams have one frame: what is left of it goes into a new one.
         let rest = match from {
             0 => script.output.clone(),
+            _ if script.repeats => script.output.clone(),
             from => frame(OutputStream::Stdout, &script.output[5 + from..]),
         };
-        if let Some(breaks_after) = script.breaks_after.filter(|&after| after < rest.len()) {
+        let is_whole = script.repeats && from > 0;
+        if let Some(breaks_after) = script.breaks_after.filter(|&after| after < rest.len() && !is_whole) {
             let whole = breaks_after.saturating_sub(5);
             if whole > 0 {
                 let piece = frame(OutputStream::Stdout, &rest[5..5 + whole]);
