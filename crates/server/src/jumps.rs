@@ -163,6 +163,14 @@ async fn the_times_of_a_run_and_of_its_events_never_go_back() {
 }
 
 #[tokio::test]
+async fn the_time_by_which_the_server_decides_is_told() {
+    let world = World::new().await;
+    world.clock.set_by(-3 * DAY_US);
+    let answer = world.nobody().get("/healthz").await;
+    assert_eq!(answer.headers[http::header::DATE], "Tue, 14 Nov 2023 22:13:20 GMT");
+}
+
+#[tokio::test]
 async fn a_log_is_followed_by_its_numbers_whatever_its_times_are() {
     let world = World::new().await;
     let held = world.claim_run().await;

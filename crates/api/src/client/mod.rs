@@ -94,6 +94,12 @@ impl Client {
     pub async fn ready(&self, deadline: Duration) -> Result<(), ClientError> {
         self.inner.get("/readyz").deadline(deadline).no_content().await
     }
+
+    /// The time by which the server decides, as HTTP has it (RFC 9110 §5.6.7), if it says so.
+    pub async fn date(&self, deadline: Duration) -> Result<Option<String>, ClientError> {
+        let answer = self.inner.get("/healthz").deadline(deadline).stream().await?;
+        Ok(answer.headers().get(http::header::DATE).and_then(|date| date.to_str().ok()).map(str::to_owned))
+    }
 }
 
 #[cfg(test)]

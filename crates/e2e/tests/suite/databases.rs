@@ -234,7 +234,7 @@ fn doctor_explains_what_the_server_stands_on() {
         let doctor = world.holm(["doctor"]).exits(code);
         assert!(words.iter().all(|word| doctor.text().contains(word)), "{words:?} {doctor}");
     };
-    said(&world, 0, &["database", "blobs", "set aside"]);
+    said(&world, 0, &["database", "blobs", "set aside", "the server's agrees with this machine's"]);
     world.stop_up().exits(0);
     let blobs = world.home().join("server/blobs");
     fs::rename(&blobs, world.home().join("server/away")).expect("a folder");

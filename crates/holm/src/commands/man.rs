@@ -21,6 +21,7 @@ pub fn execute(session: &Session, dir: Option<&Path>, markdown: bool) -> anyhow:
         session.output.verbatim(&page(Cli::command())?)?;
         return Ok(0);
     };
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     for command in shown() {
         let path = dir.join(format!("{}.1", command.get_display_name().unwrap_or("holm")));
         fs::write(&path, page(command)?).with_context(|| format!("cannot write {}", path.display()))?;

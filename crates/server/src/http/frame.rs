@@ -1,6 +1,7 @@
-//! The outermost layer: numbers each request, turns failures and panics into problem documents, and logs each request once.
+//! The outermost layer: numbers each request, turns failures and panics into problem documents, says the server's time, and
+//! logs each request once.
 
-use std::{panic::AssertUnwindSafe, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -11,14 +12,18 @@ use axum::{
 use futures_util::FutureExt as _;
 use holm_api::{PROBLEM_JSON, REQUEST_ID, problem::Problem};
 use holm_domain::ErrorCode;
-use http::{HeaderValue, Method, StatusCode, Uri, header::CONTENT_TYPE};
+use http::{
+    HeaderValue, Method, StatusCode, Uri,
+    header::{CONTENT_TYPE, DATE},
+};
+use jiff::fmt::rfc2822::DateTimePrinter;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use crate::{ids, problem::Failure};
+use crate::{app::App, ids, problem::Failure};
 
 /// Frames every request; see the module.
-pub async fn frame(request: Request, next: Next) -> Response {
+pub async fn frame(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let id = ids::request();
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let started = Instant::now();
@@ -34,11 +39,20 @@ pub async fn frame(request: Request, next: Next) -> Response {
         if let Ok(value) = HeaderValue::from_str(&id) {
             response.headers_mut().insert(REQUEST_ID, value);
         }
+        if let Some(date) = date(&app) {
+            response.headers_mut().insert(DATE, date);
+        }
         log(response.status(), started.elapsed(), cause);
         response
     }
     .instrument(span)
     .await
+}
+
+/// The time by which the server decides (RFC 9110 §6.6.1); the machine's own may have been set since it started.
+fn date(app: &App) -> Option<HeaderValue> {
+    let now = jiff::Timestamp::from_microsecond(app.now().0).ok()?;
+    HeaderValue::from_maybe_shared(DateTimePrinter::new().timestamp_to_rfc9110_string(&now).ok()?).ok()
 }
 
 /// Makes a problem document of an answer that is an error; returns what is for the log alone.
@@ -113,6 +127,7 @@ mod tests {
     use super::*;
 
     async fn ask(path: &str) -> (StatusCode, Problem, String) {
+        let app = Arc::new(App::new(crate::Config::default(), holm_store::Store::memory()));
         let panics = || async { panic!("secret detail") as &'static str };
         let slow = get(std::future::pending::<&'static str>)
             .layer(middleware::from_fn_with_state(Deadline(Duration::from_millis(5)), deadline));
@@ -120,7 +135,7 @@ mod tests {
             .route("/panic", get(panics))
             .route("/slow", slow)
             .route("/bare", get(|| async { StatusCode::BAD_GATEWAY }))
-            .layer(middleware::from_fn(frame));
+            .layer(middleware::from_fn_with_state(app, frame));
         let request = Request::get(path).body(Body::empty()).unwrap();
         let response = router.oneshot(request).await.unwrap();
         assert_eq!(response.headers()[CONTENT_TYPE], PROBLEM_JSON);

@@ -33,7 +33,7 @@ type Routes = OpenApiRouter<Arc<App>>;
 pub fn router(app: Arc<App>) -> Router {
     let (router, _) = routes(&app.config.limits).split_for_parts();
     let count = middleware::from_fn_with_state(Arc::clone(&app.activity), activity::count);
-    router.layer(middleware::from_fn(frame::frame)).layer(count).with_state(app)
+    router.layer(middleware::from_fn_with_state(Arc::clone(&app), frame::frame)).layer(count).with_state(app)
 }
 
 /// The description of the API.
