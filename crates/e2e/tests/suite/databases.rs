@@ -259,16 +259,30 @@ fn doctor_explains_what_the_server_stands_on() {
 fn a_folder_of_objects_that_is_away_for_a_while_costs_no_line_and_no_run() {
     let world = World::up();
     let (blobs, away) = (world.home().join("server/blobs"), world.home().join("server/away"));
+    let before = world.detach(["--", "seq", "1", "300000"]);
+    world.until_ended(&before);
+    eventually("its log is sealed", || Some(objects(&world, &before)).filter(|found| !found.is_empty()));
     fs::rename(&blobs, &away).expect("a folder");
     fs::write(&blobs, "").expect("a file");
     let run = world.detach(["--", "seq", "1", "400000"]);
     eventually("its output is refused", || world.up_complains().contains("store a blob").then_some(()));
     assert_eq!(world.run(["--", "echo", "short"]).succeeds().text(), "short\n", "what needs no object goes on");
     assert_ne!(world.show(&run)["state"], "ended", "its output is not stored");
+    world.http().get(&format!("/v1/runs/{before}/logs")).is_problem(503, "unavailable");
     fs::remove_file(&blobs).expect("a file");
     fs::rename(&away, &blobs).expect("a folder");
     assert_eq!(world.until_ended(&run)["outcome"]["kind"], "succeeded");
-    assert!(world.logs(&run).text() == counted(400_000), "lines are missing, doubled or out of order");
+    for (run, last) in [(run, 400_000), (before, 300_000)] {
+        assert!(world.logs(&run).text() == counted(last), "lines are missing, doubled or out of order");
+    }
+}
+
+/// The objects of the log of a run.
+fn objects(world: &World, run: &str) -> Vec<PathBuf> {
+    let orgs = fs::read_dir(world.home().join("server/blobs/orgs")).into_iter().flatten().flatten();
+    let logs = orgs.map(|org| org.path().join("runs").join(run).join("logs"));
+    let files = logs.flat_map(|logs| fs::read_dir(logs).into_iter().flatten().flatten());
+    files.map(|file| file.path()).collect()
 }
 
 #[test]
@@ -279,22 +293,16 @@ fn a_log_whose_object_is_damaged_or_gone_says_so_and_other_logs_go_on() {
         world.newest()
     };
     let (whole, damaged, gone) = (long("300000"), long("300001"), long("300002"));
-    let objects = |run: &str| {
-        let orgs = fs::read_dir(world.home().join("server/blobs/orgs")).into_iter().flatten().flatten();
-        let logs = orgs.map(|org| org.path().join("runs").join(run).join("logs"));
-        let files = logs.flat_map(|logs| fs::read_dir(logs).into_iter().flatten().flatten());
-        files.map(|file| file.path()).collect::<Vec<_>>()
-    };
     let of_damaged = eventually("they are sealed", || {
-        let sealed = [&whole, &damaged, &gone].iter().all(|run| !objects(run).is_empty());
-        sealed.then(|| objects(&damaged))
+        let sealed = [&whole, &damaged, &gone].iter().all(|run| !objects(&world, run).is_empty());
+        sealed.then(|| objects(&world, &damaged))
     });
     for path in of_damaged {
         let mut bytes = fs::read(&path).expect("an object");
         bytes.iter_mut().skip(100).step_by(200).for_each(|byte| *byte ^= 0x55);
         fs::write(path, bytes).expect("an object");
     }
-    objects(&gone).into_iter().for_each(|path| fs::remove_file(path).expect("an object"));
+    objects(&world, &gone).into_iter().for_each(|path| fs::remove_file(path).expect("an object"));
     for run in [&damaged, &gone] {
         world.holm(["logs", run]).exits(1).complains_of(&["log_damaged"]);
         for query in ["", "/search?text=299999", "/range?tail=1"] {

@@ -37,7 +37,7 @@ pub struct ServeArgs {
     /// How long a lease lasts [default: 30s]
     #[arg(long, value_name = "DURATION")]
     pub lease_ttl: Option<String>,
-    /// What is waited beyond the expiry of a lease before a run is granted anew [default: 5s]
+    /// What is waited beyond the expiry of a lease before a run is granted anew, at least a fiftieth of the lease [default: 5s]
     #[arg(long, value_name = "DURATION")]
     pub lease_margin: Option<String>,
     /// Take no runs and no output while less than this is free where the server's folder is [default: 256m]
