@@ -313,6 +313,8 @@ mod tests {
         let now = fs::metadata(put("first")).unwrap().modified().unwrap();
         let soon = now + Duration::from_secs(60);
         assert!(folder.collect_set_aside(soon).unwrap().is_empty());
+        let set_back = now - 3 * SET_ASIDE_FOR;
+        assert!(folder.collect_set_aside(set_back).unwrap().is_empty(), "what the future set aside is not old");
         for number in 0..SET_ASIDE_MAX + 2 {
             put(&number.to_string());
         }
