@@ -10,6 +10,7 @@
 pub mod host;
 pub mod http;
 pub mod leftovers;
+pub mod noise;
 pub mod postgres;
 pub mod probe;
 pub mod proxy;

@@ -2,7 +2,7 @@
 
 use std::{fs, io::Write as _, path::PathBuf, time::Duration};
 
-use holm_e2e::{Running, World, eventually, host, postgres::Postgres, proxy::Proxy, ran};
+use holm_e2e::{Running, World, eventually, host, noise, postgres::Postgres, proxy::Proxy, ran};
 
 /// Counts slowly enough that databases go and come back while it does.
 fn count(last: u32) -> String {
@@ -259,12 +259,12 @@ fn doctor_explains_what_the_server_stands_on() {
 fn a_folder_of_objects_that_is_away_for_a_while_costs_no_line_and_no_run() {
     let world = World::up();
     let (blobs, away) = (world.home().join("server/blobs"), world.home().join("server/away"));
-    let before = world.detach(["--", "seq", "1", "300000"]);
+    let before = world.detach(noise::command(5_000));
     world.until_ended(&before);
     eventually("its log is sealed", || Some(objects(&world, &before)).filter(|found| !found.is_empty()));
     fs::rename(&blobs, &away).expect("a folder");
     fs::write(&blobs, "").expect("a file");
-    let run = world.detach(["--", "seq", "1", "400000"]);
+    let run = world.detach(noise::command(60_000));
     eventually("its output is refused", || world.up_complains().contains("store a blob").then_some(()));
     assert_eq!(world.run(["--", "echo", "short"]).succeeds().text(), "short\n", "what needs no object goes on");
     assert_ne!(world.show(&run)["state"], "ended", "its output is not stored");
@@ -272,8 +272,8 @@ fn a_folder_of_objects_that_is_away_for_a_while_costs_no_line_and_no_run() {
     fs::remove_file(&blobs).expect("a file");
     fs::rename(&away, &blobs).expect("a folder");
     assert_eq!(world.until_ended(&run)["outcome"]["kind"], "succeeded");
-    for (run, last) in [(run, 400_000), (before, 300_000)] {
-        assert!(world.logs(&run).text() == counted(last), "lines are missing, doubled or out of order");
+    for (run, lines) in [(run, 60_000), (before, 5_000)] {
+        assert!(noise::is_whole(&world.logs(&run).text(), lines), "lines are missing, doubled or out of order");
     }
 }
 
@@ -288,11 +288,11 @@ fn objects(world: &World, run: &str) -> Vec<PathBuf> {
 #[test]
 fn a_log_whose_object_is_damaged_or_gone_says_so_and_other_logs_go_on() {
     let world = World::up();
-    let long = |count: &str| {
-        world.run(["--", "seq", "1", count]).succeeds();
+    let long = || {
+        world.run(noise::command(5_000)).succeeds();
         world.newest()
     };
-    let (whole, damaged, gone) = (long("300000"), long("300001"), long("300002"));
+    let (whole, damaged, gone) = (long(), long(), long());
     let of_damaged = eventually("they are sealed", || {
         let sealed = [&whole, &damaged, &gone].iter().all(|run| !objects(&world, run).is_empty());
         sealed.then(|| objects(&world, &damaged))
@@ -305,11 +305,11 @@ fn a_log_whose_object_is_damaged_or_gone_says_so_and_other_logs_go_on() {
     objects(&world, &gone).into_iter().for_each(|path| fs::remove_file(path).expect("an object"));
     for run in [&damaged, &gone] {
         world.holm(["logs", run]).exits(1).complains_of(&["log_damaged"]);
-        for query in ["", "/search?text=299999", "/range?tail=1"] {
+        for query in ["", "/search?text=nowhere", "/range?tail=1"] {
             world.http().get(&format!("/v1/runs/{run}/logs{query}")).is_problem(500, "log_damaged");
         }
         assert_eq!(world.show(run)["outcome"]["kind"], "succeeded");
     }
-    assert_eq!(world.holm(["logs", "-n", "1", &whole]).succeeds().text(), "300000\n");
+    assert!(world.holm(["logs", "-n", "1", &whole]).succeeds().text().starts_with("5000 "));
     assert_eq!(world.run(["--", "echo", "new"]).succeeds().text(), "new\n");
 }

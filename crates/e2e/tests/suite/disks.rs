@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use holm_e2e::{Running, World, eventually, host};
+use holm_e2e::{Running, World, eventually, host, noise};
 
 /// Takes all the room that is left; removing it gives it back.
 fn fill(disk: &Path) -> PathBuf {
@@ -64,7 +64,7 @@ fn a_full_disk_under_the_objects_costs_no_line_and_no_run() {
     let disk = world.small_disk("home/server/blobs", "32m");
     world.start_up();
     let ballast = fill(&disk);
-    let run = world.detach(["--", "seq", "1", "400000"]);
+    let run = world.detach(noise::command(60_000));
     eventually("its output is refused", || world.up_complains().contains("store a blob").then_some(()));
     assert_eq!(world.run(["--", "echo", "short"]).succeeds().text(), "short\n", "what needs no object goes on");
     assert_ne!(world.show(&run)["state"], "ended", "its output is not stored");
@@ -72,7 +72,7 @@ fn a_full_disk_under_the_objects_costs_no_line_and_no_run() {
     assert!(doctor.text().contains("blobs: 0 B free"), "{doctor}");
     fs::remove_file(ballast).expect("a file");
     assert_eq!(world.until_ended(&run)["outcome"]["kind"], "succeeded");
-    assert!(world.logs(&run).text() == counted(400_000), "lines are missing, doubled or out of order");
+    assert!(noise::is_whole(&world.logs(&run).text(), 60_000), "lines are missing, doubled or out of order");
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn a_full_disk_under_the_agent_ends_the_run_that_filled_it_and_no_other() {
     let quiet = world.detach(["--", "sh", "-c", "echo begun; while [ ! -e /tmp/never ]; do sleep 0.05; done"]);
     eventually("its output", || (world.logs(&quiet).text() == "begun\n").then_some(()));
     // Nobody takes the output meanwhile, so it stays on the disk.
-    let loud = world.detach(["--", "sh", "-c", "sleep 1; exec yes"]);
+    let loud = world.detach(["--", "sh", "-c", "sleep 1; exec base64 /dev/urandom"]);
     world.until_state(&loud, "running");
     world.kill_server();
     eventually("the disk is full", || {
@@ -100,7 +100,7 @@ fn a_full_disk_under_the_agent_ends_the_run_that_filled_it_and_no_other() {
     assert_eq!((&ended["outcome"]["reason"], &ended["attempt"]), (&"spool_failed".into(), &1.into()), "{ended}");
     let message = ended["outcome"]["message"].as_str().unwrap_or_default();
     assert!(message.contains("no room left"), "{ended}");
-    assert!(world.logs(&loud).text().starts_with("y\ny\n"), "what had been written is kept");
+    assert!(!world.logs(&loud).text().is_empty(), "what had been written is kept");
     let again = world.show(&quiet);
     assert_eq!((&again["state"], &again["fence"]), (&"running".into(), &1.into()), "{again}");
     assert_eq!(world.run(["--", "echo", "new"]).succeeds().text(), "new\n");
