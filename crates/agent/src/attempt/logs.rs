@@ -3,15 +3,19 @@
 //! The server says what it has, and it is believed: an answer that is ahead makes us skip, one that is behind makes us go
 //! back. What always holds: an entry is acknowledged to the shim only once the server said that it is stored (SPEC S1).
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use bytes::Bytes;
 use holm_shim::spool::reader::{self, Chunk, Reader};
+use tokio::time::Instant;
 
 use crate::control::ControlError;
 
 /// How much one request carries, in bytes; a batch that is larger goes alone.
 pub(crate) const REQUEST_BYTES: usize = 2 * 1024 * 1024;
+/// How soon a request that did not carry so much, in bytes, is followed by another: each is a transaction.
+const GATHERED_BYTES: usize = REQUEST_BYTES / 2;
+const GATHERS_FOR: Duration = Duration::from_millis(40);
 /// How often in a row the server may send us elsewhere before we give up.
 const SEEKS_MAX: u32 = 16;
 
@@ -40,12 +44,14 @@ pub(crate) struct LogSource {
     seeks: u32,
     /// Whether the server has answered: before, the start of the spool is taken for what it lacks.
     is_aligned: bool,
+    /// When the last piece was read, and its length in bytes.
+    last: Option<(Instant, usize)>,
 }
 
 impl LogSource {
     /// The spool in the folder `dir`; its first entry has, or had, the sequence `first_seq`.
     pub(crate) fn new(dir: &Path, first_seq: u64) -> Self {
-        Self { reader: Some(Reader::new(dir, first_seq)), next_seq: first_seq, seeks: 0, is_aligned: false }
+        Self { reader: Some(Reader::new(dir, first_seq)), next_seq: first_seq, seeks: 0, is_aligned: false, last: None }
     }
 
     /// The sequence of the next entry to be sent: all before it are stored.
@@ -56,6 +62,12 @@ impl LogSource {
     /// Whether anything was sent.
     pub(crate) fn has_sent(&self) -> bool {
         self.is_aligned
+    }
+
+    /// Before when nothing is worth sending, unless the output has ended.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        let (at, _) = self.last.filter(|(_, length)| *length < GATHERED_BYTES)?;
+        Some(at + GATHERS_FOR)
     }
 
     /// What is to be sent next; nothing if there is nothing new.
@@ -77,6 +89,9 @@ impl LogSource {
         let (reader, chunk) = task.await.map_err(|error| reader::Error::Io(std::io::Error::other(error)))?;
         self.reader = Some(reader);
         let Chunk { bytes, first_seq, next_seq } = chunk?;
+        if !bytes.is_empty() {
+            self.last = Some((Instant::now(), bytes.len()));
+        }
         Ok((!bytes.is_empty()).then(|| (first_seq, next_seq, Bytes::from(bytes))))
     }
 

@@ -178,13 +178,23 @@ impl<C: ControlPlane> Reporter<'_, C> {
         let AttemptId { run, fence } = self.attempt;
         let fenced = Fenced { agent: self.shared.agent, instance: self.shared.instance(), fence };
         let Shared { control, config, .. } = self.shared;
-        while let Some((first_seq, _, batches)) = logs.read().await? {
+        loop {
+            self.gather(logs).await;
+            let Some((first_seq, _, batches)) = logs.read().await? else { return Ok(()) };
             let append = || control.append_logs(run, fenced, batches.clone());
             let answer = effect_of("report.logs", persist("append_logs", config.patience, append)).await;
             logs.answered(first_seq, answer.map(|appended| appended.next_seq))?;
             self.wants.send_modify(|wants| wants.acked = wants.acked.max(logs.next_seq()));
         }
-        Ok(())
+    }
+
+    /// Waits until enough may have come together for another request, or nothing more will come.
+    async fn gather(&self, logs: &LogSource) {
+        if let Some(due) = logs.due() {
+            let mut seen = self.seen.clone();
+            // A shim that is gone has written all it will.
+            let _ = tokio::time::timeout_at(due, seen.wait_for(|seen| seen.end.is_some())).await;
+        }
     }
 
     async fn send_events(&self, mut told: u64, there: u64) -> Result<u64, ControlError> {
