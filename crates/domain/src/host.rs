@@ -13,6 +13,19 @@ use crate::{AgentId, InstanceId, OrgId, TokenId, UnixMicros, lease::Claimant};
 /// How many earlier processes of an agent are remembered.
 pub const SUPERSEDED_MAX: usize = 16;
 
+/// The label by which a host says that it takes no new runs for want of room on its disk.
+pub const STORAGE_LABEL: &str = "holm.storage";
+/// The label by which a host says that it takes no new runs because it is under pressure.
+pub const PRESSURE_LABEL: &str = "holm.pressure";
+
+/// Why a host with these labels takes no new runs, a clause without a full stop; nothing if it does.
+pub fn refusal(labels: &BTreeMap<String, String>) -> Option<String> {
+    let storage = labels.get(STORAGE_LABEL).map(|why| format!("disk {why}"));
+    let pressure = labels.get(PRESSURE_LABEL).map(|why| format!("under pressure: {why}"));
+    let reasons: Vec<String> = storage.into_iter().chain(pressure).collect();
+    (!reasons.is_empty()).then(|| format!("{}; it takes nothing new", reasons.join("; ")))
+}
+
 /// How much of something there is on a host, or is free on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Capacity {
@@ -189,6 +202,14 @@ mod tests {
         assert!(matches!(known.registered_as(host(2, 2), None, true), Err(NotHeard::OtherToken { .. })));
         let moved = known.registered_as(host(2, 2), None, false).unwrap();
         assert_eq!(hears(&moved, 2, 2), Ok(()));
+    }
+
+    #[test]
+    fn labels_say_why_nothing_new_is_taken() {
+        let label = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        assert_eq!(refusal(&BTreeMap::from([label("zone", "a")])), None);
+        let both = BTreeMap::from([label(PRESSURE_LABEL, "io"), label(STORAGE_LABEL, "full")]);
+        assert_eq!(refusal(&both).as_deref(), Some("disk full; under pressure: io; it takes nothing new"));
     }
 
     #[test]

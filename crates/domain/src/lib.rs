@@ -14,6 +14,7 @@ pub mod ids;
 pub mod lease;
 pub mod limits;
 pub mod log;
+pub mod pressure;
 pub mod run;
 pub mod schedule;
 pub mod time;
