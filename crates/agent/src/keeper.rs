@@ -24,6 +24,7 @@ use tokio::{
 };
 
 use crate::{
+    admission,
     attempt::{
         Attempt, Origin,
         orders::{Lost, Orders},
@@ -37,7 +38,6 @@ use crate::{
     reaper,
     recover::Survivor,
     station::{Shared, attempt_of, held},
-    storage,
 };
 
 /// The most leases in one renewal.
@@ -185,7 +185,7 @@ impl<C: ControlPlane> Keeper<C> {
         self.pollers.spawn(async move {
             claimer.claim(pool).await;
         });
-        self.pollers.spawn(storage::tell(self.shared.clone()));
+        self.pollers.spawn(admission::tell(self.shared.clone()));
         self.pollers.spawn(async move {
             poller.listen().await;
         });

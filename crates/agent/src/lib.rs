@@ -10,6 +10,7 @@
 //! Deliberately left out: how sandboxes are made (`holm-runtime`), what happens beside them (`holm-shim`), and whether a
 //! lease may be granted (`holm-server`).
 
+mod admission;
 mod attempt;
 mod backoff;
 mod capacity;
@@ -21,6 +22,7 @@ pub mod journal;
 mod keeper;
 mod occupancy;
 mod poll;
+pub mod pressure;
 mod reaper;
 mod recover;
 mod registration;
@@ -48,6 +50,7 @@ pub use shim_process::ShimProgram;
 pub use station::Config;
 
 use crate::{
+    admission::Admission,
     control::{ControlError, ControlPlane},
     folder::Folder,
     keeper::{Keeper, Superseded},
@@ -106,9 +109,11 @@ impl<C: ControlPlane> Agent<C> {
         let agent = ids::load_or_draw(folder.path())?;
         let process = ids::draw_process(folder.path())?;
         let boot_id = clock::boot_id().map_err(AgentError::Boot)?;
+        let admission = Admission::default();
         let mut shutdown = std::pin::pin!(shutdown);
+        let registration = registration::body(&config, &runtimes, &admission, agent, process);
         let registered = tokio::select! {
-            registered = registration::persist(&config, &control, &runtimes, agent, process) => {
+            registered = registration::persist(&control, registration) => {
                 registered.map_err(|error| not_registered(agent, error))?
             }
             // Shims, if there are any, look after themselves.
@@ -124,8 +129,19 @@ impl<C: ControlPlane> Agent<C> {
         let holder = station::Holder::new(Holder::new(HolderConfig { renew_every, retry_every }));
         let (events, heard) = mpsc::channel(EVENTS_MAX);
         let occupancy = Occupancy::default();
-        let shared =
-            Arc::new(Shared { config, agent, process, boot_id, folder, control, runtimes, occupancy, holder, events });
+        let shared = Arc::new(Shared {
+            config,
+            agent,
+            process,
+            boot_id,
+            folder,
+            control,
+            runtimes,
+            occupancy,
+            holder,
+            admission,
+            events,
+        });
         let survivors = recover::survey(&shared).await;
         Keeper::new(shared, heard).run(survivors, shutdown).await.map_err(|Superseded| AgentError::Superseded(agent))
     }

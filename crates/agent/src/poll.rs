@@ -3,7 +3,8 @@
 //! The claimer offers all that is free. While that is not all that the host has, it asks again every second, because what
 //! is given back meanwhile may make fit what did not. There is one: of two that offer parts, none would hear of a run that
 //! fits their sum. It is never interrupted: an answer that grants a lease must not be thrown away. The listener asks for
-//! nothing, so it may be, and begins anew whenever there is more that it has to hear about.
+//! nothing, so it may be, and begins anew whenever there is more that it has to hear about. While something stands against
+//! new runs ([`admission`]) the claimer does not ask; the listener and renewals go on.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,6 +13,7 @@ use holm_domain::{BootMicros, host::Capacity};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
+    admission,
     backoff::Backoff,
     capacity::{Offer, Pool},
     clock,
@@ -19,7 +21,6 @@ use crate::{
     keeper::Event,
     registration,
     station::Shared,
-    storage,
 };
 
 /// The most runs in one answer.
@@ -90,9 +91,9 @@ impl<C: ControlPlane> Poller<C> {
         let mut backoff = Backoff::default();
         loop {
             let offer = pool.offer().await;
-            if storage::shortage_of(&self.shared.config).is_some() {
+            if !self.shared.admission.look(&self.shared.config).is_empty() {
                 drop(offer);
-                tokio::time::sleep(storage::LOOK_EVERY).await;
+                tokio::time::sleep(admission::LOOK_EVERY).await;
                 continue;
             }
             let held = self.held.borrow().clone();

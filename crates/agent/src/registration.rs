@@ -5,18 +5,23 @@ use holm_domain::AgentId;
 use holm_runtime::{crash::effect_of, registry::Registry};
 
 use crate::{
+    admission::Admission,
     backoff::Backoff,
     control::{ControlError, ControlPlane},
     ids::Process,
     station::{Config, Shared},
-    storage,
 };
 
-fn body(config: &Config, runtimes: &Registry, agent: AgentId, process: Process) -> Register {
+/// What is told of this host, as it stands now.
+pub(crate) fn body(
+    config: &Config,
+    runtimes: &Registry,
+    admission: &Admission,
+    agent: AgentId,
+    process: Process,
+) -> Register {
     let mut labels = config.labels.clone();
-    if let Some(why) = storage::shortage_of(config) {
-        labels.insert(storage::STORAGE_LABEL.to_owned(), why);
-    }
+    labels.extend(admission.look(config).into_iter().map(|(label, why)| (label.to_owned(), why)));
     Register {
         agent,
         instance: process.instance,
@@ -30,14 +35,7 @@ fn body(config: &Config, runtimes: &Registry, agent: AgentId, process: Process) 
 }
 
 /// Registers; goes on trying while the control plane is not available.
-pub(crate) async fn persist<C: ControlPlane>(
-    config: &Config,
-    control: &C,
-    runtimes: &Registry,
-    agent: AgentId,
-    process: Process,
-) -> Result<Registered, ControlError> {
-    let body = body(config, runtimes, agent, process);
+pub(crate) async fn persist<C: ControlPlane>(control: &C, body: Register) -> Result<Registered, ControlError> {
     let mut backoff = Backoff::default();
     loop {
         match effect_of("agent.register", control.register(body.clone())).await {
@@ -59,7 +57,7 @@ pub(crate) async fn renew<C: ControlPlane>(shared: &Shared<C>) {
 
 /// Brings what the control plane knows of this host up to date; tells whether it did.
 pub(crate) async fn again<C: ControlPlane>(shared: &Shared<C>) -> bool {
-    let body = body(&shared.config, &shared.runtimes, shared.agent, shared.process);
+    let body = body(&shared.config, &shared.runtimes, &shared.admission, shared.agent, shared.process);
     match shared.control.register(body).await {
         Ok(_) => true,
         Err(error) => {

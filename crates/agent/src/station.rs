@@ -2,15 +2,15 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use holm_domain::{AgentId, InstanceId, host::Capacity, lease::holder::Held};
+use holm_domain::{AgentId, InstanceId, host::Capacity, lease::holder::Held, pressure::PressureLimits};
 use holm_runtime::{AttemptId, registry::Registry};
 use holm_shim::protocol::Tuning;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 
 use crate::{
-    clock, folder::Folder, ids::Process, keeper::Event, occupancy::Occupancy, shim_process::ShimProgram,
-    storage::STORAGE_FLOOR_BYTES,
+    admission::Admission, clock, folder::Folder, ids::Process, keeper::Event, occupancy::Occupancy,
+    shim_process::ShimProgram, storage::STORAGE_FLOOR_BYTES,
 };
 
 /// How an agent works.
@@ -28,6 +28,10 @@ pub struct Config {
     pub capacity: Capacity,
     /// How many bytes must be free where its folder is, so that it takes runs.
     pub storage_floor_bytes: u64,
+    /// From which pressure on it takes no runs.
+    pub pressure_limits: PressureLimits,
+    /// Where the kernel tells of the pressure on the host.
+    pub proc_dir: std::path::PathBuf,
     /// How shims are started.
     pub shim: ShimProgram,
     /// How shims behave.
@@ -56,6 +60,8 @@ impl Config {
             labels: BTreeMap::new(),
             capacity,
             storage_floor_bytes: STORAGE_FLOOR_BYTES,
+            pressure_limits: PressureLimits::default(),
+            proc_dir: "/proc".into(),
             shim: ShimProgram::default(),
             tuning: Tuning::default(),
             poll_wait: Duration::from_secs(20),
@@ -79,6 +85,7 @@ pub(crate) struct Shared<C> {
     pub(crate) runtimes: Registry,
     pub(crate) occupancy: Occupancy,
     pub(crate) holder: Holder,
+    pub(crate) admission: Admission,
     pub(crate) events: mpsc::Sender<Event>,
 }
 

@@ -4,6 +4,7 @@
 //! after it but destructors, which touch no file, and a new agent begins in the same folder.
 
 mod damage;
+mod pressure;
 
 use std::{
     fs,
@@ -62,6 +63,8 @@ impl Bench {
     fn config(&self) -> Config {
         Config {
             shim: shim_program(),
+            // No pressure is known, however busy this machine is.
+            proc_dir: self.temp.path().join("proc"),
             reap_every: Duration::from_millis(100),
             renew_retry: Duration::from_millis(50),
             quit_within: Duration::from_secs(2),

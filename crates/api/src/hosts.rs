@@ -26,7 +26,8 @@ pub struct HostView {
     /// The runtimes on it and what they can do.
     #[schema(value_type = Vec<Object>)]
     pub runtimes: Vec<RuntimeInfo>,
-    /// Names and values by which it is found. `holm.storage` says that it takes no runs because its disk is nearly full.
+    /// Names and values by which it is found. `holm.storage` says that it takes no runs because its disk is nearly full,
+    /// `holm.pressure` that it takes none because it is under pressure.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// When its agent registered first, in microseconds since the Unix epoch.

@@ -178,12 +178,33 @@ impl World {
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("HOME", self.dir.path().join("user")).env("TMPDIR", std::env::temp_dir());
         command.env("HOLM_HOME", home).env("HOLM_CONFIG", self.dir.path().join(CONFIG_FILE));
+        // No pressure is known but what a test writes there, however busy this machine is.
+        command.env("HOLM_TEST_PROC", self.proc_dir());
         command.env("HOLM_LOG", "info").current_dir(self.dir.path().join("user"));
         if self.processes.iter().any(|(role, _)| *role == Role::Server) {
             command.env("HOLM_SERVER", format!("unix:{}", self.socket().display()));
             command.env("HOLM_TOKEN_FILE", self.home().join("token"));
         }
         command
+    }
+
+    fn proc_dir(&self) -> PathBuf {
+        self.dir.path().join("proc")
+    }
+
+    /// Has the kernel tell that all tasks of the host stall for want of memory, for so many percent of the time, while little
+    /// of it is available.
+    #[track_caller]
+    pub fn memory_stalls(&self, percent: u32) {
+        let dir = self.proc_dir();
+        fs::create_dir_all(dir.join("pressure")).expect("a folder");
+        let write = |name: &str, text: &str| {
+            fs::write(dir.join("new"), text).expect("a file");
+            fs::rename(dir.join("new"), dir.join(name)).expect("a file");
+        };
+        let rest = "avg60=0.00 avg300=0.00 total=0";
+        write("meminfo", "MemTotal: 1000 kB\nMemAvailable: 10 kB\n");
+        write("pressure/memory", &format!("some avg10={percent}.00 {rest}\nfull avg10={percent}.00 {rest}\n"));
     }
 
     /// `holm ARGUMENTS…` to its end.

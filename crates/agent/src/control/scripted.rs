@@ -13,6 +13,7 @@ use holm_api::agent::{
 };
 use holm_domain::{
     AgentId, InstanceId, OrgId, ProjectId, RunId, TokenId, UnixMicros,
+    host::{Capacity, refusal},
     lease::{
         Claimant,
         grant::{self, FinishRefused},
@@ -61,6 +62,8 @@ pub(crate) struct World {
     pub(crate) faults: BTreeMap<Op, Fault>,
     pub(crate) hung: Vec<Op>,
     pub(crate) agents: Vec<AgentId>,
+    /// The labels of the host as they were told last.
+    pub(crate) labels: BTreeMap<String, String>,
     /// The processes that registered, in order; the last one is heard.
     pub(crate) instances: Vec<InstanceId>,
     /// How many answers that grant something are lost.
@@ -185,7 +188,7 @@ impl Scripted {
         let mut world = self.world();
         let by = Claimant { agent: body.agent, instance: body.instance };
         let mut polled = Polled::default();
-        let mut free = body.free;
+        let mut free = if refusal(&world.labels).is_some() { Capacity::default() } else { body.free };
         let ttl_ms = (now().since(received) + self.config.ttl).as_millis() as u64;
         let is_unlisted = |run: &Run| {
             run.claimed_at.is_some_and(|at| at <= received) && !body.held.iter().any(|held| held.run == run.id)
@@ -245,6 +248,7 @@ impl ControlPlane for Scripted {
     async fn register(&self, body: Register) -> Result<Registered, ControlError> {
         let mut world = self.world();
         world.agents.push(body.agent);
+        world.labels = body.labels;
         let is_late = world.instances.iter().rev().skip(1).any(|earlier| *earlier == body.instance);
         if is_late {
             return Err(ControlError::Superseded);

@@ -23,4 +23,5 @@ mod logs;
 mod output;
 mod people;
 mod places;
+mod pressure;
 mod up;

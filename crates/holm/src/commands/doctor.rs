@@ -8,6 +8,7 @@ mod state;
 use std::{fs, path::Path};
 
 use holm_agent::storage;
+use holm_domain::pressure::{PressureLimits, Stall, judge};
 use rustix::process::geteuid;
 use serde::Serialize;
 
@@ -56,7 +57,8 @@ fn missing(name: &'static str, found: impl Into<String>, way_out: impl Into<Stri
 
 /// Prints what was found; the exit code is 1 if no sandbox can be made here, or no server and agent can work.
 pub async fn execute(session: &Session) -> anyhow::Result<u8> {
-    let mut probes = vec![user(), kernel(), user_namespaces(), cgroups(), security_modules(), overlay(), vm(), qemu()];
+    let mut probes = vec![user(), kernel(), user_namespaces(), cgroups(), pressure(Path::new("/proc"))];
+    probes.extend([security_modules(), overlay(), vm(), qemu()]);
     probes.push(home(&session.config.home.value));
     probes.extend(state::probes(session).await);
     probes.extend(runtimes(session));
@@ -178,6 +180,26 @@ fn cgroups() -> Probe {
         return less(name, format!("{version}; a plain user needs a group that was delegated"), way_out);
     }
     good(name, format!("{version}, with memory, pids and cpu"))
+}
+
+fn pressure(proc_dir: &Path) -> Probe {
+    let name = "pressure";
+    let seen = holm_agent::pressure::read(proc_dir);
+    let excesses = judge(&[], &seen.pressure, &PressureLimits::default());
+    if let Some(excess) = excesses.first() {
+        let way_out = "new runs wait until it is below half of that, or give agents other limits with --host-pressure";
+        return less(name, excess.to_string(), way_out);
+    }
+    if let Some(unknown) = seen.unknown.first() {
+        let way_out = "boot a kernel that has CONFIG_PSI with `psi=1`; what is not known holds no run up";
+        return less(name, unknown, way_out);
+    }
+    let share = |stall: Stall| {
+        let share_bp = seen.pressure.of(stall)?;
+        Some(format!("{} {}.{:02} %", stall.as_str(), share_bp / 100, share_bp % 100))
+    };
+    let shares: Vec<String> = Stall::ALL.into_iter().filter_map(share).collect();
+    good(name, format!("{} of the last ten seconds", shares.join(", ")))
 }
 
 fn security_modules() -> Probe {

@@ -1,6 +1,6 @@
 //! `holm hosts`: the machines and what they can do.
 
-use holm_agent::storage::STORAGE_LABEL;
+use holm_domain::host::refusal;
 
 use super::ago;
 use crate::{
@@ -22,9 +22,9 @@ pub async fn execute(session: &Session) -> anyhow::Result<u8> {
         .iter()
         .map(|host| {
             let runtimes: Vec<String> = host.runtimes.iter().map(|runtime| escaped(&runtime.name)).collect();
-            let seen = match (host.alive, host.labels.get(STORAGE_LABEL)) {
+            let seen = match (host.alive, refusal(&host.labels)) {
                 (true, None) => Cell(Tone::Good, "now".into()),
-                (true, Some(why)) => Cell(Tone::Bad, format!("now; disk {}", escaped(why))),
+                (true, Some(why)) => Cell(Tone::Bad, format!("now; {}", escaped(&why))),
                 (false, _) => Cell(Tone::Bad, ago(host.seen_at)),
             };
             [

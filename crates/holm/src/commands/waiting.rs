@@ -9,6 +9,7 @@ use holm_api::{
 };
 use holm_domain::{
     AgentId,
+    host::refusal,
     run::{RunSpec, RunState},
     schedule,
 };
@@ -33,7 +34,7 @@ pub async fn why(client: &Client, run: &RunView) -> Result<String, ClientError> 
     Ok(of_memory.unwrap_or_else(|| "a host will take it".to_owned()))
 }
 
-/// What hosts alone tell: none is there, none can, none has a place.
+/// What hosts alone tell: none is there, none can, none has a place, none takes anything.
 fn of_hosts(spec: &RunSpec, hosts: &[HostView]) -> Option<String> {
     let alive: Vec<&HostView> = hosts.iter().filter(|host| host.alive).collect();
     if alive.is_empty() {
@@ -57,9 +58,14 @@ fn of_hosts(spec: &RunSpec, hosts: &[HostView]) -> Option<String> {
         let (wanted, largest) = (show_bytes(wanted), show_bytes(largest));
         return Some(format!("no connected host has {wanted} of memory, {largest} at most; give a smaller --memory"));
     }
-    let mut large = able.into_iter().filter(|host| host.capacity.memory_bytes >= wanted);
-    let has_place = large.any(|host| host.runs_held < host.capacity.runs);
-    (!has_place).then(|| "each host that could take it has as many runs as it takes at once".to_owned())
+    let large = able.into_iter().filter(|host| host.capacity.memory_bytes >= wanted);
+    let with_place: Vec<&HostView> = large.filter(|host| host.runs_held < host.capacity.runs).collect();
+    let Some(first) = with_place.first() else {
+        return Some("each host that could take it has as many runs as it takes at once".to_owned());
+    };
+    let takes_some = with_place.iter().any(|host| refusal(&host.labels).is_none());
+    let why = refusal(&first.labels).filter(|_| !takes_some)?;
+    Some(format!("no host that could take it takes anything new now ({}: {})", escaped(&first.name), escaped(&why)))
 }
 
 /// What the live runs of each agent may use.
@@ -79,7 +85,8 @@ fn of_memory(spec: &RunSpec, hosts: &[HostView], held: &HashMap<AgentId, u64>) -
     let free =
         |host: &HostView| host.capacity.memory_bytes.saturating_sub(held.get(&host.id).copied().unwrap_or_default());
     let able = hosts.iter().filter(|host| {
-        host.alive && host.runs_held < host.capacity.runs && schedule::runtime_among(spec, &host.runtimes).is_some()
+        let takes_runs = host.runs_held < host.capacity.runs && refusal(&host.labels).is_none();
+        host.alive && takes_runs && schedule::runtime_among(spec, &host.runtimes).is_some()
     });
     let most = able.map(free).max()?;
     (most < wanted).then(|| {
@@ -132,6 +139,11 @@ mod tests {
         let vm = RunSpec { runtime: Some("vm".to_owned()), ..spec(GIB) };
         assert!(of(&vm, &[host(0)]).contains("`vm` with root.host"));
         assert_eq!(of_hosts(&spec(GIB), &[host(2), host(1)]), None);
+        let labels = [("holm.pressure".to_owned(), "all tasks wait".to_owned())].into();
+        let pressed = HostView { labels, ..host(0) };
+        let reason = of(&spec(GIB), &[host(2), pressed.clone()]);
+        assert!(reason.contains("(isle: under pressure: all tasks wait; it takes nothing new)"), "{reason}");
+        assert_eq!(of_hosts(&spec(GIB), &[pressed, host(1)]), None);
     }
 
     #[test]

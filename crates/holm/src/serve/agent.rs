@@ -6,7 +6,10 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use holm_agent::{Agent, Config, Shutdown, control::http::HttpControl};
 use holm_api::client::Client;
-use holm_domain::host::Capacity;
+use holm_domain::{
+    host::Capacity,
+    pressure::{PressureLimits, Stall},
+};
 use holm_runtime::{process::Lend, registry::Registry};
 
 use super::{
@@ -26,6 +29,10 @@ const DRAIN_WITHIN: Duration = Duration::from_secs(20);
 /// How many runs at once where nobody says.
 const RUNS_MAX: u32 = 64;
 
+/// A folder that stands for `/proc` where the pressure on the host is looked at, for tests; only in builds with debug
+/// assertions.
+const TEST_PROC: &str = "HOLM_TEST_PROC";
+
 /// What an agent is told, on the command line or in the table `[agent]`.
 #[derive(Debug, Clone, Args)]
 pub struct HostArgs {
@@ -41,6 +48,10 @@ pub struct HostArgs {
     /// Take no runs while less than this is free where the agent's folder is [default: 256m]
     #[arg(long, value_name = "SIZE")]
     pub host_storage_floor: Option<String>,
+    /// Take no runs while tasks of this host stall for more of the time than this, in percent; `off` for any or for all
+    /// [default: memory-some=40,memory-full=10,io-full=80]
+    #[arg(long, value_name = "LIMITS")]
+    pub host_pressure: Option<String>,
     /// A folder of this host that runs may bring in or mount; without `:rw` for reading only; may be repeated
     #[arg(long, value_name = "PATH[:rw]")]
     pub lend: Vec<String>,
@@ -92,6 +103,29 @@ impl HostArgs {
         self.labels.iter().map(label).collect()
     }
 
+    fn pressure_limits(&self) -> Result<PressureLimits, Usage> {
+        let mut limits = PressureLimits::default();
+        let Some(text) = &self.host_pressure else { return Ok(limits) };
+        if text == "off" {
+            return Ok(PressureLimits::NONE);
+        }
+        for part in text.split(',') {
+            let refused = |problem: &str| Usage::new("--host-pressure", part, problem);
+            let names = "give memory-some, memory-full or io-full, `=`, and 1 to 100 or `off`; or `off` alone";
+            let (stall, percent) = part.split_once('=').ok_or_else(|| refused(names))?;
+            let stall = Stall::ALL.into_iter().find(|known| known.as_str() == stall).ok_or_else(|| refused(names))?;
+            let percent = match percent {
+                "off" => None,
+                percent => {
+                    let percent = percent.parse().ok().filter(|percent| (1..=100).contains(percent));
+                    Some(percent.ok_or_else(|| refused("give 1 to 100 percent, or `off`"))?)
+                }
+            };
+            limits.set(stall, percent);
+        }
+        Ok(limits)
+    }
+
     fn capacity(&self, table: &AgentTable) -> anyhow::Result<Capacity> {
         let cpus = std::thread::available_parallelism().context("how many processors there are")?.get();
         let memory_bytes = match &self.memory {
@@ -139,6 +173,10 @@ pub fn agent(
         config.storage_floor_bytes =
             units::bytes(text).map_err(|problem| Usage::new("--host-storage-floor", text, problem))?;
     }
+    config.pressure_limits = args.pressure_limits()?;
+    if let Some(dir) = std::env::var_os(TEST_PROC).filter(|_| cfg!(debug_assertions)) {
+        config.proc_dir = dir.into();
+    }
     let mut runtimes = Registry::new();
     runtimes.add(process_runtime(home, lending)?)?;
     Ok(Agent::new(config, HttpControl::new(client), runtimes))
@@ -183,4 +221,51 @@ async fn work(session: Session, args: HostArgs) -> anyhow::Result<u8> {
     }
     tracing::info!("the agent has ended");
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        host: HostArgs,
+    }
+
+    fn limits(text: &str) -> Result<PressureLimits, String> {
+        let flags = Flags::try_parse_from(["holm", "--host-pressure", text]).unwrap();
+        flags.host.pressure_limits().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn limits_of_pressure_are_set_one_by_one() {
+        let usual = PressureLimits::default();
+        assert_eq!(limits("io-full=100"), Ok(PressureLimits { io_full_percent: Some(100), ..usual }));
+        let two = PressureLimits { memory_some_percent: None, memory_full_percent: Some(1), ..usual };
+        assert_eq!(limits("memory-some=off,memory-full=1"), Ok(two));
+        assert_eq!(limits("off"), Ok(PressureLimits::NONE));
+        assert_eq!(Flags::try_parse_from(["holm"]).unwrap().host.pressure_limits().ok(), Some(usual));
+    }
+
+    #[test]
+    fn nonsense_for_limits_of_pressure_is_refused() {
+        for text in [
+            "",
+            "on",
+            "io-full",
+            "io-full=",
+            "cpu-full=5",
+            "io-full=0",
+            "io-full=101",
+            "io-full=1.5",
+            "off,",
+            "io-full=-1",
+        ] {
+            let problem = limits(text).unwrap_err();
+            assert!(problem.contains("--host-pressure") && problem.contains("1 to 100"), "{text}: {problem}");
+        }
+    }
 }

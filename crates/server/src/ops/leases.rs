@@ -14,7 +14,7 @@ use holm_domain::{
     ErrorCode, RunId, UnixMicros,
     access::Token,
     error::InvalidField,
-    host::{Capacity, Host},
+    host::{Capacity, Host, refusal},
     lease::{Claimant, grant},
     limits::RESULT_BYTES_MAX,
     run::{Cancel, Outcome, OutcomeKind, Reason, Run},
@@ -88,8 +88,10 @@ fn check_poll(poll: &Poll) -> Result<(), InvalidField> {
 }
 
 async fn look(app: &App, host: &Host, poll: &Poll, received: Received) -> Result<Polled, Failure> {
-    // A server that is to end grants nothing: the answer might not arrive.
-    let claims_max = if app.shutdown.is_cancelled() { 0 } else { poll.claims_max };
+    // A server that is to end grants nothing: the answer might not arrive. Nor is anything granted to a host that has said
+    // meanwhile that it takes nothing new.
+    let grants_none = app.shutdown.is_cancelled() || refusal(&host.labels).is_some();
+    let claims_max = if grants_none { 0 } else { poll.claims_max };
     if claims_max == 0 && poll.held.is_empty() {
         return Ok(Polled::default());
     }

@@ -44,8 +44,12 @@ pub async fn poll(
 mod tests {
     use std::time::Duration;
 
-    use holm_api::agent::{DirectiveKind, HeldLease};
-    use holm_domain::{ErrorCode, host::Capacity, run::Cancel};
+    use holm_api::agent::{DirectiveKind, HeldLease, Register, Registered};
+    use holm_domain::{
+        ErrorCode,
+        host::{Capacity, PRESSURE_LABEL},
+        run::Cancel,
+    };
     use http::StatusCode;
     use serde_json::json;
     use tokio::time::Instant;
@@ -114,6 +118,30 @@ mod tests {
         world.clock.advance(Duration::from_secs(10));
         crate::tasks::reap::reap(world.app()).await.unwrap();
         assert_eq!(world.claim().await.fence, 2);
+    }
+
+    #[tokio::test]
+    async fn a_host_that_takes_nothing_new_is_granted_nothing_by_an_earlier_poll_either() {
+        let world = that_hears_by_bells_alone().await;
+        let pressed = |labels: &[(&str, &str)]| Register {
+            labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+            ..world.registration()
+        };
+        let held = world.claim_run().await;
+        let agent = world.agent();
+        let waiting = Poll { wait_ms: 300, held: vec![held], ..world.poll() };
+        let press = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            agent
+                .post("/agent/v1/register", &pressed(&[(PRESSURE_LABEL, "io")]))
+                .await
+                .json::<Registered>(StatusCode::OK);
+            world.queue_run().await
+        };
+        let (polled, id) = tokio::join!(ask(&world, &waiting), press);
+        assert!(polled.is_empty(), "{polled:?}");
+        agent.post("/agent/v1/register", &pressed(&[])).await.json::<Registered>(StatusCode::OK);
+        assert_eq!(ask(&world, &waiting).await.claimed[0].run, id);
     }
 
     #[tokio::test]
