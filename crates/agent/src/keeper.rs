@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use holm_api::agent::{ClaimedRun, Directive, DirectiveKind, HeldLease, Renew, Renewed};
+use holm_api::agent::{ClaimedRun, Directive, DirectiveKind, HeldLease, Renew, RenewLease, Renewed};
 use holm_domain::{
     BootMicros,
     lease::holder::{Action, Held, Input, StopReason},
@@ -38,6 +38,7 @@ use crate::{
     reaper,
     recover::Survivor,
     station::{Shared, attempt_of, held},
+    usage,
 };
 
 /// The most leases in one renewal.
@@ -310,11 +311,12 @@ impl<C: ControlPlane> Keeper<C> {
                 tracing::warn!("too many renewals wait for an answer; the next attempt follows");
                 return;
             }
-            let known = |held: &Held| self.attempts.get(held).and_then(|entry| entry.orders.borrow().cancel);
-            let leases =
-                part.iter().map(|held| HeldLease { run: held.run, fence: held.fence, cancel: known(held) }).collect();
-            let shared = self.shared.clone();
+            let (shared, part) = (self.shared.clone(), part.to_vec());
             self.renewals.spawn(async move {
+                let usage = usage::measure(&shared, &part).await;
+                let lease =
+                    |held: Held| RenewLease { run: held.run, fence: held.fence, usage: usage.get(&held).copied() };
+                let leases = part.into_iter().map(lease).collect();
                 let body = Renew { agent: shared.agent, instance: shared.instance(), leases };
                 let asked_at = clock::boot_now();
                 let result = shared.control.renew(body).await;

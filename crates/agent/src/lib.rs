@@ -33,6 +33,7 @@ pub mod storage;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -140,6 +141,7 @@ impl<C: ControlPlane> Agent<C> {
             occupancy,
             holder,
             admission,
+            measuring: Arc::default(),
             events,
         });
         let survivors = recover::survey(&shared).await;

@@ -1,4 +1,4 @@
-//! Which attempts something is done for at this moment, and which places in the pool of user ids they have.
+//! Which attempts something is done for at this moment, what they occupy, and which places in the pool of user ids they have.
 //!
 //! What always holds: an attempt has at most one [`Stay`], so the supervisor and the reaper never work on the same one; a
 //! place is given to one attempt at a time and stays taken until everything of that attempt was removed.
@@ -8,11 +8,18 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use holm_domain::BootMicros;
 use holm_runtime::{AttemptId, Error, Resources};
 
-#[derive(Debug, Clone, Copy, Default)]
+use crate::usage::CpuTime;
+
+#[derive(Debug, Clone, Default)]
 struct Entry {
     uid_slot: Option<u32>,
+    /// What it may occupy, once that is planned.
+    resources: Option<Arc<Resources>>,
+    /// The processor time that it had used at the last look.
+    used: Option<CpuTime>,
     /// Nobody looks after it now: something could not be removed, or whoever did so failed.
     left: bool,
 }
@@ -46,6 +53,23 @@ impl Occupancy {
         entry.left = false;
         Some(Stay { occupancy: self.clone(), attempt, cleared: false })
     }
+
+    /// What the attempt may occupy, if that is known.
+    pub(crate) fn resources(&self, attempt: AttemptId) -> Option<Arc<Resources>> {
+        self.entries().get(&attempt)?.resources.clone()
+    }
+
+    /// How much of the processors the attempt had on average since the last look, in thousandths of one.
+    pub(crate) fn cpus_milli(&self, attempt: AttemptId, now: CpuTime) -> Option<u64> {
+        self.entries().get_mut(&attempt)?.used.replace(now)?.cpus_milli_until(now)
+    }
+}
+
+impl Entry {
+    fn occupy(&mut self, resources: &Resources) {
+        self.uid_slot = resources.uid_slot;
+        self.resources = Some(Arc::new(resources.clone()));
+    }
 }
 
 impl Stay {
@@ -62,8 +86,13 @@ impl Stay {
         if resources.uid_slot.is_some_and(|slot| taken.contains(&slot)) {
             return Err(Error::Exhausted("the pool of user ids"));
         }
-        entries.entry(self.attempt).or_default().uid_slot = resources.uid_slot;
+        entries.entry(self.attempt).or_default().occupy(&resources);
         Ok(resources)
+    }
+
+    /// Its sandbox begins now.
+    pub(crate) fn begun(&self, now: BootMicros) {
+        self.occupancy.entries().entry(self.attempt).or_default().used = Some(CpuTime { at: now, used_us: 0 });
     }
 
     /// Takes the place that found resources name. If somebody else has it by now, it is struck out of them: what they name
@@ -74,7 +103,7 @@ impl Stay {
         if slot.is_some() && entries.iter().any(|(id, entry)| *id != self.attempt && entry.uid_slot == slot) {
             resources.uid_slot = None;
         }
-        entries.entry(self.attempt).or_default().uid_slot = resources.uid_slot;
+        entries.entry(self.attempt).or_default().occupy(resources);
     }
 
     /// Nothing of the attempt is left.

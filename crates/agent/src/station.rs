@@ -86,6 +86,8 @@ pub(crate) struct Shared<C> {
     pub(crate) occupancy: Occupancy,
     pub(crate) holder: Holder,
     pub(crate) admission: Admission,
+    /// Whose turn it is to measure what runs use.
+    pub(crate) measuring: Arc<tokio::sync::Mutex<()>>,
     pub(crate) events: mpsc::Sender<Event>,
 }
 

@@ -16,7 +16,7 @@ use holm_domain::{
     BootMicros, UnixMicros,
     host::RuntimeInfo,
     log::{BatchBuilder, Stream},
-    run::{Cancel, EventKind, ExitStatus, Outcome, Reason, RunSpec, Usage},
+    run::{Cancel, EventKind, ExitStatus, LiveUsage, Outcome, Reason, RunSpec, Usage},
 };
 use holm_runtime::{
     AttemptId, Descriptor, Error, Prepared, Request, Resources, Runtime, Sandbox, ShimIdentity, StepReport, Stop,
@@ -119,6 +119,8 @@ pub(crate) struct FileRuntime {
     changed: Condvar,
     /// How often removing fails before it works.
     pub(crate) destroy_failures: Mutex<u32>,
+    /// What each sandbox has used, processor time apart, which grows.
+    pub(crate) uses: Mutex<LiveUsage>,
     /// How often it was tidied.
     pub(crate) tidied: std::sync::atomic::AtomicU32,
 }
@@ -131,6 +133,7 @@ impl FileRuntime {
             crash: Mutex::default(),
             changed: Condvar::new(),
             destroy_failures: Mutex::new(0),
+            uses: Mutex::default(),
             tidied: std::sync::atomic::AtomicU32::new(0),
         })
     }
@@ -237,6 +240,13 @@ impl Runtime for FileRuntime {
 
     fn launch(&self, _: serde_json::Value, _: Vec<Descriptor>) -> Result<Sandbox, Error> {
         Err(Error::Unsupported { runtime: "test", operation: "launch" })
+    }
+
+    fn measure(&self, resources: &Resources) -> LiveUsage {
+        assert_eq!(*resources, self.resources(resources.attempt));
+        let mut uses = self.uses.lock().unwrap();
+        uses.cpu_us = uses.cpu_us.map(|used| used + 1_000_000);
+        *uses
     }
 
     fn destroy(&self, resources: &Resources) -> Vec<StepReport> {

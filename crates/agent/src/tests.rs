@@ -5,6 +5,7 @@
 
 mod damage;
 mod pressure;
+mod usage;
 
 use std::{
     fs,

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use holm_domain::{
     AgentId, InstanceId, OrgId, ProjectId, RunId,
     host::{Capacity, RuntimeInfo},
-    run::{Cancel, EventKind, Outcome, RunSpec, SandboxInfo, Usage},
+    run::{Cancel, EventKind, LiveUsage, Outcome, RunSpec, SandboxInfo, Usage},
 };
 use serde::{Deserialize, Serialize};
 
@@ -167,7 +167,28 @@ pub struct Renew {
     #[schema(value_type = String)]
     pub instance: InstanceId,
     /// The leases.
-    pub leases: Vec<HeldLease>,
+    pub leases: Vec<RenewLease>,
+}
+
+/// A lease that is to be renewed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RenewLease {
+    /// The run.
+    #[schema(value_type = String)]
+    pub run: RunId,
+    /// The number of the lease.
+    pub fence: u64,
+    /// What its sandbox uses now, where that is counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub usage: Option<LiveUsage>,
+}
+
+impl From<HeldLease> for RenewLease {
+    fn from(held: HeldLease) -> Self {
+        Self { run: held.run, fence: held.fence, usage: None }
+    }
 }
 
 /// The answer to a renewal, in the order of the leases.

@@ -2,7 +2,7 @@
 
 use holm_domain::{
     AgentId, OrgId, ProjectId, RunId, UnixMicros,
-    run::{Cancel, Event, Outcome, RunSpec, RunState, SandboxInfo, Usage},
+    run::{Cancel, Event, Measured, Outcome, RunSpec, RunState, SandboxInfo, Usage},
 };
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +59,12 @@ pub struct RunView {
     /// `pids_peak`, `io_read_bytes`, `io_write_bytes`, `log_bytes`. What is not counted is left out.
     #[schema(value_type = Option<Object>)]
     pub usage: Option<Usage>,
+    /// What its sandbox used when its lease was renewed last, while it lives and as far as its host counts it: `at` (when
+    /// that was), `cpu_us`, `cpus_milli` (thousandths of a processor since the renewal before), `memory_bytes`,
+    /// `memory_peak_bytes`, `pids`. What is not counted is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub live: Option<Measured>,
     /// When it was submitted, in microseconds since the Unix epoch, as all times here.
     #[schema(value_type = i64)]
     pub queued_at: UnixMicros,
@@ -87,6 +93,7 @@ impl From<holm_domain::run::Run> for RunView {
             attempt: run.attempt,
             fence: run.fence,
             agent: run.lease.map(|lease| lease.agent),
+            live: run.lease.and_then(|lease| lease.measured),
             cancel: run.cancel,
             sandbox: run.sandbox,
             result: run.result,

@@ -118,6 +118,11 @@ pub fn show_cpus(milli: u64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
+/// Thousandths of a processor for people, as a share of one.
+pub fn show_percent(milli: u64) -> String {
+    format!("{}.{} %", milli / 10, milli % 10)
+}
+
 /// A duration for people, in at most two units.
 pub fn show_duration(span: Duration) -> String {
     let seconds = span.as_secs();

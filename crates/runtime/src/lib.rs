@@ -31,7 +31,7 @@ use std::{
 use holm_domain::{
     RunId,
     host::RuntimeInfo,
-    run::{RunSpec, Usage},
+    run::{LiveUsage, RunSpec, Usage},
 };
 use holm_wire::guest_api;
 use serde::{Deserialize, Serialize};
@@ -262,6 +262,11 @@ pub trait Runtime: Send + Sync {
     /// Shim: makes a sandbox of a state that `snapshot` wrote.
     fn restore(&self, _dir: &Path, _descriptors: Vec<Descriptor>) -> Result<Sandbox, Error> {
         Err(Error::Unsupported { runtime: self.name(), operation: "restore" })
+    }
+
+    /// Agent: what a sandbox uses now, as far as it is counted here; the rate of processor time is not for it to say.
+    fn measure(&self, _resources: &Resources) -> LiveUsage {
+        LiveUsage::default()
     }
 
     /// Agent: kills and removes everything that `resources` names. Every step is tried, also after one has failed.

@@ -121,8 +121,10 @@ async fn execute(client: &Client, id: AgentId, claimed: &ClaimedRun) {
     let sandbox = SandboxInfo { agent: id, runtime: "process".into(), image_digest: None, unenforced: Vec::new() };
     client.agent_start(run, &StartRun { instance: instance(), fence, sandbox }, DEADLINE).await.unwrap();
     let held = HeldLease { run, fence, cancel: None };
-    let renewed =
-        client.agent_renew(&Renew { agent: id, instance: instance(), leases: vec![held] }, DEADLINE).await.unwrap();
+    let renewed = client
+        .agent_renew(&Renew { agent: id, instance: instance(), leases: vec![held.into()] }, DEADLINE)
+        .await
+        .unwrap();
     assert_eq!(renewed.leases[0].ttl_ms, Some(30_000));
     let next = client.agent_append_logs(run, &by, batch(1, &[b"one\n", b"\xff\n"])).await.unwrap().next_seq;
     assert_eq!(next, 3);

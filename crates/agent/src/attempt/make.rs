@@ -16,6 +16,7 @@ use super::{
     seen::outcome_of,
 };
 use crate::{
+    clock,
     control::ControlPlane,
     folder::{FolderError, hand_over},
     journal::{Claim, Record, ShimRecord},
@@ -94,6 +95,7 @@ pub(crate) async fn make<C: ControlPlane>(
     if !shared.holder.may_start(claim.attempt) {
         return Err(NotMade::Lost(Lost::Expired));
     }
+    stay.begun(clock::boot_now());
     blocking({
         let (shared, claim) = (shared.clone(), claim.clone());
         move || brief(&shared, claim, prepared, shim, &now)

@@ -291,7 +291,7 @@ impl ControlPlane for Scripted {
             let by = Claimant { agent: body.agent, instance: body.instance };
             for lease in body.leases {
                 let run = world.runs[&lease.run].clone();
-                let renewed = grant::renew(&run, by, lease.fence, now(), &config).ok();
+                let renewed = grant::renew(&run, by, (lease.fence, lease.usage), now(), &config).ok();
                 let ttl_ms = renewed.as_ref().map(|_| config.ttl.as_millis() as u64);
                 leases.push(RenewedLease { run: lease.run, fence: lease.fence, ttl_ms, cancel: run.cancel });
                 world.runs.extend(renewed.map(|decision| (lease.run, decision.run)));

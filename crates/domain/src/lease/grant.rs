@@ -10,7 +10,7 @@ use crate::{
     AgentId, UnixMicros,
     lease::{Claimant, Lease},
     limits::{LEASE_TTL_MAX, LeaseConfig},
-    run::{Decision, Ending, EventKind, Outcome, Run, RunState, SandboxInfo, Usage},
+    run::{Decision, Ending, EventKind, LiveUsage, Measured, Outcome, Run, RunState, SandboxInfo, Usage},
 };
 
 /// The operation bears a fence that is not that of a live lease.
@@ -48,7 +48,7 @@ pub fn claim(run: &Run, by: Claimant, now: UnixMicros, config: &LeaseConfig) -> 
     run.claimed_at = Some(now);
     run.started_at = None;
     run.sandbox = None;
-    run.lease = Some(Lease { agent, instance, fence: run.fence, expires_at: now.plus(config.ttl) });
+    run.lease = Some(Lease { agent, instance, fence: run.fence, expires_at: now.plus(config.ttl), measured: None });
     let events = vec![EventKind::Claimed { agent, fence: run.fence }];
     Some(Decision { run, events })
 }
@@ -90,12 +90,13 @@ fn renewals_end(run: &Run, config: &LeaseConfig) -> UnixMicros {
 }
 
 /// Extends a lease from `now`. A process that took over what its predecessor held, under the fence that it found, holds it
-/// from then on; that it is the agent's newest was checked before. Past the run's own time limit and its overhead a lease is not renewed any more, so that no
-/// agent can hold a run for ever (SPEC L4).
+/// from then on; that it is the agent's newest was checked before. What the run uses now, or that it is not known, takes the
+/// place of what was told before. Past the run's own time limit and its overhead a lease is not renewed any more, so that
+/// no agent can hold a run for ever (SPEC L4).
 pub fn renew(
     run: &Run,
     by: Claimant,
-    fence: u64,
+    (fence, usage): (u64, Option<LiveUsage>),
     now: UnixMicros,
     config: &LeaseConfig,
 ) -> Result<Decision, StaleFence> {
@@ -106,7 +107,8 @@ pub fn renew(
     let mut run = run.clone();
     run.version += 1;
     let expires_at = lease.expires_at.max(now.plus(config.ttl));
-    run.lease = Some(Lease { instance: by.instance, expires_at, ..lease });
+    let measured = usage.and_then(LiveUsage::known).map(|usage| Measured { at: now, usage });
+    run.lease = Some(Lease { instance: by.instance, expires_at, measured, ..lease });
     Ok(Decision { run, events: Vec::new() })
 }
 
@@ -143,7 +145,7 @@ pub fn sandbox_ended(
     if run.state == RunState::Ended && fence == run.fence {
         return Ok(None);
     }
-    held(run, agent, fence)?;
+    let lease = held(run, agent, fence)?;
     if run.ending.is_some() {
         return Ok(None);
     }
@@ -153,6 +155,7 @@ pub fn sandbox_ended(
     let mut run = run.clone();
     run.version += 1;
     run.state = RunState::Finishing;
+    run.lease = Some(Lease { measured: None, ..lease });
     run.ending = Some(Ending { outcome, deadline_at: now.plus(config.finishing) });
     Ok(Some(Decision { run, events: Vec::new() }))
 }

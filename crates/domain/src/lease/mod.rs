@@ -10,7 +10,7 @@ mod properties;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AgentId, InstanceId, UnixMicros};
+use crate::{AgentId, InstanceId, UnixMicros, run::Measured};
 
 /// One process of an agent: who claims and renews.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,4 +32,7 @@ pub struct Lease {
     pub fence: u64,
     /// When it expires by the server's clock. The server waits a margin beyond that before it grants anew.
     pub expires_at: UnixMicros,
+    /// What the run used when the lease was renewed last; nothing where its host does not count it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured: Option<Measured>,
 }

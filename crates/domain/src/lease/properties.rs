@@ -97,7 +97,9 @@ fn apply(run: &Run, op: Op, now: UnixMicros) -> (Option<Decision>, bool) {
             let is_claimed = run.state == RunState::Claimed;
             (claim_again(run, claimant(by), now, &config), is_live(by.0, 0) && is_its_own && is_claimed)
         }
-        Op::Renew(by, behind) => (renew(run, claimant(by), fence(behind), now, &config).ok(), is_live(by.0, behind)),
+        Op::Renew(by, behind) => {
+            (renew(run, claimant(by), (fence(behind), None), now, &config).ok(), is_live(by.0, behind))
+        }
         Op::Start(by, behind) => {
             let started = start(run, agent(by), fence(behind), sandbox(agent(by)), now);
             (started.ok().flatten(), is_live(by, behind) && run.state == RunState::Claimed)
@@ -332,7 +334,7 @@ proptest! {
         for (pause, there, back, is_lost, is_doubled) in renewals {
             at += pause;
             let asked_at = host(at);
-            let Ok(decision) = renew(&run, claimant((0, 0)), run.fence, server(at + there), &config) else { break };
+            let Ok(decision) = renew(&run, claimant((0, 0)), (run.fence, None), server(at + there), &config) else { break };
             if grant::expire(&run, server(at + there), &config).is_some() {
                 break;
             }
@@ -379,7 +381,7 @@ fn a_grant_is_told_once_more_for_as_long_as_it_would_have_lasted() {
     let successor = claimant((1, 1));
     let told = claim_again(&granted, successor, begun.plus(SECOND), &config);
     assert!(told.is_none(), "a process beside the one that asked would make a second sandbox under one fence");
-    let taken_over = renew(&granted, successor, 1, begun.plus(SECOND), &config).unwrap().run;
+    let taken_over = renew(&granted, successor, (1, None), begun.plus(SECOND), &config).unwrap().run;
     assert!(at(&taken_over, 1, 2 * SECOND).is_none(), "it is its successor's");
     let Decision { run: again, events } = at(&granted, 1, SECOND).unwrap();
     assert_eq!((again.fence, again.attempt, again.state), (granted.fence, granted.attempt, RunState::Claimed));
@@ -398,15 +400,18 @@ fn a_run_that_only_uploads_has_a_deadline_of_its_own_and_is_never_queued_again()
     let granted = claim(&queued(begun), claimant((1, 0)), begun, &config).unwrap().run;
     let started = start(&granted, agent(1), 1, sandbox(agent(1)), begun).unwrap().unwrap().run;
     let limit = begun.plus(started.spec.limits.timeout()).plus(config.overhead);
-    assert!(renew(&started, claimant((1, 0)), 1, limit, &config).is_err(), "a command has no more time than its limit");
+    assert!(
+        renew(&started, claimant((1, 0)), (1, None), limit, &config).is_err(),
+        "a command has no more time than its limit"
+    );
     let outcome = Outcome::exited(ExitStatus::Code(0));
     let ended_at = UnixMicros(limit.0 - 1);
     let ending = sandbox_ended(&started, agent(1), 1, outcome.clone(), ended_at, &config).unwrap().unwrap().run;
     let again = sandbox_ended(&ending, agent(1), 1, Outcome::exited(ExitStatus::Code(9)), limit, &config).unwrap();
     assert!(again.is_none(), "what was told first stands");
-    let uploading = renew(&ending, claimant((1, 0)), 1, limit.plus(config.ttl), &config).unwrap().run;
+    let uploading = renew(&ending, claimant((1, 0)), (1, None), limit.plus(config.ttl), &config).unwrap().run;
     let deadline = ended_at.plus(config.finishing);
-    assert!(renew(&uploading, claimant((1, 0)), 1, deadline, &config).is_err(), "nothing goes on for ever");
+    assert!(renew(&uploading, claimant((1, 0)), (1, None), deadline, &config).is_err(), "nothing goes on for ever");
     let finished = finish(&uploading, agent(1), 1, outcome.clone(), None, None, deadline).unwrap().unwrap().run;
     assert_eq!((finished.outcome, finished.ending), (Some(outcome), None));
     let lost = expire(&uploading, deadline, &config).unwrap().run;

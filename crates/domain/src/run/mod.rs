@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use event::{Event, EventKind};
 pub use outcome::{ExitStatus, Outcome, OutcomeKind, Reason};
 pub use spec::{Mount, RootSource, RunSpec, WorkDir};
-pub use usage::Usage;
+pub use usage::{LiveUsage, Measured, Usage};
 
 use crate::{AgentId, OrgId, ProjectId, RunId, TokenId, UnixMicros, lease::Lease, limits::LeaseConfig};
 

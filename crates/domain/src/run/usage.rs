@@ -1,8 +1,10 @@
-//! What a run used, as the kernel of its host counted it.
+//! What a run used, and what it uses now, as the kernel of its host counted it.
 //!
 //! A value that a host does not count is absent, never 0. Nothing here comes from inside the sandbox.
 
 use serde::{Deserialize, Serialize};
+
+use crate::UnixMicros;
 
 /// What one sandbox used until everything in it had died.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -47,6 +49,44 @@ impl Usage {
     }
 }
 
+/// What one sandbox uses while it lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LiveUsage {
+    /// Processor time since its beginning, in microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_us: Option<u64>,
+    /// Thousandths of a processor, on average since the measurement before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus_milli: Option<u64>,
+    /// Memory, written files included, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// The most of it at one instant so far, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_peak_bytes: Option<u64>,
+    /// Processes and threads, those few of the sandbox itself included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u64>,
+}
+
+impl LiveUsage {
+    /// Itself, if anything of it is known.
+    pub fn known(self) -> Option<Self> {
+        (self != Self::default()).then_some(self)
+    }
+}
+
+/// What a sandbox used at an instant of its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Measured {
+    /// When the server heard of it.
+    pub at: UnixMicros,
+    /// What it was.
+    #[serde(flatten)]
+    pub usage: LiveUsage,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,6 +98,16 @@ mod tests {
         assert_eq!(text, r#"{"pids_peak":3,"log_bytes":0}"#);
         assert_eq!(serde_json::from_str::<Usage>(&text).unwrap(), usage);
         assert_eq!(serde_json::from_str::<Usage>("{}").unwrap(), Usage::default());
+    }
+
+    #[test]
+    fn what_is_measured_is_one_flat_object() {
+        let usage = LiveUsage { memory_bytes: Some(5), ..LiveUsage::default() };
+        let measured = Measured { at: UnixMicros(9), usage };
+        let text = serde_json::to_string(&measured).unwrap();
+        assert_eq!(text, r#"{"at":9,"memory_bytes":5}"#);
+        assert_eq!(serde_json::from_str::<Measured>(&text).unwrap(), measured);
+        assert_eq!((usage.known(), LiveUsage::default().known()), (Some(usage), None));
     }
 
     #[test]

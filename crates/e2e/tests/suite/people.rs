@@ -1,6 +1,6 @@
 //! What only people see: progress on a terminal, and nothing of it anywhere else.
 
-use holm_e2e::{OnTerminal, World, terminal::screen};
+use holm_e2e::{OnTerminal, World, eventually, host, terminal::screen};
 
 const QUEUED: &str = "queued: no host has registered; start `holm agent` on one";
 
@@ -69,6 +69,46 @@ fn top_shows_what_goes_on_until_it_is_left() {
     assert!(once.text().contains(&run) && once.text().contains("running") && !once.text().contains('\x1b'), "{once}");
     let json: serde_json::Value = serde_json::from_str(world.holm(["top", "--json"]).succeeds().text()).expect("JSON");
     assert_eq!((json["runs"].as_array().map(Vec::len), json["hosts"].as_array().map(Vec::len)), (Some(2), Some(1)));
+}
+
+#[test]
+fn what_runs_use_now_is_shown_where_their_host_counts_it() {
+    let mut world = World::with_short_leases();
+    world.start_agent("a");
+    let script = "b=$(head -c 20m /dev/zero | tr '\\0' x); while :; do :; done; echo $b";
+    let run = world.detach(["--cpus", "0.5", "--memory", "256m", "--", "sh", "-c", script]);
+    world.until_state(&run, "running");
+    let look = || {
+        let top: serde_json::Value =
+            serde_json::from_str(world.holm(["top", "--json"]).succeeds().text()).expect("JSON");
+        top["runs"][0].clone()
+    };
+    let is_renewed = || world.show(&run)["live"]["at"].as_i64();
+    if !host::is_root() {
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        assert_eq!((look()["state"].as_str(), is_renewed()), (Some("running"), None), "nothing is made up");
+        let top = world.holm(["top"]).succeeds();
+        assert!(top.text().contains("- of 256 MiB"), "{top}");
+        return;
+    }
+    // Its share of a processor depends on what else this machine does, but is limited.
+    let live = eventually("a busy run", || {
+        let live = look()["live"].clone();
+        let is_busy = live["cpus_milli"].as_u64()? > 50 && live["memory_bytes"].as_u64()? > 20 << 20;
+        is_busy.then_some(live)
+    });
+    assert!(live["cpus_milli"].as_u64() < Some(800), "{live}");
+    assert!(live["memory_peak_bytes"].as_u64() >= live["memory_bytes"].as_u64(), "{live}");
+    assert!((2..20).contains(&live["pids"].as_u64().expect("a count")), "{live}");
+    let first = is_renewed();
+    eventually("a later measurement", || (is_renewed() > first).then_some(()));
+    let top = world.holm(["top"]).succeeds();
+    assert!(top.text().contains("MiB of 256 MiB") && top.text().contains(" % "), "{top}");
+    let shown = world.holm(["show", &run]).succeeds();
+    assert!(shown.text().contains("uses") && shown.text().contains("at most so far"), "{shown}");
+    world.holm(["cancel", "--kill", &run]).succeeds();
+    let ended = world.until_ended(&run);
+    assert_eq!(ended["live"], serde_json::Value::Null, "{ended}");
 }
 
 #[test]

@@ -5,15 +5,15 @@ use std::time::Duration;
 use holm_api::{client::ClientError, runs::RunView};
 use holm_domain::{
     RunId,
-    run::{Event, ExitStatus, RootSource, RunState, Usage},
+    run::{Event, ExitStatus, Measured, RootSource, RunState, Usage},
 };
 use serde::Serialize;
 
-use super::{advice, events, instant, ps, status, waiting};
+use super::{advice, ago, events, instant, ps, status, waiting};
 use crate::{
     output::{Cell, escaped},
     session::Session,
-    units::{show_bytes, show_cpus, show_duration},
+    units::{show_bytes, show_cpus, show_duration, show_percent},
 };
 
 /// A run and what happened to it.
@@ -110,6 +110,7 @@ fn pairs(run: &RunView) -> Vec<(&'static str, Cell)> {
     add("ended", run.ended_at.map(instant));
     add("took", run.started_at.zip(run.ended_at).map(|(start, end)| show_duration(end.since(start))));
     add("log", run.logs_deleted_at.map(|at| format!("deleted at {}, kept no longer", instant(at))));
+    add("uses", run.live.as_ref().map(uses));
     add("used", run.usage.as_ref().and_then(used));
     add("attempt", Some(format!("{} (fence {})", run.attempt, run.fence)));
     add("agent", run.agent.or(run.sandbox.as_ref().map(|sandbox| sandbox.agent)).map(|id| id.to_string()));
@@ -123,6 +124,20 @@ fn pairs(run: &RunView) -> Vec<(&'static str, Cell)> {
     add("result", run.result.as_ref().map(|result| escaped(&result.to_string())));
     add("project", Some(run.project.to_string()));
     pairs
+}
+
+/// What of it is known, and how old it is.
+fn uses(live: &Measured) -> String {
+    let usage = &live.usage;
+    let parts = [
+        usage.cpus_milli.map(|milli| format!("{} cpu", show_percent(milli))),
+        usage.cpu_us.map(|micros| format!("{:.2} s cpu so far", Duration::from_micros(micros).as_secs_f64())),
+        usage.memory_bytes.map(|bytes| format!("{} memory", show_bytes(bytes))),
+        usage.memory_peak_bytes.map(|bytes| format!("{} at most so far", show_bytes(bytes))),
+        usage.pids.map(|pids| format!("{pids} pids")),
+    ];
+    let known: Vec<String> = parts.into_iter().flatten().collect();
+    format!("{} ({})", known.join(", "), ago(live.at))
 }
 
 /// What of it is known; nothing if nothing is.

@@ -1,6 +1,7 @@
-//! `holm top`: the live runs and what they may use, again and again on a terminal, once anywhere else.
+//! `holm top`: the live runs, what they use and what they may use, again and again on a terminal, once anywhere else.
 //!
-//! What runs use while they run is not shown: the server learns it at their end (`holm show`).
+//! What runs use the server learns with each renewal of their leases, as far as their hosts count it; what is not counted is
+//! shown as such.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -23,7 +24,7 @@ use crate::{
     output::{Cell, Output, escaped},
     screen::{Keys, Screen},
     session::Session,
-    units::{self, show_age, show_bytes, show_cpus},
+    units::{self, show_age, show_bytes, show_cpus, show_percent},
 };
 
 /// How many runs are asked for at once, and at most.
@@ -37,7 +38,9 @@ const INTERVAL_MIN: Duration = Duration::from_millis(100);
 #[command(after_help = "\
 On a terminal q or Ctrl-C ends it. In a pipe, or with --json, it looks once.
 
-CPUS and MEMORY are what a run may use; what it used is told by `holm show` once it has ended.")]
+CPU is how much of one processor a run used between the last two renewals of its lease (every ten seconds),
+MEMORY what it used then of what it may use, PIDS its processes and threads; `-` is what its host does not count.
+What it used in all is told by `holm show` once it has ended.")]
 pub struct TopArgs {
     /// How often to look
     #[arg(short = 'n', long, value_name = "DURATION", default_value = "2s")]
@@ -133,12 +136,12 @@ fn lines(output: Output, seen: &Seen) -> Vec<String> {
         show_bytes(memory),
         show_bytes(sum(|host| host.capacity.memory_bytes)),
     );
-    let rows: Vec<[Cell; 7]> = seen.runs.iter().map(|run| row(run, &seen.hosts)).collect();
-    let table = output.table_lines(["RUN", "COMMAND", "HOST", "STATE", "AGE", "CPUS", "MEMORY"], &rows);
+    let rows: Vec<[Cell; 9]> = seen.runs.iter().map(|run| row(run, &seen.hosts)).collect();
+    let table = output.table_lines(["RUN", "COMMAND", "HOST", "STATE", "AGE", "CPU", "CPUS", "MEMORY", "PIDS"], &rows);
     [summary, String::new()].into_iter().chain(table).collect()
 }
 
-fn row(run: &RunView, hosts: &[HostView]) -> [Cell; 7] {
+fn row(run: &RunView, hosts: &[HostView]) -> [Cell; 9] {
     let host = run.agent.map(|agent| {
         let known = hosts.iter().find(|host| host.id == agent);
         known.map_or_else(|| agent.to_string(), |host| escaped(&host.name))
@@ -146,13 +149,49 @@ fn row(run: &RunView, hosts: &[HostView]) -> [Cell; 7] {
     let (tone, word) = status(run);
     let now = holm_domain::UnixMicros(jiff::Timestamp::now().as_microsecond());
     let limits = &run.spec.limits;
+    let uses = run.live.map(|live| live.usage).unwrap_or_default();
+    let known = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     [
         run.id.to_string().into(),
         ps::command(&run.spec.argv).into(),
         host.unwrap_or_else(|| "-".to_owned()).into(),
         Cell(tone, word),
         show_age(now.since(run.started_at.unwrap_or(run.queued_at))).into(),
+        known(uses.cpus_milli.map(show_percent)).into(),
         show_cpus(u64::from(limits.cpus_milli.0)).into(),
-        show_bytes(limits.memory_bytes).into(),
+        format!("{} of {}", known(uses.memory_bytes.map(show_bytes)), show_bytes(limits.memory_bytes)).into(),
+        known(uses.pids.map(|pids| pids.to_string())).into(),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use holm_domain::{
+        OrgId, ProjectId, TokenId, UnixMicros,
+        limits::LeaseConfig,
+        run::{Admission, LiveUsage, Measured, RunSpec, admit},
+    };
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_shown_and_nothing_is_made_up() {
+        let admission = Admission {
+            id: holm_domain::RunId::from_uuid(Uuid::nil()),
+            org: OrgId::from_uuid(Uuid::nil()),
+            project: ProjectId::from_uuid(Uuid::nil()),
+            created_by: TokenId::from_uuid(Uuid::nil()),
+        };
+        let run = admit(admission, RunSpec::new(["x"]), UnixMicros(0), &LeaseConfig::default()).run;
+        let mut view = RunView::from(run);
+        let cells = |view: &RunView| row(view, &[]).map(|Cell(_, text)| text);
+        let [.., cpu, _, memory, pids] = cells(&view);
+        assert_eq!((cpu.as_str(), memory.as_str(), pids.as_str()), ("-", "- of 1 GiB", "-"));
+        let usage =
+            LiveUsage { cpus_milli: Some(1_234), memory_bytes: Some(3 << 20), pids: Some(0), ..LiveUsage::default() };
+        view.live = Some(Measured { at: UnixMicros(0), usage });
+        let [.., cpu, _, memory, pids] = cells(&view);
+        assert_eq!((cpu.as_str(), memory.as_str(), pids.as_str()), ("123.4 %", "3 MiB of 1 GiB", "0"));
+    }
 }

@@ -1,18 +1,19 @@
-//! What the kernel counted of a sandbox: files of its control groups that the agent opened, read by the shim at the end.
+//! What the kernel counted of a sandbox: files of its control groups that the agent opened, read by the shim at the end,
+//! and by the agent while it lives.
 //!
 //! What always holds: a file that a kernel does not have, or that cannot be read, gives nothing and never a 0; each is read
 //! once and at most [`FILE_BYTES_MAX`] bytes of it. The formats are those of cgroups(7) and of the kernel's
 //! Documentation/admin-guide/cgroup-v1 and cgroup-v2.
 
 use std::{
-    io,
+    io::{self, Read as _},
     os::fd::OwnedFd,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Condvar, Mutex, PoisonError},
     time::Duration,
 };
 
-use holm_domain::run::Usage;
+use holm_domain::run::{LiveUsage, Usage};
 use rustix::{
     fs::{Mode, OFlags, open},
     io::Errno,
@@ -127,6 +128,42 @@ impl Meters {
     }
 }
 
+/// Agent: what is counted now in the groups of a sandbox. A group that is not there yet, or not any more, counts nothing.
+pub fn measure(groups: &[PathBuf], hierarchies: &[Hierarchy]) -> LiveUsage {
+    let mut usage = LiveUsage::default();
+    for group in groups {
+        let Some(hierarchy) = hierarchies.iter().find(|known| group.parent() == Some(known.base.as_path())) else {
+            continue;
+        };
+        let has = |controller| hierarchy.controllers.contains(&controller);
+        let number = |file: &str| beginning(&group.join(file))?.trim().parse::<u64>().ok();
+        if has(Controller::Memory) {
+            let (now, peak) = match hierarchy.unified {
+                true => ("memory.current", "memory.peak"),
+                false => ("memory.usage_in_bytes", "memory.max_usage_in_bytes"),
+            };
+            (usage.memory_bytes, usage.memory_peak_bytes) = (number(now), number(peak));
+        }
+        if has(Controller::Pids) {
+            usage.pids = number("pids.current");
+        }
+        if hierarchy.unified {
+            usage.cpu_us = beginning(&group.join("cpu.stat")).and_then(|text| field(&text, "usage_usec"));
+        } else if hierarchy.counts_cpu {
+            usage.cpu_us = number("cpuacct.usage").map(|nanos| nanos / 1_000);
+        }
+    }
+    usage
+}
+
+/// The first [`FILE_BYTES_MAX`] bytes of a file.
+fn beginning(path: &Path) -> Option<String> {
+    let mut text = String::new();
+    let file = std::fs::File::open(path).ok()?;
+    file.take(FILE_BYTES_MAX as u64).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
 /// The number in the line `KEY NUMBER`.
 fn field(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
@@ -200,6 +237,48 @@ mod tests {
             Descriptor { name: format!("{PREFIX}{name}"), fd }
         });
         Meters { files: files.collect() }
+    }
+
+    fn hierarchy(base: &Path, unified: bool, controllers: &[Controller], counts_cpu: bool) -> Hierarchy {
+        Hierarchy { base: base.to_owned(), unified, controllers: controllers.to_vec(), counts_cpu }
+    }
+
+    #[test]
+    fn what_lives_is_measured_in_both_versions_and_what_is_not_there_is_absent() {
+        let temp = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = temp.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        let base = |name: &str| temp.path().join(name);
+        write("v2/a/memory.current", "4096\n");
+        write("v2/a/memory.peak", "8192\n");
+        write("v2/a/pids.current", "3\n");
+        write("v2/a/cpu.stat", "usage_usec 35\nuser_usec 30\n");
+        let unified = hierarchy(&base("v2"), true, &[Controller::Memory, Controller::Pids], false);
+        let whole = LiveUsage {
+            cpu_us: Some(35),
+            cpus_milli: None,
+            memory_bytes: Some(4_096),
+            memory_peak_bytes: Some(8_192),
+            pids: Some(3),
+        };
+        assert_eq!(measure(&[base("v2/a")], std::slice::from_ref(&unified)), whole);
+        write("memory/a/memory.usage_in_bytes", "4096\n");
+        write("memory/a/memory.max_usage_in_bytes", "8192\n");
+        write("pids/a/pids.current", "3\n");
+        write("cpu/a/cpuacct.usage", "35999\n");
+        let apart = [
+            hierarchy(&base("memory"), false, &[Controller::Memory], false),
+            hierarchy(&base("pids"), false, &[Controller::Pids], false),
+            hierarchy(&base("cpu"), false, &[], true),
+        ];
+        let groups = ["memory/a", "pids/a", "cpu/a"].map(base);
+        assert_eq!(measure(&groups, &apart), whole);
+        assert_eq!(measure(&[base("v2/b")], &[unified]), LiveUsage::default(), "it is not there");
+        assert_eq!(measure(&groups, &[]), LiveUsage::default(), "nobody knows what it is");
+        assert_eq!(measure(&[], &apart), LiveUsage::default(), "a plain user has none");
     }
 
     #[test]

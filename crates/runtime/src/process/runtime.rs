@@ -9,7 +9,7 @@ use std::{
 
 use holm_domain::{
     host::RuntimeInfo,
-    run::{RootSource, RunSpec, spec::WORK_DIR},
+    run::{LiveUsage, RootSource, RunSpec, spec::WORK_DIR},
 };
 use holm_wire::guest_api::{IdRange, Setup, WorkDirLayers};
 use rustix::process::geteuid;
@@ -24,7 +24,7 @@ use super::{
     image::{Image, Images},
     launch,
     lend::{Lending, Lent, lend, lend_layer},
-    reap,
+    meters, reap,
     tree::{self, Owners, Use},
 };
 use crate::{
@@ -217,6 +217,10 @@ impl Runtime for ProcessRuntime {
     fn launch(&self, launch: serde_json::Value, descriptors: Vec<Descriptor>) -> Result<Sandbox, Error> {
         let plan = serde_json::from_value(launch).map_err(|error| Error::Malformed(error.to_string()))?;
         launch::launch(plan, descriptors)
+    }
+
+    fn measure(&self, resources: &Resources) -> LiveUsage {
+        meters::measure(&resources.cgroups, &self.host().groups.hierarchies)
     }
 
     fn destroy(&self, resources: &Resources) -> Vec<StepReport> {

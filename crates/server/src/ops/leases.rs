@@ -7,8 +7,8 @@ use std::{collections::HashMap, time::Duration};
 
 use futures_util::future::OptionFuture;
 use holm_api::agent::{
-    ClaimedRun, Directive, DirectiveKind, FinishRun, HeldLease, LOG_GAP_FIELD, Poll, Polled, Renew, Renewed,
-    RenewedLease, SandboxEnded, StartRun,
+    ClaimedRun, Directive, DirectiveKind, FinishRun, HeldLease, LOG_GAP_FIELD, Poll, Polled, Renew, RenewLease,
+    Renewed, RenewedLease, SandboxEnded, StartRun,
 };
 use holm_domain::{
     ErrorCode, RunId, UnixMicros,
@@ -236,11 +236,11 @@ pub async fn lease_renew(app: &App, token: &Token, body: Renew) -> Result<Renewe
     Ok(Renewed { leases })
 }
 
-async fn renew_one(app: &App, token: &Token, by: Claimant, lease: HeldLease) -> Result<RenewedLease, Failure> {
-    let HeldLease { run, fence, .. } = lease;
+async fn renew_one(app: &App, token: &Token, by: Claimant, lease: RenewLease) -> Result<RenewedLease, Failure> {
+    let RenewLease { run, fence, usage } = lease;
     let config = &app.config.lease;
-    let renewed = revise(app, token.org, run, |run, now| grant::renew(run, by, fence, now, config).map(Some)).await;
-    match renewed {
+    let renew = |run: &Run, now| grant::renew(run, by, (fence, usage), now, config).map(Some);
+    match revise(app, token.org, run, renew).await {
         Ok(renewed) => Ok(RenewedLease { run, fence, ttl_ms: Some(millis(config.ttl)), cancel: renewed.cancel }),
         Err(failure) if matches!(failure.code(), ErrorCode::StaleFence | ErrorCode::NotFound) => {
             Ok(RenewedLease { run, fence, ttl_ms: None, cancel: None })

@@ -74,7 +74,8 @@ async fn renew(store: Store, run: Run, times: u32) {
             let current = store.run_get(run.org, run.id).await.expect("read").expect("there");
             let lease = current.lease.expect("leased");
             let by = Claimant { agent: lease.agent, instance: lease.instance };
-            let mut decision = grant::renew(&current, by, lease.fence, UnixMicros(3_000), &config()).expect("held");
+            let mut decision =
+                grant::renew(&current, by, (lease.fence, None), UnixMicros(3_000), &config()).expect("held");
             decision.events.push(EventKind::Requeued);
             match save(&store, &decision).await {
                 Ok(_) => break,

@@ -61,7 +61,7 @@ mod tests {
     }
 
     async fn renewed(world: &World, held: HeldLease) -> bool {
-        let body = Renew { agent: world.agent_id, instance: world.instance, leases: vec![held] };
+        let body = Renew { agent: world.agent_id, instance: world.instance, leases: vec![held.into()] };
         let answer: Renewed = world.agent().post("/agent/v1/renew", &body).await.json(StatusCode::OK);
         answer.leases[0].ttl_ms.is_some()
     }

@@ -69,7 +69,7 @@ mod tests {
         let query = format!("?agent={agent}&instance={instance}&fence={fence}");
         let poll = Poll { instance, ..world.poll() };
         caller.post("/agent/v1/poll", &poll).await.problem(code);
-        let renew = Renew { agent, instance, leases: vec![held] };
+        let renew = Renew { agent, instance, leases: vec![held.into()] };
         caller.post("/agent/v1/renew", &renew).await.problem(code);
         let sandbox = SandboxInfo { agent, runtime: "process".into(), image_digest: None, unenforced: Vec::new() };
         caller.post(&path("start"), &StartRun { instance, fence, sandbox }).await.problem(code);
@@ -99,7 +99,7 @@ mod tests {
         let late = world.agent().post("/agent/v1/register", &world.registration()).await;
         let problem = late.problem(ErrorCode::AgentSuperseded);
         assert_eq!(problem.value, Some(world.instance.to_string()));
-        let renew = Renew { agent: world.agent_id, instance: process(2), leases: vec![held] };
+        let renew = Renew { agent: world.agent_id, instance: process(2), leases: vec![held.into()] };
         let renewed: holm_api::agent::Renewed =
             world.agent().post("/agent/v1/renew", &renew).await.json(StatusCode::OK);
         assert_eq!(renewed.leases[0].ttl_ms, Some(30_000), "it found the fence in the folder");

@@ -41,8 +41,14 @@ pub async fn renew(
 mod tests {
     use std::time::Duration;
 
-    use holm_api::agent::HeldLease;
-    use holm_domain::{ErrorCode, run::Cancel};
+    use holm_api::{
+        agent::{HeldLease, RenewLease, SandboxEnded},
+        runs::RunView,
+    };
+    use holm_domain::{
+        ErrorCode,
+        run::{Cancel, ExitStatus, LiveUsage, Measured, Outcome},
+    };
     use http::StatusCode;
     use serde_json::json;
 
@@ -50,6 +56,7 @@ mod tests {
     use crate::{tasks::reap::reap, testing::World};
 
     async fn ask(world: &World, leases: Vec<HeldLease>) -> Renewed {
+        let leases = leases.into_iter().map(Into::into).collect();
         let body = Renew { agent: world.agent_id, instance: world.instance, leases };
         world.agent().post("/agent/v1/renew", &body).await.json(StatusCode::OK)
     }
@@ -67,6 +74,36 @@ mod tests {
         assert_eq!((answers[0].ttl_ms, answers[1].ttl_ms), (Some(30_000), None));
     }
 
+    async fn live(world: &World, held: HeldLease) -> Option<Measured> {
+        world.member().get(&format!("/v1/runs/{}", held.run)).await.json::<RunView>(StatusCode::OK).live
+    }
+
+    #[tokio::test]
+    async fn a_run_shows_what_it_uses_as_it_was_told_last_and_no_longer_than_its_sandbox_lives() {
+        let world = World::new().await;
+        let held = world.claim_run().await;
+        let told = |usage| Renew {
+            agent: world.agent_id,
+            instance: world.instance,
+            leases: vec![RenewLease { usage, ..held.into() }],
+        };
+        let usage = LiveUsage { cpus_milli: Some(250), memory_bytes: Some(1 << 20), ..LiveUsage::default() };
+        assert_eq!(live(&world, held).await, None, "nothing was told yet");
+        for (told_usage, shown) in
+            [(Some(usage), Some(usage)), (Some(LiveUsage::default()), None), (Some(usage), Some(usage))]
+        {
+            world.clock.advance(Duration::from_secs(1));
+            let renewed = world.agent().post("/agent/v1/renew", &told(told_usage)).await;
+            assert!(renewed.json::<Renewed>(StatusCode::OK).leases[0].ttl_ms.is_some());
+            let seen = live(&world, held).await;
+            assert_eq!(seen, shown.map(|usage| Measured { at: world.app().now(), usage }));
+        }
+        let outcome = Outcome::exited(ExitStatus::Code(0));
+        let ended = SandboxEnded { agent: world.agent_id, instance: world.instance, fence: held.fence, outcome };
+        world.agent().post(&format!("/agent/v1/runs/{}/ended", held.run), &ended).await;
+        assert_eq!(live(&world, held).await, None, "the sandbox is dead");
+    }
+
     #[tokio::test]
     async fn renewals_tell_of_cancellations_and_refuse_old_fences() {
         let world = World::new().await;
@@ -75,7 +112,7 @@ mod tests {
         let stale = HeldLease { fence: 2, ..held };
         let answers = ask(&world, vec![held, stale]).await.leases;
         assert_eq!((answers[0].cancel, answers[1].ttl_ms), (Some(Cancel::Terminate), None));
-        let foreign = Renew { agent: world.agent_id, instance: world.instance, leases: vec![held] };
+        let foreign = Renew { agent: world.agent_id, instance: world.instance, leases: vec![held.into()] };
         world.other_org_agent().post("/agent/v1/renew", &foreign).await.problem(ErrorCode::NotFound);
         let empty = Renew { agent: world.agent_id, instance: world.instance, leases: Vec::new() };
         world.agent().post("/agent/v1/renew", &empty).await.problem(ErrorCode::InvalidField);
