@@ -357,6 +357,12 @@ impl World {
         self.end(&Role::Agent(name.to_owned()), Signal::KILL).exits(137);
     }
 
+    /// Waits until an agent was killed with SIGKILL by somebody else.
+    #[track_caller]
+    pub fn agent_is_killed(&mut self, name: &str) {
+        self.taken(&Role::Agent(name.to_owned())).wait_alone().exits(137);
+    }
+
     /// Kills the server with SIGKILL and waits until it is gone; agents go on.
     #[track_caller]
     pub fn kill_server(&mut self) {
@@ -377,11 +383,16 @@ impl World {
 
     #[track_caller]
     fn end(&mut self, wanted: &Role, signal: Signal) -> Ran {
-        let index = self.processes.iter().position(|(role, _)| role == wanted);
-        let index = index.unwrap_or_else(|| panic!("{wanted:?} does not run"));
-        let (_, running) = self.processes.remove(index);
+        let running = self.taken(wanted);
         running.signal(signal);
         running.wait_alone()
+    }
+
+    #[track_caller]
+    fn taken(&mut self, wanted: &Role) -> Running {
+        let index = self.processes.iter().position(|(role, _)| role == wanted);
+        let index = index.unwrap_or_else(|| panic!("{wanted:?} does not run"));
+        self.processes.remove(index).1
     }
 
     #[track_caller]

@@ -20,6 +20,7 @@ mod isolation;
 mod lease;
 mod limits;
 mod logs;
+mod oom;
 mod output;
 mod people;
 mod places;
