@@ -191,7 +191,7 @@ impl From<HeldLease> for RenewLease {
     }
 }
 
-/// The answer to a renewal, in the order of the leases.
+/// The answer to a renewal, in the order of the leases. One whose run cannot be read has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Renewed {
     /// One answer a lease.

@@ -1,18 +1,33 @@
-//! Leases of runs, looked at by time and by agent. They are written by [`Store::run_save`] alone.
+//! Leases of runs, looked at by time and by agent. They are written by [`Store::run_save`] and
+//! [`Store::leases_renew`] alone.
 
 use std::collections::BTreeMap;
 
 use holm_domain::{AgentId, OrgId, UnixMicros, run::Run};
 
 use crate::{
-    Backend, Result, Store,
-    error::page,
+    Backend, Error, Result, Store,
+    error::{limit, page},
     runs,
     sql::{Db, Row, args, queries},
 };
 
 /// The most runs that one look at leases or deadlines yields.
 pub const LEASES_PAGE_MAX: u32 = 10_000;
+
+/// The most renewals in one transaction.
+pub const RENEWALS_MAX: usize = 256;
+
+/// A renewal that was decided: of the run, its lease and its version alone are other than they were.
+#[derive(Debug, Clone)]
+pub struct Renewal {
+    /// The version on which it was decided.
+    pub expect_version: u64,
+    /// The run as it is to be.
+    pub run: Run,
+    /// The deadline that is to be noted.
+    pub deadline: Option<UnixMicros>,
+}
 
 /// A run that is to be looked after.
 #[derive(Debug)]
@@ -45,6 +60,23 @@ impl Store {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.runs_due(now, after, limit)),
             Backend::Sql(db) => runs_due(db, now, after, limit).await,
+        }
+    }
+
+    /// Saves renewals in one transaction, each by itself: those whose stored version is still the expected one. Tells of
+    /// each whether it was saved.
+    pub async fn leases_renew(&self, renewals: &[Renewal]) -> Result<Vec<bool>> {
+        limit("renewals of one transaction", renewals.len(), RENEWALS_MAX)?;
+        for Renewal { expect_version, run, .. } in renewals {
+            runs::follows(*expect_version, run)?;
+            runs::check_lease(run)?;
+            if run.lease.is_none() {
+                return Err(Error::invalid("a renewal", "the run has no lease"));
+            }
+        }
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.leases_renew(renewals)),
+            Backend::Sql(db) => runs::leases_renew(db, renewals).await,
         }
     }
 

@@ -40,7 +40,7 @@ pub use doomed::{DOOMED_PAGE_MAX, Doomed, DoomedPart};
 pub use error::{Cause, Error, Result};
 pub use events::{EVENTS_APPEND_MAX, EVENTS_PAGE_MAX, EventAppended};
 pub use hosts::HOSTS_MAX;
-pub use leases::{Due, DuePlace, LEASES_PAGE_MAX};
+pub use leases::{Due, DuePlace, LEASES_PAGE_MAX, RENEWALS_MAX, Renewal};
 pub use logs::{
     LOG_APPEND_BYTES_MAX, LOG_INLINE_BYTES, LOG_READ_BYTES_MAX, LOG_SEGMENT_BYTES, LogAppended, SEALABLE_PAGE_MAX,
     Sealable, Sealed, Segment,

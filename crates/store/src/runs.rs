@@ -154,7 +154,7 @@ impl Store {
 
 #[cfg(test)]
 pub(crate) use sql::QUERIES;
-pub(crate) use sql::{changed_or_gone, read};
+pub(crate) use sql::{changed_or_gone, leases_renew, read};
 
 /// Refuses a run whose version is not the one behind the version on which it was decided.
 pub(crate) fn follows(expect_version: u64, run: &Run) -> Result<()> {
@@ -165,7 +165,7 @@ pub(crate) fn follows(expect_version: u64, run: &Run) -> Result<()> {
 }
 
 /// Refuses a run whose lease bears another fence than the run itself: appends under it could never be told apart.
-fn check_lease(run: &Run) -> Result<()> {
+pub(crate) fn check_lease(run: &Run) -> Result<()> {
     match &run.lease {
         Some(lease) if lease.fence != run.fence || lease.fence == 0 => {
             Err(Error::invalid("the lease of a run", "its fence is not that of the run"))

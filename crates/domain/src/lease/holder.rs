@@ -5,7 +5,8 @@
 //! sent that the server answered, so they lie before the expiry that the server counts from its receipt (SPEC L3).
 //!
 //! What always holds: a sandbox is started only under a lease that is live by this clock; every sandbox has a deadline,
-//! known to its shim, that never lies beyond the lease; whatever lease is refused is stopped at once.
+//! known to its shim, that never lies beyond the lease; whatever lease is refused is stopped at once. No lease is renewed
+//! later because there are others: what is due soon goes along with what is due, so that many become one request.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -131,6 +132,8 @@ struct Holding {
     fence: u64,
     deadline: BootMicros,
     renew_at: BootMicros,
+    /// Whether a renewal was asked for and no answer has come.
+    asked: bool,
     stopping: bool,
     cancel: Option<Cancel>,
 }
@@ -189,7 +192,7 @@ impl Holder {
     }
 
     fn insert(&mut self, held: Held, deadline: BootMicros, renew_at: BootMicros) {
-        let holding = Holding { fence: held.fence, deadline, renew_at, stopping: false, cancel: None };
+        let holding = Holding { fence: held.fence, deadline, renew_at, asked: false, stopping: false, cancel: None };
         self.held.insert(held.run, holding);
     }
 
@@ -226,6 +229,7 @@ impl Holder {
         }
         holding.deadline = deadline;
         holding.renew_at = renew_at;
+        holding.asked = false;
         vec![Action::Extend { held, deadline }]
     }
 
@@ -249,13 +253,17 @@ impl Holder {
         let mut actions = Vec::new();
         let mut renew = Vec::new();
         let retry_at = now.plus(self.config.retry_every);
+        let is_due = |holding: &Holding| !holding.stopping && now >= holding.renew_at;
+        // What waits for an answer does not go along: it has a time of its own.
+        let soon = if self.held.values().any(is_due) { now.plus(self.config.renew_every / 2) } else { now };
         for (&run, holding) in self.held.iter_mut().filter(|(_, holding)| !holding.stopping) {
             let held = Held { run, fence: holding.fence };
             if now >= holding.deadline {
                 holding.stopping = true;
                 actions.push(Action::Stop { held, reason: StopReason::Expired });
-            } else if now >= holding.renew_at {
+            } else if now >= holding.renew_at || soon >= holding.renew_at && !holding.asked {
                 holding.renew_at = retry_at;
+                holding.asked = true;
                 renew.push(held);
             }
         }
@@ -263,5 +271,89 @@ impl Holder {
             actions.push(Action::Renew { held: renew });
         }
         actions
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(30);
+
+    fn held(number: u64) -> Held {
+        Held { run: RunId::from_uuid(Uuid::from_u128(number.into())), fence: 1 }
+    }
+
+    fn at(ms: u64) -> BootMicros {
+        BootMicros(1_000_000 + ms * 1_000)
+    }
+
+    fn claimed(holder: &mut Holder, number: u64, ms: u64) {
+        let actions = holder.step(Input::Claimed { held: held(number), ttl: TTL, asked_at: at(ms) }, at(ms));
+        assert!(matches!(actions[..], [Action::Start { .. }]), "{actions:?}");
+    }
+
+    fn tick(holder: &mut Holder, ms: u64) -> Vec<Held> {
+        match &holder.step(Input::Tick, at(ms))[..] {
+            [] => Vec::new(),
+            [Action::Renew { held }] => held.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn answered(holder: &mut Holder, number: u64, asked_ms: u64, ms: u64) {
+        let actions = holder.step(Input::Renewed { held: held(number), ttl: TTL, asked_at: at(asked_ms) }, at(ms));
+        let extended = Action::Extend { held: held(number), deadline: at(asked_ms).plus(TTL) };
+        assert_eq!(actions, [extended], "the deadline counts from before the request");
+    }
+
+    #[test]
+    fn leases_that_come_one_by_one_are_renewed_by_a_few_requests() {
+        let mut holder = Holder::new(HolderConfig::default());
+        (0..200).for_each(|number| claimed(&mut holder, number, number * 50));
+        let (mut requests, mut renewals) = (0, 0);
+        while let Some(next) = holder.next_tick().filter(|next| *next < at(70_000)) {
+            let ms = (next.0 - 1_000_000) / 1_000;
+            let asked = tick(&mut holder, ms);
+            assert!(!asked.is_empty(), "a tick is for something");
+            let is_settled = ms >= 20_000;
+            requests += u32::from(is_settled);
+            renewals += if is_settled { asked.len() } else { 0 };
+            (0..200).filter(|number| asked.contains(&held(*number))).for_each(|number| {
+                answered(&mut holder, number, ms, ms + 20);
+            });
+        }
+        // Fifty seconds, in which each is renewed every ten or a little earlier.
+        assert!((200 * 4..=200 * 6).contains(&renewals), "{renewals}");
+        assert!(requests <= 11, "{requests}");
+    }
+
+    #[test]
+    fn what_waits_for_an_answer_is_asked_again_in_its_own_time_only() {
+        let mut holder = Holder::new(HolderConfig::default());
+        claimed(&mut holder, 1, 0);
+        claimed(&mut holder, 2, 5_500);
+        assert_eq!(tick(&mut holder, 9_999), []);
+        assert_eq!(tick(&mut holder, 10_000), [held(1)], "the other one is not due soon");
+        claimed(&mut holder, 3, 10_100);
+        assert_eq!(tick(&mut holder, 10_900), []);
+        assert_eq!(tick(&mut holder, 11_000), [held(1), held(2)], "no answer came");
+        answered(&mut holder, 2, 11_000, 11_010);
+        answered(&mut holder, 1, 10_000, 11_020);
+        assert_eq!(tick(&mut holder, 20_000), [held(1), held(2), held(3)], "an answer to the first request");
+        assert_eq!(tick(&mut holder, 20_100), []);
+    }
+
+    #[test]
+    fn a_refusal_is_that_of_one_lease_alone() {
+        let mut holder = Holder::new(HolderConfig::default());
+        (1..=3).for_each(|number| claimed(&mut holder, number, 0));
+        assert_eq!(tick(&mut holder, 10_000).len(), 3);
+        let stopped = holder.step(Input::Refused { held: held(2) }, at(10_050));
+        assert_eq!(stopped, [Action::Stop { held: held(2), reason: StopReason::Stale }]);
+        [1, 3].into_iter().for_each(|number| answered(&mut holder, number, 10_000, 10_050));
+        assert_eq!(tick(&mut holder, 20_000), [held(1), held(3)]);
     }
 }

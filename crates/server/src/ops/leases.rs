@@ -1,14 +1,15 @@
-//! The server's half of the lease protocol: claim, renew, start, end of the sandbox, finish (SPEC L1, L2).
+//! The server's half of the lease protocol: claim, renew ([`renew`]), start, end of the sandbox, finish (SPEC L1, L2).
 //!
 //! Decisions come from [`holm_domain::lease::grant`] and [`holm_domain::schedule`]; the compare-and-swap of the store makes
 //! them safe with any number of servers. An operation under a fence that is not the newest changes nothing.
+
+pub mod renew;
 
 use std::{collections::HashMap, time::Duration};
 
 use futures_util::future::OptionFuture;
 use holm_api::agent::{
-    ClaimedRun, Directive, DirectiveKind, FinishRun, HeldLease, LOG_GAP_FIELD, Poll, Polled, Renew, RenewLease,
-    Renewed, RenewedLease, SandboxEnded, StartRun,
+    ClaimedRun, Directive, DirectiveKind, FinishRun, HeldLease, LOG_GAP_FIELD, Poll, Polled, SandboxEnded, StartRun,
 };
 use holm_domain::{
     ErrorCode, RunId, UnixMicros,
@@ -219,34 +220,6 @@ fn told(granted: Run, runtime: &str, ttl_ms: u64, next_log_seq: u64) -> ClaimedR
 
 fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Extends leases, each by itself: one that is refused says nothing about the others.
-pub async fn lease_renew(app: &App, token: &Token, body: Renew) -> Result<Renewed, Failure> {
-    if body.leases.is_empty() || body.leases.len() > LEASES_MAX {
-        let problem = format!("give 1 to {LEASES_MAX} leases");
-        return Err(InvalidField::new("leases", body.leases.len(), problem).into());
-    }
-    let by = Claimant { agent: body.agent, instance: body.instance };
-    host_heard(app, token, by).await?;
-    let mut leases = Vec::with_capacity(body.leases.len());
-    for lease in body.leases {
-        leases.push(renew_one(app, token, by, lease).await?);
-    }
-    Ok(Renewed { leases })
-}
-
-async fn renew_one(app: &App, token: &Token, by: Claimant, lease: RenewLease) -> Result<RenewedLease, Failure> {
-    let RenewLease { run, fence, usage } = lease;
-    let config = &app.config.lease;
-    let renew = |run: &Run, now| grant::renew(run, by, (fence, usage), now, config).map(Some);
-    match revise(app, token.org, run, renew).await {
-        Ok(renewed) => Ok(RenewedLease { run, fence, ttl_ms: Some(millis(config.ttl)), cancel: renewed.cancel }),
-        Err(failure) if matches!(failure.code(), ErrorCode::StaleFence | ErrorCode::NotFound) => {
-            Ok(RenewedLease { run, fence, ttl_ms: None, cancel: None })
-        }
-        Err(failure) => Err(failure),
-    }
 }
 
 /// The run, if the agent that `by` speaks for holds it under `fence`.

@@ -10,7 +10,7 @@ use holm_domain::{
 use super::{Memory, Row, State, Stored};
 use crate::{
     Doomed, DoomedPart, Due, DuePlace, Error, EventAppended, Idempotency, Inserted, LEASES_PAGE_MAX, LogAppended,
-    Result, RunFilter, Saved, Segment,
+    Renewal, Result, RunFilter, Saved, Segment,
     logs::{Attempt, Chunk, newest_at},
 };
 
@@ -130,6 +130,18 @@ impl Memory {
         row.deadline = deadline;
         events.iter().for_each(|kind| row.tell(kind, None, now));
         Ok(Saved { next_log_seq: row.next_log_seq, last_event_seq: row.last_event_seq() })
+    }
+
+    pub(crate) fn leases_renew(&self, renewals: &[Renewal]) -> Vec<bool> {
+        let mut state = self.lock();
+        let mut save = |Renewal { expect_version, run, deadline }: &Renewal| {
+            let row = state.row_mut(run.org, run.id).ok().filter(|row| row.run.version == *expect_version);
+            let Some(row) = row else { return false };
+            row.run = as_stored(run);
+            row.deadline = *deadline;
+            true
+        };
+        renewals.iter().map(&mut save).collect()
     }
 
     pub(crate) fn run_delete(&self, org: OrgId, id: RunId, expect_version: u64, now: UnixMicros) -> Result<()> {

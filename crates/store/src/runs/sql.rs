@@ -7,7 +7,7 @@ use holm_domain::{
 
 use super::{FILTER_LABELS_MAX, Idempotency, Inserted, RunFilter, Saved};
 use crate::{
-    Error, LOG_INLINE_BYTES, LOG_SEGMENT_BYTES, Result,
+    Error, LOG_INLINE_BYTES, LOG_SEGMENT_BYTES, Renewal, Result,
     events::event_save,
     retention::kept_since,
     sql::{Args, Db, Query, Row, Tx, Value, args, encode, queries},
@@ -202,15 +202,11 @@ pub(super) async fn run_save(
     deadline: Option<UnixMicros>,
     now: UnixMicros,
 ) -> Result<Saved> {
-    let body = encode("a run", run)?;
     let mut tx = db.begin().await?;
-    let (state, version, fence) = (run.state.as_str(), run.version, run.fence);
-    let values = args![run.org, run.id, expect_version, state, version, fence, deadline, body, kept_since(run)];
-    if tx.execute(RUN_SAVE, values).await? == 0 {
+    if !save_itself(&mut tx, expect_version, run, deadline).await? {
         drop(tx);
         return Err(changed_or_gone(db, run.org, run.id).await?);
     }
-    save_lease(&mut tx, run).await?;
     let head = tx.row(RUN_SAVE_HEAD, args![run.org, run.id, fence_of(run), events.len(), seal_from(run)]).await?;
     let head = head.ok_or_else(|| Error::corrupt("log_heads", run.id.to_string(), "the row is missing"))?;
     let head = head.under("log_heads", run.id);
@@ -219,6 +215,33 @@ pub(super) async fn run_save(
     event_save(&mut tx, run, next_event_seq.saturating_sub(count), events, now).await?;
     tx.commit().await?;
     Ok(Saved { next_log_seq, last_event_seq: next_event_seq.saturating_sub(1) })
+}
+
+/// Saves a run and its lease, if the stored version is still the expected one; whether it was.
+async fn save_itself(tx: &mut Tx, expect_version: u64, run: &Run, deadline: Option<UnixMicros>) -> Result<bool> {
+    let body = encode("a run", run)?;
+    let (state, version, fence) = (run.state.as_str(), run.version, run.fence);
+    let values = args![run.org, run.id, expect_version, state, version, fence, deadline, body, kept_since(run)];
+    if tx.execute(RUN_SAVE, values).await? == 0 {
+        return Ok(false);
+    }
+    save_lease(tx, run).await?;
+    Ok(true)
+}
+
+/// In the order of their ids: two transactions that save the same runs never wait for each other in a circle. State, fence
+/// and events are as they were, so nothing else is written.
+pub(crate) async fn leases_renew(db: &Db, renewals: &[Renewal]) -> Result<Vec<bool>> {
+    let mut order: Vec<usize> = (0..renewals.len()).collect();
+    order.sort_by_key(|index| renewals[*index].run.id);
+    let mut saved = vec![false; renewals.len()];
+    let mut tx = db.begin().await?;
+    for index in order {
+        let Renewal { expect_version, run, deadline } = &renewals[index];
+        saved[index] = save_itself(&mut tx, *expect_version, run, *deadline).await?;
+    }
+    tx.commit().await?;
+    Ok(saved)
 }
 
 pub(super) async fn run_delete(db: &Db, org: OrgId, id: RunId, expect_version: u64, now: UnixMicros) -> Result<()> {

@@ -11,11 +11,11 @@ use std::{
 
 use holm_domain::{
     RunId, UnixMicros,
-    lease::grant,
+    lease::{Claimant, grant},
     log::HEAD_BYTES,
-    run::{EventKind, Run},
+    run::{EventKind, Outcome, Run},
 };
-use holm_store::{Error, EventAppended, LogAppended, Store};
+use holm_store::{Error, EventAppended, LogAppended, Renewal, Store};
 
 use crate::support::{Fixture, Tenant, batch, cases, claimant, config, entry, refused, save};
 
@@ -24,6 +24,8 @@ cases!(
     many_claimers_empty_a_queue_once,
     appends_under_an_old_fence_change_nothing,
     appends_race_with_the_end_of_their_lease,
+    renewals_are_saved_together_and_each_by_itself,
+    renewals_of_many_at_once_neither_block_nor_overtake_each_other,
 );
 
 /// Claims `run` as it was read; whether this claim won.
@@ -230,4 +232,86 @@ async fn check_events(tenant: &Tenant, run: RunId, acknowledged: &BTreeMap<Strin
         }
     }
     assert_eq!(&counts, acknowledged);
+}
+
+fn renewal(run: &Run, at: i64) -> Renewal {
+    let lease = run.lease.expect("leased");
+    let by = Claimant { agent: lease.agent, instance: lease.instance };
+    let renewed = grant::renew(run, by, (run.fence, None), UnixMicros(at), &config()).expect("held").run;
+    Renewal { expect_version: run.version, deadline: renewed.deadline(&config()), run: renewed }
+}
+
+async fn renewals_are_saved_together_and_each_by_itself(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let store = &tenant.store;
+    let mut runs = Vec::new();
+    for _ in 0..5 {
+        runs.push(tenant.claimed().await);
+    }
+    let renewals: Vec<Renewal> = runs.iter().rev().map(|run| renewal(run, 10_000)).collect();
+    let gone = grant::expire(&runs[1], UnixMicros(i64::MAX), &config()).expect("expired");
+    tenant.save(&gone).await.expect("saved");
+    let claimed_anew = grant::claim(&gone.run, claimant(), UnixMicros(9), &config()).expect("claimable");
+    tenant.save(&claimed_anew).await.expect("claimed");
+    let agent = runs[2].lease.expect("leased").agent;
+    let lost = Outcome::lost("it is gone");
+    let ended = grant::finish(&runs[2], agent, 1, lost, None, None, UnixMicros(9)).expect("taken").expect("new");
+    tenant.save(&ended).await.expect("saved");
+    store.run_delete(tenant.org, ended.run.id, ended.run.version, UnixMicros(9)).await.expect("deleted");
+    assert_eq!(store.leases_renew(&renewals).await.expect("answered"), [true, true, false, false, true]);
+    for (index, run) in runs.iter().enumerate() {
+        let stored = store.run_get(tenant.org, run.id).await.expect("read");
+        match index {
+            1 => assert_eq!(stored.expect("there").fence, 2, "the newer lease stands"),
+            2 => assert_eq!(stored, None),
+            _ => assert_eq!(stored.as_ref(), Some(&renewals[4 - index].run), "{index}"),
+        }
+    }
+    let due = store.runs_due(UnixMicros(i64::MAX), None, 10_000).await.expect("runs");
+    let places = due.iter().filter(|due| due.run.as_ref().is_ok_and(|run| run.id == runs[0].id));
+    let noted: Vec<_> = places.map(|due| Some(due.place.at())).collect();
+    assert_eq!(noted, [renewals[4].deadline], "its deadline is noted anew");
+    assert_eq!(store.leases_renew(&renewals).await.expect("answered"), [false; 5], "each once");
+    assert_eq!(tenant.event_seqs(runs[0].id).await, [1, 2], "nothing is told of it");
+    assert_eq!(store.leases_renew(&[]).await.expect("answered"), [false; 0]);
+    let no_lease = Renewal { expect_version: gone.run.version - 1, run: gone.run, deadline: None };
+    assert!(matches!(store.leases_renew(&[no_lease]).await, Err(Error::Invalid { .. })));
+}
+
+async fn renewals_of_many_at_once_neither_block_nor_overtake_each_other(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let stores = [fixture.store.clone(), fixture.second_server().await];
+    let mut ids = Vec::new();
+    for _ in 0..20 {
+        ids.push(tenant.claimed().await.id);
+    }
+    let racing = (0..4usize).map(|n| {
+        let (store, org, mut ids) = (stores[n % 2].clone(), tenant.org, ids.clone());
+        if n >= 2 {
+            ids.reverse();
+        }
+        tokio::spawn(async move {
+            let mut won = 0;
+            for round in 0..10 {
+                let mut renewals = Vec::new();
+                for id in &ids {
+                    let run = store.run_get(org, *id).await.expect("read").expect("there");
+                    renewals.push(renewal(&run, 10_000 + round));
+                }
+                won += store.leases_renew(&renewals).await.expect("no deadlock").into_iter().filter(|won| *won).count();
+            }
+            won
+        })
+    });
+    let mut won = 0;
+    for task in racing.collect::<Vec<_>>() {
+        won += task.await.expect("no panic");
+    }
+    let mut versions = 0;
+    for id in ids {
+        let run = tenant.store.run_get(tenant.org, id).await.expect("read").expect("there");
+        versions += run.version;
+    }
+    let claimed = tenant.claimed().await.version;
+    assert_eq!(versions, won as u64 + 20 * claimed, "each that won is a version of its own");
 }

@@ -18,7 +18,8 @@ use crate::{
 
 /// Renew leases
 ///
-/// One answer for each lease, in order; one that is no longer held has no `ttl_ms`.
+/// One answer for each lease, in order; one that is no longer held has no `ttl_ms`. A lease whose run cannot be read, because
+/// the store is damaged, has no answer.
 #[utoipa::path(
     post, path = "/agent/v1/renew", tag = "agent", operation_id = "lease_renew",
     request_body = Renew,
@@ -34,7 +35,7 @@ pub async fn renew(
     caller: May<Serve>,
     Json(body): Json<Renew>,
 ) -> Result<axum::Json<Renewed>, Failure> {
-    Ok(axum::Json(ops::leases::lease_renew(&app, &caller.token, body).await?))
+    Ok(axum::Json(ops::leases::renew::lease_renew(&app, &caller.token, body).await?))
 }
 
 #[cfg(test)]
@@ -47,7 +48,7 @@ mod tests {
     };
     use holm_domain::{
         ErrorCode,
-        run::{Cancel, ExitStatus, LiveUsage, Measured, Outcome},
+        run::{Cancel, ExitStatus, LiveUsage, Measured, Outcome, RunState},
     };
     use http::StatusCode;
     use serde_json::json;
@@ -102,6 +103,59 @@ mod tests {
         let ended = SandboxEnded { agent: world.agent_id, instance: world.instance, fence: held.fence, outcome };
         world.agent().post(&format!("/agent/v1/runs/{}/ended", held.run), &ended).await;
         assert_eq!(live(&world, held).await, None, "the sandbox is dead");
+    }
+
+    #[tokio::test]
+    async fn leases_of_one_request_are_judged_one_by_one() {
+        let world = World::new().await;
+        let mut held = Vec::new();
+        for _ in 0..6 {
+            held.push(world.claim_run().await);
+        }
+        world.member().post(&format!("/v1/runs/{}/cancel", held[1].run), &json!({})).await;
+        let finished = held[2];
+        world.finish(finished, 1).await;
+        let theirs = HeldLease { run: crate::ids::run(), ..held[3] };
+        let asked =
+            vec![held[0], held[1], finished, theirs, HeldLease { fence: 9, ..held[4] }, held[5], held[5], held[4]];
+        world.clock.advance(Duration::from_secs(20));
+        let answers = ask(&world, asked.clone()).await.leases;
+        let told: Vec<(_, u64)> = answers.iter().map(|answer| (answer.run, answer.fence)).collect();
+        assert_eq!(told, asked.iter().map(|lease| (lease.run, lease.fence)).collect::<Vec<_>>());
+        let ttls: Vec<bool> = answers.iter().map(|answer| answer.ttl_ms.is_some()).collect();
+        assert_eq!(ttls, [true, true, false, false, false, true, true, true]);
+        assert_eq!((answers[0].cancel, answers[1].cancel), (None, Some(Cancel::Terminate)));
+        world.clock.advance(Duration::from_secs(29));
+        reap(world.app()).await.unwrap();
+        let state = async |lease: HeldLease| {
+            world.member().get(&format!("/v1/runs/{}", lease.run)).await.json::<RunView>(StatusCode::OK).state
+        };
+        assert_eq!(state(held[0]).await, RunState::Claimed, "renewed");
+        world.clock.advance(Duration::from_secs(7));
+        reap(world.app()).await.unwrap();
+        assert_eq!((state(held[0]).await, state(held[3]).await), (RunState::Queued, RunState::Queued), "expired");
+    }
+
+    #[tokio::test]
+    async fn renewals_that_meet_changes_of_their_runs_are_decided_again() {
+        let world = World::new().await;
+        let mut held = Vec::new();
+        for _ in 0..8 {
+            held.push(world.claim_run().await);
+        }
+        for _ in 0..5 {
+            world.clock.advance(Duration::from_secs(5));
+            let cancels = held.iter().map(|lease| {
+                let member = world.member();
+                async move { member.post(&format!("/v1/runs/{}/cancel", lease.run), &json!({})).await }
+            });
+            let asks = (0..3).map(|_| ask(&world, held.clone()));
+            let (answers, _) =
+                tokio::join!(futures_util::future::join_all(asks), futures_util::future::join_all(cancels));
+            for answer in answers.iter().flat_map(|answer| &answer.leases) {
+                assert_eq!(answer.ttl_ms, Some(30_000), "{answer:?}");
+            }
+        }
     }
 
     #[tokio::test]

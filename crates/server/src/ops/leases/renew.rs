@@ -1,0 +1,109 @@
+//! Renewing leases: those of one request are read at once and saved together.
+//!
+//! What always holds: each lease is judged by itself. One that is refused, whose run was changed by somebody else at the same
+//! time, or whose run cannot be read, holds no other up. How long a lease lasts counts for its agent from before the request
+//! was sent, and for the server from its decision, which is later (SPEC L3).
+
+use std::collections::HashMap;
+
+use holm_api::agent::{Renew, RenewLease, Renewed, RenewedLease};
+use holm_domain::{
+    ErrorCode, RunId,
+    access::Token,
+    error::InvalidField,
+    lease::{Claimant, grant},
+    run::{Decision, Run},
+};
+use holm_store::{RENEWALS_MAX, Renewal};
+
+use super::{host_heard, millis};
+use crate::{app::App, config::LEASES_MAX, ops::revise, problem::Failure};
+
+/// Extends leases.
+pub async fn lease_renew(app: &App, token: &Token, body: Renew) -> Result<Renewed, Failure> {
+    if body.leases.is_empty() || body.leases.len() > LEASES_MAX {
+        let problem = format!("give 1 to {LEASES_MAX} leases");
+        return Err(InvalidField::new("leases", body.leases.len(), problem).into());
+    }
+    let by = Claimant { agent: body.agent, instance: body.instance };
+    host_heard(app, token, by).await?;
+    let mut answers = renew_together(app, token, by, &body.leases).await?;
+    for (lease, answer) in body.leases.iter().zip(&mut answers) {
+        if answer.is_none() {
+            *answer = renew_alone(app, token, by, *lease).await?;
+        }
+    }
+    Ok(Renewed { leases: answers.into_iter().flatten().collect() })
+}
+
+fn renewed(app: &App, run: &Run) -> RenewedLease {
+    RenewedLease { run: run.id, fence: run.fence, ttl_ms: Some(millis(app.config.lease.ttl)), cancel: run.cancel }
+}
+
+fn refused(lease: &RenewLease) -> RenewedLease {
+    RenewedLease { run: lease.run, fence: lease.fence, ttl_ms: None, cancel: None }
+}
+
+/// Reads all runs of the agent, decides on each, and saves what was decided. Nothing for what was not found that way, or was
+/// changed by somebody else since.
+async fn renew_together(
+    app: &App,
+    token: &Token,
+    by: Claimant,
+    leases: &[RenewLease],
+) -> Result<Vec<Option<RenewedLease>>, Failure> {
+    let mut answers = vec![None; leases.len()];
+    if leases.len() == 1 {
+        return Ok(answers);
+    }
+    let stored = match app.store.runs_of_agent(token.org, by.agent).await {
+        Ok(stored) => stored,
+        // One of them cannot be read. Each is looked for by itself then, so that it holds no other up.
+        Err(holm_store::Error::Corrupt { .. }) => return Ok(answers),
+        Err(error) => return Err(error.into()),
+    };
+    let stored: HashMap<RunId, Run> = stored.into_iter().map(|run| (run.id, run)).collect();
+    let mut decided = Vec::new();
+    for (index, lease) in leases.iter().enumerate() {
+        let Some(run) = stored.get(&lease.run) else { continue };
+        match grant::renew(run, by, (lease.fence, lease.usage), app.now(), &app.config.lease) {
+            Ok(Decision { run: wanted, .. }) => {
+                let deadline = wanted.deadline(&app.config.lease);
+                decided.push((index, Renewal { expect_version: run.version, run: wanted, deadline }));
+            }
+            Err(_) => answers[index] = Some(refused(lease)),
+        }
+    }
+    for part in decided.chunks(RENEWALS_MAX) {
+        let (indexes, renewals): (Vec<usize>, Vec<Renewal>) = part.iter().cloned().unzip();
+        let saved = app.store.leases_renew(&renewals).await?;
+        for ((index, renewal), _) in indexes.into_iter().zip(&renewals).zip(saved).filter(|(_, is_saved)| *is_saved) {
+            app.wakers.expect_deadline(renewal.deadline);
+            answers[index] = Some(renewed(app, &renewal.run));
+        }
+    }
+    Ok(answers)
+}
+
+/// Nothing if the run cannot be read: its lease is neither renewed nor refused.
+async fn renew_alone(
+    app: &App,
+    token: &Token,
+    by: Claimant,
+    lease: RenewLease,
+) -> Result<Option<RenewedLease>, Failure> {
+    let RenewLease { run, fence, usage } = lease;
+    let renew = |run: &Run, now| grant::renew(run, by, (fence, usage), now, &app.config.lease).map(Some);
+    match revise(app, token.org, run, renew).await {
+        Ok(run) => Ok(Some(renewed(app, &run))),
+        Err(failure) if matches!(failure.code(), ErrorCode::StaleFence | ErrorCode::NotFound) => {
+            Ok(Some(refused(&lease)))
+        }
+        Err(failure) if failure.code() == ErrorCode::Internal => {
+            let (problem, cause) = failure.into_parts();
+            tracing::error!(%run, fence, cause, "a lease cannot be renewed: {problem}");
+            Ok(None)
+        }
+        Err(failure) => Err(failure),
+    }
+}
