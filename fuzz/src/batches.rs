@@ -53,7 +53,9 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let end = batch(u64::MAX - 2, &[b"d\n", b"e\n"]);
     let cut = &two[..two.len() - 1];
     let packed = batch(7, &[b"the same line\n"; 300]);
-    [one.clone(), [&one[..], &two].concat(), end, cut.to_vec(), packed].map(|bytes| [b"\x01", &bytes[..]].concat()).into()
+    [one.clone(), [&one[..], &two].concat(), end, cut.to_vec(), packed]
+        .map(|bytes| [b"\x01", &bytes[..]].concat())
+        .into()
 }
 
 /// Takes batches apart and puts them together again.

@@ -5,7 +5,8 @@ use std::fmt;
 use zstd::bulk::Compressor;
 
 use super::{
-    BATCH_BYTES_MAX, ENTRY_BYTES_MAX, ENTRY_HEAD_BYTES, FLAG_PARTIAL, FLAG_STDERR, HEAD_BYTES, Stream, batch::Head,
+    BATCH_BYTES_MAX, ENTRY_BYTES_MAX, ENTRY_HEAD_BYTES, FLAG_PARTIAL, FLAG_STDERR, FLAG_TIME, HEAD_BYTES, Stream,
+    TIME_BYTES, batch::Head,
 };
 use crate::UnixMicros;
 
@@ -22,6 +23,8 @@ pub struct BatchBuilder {
     next_seq: u64,
     count: u32,
     newest_at: UnixMicros,
+    /// The time of the last entry.
+    last_at: Option<UnixMicros>,
     /// Room for the head, then the entries.
     bytes: Vec<u8>,
     packer: Packer,
@@ -31,7 +34,7 @@ impl BatchBuilder {
     /// A builder whose first entry has the sequence `next_seq`, from 1.
     pub fn new(next_seq: u64) -> Self {
         let bytes = vec![0; HEAD_BYTES];
-        Self { next_seq, count: 0, newest_at: UnixMicros(i64::MIN), bytes, packer: Packer::default() }
+        Self { next_seq, count: 0, newest_at: UnixMicros(i64::MIN), last_at: None, bytes, packer: Packer::default() }
     }
 
     /// The sequence that the next entry gets.
@@ -51,7 +54,7 @@ impl BatchBuilder {
 
     /// Whether an entry of `length` bytes still fits.
     pub fn has_room(&self, length: usize) -> bool {
-        self.len() + ENTRY_HEAD_BYTES + length <= HEAD_BYTES + BATCH_BYTES_MAX
+        self.len() + ENTRY_HEAD_BYTES + TIME_BYTES + length <= HEAD_BYTES + BATCH_BYTES_MAX
     }
 
     /// Adds an entry of at most [`ENTRY_BYTES_MAX`] bytes; returns false, and adds nothing, if it does not fit.
@@ -59,12 +62,14 @@ impl BatchBuilder {
         if data.len() > ENTRY_BYTES_MAX || !self.has_room(data.len()) {
             return false;
         }
-        let stderr = if stream == Stream::Stderr { FLAG_STDERR } else { 0 };
-        let mut head = [0; ENTRY_HEAD_BYTES];
-        head[..4].copy_from_slice(&(data.len() as u32).to_le_bytes());
-        head[4] = stderr | if partial { FLAG_PARTIAL } else { 0 };
-        head[5..].copy_from_slice(&at.0.to_le_bytes());
-        self.bytes.extend_from_slice(&head);
+        let has_time = self.last_at.replace(at) != Some(at);
+        let flags = [(stream == Stream::Stderr, FLAG_STDERR), (partial, FLAG_PARTIAL), (has_time, FLAG_TIME)];
+        let flags = flags.iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, flag)| all | flag);
+        let [a, b, c, _] = (data.len() as u32).to_le_bytes();
+        self.bytes.extend_from_slice(&[flags, a, b, c]);
+        if has_time {
+            self.bytes.extend_from_slice(&at.0.to_le_bytes());
+        }
         self.bytes.extend_from_slice(data);
         self.newest_at = self.newest_at.max(at);
         self.count += 1;
@@ -87,7 +92,7 @@ impl BatchBuilder {
         let written = write(batch);
         if written.is_ok() {
             self.bytes.truncate(HEAD_BYTES);
-            (self.count, self.newest_at) = (0, UnixMicros(i64::MIN));
+            (self.count, self.newest_at, self.last_at) = (0, UnixMicros(i64::MIN), None);
         }
         written
     }

@@ -4,7 +4,10 @@ use std::{borrow::Cow, cell::RefCell};
 
 use zstd::bulk::Decompressor;
 
-use super::{BatchError, ENTRY_BYTES_MAX, ENTRY_HEAD_BYTES, Entry, FLAG_PARTIAL, FLAG_STDERR, Stream, batch::Head};
+use super::{
+    BatchError, ENTRY_BYTES_MAX, ENTRY_HEAD_BYTES, Entry, FLAG_PARTIAL, FLAG_STDERR, FLAG_TIME, Stream, TIME_BYTES,
+    batch::Head,
+};
 use crate::UnixMicros;
 
 /// The entries of one batch, checked: reading them cannot fail.
@@ -18,15 +21,16 @@ pub struct Entries<'a> {
 impl<'a> Entries<'a> {
     pub(super) fn open(head: &Head, is_packed: bool, body: &'a [u8]) -> Result<Self, BatchError> {
         let bytes = if is_packed { Cow::Owned(unpack(body, head.length as usize)?) } else { Cow::Borrowed(body) };
-        let (mut rest, mut newest_at) = (&bytes[..], None);
+        let mut walk = Walk::new(&bytes);
+        let mut newest_at = None;
         for _ in 0..head.count {
-            let (flags, at, data) = take(&mut rest).ok_or(BatchError::Entries)?;
-            if data.len() > ENTRY_BYTES_MAX || flags & !(FLAG_STDERR | FLAG_PARTIAL) != 0 {
+            let (flags, at, data) = walk.next().ok_or(BatchError::Entries)?;
+            if data.len() > ENTRY_BYTES_MAX || flags & !(FLAG_STDERR | FLAG_PARTIAL | FLAG_TIME) != 0 {
                 return Err(BatchError::Entries);
             }
             newest_at = newest_at.max(Some(at));
         }
-        if !rest.is_empty() || newest_at != Some(head.newest_at) {
+        if !walk.rest.is_empty() || newest_at != Some(head.newest_at) {
             return Err(BatchError::Entries);
         }
         Ok(Self { first_seq: head.first_seq, count: head.count, bytes })
@@ -44,11 +48,9 @@ impl<'a> Entries<'a> {
 
     /// In order.
     pub fn iter(&self) -> impl Iterator<Item = Entry<'_>> {
-        let (mut rest, mut seqs) = (&self.bytes[..], self.first_seq..);
-        std::iter::from_fn(move || {
-            let (flags, at, data) = take(&mut rest)?;
+        Walk::new(&self.bytes).zip(self.first_seq..).map(|((flags, at, data), seq)| {
             let stream = if flags & FLAG_STDERR == 0 { Stream::Stdout } else { Stream::Stderr };
-            Some(Entry { seq: seqs.next()?, at, stream, partial: flags & FLAG_PARTIAL != 0, data })
+            Entry { seq, at, stream, partial: flags & FLAG_PARTIAL != 0, data }
         })
     }
 
@@ -58,12 +60,37 @@ impl<'a> Entries<'a> {
     }
 }
 
-/// Flags, time and data of the entry at the start of `rest`, if it is whole.
-fn take<'a>(rest: &mut &'a [u8]) -> Option<(u8, UnixMicros, &'a [u8])> {
-    let (&[a, b, c, d, flags, ref at @ ..], after) = rest.split_first_chunk::<ENTRY_HEAD_BYTES>()?;
-    let (data, after) = after.split_at_checked(u32::from_le_bytes([a, b, c, d]) as usize)?;
-    *rest = after;
-    Some((flags, UnixMicros(i64::from_le_bytes(*at)), data))
+/// Goes from entry to entry, as far as they are whole: flags, time and data of each.
+struct Walk<'a> {
+    rest: &'a [u8],
+    last_at: Option<UnixMicros>,
+}
+
+impl<'a> Walk<'a> {
+    fn new(bytes: &'a [u8]) -> Self {
+        Self { rest: bytes, last_at: None }
+    }
+}
+
+impl<'a> Iterator for Walk<'a> {
+    type Item = (u8, UnixMicros, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (&[flags, a, b, c], mut rest) = self.rest.split_first_chunk::<ENTRY_HEAD_BYTES>()?;
+        let mut at = self.last_at;
+        if flags & FLAG_TIME != 0 {
+            let (time, after) = rest.split_first_chunk::<TIME_BYTES>()?;
+            at = Some(UnixMicros(i64::from_le_bytes(*time)));
+            // There is one way to write a batch.
+            if at == self.last_at {
+                return None;
+            }
+            rest = after;
+        }
+        let (data, rest) = rest.split_at_checked(u32::from_le_bytes([a, b, c, 0]) as usize)?;
+        (self.rest, self.last_at) = (rest, at);
+        Some((flags, at?, data))
+    }
 }
 
 thread_local! {

@@ -8,7 +8,7 @@
 //! Layout of a batch, numbers little-endian: magic `HLB2`, first sequence (8 bytes), number of entries (4), newest time of
 //! an entry (8), length of the entries (4), length of what follows the head (4), CRC-32 of everything but the magic and
 //! itself (4). What follows is the entries or, where that is shorter, a frame of Zstandard (RFC 8878) with them. An entry is
-//! the length of its data (4), flags (1), time (8), and the data.
+//! flags (1), the length of its data (3), its time (8) unless it is that of the entry before, and the data.
 
 mod batch;
 mod builder;
@@ -29,10 +29,13 @@ pub const BATCH_BYTES_MAX: usize = 1024 * 1024;
 /// The length of the head of a batch, in bytes.
 pub const HEAD_BYTES: usize = 36;
 const MAGIC: [u8; 4] = *b"HLB2";
-/// What a batch holds of each entry beside its data, in bytes.
-const ENTRY_HEAD_BYTES: usize = 13;
+/// What a batch holds of each entry beside its time and its data, in bytes.
+const ENTRY_HEAD_BYTES: usize = 4;
+const TIME_BYTES: usize = 8;
 const FLAG_STDERR: u8 = 1;
 const FLAG_PARTIAL: u8 = 2;
+/// The entry has a time of its own, other than that of the one before.
+const FLAG_TIME: u8 = 4;
 
 /// Where the command wrote it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

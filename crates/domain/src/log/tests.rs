@@ -1,3 +1,5 @@
+//! What a batch is made of comes back; what no builder makes is refused.
+
 use proptest::prelude::*;
 
 use super::*;
@@ -142,17 +144,32 @@ fn entries_that_are_not_as_the_head_says_are_refused() {
 }
 
 #[test]
+fn a_time_is_written_where_it_changes_and_nowhere_else() {
+    let mut builder = BatchBuilder::new(1);
+    for at in [5, 5, 5, 4, 4] {
+        assert!(builder.push(UnixMicros(at), Stream::Stdout, false, b"x"));
+    }
+    let mut bytes = Vec::new();
+    builder.finish(|batch| std::io::Write::write_all(&mut bytes, batch)).unwrap();
+    assert_eq!(bytes.len(), HEAD_BYTES + 5 * (ENTRY_HEAD_BYTES + 1) + 2 * TIME_BYTES);
+    assert_eq!(read(&bytes).unwrap().iter().map(|entry| entry.at.0).collect::<Vec<_>>(), [5, 5, 5, 4, 4]);
+    let again = HEAD_BYTES + 3 * (ENTRY_HEAD_BYTES + 1) + TIME_BYTES + ENTRY_HEAD_BYTES;
+    assert_eq!(read(&forged(&bytes, |bytes| bytes[again] = 5)), Err(BatchError::Entries), "the time from before");
+    assert_eq!(read(&forged(&bytes, |bytes| bytes[HEAD_BYTES] = 0)), Err(BatchError::Entries), "no time");
+}
+
+#[test]
 fn a_flag_that_there_is_not_is_refused() {
     for bit in 0..8 {
-        let bytes = forged(&built(1, &[(vec![1], false, false)]), |bytes| bytes[HEAD_BYTES + 4] |= 1 << bit);
-        assert_eq!(read(&bytes).map(drop), if bit < 2 { Ok(()) } else { Err(BatchError::Entries) });
+        let bytes = forged(&built(1, &[(vec![1], false, false)]), |bytes| bytes[HEAD_BYTES] |= 1 << bit);
+        assert_eq!(read(&bytes).map(drop), if bit < 3 { Ok(()) } else { Err(BatchError::Entries) });
     }
 }
 
 #[test]
 fn a_frame_that_unpacks_to_more_than_it_says_is_refused() {
     let batch = built(1, &vec![(vec![b'x'; 100], false, false); 100]);
-    for length in [100_u32, 11_299, 11_301, BATCH_BYTES_MAX as u32] {
+    for length in [100_u32, 11_199, 11_201, BATCH_BYTES_MAX as u32] {
         let lie = forged(&batch, |bytes| bytes[24..28].copy_from_slice(&length.to_le_bytes()));
         assert!(read(&lie).is_err(), "{length}");
     }

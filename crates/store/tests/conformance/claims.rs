@@ -111,7 +111,7 @@ async fn appends_under_an_old_fence_change_nothing(fixture: Fixture) {
     let logged = |fence, first| store.log_append(tenant.org, run.id, fence, first, first, batch(first, 1, 10));
     assert_eq!(
         logged(1, 1).await.expect("answered"),
-        LogAppended::Stored { next: 2, unsealed_bytes: unsealed(&fixture, HEAD_BYTES as u64 + 13 + 10) }
+        LogAppended::Stored { next: 2, unsealed_bytes: unsealed(&fixture, HEAD_BYTES as u64 + 12 + 10) }
     );
     for stale in [0, 2, u64::MAX] {
         assert_eq!(told(stale).await.expect("answered"), EventAppended::StaleFence);
