@@ -52,7 +52,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let two = batch(5, &[b"c\n"]);
     let end = batch(u64::MAX - 2, &[b"d\n", b"e\n"]);
     let cut = &two[..two.len() - 1];
-    let packed = batch(7, &[b"the same line\n"; 300]);
+    let packed = batch(7, &[b"the same line\n".as_slice(); 400]);
     [one.clone(), [&one[..], &two].concat(), end, cut.to_vec(), packed]
         .map(|bytes| [b"\x01", &bytes[..]].concat())
         .into()

@@ -56,7 +56,7 @@ async fn start(world: &World, held: HeldLease) {
 
 /// For how long the lease was renewed, if it was.
 async fn renew(world: &World, held: HeldLease) -> Option<u64> {
-    let body = Renew { agent: world.agent_id, instance: world.instance, leases: vec![held] };
+    let body = Renew { agent: world.agent_id, instance: world.instance, leases: vec![held.into()] };
     let renewed: Renewed = world.agent().post("/agent/v1/renew", &body).await.json(StatusCode::OK);
     renewed.leases[0].ttl_ms
 }

@@ -145,7 +145,8 @@ fn a_time_of_day_that_jumps_is_told_and_decides_nothing() {
     writer.tick(Now { boot: due, unix: UnixMicros(0) }).unwrap();
     let chunk = Reader::new(dir.path(), 1).read(1).unwrap();
     let [batch] = &parse_all(&chunk.bytes).unwrap()[..] else { panic!("one batch") };
-    let told: Vec<_> = batch.entries().map(|entry| (entry.seq, entry.at.0 - at(entry.seq).unix.0)).collect();
+    let told: Vec<_> =
+        batch.read().unwrap().iter().map(|entry| (entry.seq, entry.at.0 - at(entry.seq).unix.0)).collect();
     assert_eq!(told, (1..).zip(jumps).collect::<Vec<_>>(), "in the order in which they came");
 }
 
