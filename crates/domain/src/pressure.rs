@@ -81,13 +81,14 @@ pub struct PressureLimits {
     pub memory_some_percent: Option<u8>,
     /// Of all tasks, for want of memory.
     pub memory_full_percent: Option<u8>,
-    /// Of all tasks, on I/O. One program that does nothing but write to a slow disk gets far by itself.
+    /// Of all tasks, on I/O. Never, unless it is asked for: one program that does nothing but write to a slow disk gets to all
+    /// of it by itself, and must not be able to close its host to others.
     pub io_full_percent: Option<u8>,
 }
 
 impl Default for PressureLimits {
     fn default() -> Self {
-        Self { memory_some_percent: Some(40), memory_full_percent: Some(10), io_full_percent: Some(80) }
+        Self { memory_some_percent: Some(40), memory_full_percent: Some(10), io_full_percent: None }
     }
 }
 

@@ -9,6 +9,9 @@
 //! What always holds: the time never goes back while a server lives; over the length of a lease it differs from the boot
 //! clock by less than the margin, which [`holm_domain::limits::LeaseConfig::validate`] sees to.
 //!
+//! Servers that share a database have to agree with one another more than with themselves: there each shows the time of day
+//! as its machine has it ([`Clock::of_day`]), and machines have to keep it alike.
+//!
 //! Everything else takes the time from here, so that a test or a simulation can set it. Deadlines of requests and the pace
 //! of tasks are no business of this clock: they run on tokio's monotonic timer.
 
@@ -32,6 +35,8 @@ const TOLD_FROM: i128 = NANOS;
 #[derive(Debug, Clone, Default)]
 pub struct Clock {
     hands: Hands,
+    /// Whether the time of day is shown as it is.
+    is_of_day: bool,
     count: Arc<Mutex<Option<Count>>>,
 }
 
@@ -84,11 +89,19 @@ impl Clock {
     /// A clock that shows `at` until it is moved.
     pub fn manual(at: UnixMicros) -> Self {
         let manual = Manual { of_day: AtomicI64::new(at.0), boot: AtomicI64::new(0) };
-        Self { hands: Hands::Manual(Arc::new(manual)), count: Arc::default() }
+        Self { hands: Hands::Manual(Arc::new(manual)), ..Self::default() }
+    }
+
+    /// The same hands, followed at once wherever they are set.
+    pub fn of_day(self) -> Self {
+        Self { is_of_day: true, ..self }
     }
 
     /// The time now.
     pub fn now(&self) -> UnixMicros {
+        if self.is_of_day {
+            return UnixMicros(i64::try_from(self.hands.read().of_day / 1_000).unwrap_or(i64::MAX));
+        }
         let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
         // Read under the lock: what is shown later was read later.
         let at = self.hands.read();
@@ -125,7 +138,7 @@ impl Clock {
     /// The same hands, read by a server that starts now.
     #[cfg(test)]
     pub fn after_restart(&self) -> Self {
-        Self { hands: self.hands.clone(), count: Arc::default() }
+        Self { hands: self.hands.clone(), ..Self::default() }
     }
 }
 
@@ -191,6 +204,16 @@ mod tests {
             clock.advance(Duration::from_micros(jump.unsigned_abs() * 100));
             assert_eq!(clock.now().0, begun.0 + 100_000_000 + jump.abs() * 100 + jump, "{jump}: followed in the end");
             assert_eq!(clock.after_restart().now(), clock.now());
+        }
+    }
+
+    #[test]
+    fn what_is_shared_is_followed_at_once() {
+        let clock = Clock::manual(UnixMicros(DAY)).of_day();
+        for jump in [HOUR, -HOUR] {
+            let before = clock.now();
+            clock.set_by(jump);
+            assert_eq!(clock.now().0, before.0 + jump);
         }
     }
 

@@ -70,6 +70,11 @@ impl LogSource {
         Some(at + GATHERS_FOR)
     }
 
+    /// Whether the last piece was so long that there may well be more.
+    pub(crate) fn has_more(&self) -> bool {
+        self.last.is_some_and(|(_, length)| length >= GATHERED_BYTES)
+    }
+
     /// What is to be sent next; nothing if there is nothing new.
     pub(crate) async fn read(&mut self) -> Result<Option<(u64, u64, Bytes)>, Loss> {
         let Some(mut reader) = self.reader.take() else { return Err(Loss::Mismatch { at: self.next_seq }) };
@@ -89,9 +94,7 @@ impl LogSource {
         let (reader, chunk) = task.await.map_err(|error| reader::Error::Io(std::io::Error::other(error)))?;
         self.reader = Some(reader);
         let Chunk { bytes, first_seq, next_seq } = chunk?;
-        if !bytes.is_empty() {
-            self.last = Some((Instant::now(), bytes.len()));
-        }
+        self.last = (!bytes.is_empty()).then(|| (Instant::now(), bytes.len()));
         Ok((!bytes.is_empty()).then(|| (first_seq, next_seq, Bytes::from(bytes))))
     }
 

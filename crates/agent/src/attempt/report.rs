@@ -107,10 +107,22 @@ impl<C: ControlPlane> Reporter<'_, C> {
             if let Some(end) = seen.end {
                 return Ok((end, loss));
             }
-            if self.seen.changed().await.is_err() {
-                return Err(ControlError::Unavailable("the attempt was given up".to_owned()));
+            if loss.is_some() || !logs.has_more() {
+                self.wait_for_news(logs).await?;
             }
         }
+    }
+
+    /// Waits for something to tell; and then, where the last request carried little, until enough may have come together for
+    /// another, or nothing more will come.
+    async fn wait_for_news(&mut self, logs: &LogSource) -> Result<(), ControlError> {
+        let given_up = |_| ControlError::Unavailable("the attempt was given up".to_owned());
+        self.seen.changed().await.map_err(given_up)?;
+        if let Some(due) = logs.due() {
+            // A shim that is gone has written all it will.
+            let _ = tokio::time::timeout_at(due, self.seen.wait_for(|seen| seen.end.is_some())).await;
+        }
+        Ok(())
     }
 
     /// Sends the output that is there. What takes long after the end is sent beside word of the end; what does not is
@@ -148,7 +160,7 @@ impl<C: ControlPlane> Reporter<'_, C> {
     }
 
     async fn send_all(&self, logs: &mut LogSource, seen: &Seen) -> Result<Option<String>, ControlError> {
-        let result = self.send_logs(logs).await;
+        let result = self.send_logs(logs, seen.end.is_some()).await;
         let told = seen.end.as_ref().and_then(|end| end.next_seq);
         match result {
             Ok(()) if told.is_some_and(|told| self.lacks(logs, told)) => {
@@ -174,27 +186,21 @@ impl<C: ControlPlane> Reporter<'_, C> {
         logs.has_sent() && logs.next_seq() < told
     }
 
-    async fn send_logs(&self, logs: &mut LogSource) -> Result<(), Loss> {
+    /// Sends one request, so that events and the end have their turn; everything, once the output has ended.
+    async fn send_logs(&self, logs: &mut LogSource, has_ended: bool) -> Result<(), Loss> {
         let AttemptId { run, fence } = self.attempt;
         let fenced = Fenced { agent: self.shared.agent, instance: self.shared.instance(), fence };
         let Shared { control, config, .. } = self.shared;
-        loop {
-            self.gather(logs).await;
-            let Some((first_seq, _, batches)) = logs.read().await? else { return Ok(()) };
+        while let Some((first_seq, _, batches)) = logs.read().await? {
             let append = || control.append_logs(run, fenced, batches.clone());
             let answer = effect_of("report.logs", persist("append_logs", config.patience, append)).await;
             logs.answered(first_seq, answer.map(|appended| appended.next_seq))?;
             self.wants.send_modify(|wants| wants.acked = wants.acked.max(logs.next_seq()));
+            if !has_ended {
+                break;
+            }
         }
-    }
-
-    /// Waits until enough may have come together for another request, or nothing more will come.
-    async fn gather(&self, logs: &LogSource) {
-        if let Some(due) = logs.due() {
-            let mut seen = self.seen.clone();
-            // A shim that is gone has written all it will.
-            let _ = tokio::time::timeout_at(due, seen.wait_for(|seen| seen.end.is_some())).await;
-        }
+        Ok(())
     }
 
     async fn send_events(&self, mut told: u64, there: u64) -> Result<u64, ControlError> {

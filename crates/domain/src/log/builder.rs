@@ -52,17 +52,14 @@ impl BatchBuilder {
         self.bytes.len()
     }
 
-    /// Whether an entry of `length` bytes still fits.
-    pub fn has_room(&self, length: usize) -> bool {
-        self.len() + ENTRY_HEAD_BYTES + TIME_BYTES + length <= HEAD_BYTES + BATCH_BYTES_MAX
-    }
-
     /// Adds an entry of at most [`ENTRY_BYTES_MAX`] bytes; returns false, and adds nothing, if it does not fit.
     pub fn push(&mut self, at: UnixMicros, stream: Stream, partial: bool, data: &[u8]) -> bool {
-        if data.len() > ENTRY_BYTES_MAX || !self.has_room(data.len()) {
+        let has_time = self.last_at != Some(at);
+        let length = ENTRY_HEAD_BYTES + if has_time { TIME_BYTES } else { 0 } + data.len();
+        if data.len() > ENTRY_BYTES_MAX || self.len() + length > HEAD_BYTES + BATCH_BYTES_MAX {
             return false;
         }
-        let has_time = self.last_at.replace(at) != Some(at);
+        self.last_at = Some(at);
         let flags = [(stream == Stream::Stderr, FLAG_STDERR), (partial, FLAG_PARTIAL), (has_time, FLAG_TIME)];
         let flags = flags.iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, flag)| all | flag);
         let [a, b, c, _] = (data.len() as u32).to_le_bytes();

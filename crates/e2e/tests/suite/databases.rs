@@ -288,11 +288,11 @@ fn objects(world: &World, run: &str) -> Vec<PathBuf> {
 #[test]
 fn a_log_whose_object_is_damaged_or_gone_says_so_and_other_logs_go_on() {
     let world = World::up();
-    let long = || {
-        world.run(noise::command(5_000)).succeeds();
+    let long = |lines| {
+        world.run(noise::command(lines)).succeeds();
         world.newest()
     };
-    let (whole, damaged, gone) = (long(), long(), long());
+    let (whole, damaged, gone) = (long(5_000), long(5_001), long(5_002));
     let of_damaged = eventually("they are sealed", || {
         let sealed = [&whole, &damaged, &gone].iter().all(|run| !objects(&world, run).is_empty());
         sealed.then(|| objects(&world, &damaged))

@@ -9,6 +9,27 @@ use std::{
 use holm_e2e::{World, eventually, host, probe, ran::run, unique};
 
 #[test]
+fn what_was_refused_is_told_while_output_flows() {
+    let world = World::up();
+    let program = r#"
+import socket, time
+for n in range(6000):
+    print(n, flush=True)
+    if n == 100:
+        try:
+            socket.create_connection(("192.0.2.7", 8443))
+        except OSError:
+            pass
+    time.sleep(0.01)
+"#;
+    let run = world.detach(["--", "/usr/bin/python3", "-c", program]);
+    eventually("the event", || Some(world.events_of(&run, "egress_refused")).filter(|found| !found.is_empty()));
+    assert_eq!(world.show(&run)["state"], "running", "it was told before the end");
+    world.holm(["cancel", "--kill", &run]).succeeds();
+    world.until_ended(&run);
+}
+
+#[test]
 fn connections_fail_at_once_and_the_run_says_what_was_refused() {
     let world = World::up();
     let body = r#"

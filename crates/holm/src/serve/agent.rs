@@ -49,7 +49,7 @@ pub struct HostArgs {
     #[arg(long, value_name = "SIZE")]
     pub host_storage_floor: Option<String>,
     /// Take no runs while tasks of this host stall for more of the time than this, in percent; `off` for any or for all
-    /// [default: memory-some=40,memory-full=10,io-full=80]
+    /// [default: memory-some=40,memory-full=10,io-full=off]
     #[arg(long, value_name = "LIMITS")]
     pub host_pressure: Option<String>,
     /// A folder of this host that runs may bring in or mount; without `:rw` for reading only; may be repeated

@@ -156,6 +156,9 @@ pub struct LogEnd {
     pub last_seq: u64,
 }
 
+/// From how many bytes of events on no further one is added to a piece that is sent.
+const FOLLOW_SENT_BYTES: usize = 256 * 1024;
+
 /// A log that is followed from a position on.
 #[derive(Debug)]
 pub struct LogSource {
@@ -172,19 +175,23 @@ impl LogSource {
         Self { org, run, after, ahead: VecDeque::new() }
     }
 
-    /// The events of the next batch that was read ahead; nothing if there is none. One batch at a time bounds what a
-    /// stream holds in memory beside what it read.
+    /// The events of the next batch that was read ahead, or of a part of it; nothing if there is none. One piece at a time
+    /// bounds what a stream holds in memory beside what it read.
     fn take_batch(&mut self) -> Result<Option<Bytes>, Failure> {
         while let Some(mut bytes) = self.ahead.pop_front() {
             let (batch, rest) = Batch::parse(&bytes).map_err(|error| damaged(self.run, error))?;
             let mut out = Vec::new();
             if batch.last_seq() > self.after {
-                for entry in opened(&batch, self.run)?.iter().filter(|entry| entry.seq > self.after) {
+                let (entries, after) = (opened(&batch, self.run)?, self.after);
+                for entry in entries.iter().skip_while(|entry| entry.seq <= after) {
+                    if out.len() >= FOLLOW_SENT_BYTES {
+                        break;
+                    }
+                    self.after = entry.seq;
                     write_event(&mut out, "log", Some(entry.seq), &LogEntry::from(entry))?;
                 }
-                self.after = batch.last_seq();
             }
-            let length = bytes.len() - rest.len();
+            let length = if batch.last_seq() > self.after { 0 } else { bytes.len() - rest.len() };
             let rest = bytes.split_off(length);
             if !rest.is_empty() {
                 self.ahead.push_front(rest);

@@ -93,7 +93,7 @@ impl Position {
             let next = tokio::select! {
                 biased;
                 Some(acked) = acks.next() => {
-                    acked?;
+                    self.acked = acked?;
                     continue;
                 }
                 next = incoming.next() => next,
@@ -111,8 +111,8 @@ impl Position {
                 self.offset += frame.data.len() as u64;
                 sink(frame).await.map_err(Error::Sink)?;
                 if self.offset - self.acked >= ACK_EVERY_BYTES && acks.is_empty() {
-                    acks.push(guest.ack(self.process, self.offset));
-                    self.acked = self.offset;
+                    let (process, offset) = (self.process, self.offset);
+                    acks.push(async move { guest.ack(process, offset).await.map(|()| offset) });
                 }
             }
         }

@@ -28,12 +28,21 @@ pub async fn lease_renew(app: &App, token: &Token, body: Renew) -> Result<Renewe
     let by = Claimant { agent: body.agent, instance: body.instance };
     host_heard(app, token, by).await?;
     let mut answers = renew_together(app, token, by, &body.leases).await?;
+    let mut failed = None;
     for (lease, answer) in body.leases.iter().zip(&mut answers) {
         if answer.is_none() {
-            *answer = renew_alone(app, token, by, *lease).await?;
+            match renew_alone(app, token, by, *lease).await {
+                Ok(alone) => *answer = alone,
+                Err(failure) => failed = Some(failure),
+            }
         }
     }
-    Ok(Renewed { leases: answers.into_iter().flatten().collect() })
+    let leases: Vec<_> = answers.into_iter().flatten().collect();
+    // What was saved is told, whatever became of the others: for those the agent asks again.
+    match failed {
+        Some(failure) if leases.is_empty() => Err(failure),
+        _ => Ok(Renewed { leases }),
+    }
 }
 
 fn renewed(app: &App, run: &Run) -> RenewedLease {

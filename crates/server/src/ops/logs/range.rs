@@ -9,6 +9,7 @@ use holm_domain::{
     log::{Batch, Stream},
     run::{Run, RunState},
 };
+use holm_store::Segment;
 
 use super::{batches, opened, unless_deleted};
 use crate::{app::App, problem::Failure};
@@ -64,22 +65,41 @@ async fn first_at(app: &App, org: OrgId, id: RunId, at: UnixMicros) -> Result<Op
 
 /// The sequence after which the last `lines` lines up to `upto` end.
 async fn before_lines(app: &App, org: OrgId, id: RunId, upto: u64, lines: u32) -> Result<u64, Failure> {
+    let _pass = app.searches.enter(org)?;
     let (mut counter, mut upto) = (Backwards::new(lines), upto);
     while upto > 0 {
         let segments = app.store.log_read_back(org, id, upto, LOOK_BYTES).await?;
-        let Some(first) = segments.first() else { return Ok(0) };
-        for segment in segments.iter().rev() {
-            for batch in batches(&segment.bytes, id)?.iter().rev() {
-                let entries = opened(batch, id)?;
-                let entries: Vec<_> = entries.iter().filter(|entry| entry.seq <= upto).collect();
-                if let Some(entry) = entries.iter().rev().find(|entry| counter.is_full(entry.stream, entry.partial)) {
-                    return Ok(entry.seq);
-                }
-            }
+        let Some(first_seq) = segments.first().map(|segment| segment.first_seq) else { return Ok(0) };
+        // Unpacking is work for the processor: other requests do not wait for it.
+        let look = move || look_back(&segments, id, upto, counter);
+        let found;
+        (found, counter) = tokio::task::spawn_blocking(look).await.map_err(Failure::internal)??;
+        if let Some(seq) = found {
+            return Ok(seq);
         }
-        upto = first.first_seq.saturating_sub(1);
+        upto = first_seq.saturating_sub(1);
     }
     Ok(0)
+}
+
+/// The entry up to `upto` with which the counter is full, if it is among these, and how far it has counted.
+fn look_back(
+    segments: &[Segment],
+    id: RunId,
+    upto: u64,
+    mut counter: Backwards,
+) -> Result<(Option<u64>, Backwards), Failure> {
+    for segment in segments.iter().rev() {
+        for batch in batches(&segment.bytes, id)?.iter().rev().filter(|batch| batch.first_seq() <= upto) {
+            let entries = opened(batch, id)?;
+            let told = entries.iter().take_while(|entry| entry.seq <= upto);
+            let told: Vec<_> = told.map(|entry| (entry.seq, entry.stream, entry.partial)).collect();
+            if let Some((seq, ..)) = told.iter().rev().find(|(_, stream, partial)| counter.is_full(*stream, *partial)) {
+                return Ok((Some(*seq), counter));
+            }
+        }
+    }
+    Ok((None, counter))
 }
 
 /// Counts lines from the last entry to the first. A line ends with its last piece; the last of a stream may be unfinished.
