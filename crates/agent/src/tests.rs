@@ -16,6 +16,7 @@ use std::{
 use holm_domain::{
     InstanceId, RunId,
     host::Capacity,
+    pressure::PressureLimits,
     run::{Cancel, EventKind, OutcomeKind, Reason, Run, RunState},
 };
 use tokio::sync::oneshot;
@@ -66,6 +67,7 @@ impl Bench {
             shim: shim_program(),
             // No pressure is known, however busy this machine is.
             proc_dir: self.temp.path().join("proc"),
+            pressure_limits: PressureLimits { io_full_percent: Some(80), ..PressureLimits::default() },
             reap_every: Duration::from_millis(100),
             renew_retry: Duration::from_millis(50),
             quit_within: Duration::from_secs(2),

@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn between_half_of_the_limit_and_the_limit_it_stays_as_it_was() {
-        let limits = PressureLimits::default();
+        let limits = PressureLimits { io_full_percent: Some(80), ..PressureLimits::default() };
         assert_eq!(judge(&[], &io(7_999), &limits), []);
         let closed = judge(&[], &io(8_000), &limits);
         assert_eq!(closed, [Excess { stall: Stall::IoFull, share_bp: 8_000, limit_percent: 80 }]);

@@ -38,10 +38,7 @@ pub struct App {
 
 impl App {
     /// Puts the parts together.
-    pub fn new(mut config: Config, store: Store) -> Self {
-        if store.is_shared() {
-            config.clock = config.clock.of_day();
-        }
+    pub fn new(config: Config, store: Store) -> Self {
         Self {
             streams: Gate::new("streams", config.limits.streams_per_org_max),
             searches: Gate::new("searches", config.limits.searches_per_org_max),

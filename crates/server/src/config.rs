@@ -32,6 +32,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use holm_domain::{error::InvalidField, limits::LeaseConfig};
+use holm_store::Store;
 
 use crate::clock::Clock;
 
@@ -88,6 +89,12 @@ pub const STORAGE_FLOOR_BYTES: u64 = 256 * 1024 * 1024;
 pub const LOG_RETENTION_MIN: Duration = Duration::from_secs(1);
 
 impl Config {
+    /// The same for a server on `store`: what other servers write as well is judged by a time that they show, too.
+    pub fn on(self, store: &Store) -> Self {
+        let clock = if store.is_shared() { self.clock.of_day() } else { self.clock };
+        Self { clock, ..self }
+    }
+
     /// Refuses times that cannot be.
     pub fn validate(&self) -> Result<(), InvalidField> {
         self.lease.validate()?;

@@ -142,6 +142,7 @@ async fn serve(session: Session, args: ServeArgs) -> anyhow::Result<u8> {
     let (config, listens) = (args.config(table, &home)?, args.listens(table)?);
     home.create().with_context(|| home.not_made())?;
     let store = open_store(&home, args.database(table)).await?;
+    let config = config.on(&store);
     first_token(&home, &store, &config.clock).await?;
     let (listeners, urls) = bind(&listens).await?;
     let server = Server::new(config, store)?;

@@ -89,6 +89,7 @@ async fn up(session: Session, args: UpArgs, home: Home, _lock: HomeLock) -> anyh
         listens.extend(args.serve.listens(table)?);
     }
     let store = open_store(&home, args.serve.database(table)).await?;
+    let config = config.on(&store);
     own_tokens(&home, &store, &config.clock).await?;
     let server = Server::new(config, store)?;
     let activity = server.activity();
