@@ -22,8 +22,8 @@ use crate::{
     storage,
 };
 
-/// How often it is looked; the kernel reckons the pressure anew as often.
-pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How often it is looked; the kernel reckons the pressure over ten seconds.
+pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// What stands against new runs, by the labels under which the control plane hears of it.
 pub(crate) type Reasons = BTreeMap<&'static str, String>;
