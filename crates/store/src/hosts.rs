@@ -76,7 +76,8 @@ struct HostBody {
     superseded: Vec<InstanceId>,
 }
 
-fn read(row: &Row) -> Result<Host> {
+/// Reads a host.
+pub(crate) fn read(row: &Row) -> Result<Host> {
     let row = row.of("hosts", "id")?;
     let HostBody { capacity, runtimes, labels, token, superseded } = row.body("body")?;
     Ok(Host {

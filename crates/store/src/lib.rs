@@ -16,6 +16,7 @@
 //! Left out: who may ask (`holm-server`), retries of conflicts (the caller decides anew), search in logs.
 
 mod blobs;
+mod census;
 mod doomed;
 mod error;
 mod events;
@@ -36,6 +37,7 @@ mod tokens;
 use std::sync::Arc;
 
 pub use blobs::{BLOB_READ_BYTES_MAX, BlobKey, BlobStream, Blobs, PutStreamError};
+pub use census::RunCensus;
 pub use doomed::{DOOMED_PAGE_MAX, Doomed, DoomedPart};
 pub use error::{Cause, Error, Result};
 pub use events::{EVENTS_APPEND_MAX, EVENTS_PAGE_MAX, EventAppended};

@@ -10,7 +10,7 @@ use holm_domain::{
 use super::{Memory, Row, State, Stored};
 use crate::{
     Doomed, DoomedPart, Due, DuePlace, Error, EventAppended, Idempotency, Inserted, LEASES_PAGE_MAX, LogAppended,
-    Renewal, Result, RunFilter, Saved, Segment,
+    Renewal, Result, RunCensus, RunFilter, Saved, Segment,
     logs::{Attempt, Chunk, newest_at},
 };
 
@@ -110,6 +110,23 @@ impl Memory {
         let mut queued: Vec<&Run> = queued.filter(|run| run.state == RunState::Queued).collect();
         queued.sort_by_key(|run| (run.queued_at, run.id));
         queued.into_iter().take(limit).cloned().collect()
+    }
+
+    pub(crate) fn run_census(&self) -> RunCensus {
+        let state = self.lock();
+        let mut census = RunCensus::default();
+        for run in state.runs.values().map(|row| &row.run) {
+            if run.state == RunState::Queued {
+                census.queued += 1;
+                census.oldest_queued_at = census.oldest_queued_at.into_iter().chain([run.queued_at]).min();
+            } else if run.state.is_leased() {
+                match census.leased.iter_mut().find(|(state, _)| *state == run.state) {
+                    Some((_, runs)) => *runs += 1,
+                    None => census.leased.push((run.state, 1)),
+                }
+            }
+        }
+        census
     }
 
     pub(crate) fn run_save(

@@ -122,6 +122,11 @@ impl Memory {
         self.lock().hosts.get(&id).filter(|host| host.org == org).cloned()
     }
 
+    /// Those of all orgs.
+    pub(crate) fn hosts(&self) -> Vec<Host> {
+        self.lock().hosts.values().cloned().collect()
+    }
+
     pub(crate) fn host_list(&self, org: OrgId) -> Vec<Host> {
         let mut found: Vec<Host> = self.lock().hosts.values().filter(|host| host.org == org).cloned().collect();
         found.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));

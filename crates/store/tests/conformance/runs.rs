@@ -8,7 +8,7 @@ use holm_domain::{
     lease::grant,
     run::{Cancel, Decision, EventKind, ExitStatus, Outcome, Run, RunSpec, RunState, Usage},
 };
-use holm_store::{BlobKey, Doomed, DoomedPart, Error, Inserted, Project, RUNS_PAGE_MAX, RunFilter};
+use holm_store::{BlobKey, Doomed, DoomedPart, Error, Inserted, Project, RUNS_PAGE_MAX, RunCensus, RunFilter};
 
 use crate::support::{Fixture, Tenant, batch, cases, claimant, config, refused, sandbox, save, uuid};
 
@@ -26,6 +26,7 @@ cases!(
     a_key_makes_one_run_however_many_race,
     a_deleted_run_leaves_nothing,
     objects_of_deleted_runs_are_swept_whoever_crashed,
+    live_runs_of_all_orgs_are_counted_by_state,
 );
 
 async fn every_field_of_a_run_survives(fixture: Fixture) {
@@ -393,4 +394,17 @@ async fn objects_of_deleted_runs_are_swept_whoever_crashed(fixture: Fixture) {
     assert_eq!(due(1_010, Some(doomed[2]), 10).await, [Doomed { sweep_at: UnixMicros(1_010), ..first }]);
     assert_eq!(sweep(1_010).await, 1, "what came late goes as well");
     assert_eq!(due(i64::MAX, Some(doomed[2]), 10).await, [], "and the note with it");
+}
+
+async fn live_runs_of_all_orgs_are_counted_by_state(fixture: Fixture) {
+    let store = &fixture.store;
+    assert_eq!(store.run_census().await.expect("counted"), RunCensus::default());
+    let (one, other) = (fixture.tenant().await, fixture.tenant().await);
+    let queued = [one.queued().await, other.queued().await];
+    let held = other.claimed().await;
+    let ended = one.queued().await.request_cancel(Cancel::Terminate, UnixMicros(2_000)).expect("cancelled");
+    one.save(&ended).await.expect("saved");
+    let census = store.run_census().await.expect("counted");
+    let oldest_queued_at = queued.iter().map(|run| run.queued_at).min();
+    assert_eq!(census, RunCensus { queued: 2, oldest_queued_at, leased: vec![(held.state, 1)] });
 }

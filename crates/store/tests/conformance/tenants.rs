@@ -14,6 +14,7 @@ cases!(
     tokens_are_limited,
     hosts_register_again_and_again,
     hosts_stay_with_their_org,
+    hosts_of_all_orgs_are_shown_once,
     everything_is_there_after_a_restart,
     any_number_of_servers_start_at_once,
 );
@@ -179,6 +180,20 @@ async fn hosts_stay_with_their_org(fixture: Fixture) {
     }
     let nowhere = store.host_upsert(None, &host(OrgId::from_uuid(uuid()), "x")).await;
     assert!(matches!(nowhere, Err(Error::NotFound { what: "org" })), "{nowhere:?}");
+}
+
+async fn hosts_of_all_orgs_are_shown_once(fixture: Fixture) {
+    let store = &fixture.store;
+    let mut registered = Vec::new();
+    for _ in 0..2 {
+        let mine = host(fixture.tenant().await.org, "host");
+        store.host_upsert(None, &mine).await.expect("registered");
+        registered.push(mine);
+    }
+    let mut shown = Vec::new();
+    store.host_census(|host| shown.push(host.expect("readable"))).await.expect("shown");
+    registered.sort_by_key(|host| host.id);
+    assert_eq!(shown, registered);
 }
 
 async fn everything_is_there_after_a_restart(fixture: Fixture) {
