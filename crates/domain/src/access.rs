@@ -14,6 +14,8 @@ pub enum Role {
     Member,
     /// The agent protocol only.
     Agent,
+    /// The metrics of the server only.
+    Monitor,
 }
 
 /// The kinds of actions that requests ask for.
@@ -27,19 +29,22 @@ pub enum Action {
     Administer,
     /// Speak the agent protocol.
     Serve,
+    /// Read the metrics of the server.
+    Observe,
 }
 
 impl Role {
     /// Every role, for help texts and tests.
-    pub const ALL: [Role; 3] = [Role::Admin, Role::Member, Role::Agent];
+    pub const ALL: [Role; 4] = [Role::Admin, Role::Member, Role::Agent, Role::Monitor];
 
     /// Whether a token with this role may do `action`.
     pub const fn allows(self, action: Action) -> bool {
         matches!(
             (self, action),
-            (Role::Admin, Action::Read | Action::Run | Action::Administer)
+            (Role::Admin, Action::Read | Action::Run | Action::Administer | Action::Observe)
                 | (Role::Member, Action::Read | Action::Run)
                 | (Role::Agent, Action::Serve)
+                | (Role::Monitor, Action::Observe)
         )
     }
 
@@ -49,6 +54,7 @@ impl Role {
             Role::Admin => "admin",
             Role::Member => "member",
             Role::Agent => "agent",
+            Role::Monitor => "monitor",
         }
     }
 
@@ -99,6 +105,15 @@ mod tests {
         assert!(Role::Agent.allows(Action::Serve));
         assert!(!Role::Admin.allows(Action::Serve) && !Role::Member.allows(Action::Serve));
         assert!(!Role::Member.allows(Action::Administer));
+    }
+
+    #[test]
+    fn who_monitors_sees_no_run() {
+        for action in [Action::Read, Action::Run, Action::Administer, Action::Serve] {
+            assert!(!Role::Monitor.allows(action));
+        }
+        assert!(Role::Monitor.allows(Action::Observe) && Role::Admin.allows(Action::Observe));
+        assert!(!Role::Member.allows(Action::Observe) && !Role::Agent.allows(Action::Observe));
     }
 
     #[test]

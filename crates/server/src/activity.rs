@@ -1,6 +1,6 @@
 //! Whether anybody uses the server: what one that was started for a single user ends by.
 //!
-//! Requests of agents do not count: they never cease.
+//! Requests of agents and of monitors do not count: they never cease.
 
 use std::sync::{
     Arc,
@@ -53,7 +53,8 @@ impl Drop for Open {
 
 /// Counts a request until its answer was sent, or given up.
 pub async fn count(State(activity): State<Arc<Activity>>, request: Request, next: Next) -> Response {
-    if request.uri().path().starts_with("/agent/") {
+    let path = request.uri().path();
+    if path.starts_with("/agent/") || path == "/metrics" {
         return next.run(request).await;
     }
     let open = Open::new(activity);
@@ -74,7 +75,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_stream_counts_until_it_is_dropped_and_agents_do_not() {
+    async fn a_stream_counts_until_it_is_dropped_and_agents_and_monitors_do_not() {
         let activity = Arc::new(Activity::default());
         let endless = || async {
             Body::from_stream(futures_util::stream::repeat_with(|| Ok::<_, std::io::Error>(Bytes::from_static(b"x"))))
@@ -82,6 +83,7 @@ mod tests {
         let router = Router::new()
             .route("/v1/x", get(endless))
             .route("/agent/v1/x", get(endless))
+            .route("/metrics", get(endless))
             .layer(middleware::from_fn_with_state(Arc::clone(&activity), count));
         let ask = |path: &str| {
             let request = Request::builder().uri(path).body(Body::empty()).unwrap();
@@ -90,6 +92,7 @@ mod tests {
         let mut answer = ask("/v1/x").await.unwrap().into_body();
         answer.frame().await.unwrap().unwrap();
         let _agent = ask("/agent/v1/x").await.unwrap();
+        let _monitor = ask("/metrics").await.unwrap();
         assert_eq!((activity.requests(), activity.open()), (1, 1));
         drop(answer);
         assert_eq!((activity.requests(), activity.open()), (1, 0));

@@ -7,7 +7,8 @@ use holm_store::Store;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    activity::Activity, auth::known::KnownTokens, config::Config, gate::Gate, problem::Failure, wakers::Wakers,
+    activity::Activity, auth::known::KnownTokens, config::Config, gate::Gate, metrics::Metrics, problem::Failure,
+    wakers::Wakers,
 };
 
 /// What every handler, operation and task of one server shares.
@@ -21,6 +22,8 @@ pub struct App {
     pub tokens: KnownTokens,
     /// Hints that something changed.
     pub wakers: Wakers,
+    /// What is counted.
+    pub metrics: Metrics,
     /// Live streams of each org.
     pub streams: Arc<Gate>,
     /// Searches in logs of each org.
@@ -48,6 +51,7 @@ impl App {
             store,
             tokens: KnownTokens::default(),
             wakers: Wakers::default(),
+            metrics: Metrics::default(),
             activity: Arc::default(),
             shutdown: CancellationToken::new(),
         }

@@ -38,6 +38,16 @@ impl Gate {
         Ok(Pass { gate: Arc::clone(self), org })
     }
 
+    /// What it counts.
+    pub fn what(&self) -> &'static str {
+        self.what
+    }
+
+    /// How many all orgs have open.
+    pub fn total(&self) -> usize {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
+    }
+
     /// How many the org has open.
     #[cfg(test)]
     pub fn open(&self, org: OrgId) -> usize {

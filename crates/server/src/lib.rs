@@ -3,7 +3,7 @@
 //! A [`Server`] joins the decisions of `holm-domain` with the transactions of `holm-store` and serves them on TCP and on
 //! Unix sockets. Layers, each calling only the next: `http` (one endpoint, one file), `ops` (one verb, one transaction),
 //! `holm-domain` (what is decided) and `holm-store` (what is remembered). Beside them: `auth` (who asks), `tasks` (what is
-//! done without being asked), `wakers` (hints that something changed).
+//! done without being asked), `wakers` (hints that something changed), `metrics` (what is counted).
 //!
 //! What always holds:
 //! - a handler knows its caller's org from the token alone, and every read and write takes that org;
@@ -24,6 +24,7 @@ mod http;
 mod ids;
 #[cfg(test)]
 mod jumps;
+mod metrics;
 mod ops;
 mod problem;
 mod serve;

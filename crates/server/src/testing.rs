@@ -150,8 +150,17 @@ impl World {
 
     /// Another token with the role `agent` in the same org.
     pub async fn second_agent(&self) -> Caller {
+        self.another(Role::Agent).await
+    }
+
+    /// A token with the role `monitor` in the same org.
+    pub async fn monitor(&self) -> Caller {
+        self.another(Role::Monitor).await
+    }
+
+    async fn another(&self, role: Role) -> Caller {
         let (store, clock) = (&self.app().store, &self.clock);
-        let (_, secret) = token_issue(store, clock, self.org, Role::Agent, "second".into(), None).await.unwrap();
+        let (_, secret) = token_issue(store, clock, self.org, role, "another".into(), None).await.unwrap();
         self.with_secret(secret.expose_secret())
     }
 

@@ -20,6 +20,7 @@ mod isolation;
 mod lease;
 mod limits;
 mod logs;
+mod metrics;
 mod oom;
 mod output;
 mod people;

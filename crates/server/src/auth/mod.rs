@@ -50,6 +50,8 @@ permissions! {
     Administer;
     /// Speak the agent protocol.
     Serve;
+    /// Read the metrics of the server.
+    Observe;
 }
 
 /// A caller whose token allows `P`.

@@ -1,11 +1,11 @@
 //! The outermost layer: numbers each request, turns failures and panics into problem documents, says the server's time, and
-//! logs each request once.
+//! counts and logs each request once.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
-    extract::{Request, State},
+    extract::{MatchedPath, Request, State},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -26,6 +26,7 @@ use crate::{app::App, ids, problem::Failure};
 pub async fn frame(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let id = ids::request();
     let (method, uri) = (request.method().clone(), request.uri().clone());
+    let route = request.extensions().get::<MatchedPath>().cloned();
     let started = Instant::now();
     let span = tracing::info_span!("request", %id, %method, path = uri.path());
     async move {
@@ -35,14 +36,16 @@ pub async fn frame(State(app): State<Arc<App>>, request: Request, next: Next) ->
             let cause = cause.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
             Failure::internal(format!("panic: {cause}")).into_response()
         });
-        let cause = document(&mut response, &id, &method, &uri);
+        let cause = document(&app, &mut response, &id, &method, &uri);
         if let Ok(value) = HeaderValue::from_str(&id) {
             response.headers_mut().insert(REQUEST_ID, value);
         }
         if let Some(date) = date(&app) {
             response.headers_mut().insert(DATE, date);
         }
-        log(response.status(), started.elapsed(), cause);
+        let took = started.elapsed();
+        app.metrics.answered(&method, route.as_ref(), response.status(), took);
+        log(response.status(), took, cause);
         response
     }
     .instrument(span)
@@ -56,7 +59,7 @@ fn date(app: &App) -> Option<HeaderValue> {
 }
 
 /// Makes a problem document of an answer that is an error; returns what is for the log alone.
-fn document(response: &mut Response, id: &str, method: &Method, uri: &Uri) -> Option<String> {
+fn document(app: &App, response: &mut Response, id: &str, method: &Method, uri: &Uri) -> Option<String> {
     let failure = match response.extensions_mut().remove::<Failure>() {
         Some(failure) => failure,
         None if response.status().is_client_error() || response.status().is_server_error() => {
@@ -64,6 +67,7 @@ fn document(response: &mut Response, id: &str, method: &Method, uri: &Uri) -> Op
         }
         None => return None,
     };
+    app.metrics.refused(failure.code());
     let (mut problem, cause) = failure.into_parts();
     problem.request_id = Some(id.to_owned());
     let cause = cause.or_else(|| Some(problem.to_string()));

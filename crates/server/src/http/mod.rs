@@ -83,6 +83,7 @@ fn ordinary() -> Routes {
         .routes(routes!(agent::finish::finish))
         .routes(routes!(service::healthz::healthz))
         .routes(routes!(service::readyz::readyz))
+        .routes(routes!(service::metrics::metrics))
         .routes(routes!(service::openapi::openapi))
 }
 

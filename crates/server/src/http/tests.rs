@@ -44,14 +44,19 @@ async fn every_route_but_three_needs_a_token_that_works() {
 #[tokio::test]
 async fn every_route_refuses_the_roles_that_it_is_not_for() {
     let world = World::new().await;
-    let callers: BTreeMap<&str, Caller> =
-        [(Role::Admin, world.admin()), (Role::Member, world.member()), (Role::Agent, world.agent())]
-            .map(|(role, caller)| (role.as_str(), caller))
-            .into();
+    let callers: BTreeMap<&str, Caller> = [
+        (Role::Admin, world.admin()),
+        (Role::Member, world.member()),
+        (Role::Agent, world.agent()),
+        (Role::Monitor, world.monitor().await),
+    ]
+    .map(|(role, caller)| (role.as_str(), caller))
+    .into();
     let mut seen = 0;
     for (method, path, needs_token) in operations() {
         let allowed: &[&str] = match path.as_str() {
-            "/v1/whoami" => &["admin", "member", "agent"],
+            "/v1/whoami" => &["admin", "member", "agent", "monitor"],
+            "/metrics" => &["admin", "monitor"],
             path if path.starts_with("/agent/v1/") => &["agent"],
             path if path.starts_with("/v1/tokens") => &["admin"],
             path if path.starts_with("/v1/") => &["admin", "member"],
@@ -64,7 +69,7 @@ async fn every_route_refuses_the_roles_that_it_is_not_for() {
             seen += 1;
         }
     }
-    assert!(seen >= 60, "{seen} combinations");
+    assert!(seen >= 80, "{seen} combinations");
 }
 
 #[tokio::test]

@@ -160,9 +160,14 @@ pub async fn host_list(app: &App, org: OrgId) -> Result<Vec<HostView>, Failure> 
     Ok(hosts.into_iter().map(view).collect())
 }
 
+/// Whether the agent of the host was heard of within the time of a lease.
+pub(crate) fn is_alive(app: &App, host: &Host) -> bool {
+    apart(app.now(), host.seen_at) <= app.config.lease.ttl
+}
+
 fn view(app: &App, host: Host, runs_held: u32) -> HostView {
     HostView {
-        alive: apart(app.now(), host.seen_at) <= app.config.lease.ttl,
+        alive: is_alive(app, &host),
         id: host.id,
         name: host.name,
         version: host.version,

@@ -197,6 +197,7 @@ async fn grant_one(app: &App, host: &Host, run: &Run, received: Received) -> Res
     let Some(decision) = grant::claim(run, claimant(host), app.now(), &app.config.lease) else { return Ok(None) };
     let Some(next_log_seq) = save(app, run.version, &decision).await? else { return Ok(None) };
     tracing::info!(run = %run.id, agent = %host.id, fence = decision.run.fence, "claimed");
+    app.metrics.claimed(decision.run.claimed_at.map(|at| at.since(run.queued_at)).unwrap_or_default());
     Ok(Some(told(decision.run, runtime, ttl_ms, next_log_seq)))
 }
 

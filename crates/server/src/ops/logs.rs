@@ -44,8 +44,10 @@ pub async fn log_append(app: &App, token: &Token, id: RunId, by: Fenced, bytes: 
     let run = held_run(app, token, id, Claimant { agent: by.agent, instance: by.instance }, by.fence).await?;
     let (first, last) = sequences(&bytes)?;
     app.needs_room()?;
+    let size = bytes.len();
     match app.store.log_append(org, id, by.fence, first, last, bytes).await? {
         LogAppended::Stored { next, unsealed_bytes } => {
+            app.metrics.appended(size);
             app.wakers.ring_run(id);
             if unsealed_bytes >= LOG_SEGMENT_BYTES as u64 {
                 app.wakers.want_sealed();

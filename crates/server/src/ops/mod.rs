@@ -11,6 +11,7 @@ pub mod events;
 pub mod hosts;
 pub mod leases;
 pub mod logs;
+pub mod metrics;
 pub mod runs;
 pub mod tokens;
 
@@ -96,5 +97,6 @@ fn announce(app: &App, run: &Run, events: &[EventKind]) {
     }
     if run.state == RunState::Ended {
         app.wakers.want_sealed();
+        run.outcome.iter().for_each(|outcome| app.metrics.ended(outcome));
     }
 }

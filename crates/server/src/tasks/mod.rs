@@ -12,7 +12,9 @@ pub mod sweep;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use crate::app::App;
+use prometheus_client::metrics::counter::Counter;
+
+use crate::{app::App, metrics::Task, problem::Failure};
 
 /// How often logs are looked for that are worth sealing, where nobody knows of one.
 const SEAL_EVERY: Duration = Duration::from_secs(30);
@@ -21,22 +23,40 @@ const SWEEP_EVERY: Duration = Duration::from_secs(30);
 /// Of how many things it is remembered that their trouble was told.
 const TOLD_MAX: usize = 10_000;
 
-/// Things whose trouble was told already, so that it does not fill the log.
+/// Things whose trouble was told already, so that it does not fill the log. It is counted each time.
 #[derive(Debug)]
-pub struct Told<K>(BTreeSet<K>);
+pub struct Told<K> {
+    about: BTreeSet<K>,
+    troubles: Counter,
+}
 
+impl<K> Told<K> {
+    /// Counts in `troubles`.
+    pub fn counting(troubles: Counter) -> Self {
+        Self { about: BTreeSet::new(), troubles }
+    }
+}
+
+#[cfg(test)]
 impl<K> Default for Told<K> {
     fn default() -> Self {
-        Self(BTreeSet::new())
+        Self::counting(Counter::default())
     }
 }
 
 impl<K: Ord> Told<K> {
     fn tell(&mut self, about: K, error: &holm_store::Error, what: &'static str) {
-        if self.0.len() < TOLD_MAX && self.0.insert(about) {
+        self.troubles.inc();
+        if self.about.len() < TOLD_MAX && self.about.insert(about) {
             tracing::error!(%error, "{what}");
         }
     }
+}
+
+/// Counts a round of `task`, and tells that it failed, with what becomes of that.
+fn count(app: &App, task: Task, done: Result<u64, Failure>, otherwise: &'static str) {
+    let done = done.inspect_err(|failure| tracing::error!(%failure, "{otherwise}")).ok();
+    app.metrics.round(task, done);
 }
 
 /// Runs all tasks until the server is to end.
@@ -66,7 +86,7 @@ async fn next_reap(app: &App) -> Duration {
 }
 
 async fn run_reap(app: &App) {
-    let mut told = Told::default();
+    let mut told = Told::counting(app.metrics.troubles(Task::Reap));
     // A server that has a database to itself wrote every deadline in it: what is too far ahead, its clock was.
     let mut is_near = app.store.is_shared();
     while !app.shutdown.is_cancelled() {
@@ -77,9 +97,8 @@ async fn run_reap(app: &App) {
             }
             reap::reap_telling(app, &mut told).await
         };
-        if let Err(failure) = reaped.await {
-            tracing::error!(%failure, "the reaper could not finish its round; it tries again");
-        }
+        let done = reaped.await.map(|changed| changed as u64);
+        count(app, Task::Reap, done, "the reaper could not finish its round; it tries again");
         let pause = next_reap(app).await;
         let least = tokio::time::sleep(reap_pause(app).0);
         let planned = app.now().plus(pause);
@@ -96,11 +115,10 @@ async fn run_reap(app: &App) {
 }
 
 async fn run_seal(app: &App) {
-    let mut told = Told::default();
+    let mut told = Told::counting(app.metrics.troubles(Task::Seal));
     while !app.shutdown.is_cancelled() {
-        if let Err(failure) = seal::seal(app, &mut told).await {
-            tracing::error!(%failure, "logs could not be sealed; they stay readable as they are, and are tried again");
-        }
+        let done = seal::seal(app, &mut told).await;
+        count(app, Task::Seal, done, "logs could not be sealed; they stay readable as they are, and are tried again");
         tokio::select! {
             () = app.wakers.sealable() => {}
             () = tokio::time::sleep(SEAL_EVERY) => {}
@@ -116,11 +134,10 @@ fn expire_every(retention: Duration) -> Duration {
 
 async fn run_expire(app: &App) {
     let Some(retention) = app.config.log_retention else { return };
-    let mut told = Told::default();
+    let mut told = Told::counting(app.metrics.troubles(Task::Expire));
     while !app.shutdown.is_cancelled() {
-        if let Err(failure) = expire::expire(app, retention, &mut told).await {
-            tracing::error!(%failure, "logs that are too old could not be deleted; it is tried again");
-        }
+        let done = expire::expire(app, retention, &mut told).await;
+        count(app, Task::Expire, done, "logs that are too old could not be deleted; it is tried again");
         tokio::select! {
             () = tokio::time::sleep(expire_every(retention)) => {}
             () = app.shutdown.cancelled() => {}
@@ -129,11 +146,10 @@ async fn run_expire(app: &App) {
 }
 
 async fn run_sweep(app: &App) {
-    let mut told = Told::default();
+    let mut told = Told::counting(app.metrics.troubles(Task::Sweep));
     while !app.shutdown.is_cancelled() {
-        if let Err(failure) = sweep::sweep(app, &mut told).await {
-            tracing::error!(%failure, "objects of deleted runs and logs could not be removed; it is tried again");
-        }
+        let done = sweep::sweep(app, &mut told).await;
+        count(app, Task::Sweep, done, "objects of deleted runs and logs could not be removed; it is tried again");
         tokio::select! {
             () = tokio::time::sleep(SWEEP_EVERY) => {}
             () = app.shutdown.cancelled() => {}

@@ -14,14 +14,17 @@ use crate::{app::App, problem::Failure};
 /// How many logs are looked for together.
 const PAGE: u32 = 256;
 
-/// Seals every log that is worth it now; one that cannot be sealed is told, and stands in nobody's way.
-pub async fn seal(app: &App, told: &mut Told<RunId>) -> Result<(), Failure> {
-    let mut after = None;
+/// Seals every log that is worth it now; returns how many there were. One that cannot be sealed is told, and stands in nobody's way.
+pub async fn seal(app: &App, told: &mut Told<RunId>) -> Result<u64, Failure> {
+    let (mut logs, mut after) = (0, None);
     loop {
         let page = app.store.log_sealable(after, PAGE).await?;
         for Sealable { org, run, bytes_min } in &page {
             match app.store.log_seal(*org, *run, *bytes_min).await {
-                Ok(sealed) => tracing::debug!(%run, sealed.blobs, sealed.bytes, "sealed"),
+                Ok(sealed) => {
+                    logs += u64::from(sealed.blobs > 0);
+                    tracing::debug!(%run, sealed.blobs, sealed.bytes, "sealed");
+                }
                 // The run was deleted in the meantime.
                 Err(Error::NotFound { .. }) => {}
                 Err(error @ Error::Unavailable { .. }) => return Err(error.into()),
@@ -30,7 +33,7 @@ pub async fn seal(app: &App, told: &mut Told<RunId>) -> Result<(), Failure> {
         }
         match page.last() {
             Some(last) if page.len() == PAGE as usize => after = Some(last.run),
-            _ => return Ok(()),
+            _ => return Ok(logs),
         }
     }
 }

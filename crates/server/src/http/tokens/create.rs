@@ -81,7 +81,7 @@ mod tests {
     #[tokio::test]
     async fn a_private_server_makes_none() {
         let world = World::with_config(|config| config.private = true).await;
-        for role in ["admin", "member", "agent"] {
+        for role in ["admin", "member", "agent", "monitor"] {
             let body = json!({"name": "other", "role": role});
             let problem = world.admin().post("/v1/tokens", &body).await.problem(ErrorCode::Forbidden);
             assert!(problem.detail.contains("private server"), "{problem}");

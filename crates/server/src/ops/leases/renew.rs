@@ -17,7 +17,7 @@ use holm_domain::{
 use holm_store::{RENEWALS_MAX, Renewal};
 
 use super::{host_heard, millis};
-use crate::{app::App, config::LEASES_MAX, ops::revise, problem::Failure};
+use crate::{app::App, config::LEASES_MAX, metrics::RenewalOutcome, ops::revise, problem::Failure};
 
 /// Extends leases.
 pub async fn lease_renew(app: &App, token: &Token, body: Renew) -> Result<Renewed, Failure> {
@@ -37,11 +37,20 @@ pub async fn lease_renew(app: &App, token: &Token, body: Renew) -> Result<Renewe
             }
         }
     }
+    answers.iter().for_each(|answer| app.metrics.renewed(outcome(answer.as_ref())));
     let leases: Vec<_> = answers.into_iter().flatten().collect();
     // What was saved is told, whatever became of the others: for those the agent asks again.
     match failed {
         Some(failure) if leases.is_empty() => Err(failure),
         _ => Ok(Renewed { leases }),
+    }
+}
+
+fn outcome(answer: Option<&RenewedLease>) -> RenewalOutcome {
+    match answer.map(|answer| answer.ttl_ms) {
+        Some(Some(_)) => RenewalOutcome::Renewed,
+        Some(None) => RenewalOutcome::Refused,
+        None => RenewalOutcome::Unreadable,
     }
 }
 
