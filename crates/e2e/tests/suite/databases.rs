@@ -273,7 +273,7 @@ fn a_folder_of_objects_that_is_away_for_a_while_costs_no_line_and_no_run() {
     fs::rename(&away, &blobs).expect("a folder");
     assert_eq!(world.until_ended(&run)["outcome"]["kind"], "succeeded");
     for (run, lines) in [(run, 60_000), (before, 5_000)] {
-        assert!(noise::is_whole(&world.logs(&run).text(), lines), "lines are missing, doubled or out of order");
+        assert!(noise::is_whole(world.logs(&run).text(), lines), "lines are missing, doubled or out of order");
     }
 }
 

@@ -72,7 +72,7 @@ fn a_full_disk_under_the_objects_costs_no_line_and_no_run() {
     assert!(doctor.text().contains("blobs: 0 B free"), "{doctor}");
     fs::remove_file(ballast).expect("a file");
     assert_eq!(world.until_ended(&run)["outcome"]["kind"], "succeeded");
-    assert!(noise::is_whole(&world.logs(&run).text(), 60_000), "lines are missing, doubled or out of order");
+    assert!(noise::is_whole(world.logs(&run).text(), 60_000), "lines are missing, doubled or out of order");
 }
 
 #[test]
