@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use holm_domain::{
     AgentId, UnixMicros,
-    host::{Capacity, RuntimeInfo},
+    host::{Capacity, Cordon, RuntimeInfo, refusal},
 };
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +30,10 @@ pub struct HostView {
     /// `holm.pressure` that it takes none because it is under pressure.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// That somebody wants it to take no new runs: `by` with which token, its name in `by_name`, and `at` what time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub cordon: Option<Cordon>,
     /// When its agent registered first, in microseconds since the Unix epoch.
     #[schema(value_type = i64)]
     pub registered_at: UnixMicros,
@@ -38,6 +42,13 @@ pub struct HostView {
     pub seen_at: UnixMicros,
     /// Whether its agent was heard of within the time of a lease.
     pub alive: bool,
+}
+
+impl HostView {
+    /// Why it takes no new runs; nothing if it does.
+    pub fn refusal(&self) -> Option<String> {
+        refusal(&self.labels, self.cordon.as_ref())
+    }
 }
 
 /// All hosts of the org.

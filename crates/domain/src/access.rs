@@ -8,7 +8,7 @@ use crate::{OrgId, TokenId, UnixMicros};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// Everything within the org, tokens included.
+    /// Everything within the org, tokens and hosts included.
     Admin,
     /// Runs, logs and hosts; no tokens.
     Member,
@@ -25,7 +25,7 @@ pub enum Action {
     Read,
     /// Create, cancel and delete runs.
     Run,
-    /// Create, list and revoke tokens.
+    /// Create, list and revoke tokens; say which hosts take new runs.
     Administer,
     /// Speak the agent protocol.
     Serve,

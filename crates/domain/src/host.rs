@@ -18,11 +18,30 @@ pub const STORAGE_LABEL: &str = "holm.storage";
 /// The label by which a host says that it takes no new runs because it is under pressure.
 pub const PRESSURE_LABEL: &str = "holm.pressure";
 
-/// Why a host with these labels takes no new runs, a clause without a full stop; nothing if it does.
-pub fn refusal(labels: &BTreeMap<String, String>) -> Option<String> {
+/// That somebody wants a host to take no new runs. Those that it has go on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cordon {
+    /// The token with which it was asked for.
+    pub by: TokenId,
+    /// What that token is called.
+    pub by_name: String,
+    /// When it was asked for.
+    pub at: UnixMicros,
+}
+
+impl std::fmt::Display for Cordon {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "cordoned by {}", self.by_name)
+    }
+}
+
+/// Why a host takes no new runs, a clause without a full stop; nothing if it does. There is no other way in which a host
+/// refuses: what it says of itself stands in its labels, what people want of it in `cordon`.
+pub fn refusal(labels: &BTreeMap<String, String>, cordon: Option<&Cordon>) -> Option<String> {
+    let cordon = cordon.map(Cordon::to_string);
     let storage = labels.get(STORAGE_LABEL).map(|why| format!("disk {why}"));
     let pressure = labels.get(PRESSURE_LABEL).map(|why| format!("under pressure: {why}"));
-    let reasons: Vec<String> = storage.into_iter().chain(pressure).collect();
+    let reasons: Vec<String> = cordon.into_iter().chain(storage).chain(pressure).collect();
     (!reasons.is_empty()).then(|| format!("{}; it takes nothing new", reasons.join("; ")))
 }
 
@@ -91,6 +110,8 @@ pub struct Host {
     pub registered_at: UnixMicros,
     /// When its agent was heard of last.
     pub seen_at: UnixMicros,
+    /// That it is to take no new runs. It stays when the agent registers again.
+    pub cordon: Option<Cordon>,
 }
 
 /// Why somebody does not speak for an agent.
@@ -115,6 +136,11 @@ pub enum NotHeard {
 }
 
 impl Host {
+    /// Why it takes no new runs; see [`refusal`].
+    pub fn refusal(&self) -> Option<String> {
+        refusal(&self.labels, self.cordon.as_ref())
+    }
+
     /// Whether the process `by` speaks for the agent of this host with `token`.
     pub fn hears(&self, by: Claimant, token: TokenId) -> Result<(), NotHeard> {
         if self.token != token {
@@ -136,6 +162,7 @@ impl Host {
             return Err(NotHeard::Superseded { agent: self.id, instance: wanted.instance });
         }
         wanted.registered_at = self.registered_at;
+        wanted.cordon.clone_from(&self.cordon);
         wanted.superseded.clone_from(&self.superseded);
         for earlier in [after, Some(self.instance)].into_iter().flatten() {
             if earlier != wanted.instance && !wanted.superseded.contains(&earlier) {
@@ -172,6 +199,7 @@ mod tests {
             superseded: Vec::new(),
             registered_at: UnixMicros(1),
             seen_at: UnixMicros(1),
+            cordon: None,
         }
     }
 
@@ -204,12 +232,26 @@ mod tests {
         assert_eq!(hears(&moved, 2, 2), Ok(()));
     }
 
+    fn cordon() -> Cordon {
+        Cordon { by: TokenId::from_uuid(Uuid::nil()), by_name: "alice".to_owned(), at: UnixMicros(7) }
+    }
+
     #[test]
-    fn labels_say_why_nothing_new_is_taken() {
+    fn a_cordon_outlives_the_process_of_the_agent() {
+        let cordoned = Host { cordon: Some(cordon()), ..host(1, 1) };
+        let again = cordoned.registered_as(host(1, 2), None, true).unwrap();
+        assert_eq!(again.cordon, Some(cordon()));
+        assert_eq!(again.refusal().as_deref(), Some("cordoned by alice; it takes nothing new"));
+    }
+
+    #[test]
+    fn labels_and_people_say_why_nothing_new_is_taken() {
         let label = |key: &str, value: &str| (key.to_owned(), value.to_owned());
-        assert_eq!(refusal(&BTreeMap::from([label("zone", "a")])), None);
+        assert_eq!(refusal(&BTreeMap::from([label("zone", "a")]), None), None);
         let both = BTreeMap::from([label(PRESSURE_LABEL, "io"), label(STORAGE_LABEL, "full")]);
-        assert_eq!(refusal(&both).as_deref(), Some("disk full; under pressure: io; it takes nothing new"));
+        assert_eq!(refusal(&both, None).as_deref(), Some("disk full; under pressure: io; it takes nothing new"));
+        let all = refusal(&both, Some(&cordon()));
+        assert_eq!(all.as_deref(), Some("cordoned by alice; disk full; under pressure: io; it takes nothing new"));
     }
 
     #[test]

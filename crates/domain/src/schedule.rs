@@ -43,10 +43,14 @@ pub fn could_run(spec: &RunSpec, host: &Host) -> bool {
     runtime_for(spec, host).is_some() && spec.limits.memory_bytes <= host.capacity.memory_bytes
 }
 
-/// The first of `queue` (oldest first) that `host` can execute now with `free` left; its index.
+/// The first of `queue` (oldest first) that `host` can execute now with `free` left; its index. Nothing while the host
+/// takes nothing new ([`Host::refusal`]).
 ///
 /// Processors are shared: a run waits for memory and for a place, never for processor time.
 pub fn pick(queue: &[Run], host: &Host, free: &Capacity) -> Option<usize> {
+    if host.refusal().is_some() {
+        return None;
+    }
     queue.iter().position(|run| {
         let demand = demand(&run.spec);
         run.state == RunState::Queued
@@ -56,4 +60,68 @@ pub fn pick(queue: &[Run], host: &Host, free: &Capacity) -> Option<usize> {
             && demand.memory_bytes <= free.memory_bytes
             && could_run(&run.spec, host)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        InstanceId, OrgId, ProjectId, RunId, TokenId, UnixMicros,
+        host::{Cordon, PRESSURE_LABEL, STORAGE_LABEL},
+        limits::LeaseConfig,
+        run::{Admission, admit},
+    };
+
+    const ROOM: Capacity = Capacity { runs: 4, cpus_milli: 1_000, memory_bytes: 1 << 40 };
+
+    fn host() -> Host {
+        let capabilities = vec!["root.host".to_owned()];
+        Host {
+            id: AgentId::from_uuid(Uuid::nil()),
+            org: OrgId::from_uuid(Uuid::nil()),
+            name: "isle".to_owned(),
+            version: String::new(),
+            capacity: ROOM,
+            runtimes: vec![RuntimeInfo { name: "process".to_owned(), capabilities, unenforced: Vec::new() }],
+            labels: BTreeMap::new(),
+            token: TokenId::from_uuid(Uuid::nil()),
+            instance: InstanceId::from_uuid(Uuid::nil()),
+            superseded: Vec::new(),
+            registered_at: UnixMicros(1),
+            seen_at: UnixMicros(1),
+            cordon: None,
+        }
+    }
+
+    fn queued(memory_bytes: u64) -> Run {
+        let id = RunId::from_uuid(Uuid::nil());
+        let project = ProjectId::from_uuid(Uuid::nil());
+        let admission = Admission { id, org: host().org, project, created_by: TokenId::from_uuid(Uuid::nil()) };
+        let mut spec = RunSpec::new(["true"]);
+        spec.limits.memory_bytes = memory_bytes;
+        admit(admission, spec, UnixMicros(1), &LeaseConfig::default()).run
+    }
+
+    #[test]
+    fn the_first_that_fits_is_picked() {
+        let queue = [queued(1 << 41), queued(1 << 30), queued(1 << 30)];
+        assert_eq!(pick(&queue, &host(), &ROOM), Some(1));
+        assert_eq!(pick(&queue, &host(), &Capacity { runs: 0, ..ROOM }), None);
+    }
+
+    #[test]
+    fn a_host_that_refuses_is_given_nothing_whatever_the_reason() {
+        let queue = [queued(1 << 30)];
+        let cordon = Cordon { by: host().token, by_name: "alice".to_owned(), at: UnixMicros(1) };
+        let labelled = |key: &str| Host { labels: [(key.to_owned(), "why".to_owned())].into(), ..host() };
+        let refusing = [Host { cordon: Some(cordon), ..host() }, labelled(STORAGE_LABEL), labelled(PRESSURE_LABEL)];
+        for host in refusing {
+            assert_eq!(pick(&queue, &host, &ROOM), None, "{:?}", host.refusal());
+        }
+        assert_eq!(pick(&queue, &labelled("zone"), &ROOM), Some(0));
+    }
 }

@@ -97,8 +97,12 @@ pub enum Command {
         #[arg(required = true, value_name = "RUN")]
         runs: Vec<RunId>,
     },
-    /// List the hosts and what they can do
-    Hosts,
+    /// List the hosts and what they can do; say which take new runs
+    Hosts {
+        /// What to do with a host; without it they are listed
+        #[command(subcommand)]
+        command: Option<Hosts>,
+    },
     /// Make, list and revoke API tokens
     #[command(subcommand)]
     Token(Token),
@@ -144,6 +148,25 @@ Examples:
     /// Print the OpenAPI document
     #[command(hide = true)]
     Openapi,
+}
+
+/// What to do with a host.
+#[derive(Debug, Subcommand)]
+pub enum Hosts {
+    /// Have a host take no new runs; those that it has go on
+    Cordon {
+        /// The host: its name or its id
+        #[arg(value_name = "HOST")]
+        host: String,
+    },
+    /// Have a host take new runs again
+    Uncordon {
+        /// The host: its name or its id
+        #[arg(value_name = "HOST")]
+        host: String,
+    },
+    /// Cordon a host and wait until its runs have ended
+    Drain(commands::hosts::drain::DrainArgs),
 }
 
 /// What to do with tokens.

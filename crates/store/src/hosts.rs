@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use holm_domain::{
     AgentId, InstanceId, OrgId, TokenId, UnixMicros,
-    host::{Capacity, Host, RuntimeInfo},
+    host::{Capacity, Cordon, Host, RuntimeInfo},
 };
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +19,8 @@ pub const HOSTS_MAX: u32 = 10_000;
 
 impl Store {
     /// Stores a host, or brings its record up to date if the process that registered last is still `expect_instance`; a
-    /// conflict otherwise, and if the agent is known under another org. The time of its first registration stays.
+    /// conflict otherwise, and if the agent is known under another org. The time of its first registration stays, and so
+    /// does its cordon.
     pub async fn host_upsert(&self, expect_instance: Option<InstanceId>, host: &Host) -> Result<()> {
         match &self.backend {
             Backend::Memory(memory) => memory.host_upsert(expect_instance, host),
@@ -32,6 +33,15 @@ impl Store {
         match &self.backend {
             Backend::Memory(memory) => memory.host_seen(org, id, now),
             Backend::Sql(db) => host_seen(db, org, id, now).await,
+        }
+    }
+
+    /// Notes that a host is to take no new runs; where that was noted before, the first note stays. Without a `cordon` that
+    /// is over. Not found if it never registered.
+    pub async fn host_cordon(&self, org: OrgId, id: AgentId, cordon: Option<&Cordon>) -> Result<()> {
+        match &self.backend {
+            Backend::Memory(memory) => memory.host_cordon(org, id, cordon),
+            Backend::Sql(db) => host_cordon(db, org, id, cordon).await,
         }
     }
 
@@ -61,8 +71,11 @@ queries! {
         where hosts.org = excluded.org and hosts.instance = $10";
     HOST_COUNT = "select count(*) as hosts from hosts where org = $1 and id <> $2";
     HOST_SEEN = "update hosts set seen_at = $3 where org = $1 and id = $2";
-    HOST_GET = "select id, org, name, version, instance, body, registered_at, seen_at from hosts where org = $1 and id = $2";
-    HOST_LIST = "select id, org, name, version, instance, body, registered_at, seen_at from hosts where org = $1
+    HOST_CORDON = "update hosts set cordon = coalesce(cordon, $3) where org = $1 and id = $2";
+    HOST_UNCORDON = "update hosts set cordon = null where org = $1 and id = $2";
+    HOST_GET = "select id, org, name, version, instance, body, registered_at, seen_at, cordon from hosts
+        where org = $1 and id = $2";
+    HOST_LIST = "select id, org, name, version, instance, body, registered_at, seen_at, cordon from hosts where org = $1
         order by name, id limit $2";
 }
 
@@ -93,6 +106,7 @@ pub(crate) fn read(row: &Row) -> Result<Host> {
         superseded,
         registered_at: row.at("registered_at")?,
         seen_at: row.at("seen_at")?,
+        cordon: row.body_if_any("cordon")?,
     })
 }
 
@@ -110,6 +124,7 @@ async fn host_upsert(db: &Db, expect_instance: Option<InstanceId>, host: &Host) 
         superseded,
         registered_at,
         seen_at,
+        cordon: _,
     } = host.clone();
     let body = encode("a host", &HostBody { capacity, runtimes, labels, token, superseded })?;
     let expected = expect_instance.map(|instance| instance.to_string()).unwrap_or_default();
@@ -129,6 +144,14 @@ async fn host_seen(db: &Db, org: OrgId, id: AgentId, now: UnixMicros) -> Result<
         0 => Err(Error::NotFound { what: "host" }),
         _ => Ok(()),
     }
+}
+
+async fn host_cordon(db: &Db, org: OrgId, id: AgentId, cordon: Option<&Cordon>) -> Result<()> {
+    let changed = match cordon {
+        Some(cordon) => db.execute(HOST_CORDON, args![org, id, encode("a cordon", cordon)?]).await?,
+        None => db.execute(HOST_UNCORDON, args![org, id]).await?,
+    };
+    if changed == 0 { Err(Error::NotFound { what: "host" }) } else { Ok(()) }
 }
 
 async fn host_get(db: &Db, org: OrgId, id: AgentId) -> Result<Option<Host>> {

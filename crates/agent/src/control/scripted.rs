@@ -188,7 +188,7 @@ impl Scripted {
         let mut world = self.world();
         let by = Claimant { agent: body.agent, instance: body.instance };
         let mut polled = Polled::default();
-        let mut free = if refusal(&world.labels).is_some() { Capacity::default() } else { body.free };
+        let mut free = if refusal(&world.labels, None).is_some() { Capacity::default() } else { body.free };
         let ttl_ms = (now().since(received) + self.config.ttl).as_millis() as u64;
         let is_unlisted = |run: &Run| {
             run.claimed_at.is_some_and(|at| at <= received) && !body.held.iter().any(|held| held.run == run.id)

@@ -6,6 +6,7 @@
 mod api;
 mod attempts;
 mod basics;
+mod cordon;
 mod crash;
 mod databases;
 mod disks;

@@ -54,7 +54,14 @@ pub async fn execute(session: &Session, command: &cli::Command) -> anyhow::Resul
         Command::Events { run, follow } => events::execute(session, *run, *follow).await,
         Command::Cancel { runs, kill } => cancel::execute(session, runs, *kill).await,
         Command::Rm { runs } => rm::execute(session, runs).await,
-        Command::Hosts => hosts::execute(session).await,
+        Command::Hosts { command: None } => hosts::execute(session).await,
+        Command::Hosts { command: Some(cli::Hosts::Cordon { host }) } => {
+            hosts::cordon::execute(session, host, true).await
+        }
+        Command::Hosts { command: Some(cli::Hosts::Uncordon { host }) } => {
+            hosts::cordon::execute(session, host, false).await
+        }
+        Command::Hosts { command: Some(cli::Hosts::Drain(args)) } => hosts::drain::execute(session, args).await,
         Command::Token(cli::Token::Create(args)) => token::create::execute(session, args).await,
         Command::Token(cli::Token::Ls) => token::ls::execute(session).await,
         Command::Token(cli::Token::Revoke { tokens }) => token::revoke::execute(session, tokens).await,

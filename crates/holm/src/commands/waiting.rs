@@ -9,7 +9,6 @@ use holm_api::{
 };
 use holm_domain::{
     AgentId,
-    host::refusal,
     run::{RunSpec, RunState},
     schedule,
 };
@@ -63,8 +62,8 @@ fn of_hosts(spec: &RunSpec, hosts: &[HostView]) -> Option<String> {
     let Some(first) = with_place.first() else {
         return Some("each host that could take it has as many runs as it takes at once".to_owned());
     };
-    let takes_some = with_place.iter().any(|host| refusal(&host.labels).is_none());
-    let why = refusal(&first.labels).filter(|_| !takes_some)?;
+    let takes_some = with_place.iter().any(|host| host.refusal().is_none());
+    let why = first.refusal().filter(|_| !takes_some)?;
     Some(format!("no host that could take it takes anything new now ({}: {})", escaped(&first.name), escaped(&why)))
 }
 
@@ -85,7 +84,7 @@ fn of_memory(spec: &RunSpec, hosts: &[HostView], held: &HashMap<AgentId, u64>) -
     let free =
         |host: &HostView| host.capacity.memory_bytes.saturating_sub(held.get(&host.id).copied().unwrap_or_default());
     let able = hosts.iter().filter(|host| {
-        let takes_runs = host.runs_held < host.capacity.runs && refusal(&host.labels).is_none();
+        let takes_runs = host.runs_held < host.capacity.runs && host.refusal().is_none();
         host.alive && takes_runs && schedule::runtime_among(spec, &host.runtimes).is_some()
     });
     let most = able.map(free).max()?;
@@ -115,6 +114,7 @@ mod tests {
             capacity: Capacity { runs: 2, cpus_milli: 1_000, memory_bytes: 4 * GIB },
             runs_held,
             labels: std::collections::BTreeMap::new(),
+            cordon: None,
             runtimes: vec![RuntimeInfo { name: "process".to_owned(), capabilities, unenforced: vec![] }],
             registered_at: UnixMicros(0),
             seen_at: UnixMicros(0),
@@ -144,6 +144,10 @@ mod tests {
         let reason = of(&spec(GIB), &[host(2), pressed.clone()]);
         assert!(reason.contains("(isle: under pressure: all tasks wait; it takes nothing new)"), "{reason}");
         assert_eq!(of_hosts(&spec(GIB), &[pressed, host(1)]), None);
+        let by = holm_domain::TokenId::from_uuid(uuid::Uuid::nil());
+        let cordon = Some(holm_domain::host::Cordon { by, by_name: "alice".to_owned(), at: UnixMicros(0) });
+        let reason = of(&spec(GIB), &[HostView { cordon, ..host(0) }]);
+        assert!(reason.contains("(isle: cordoned by alice; it takes nothing new)"), "{reason}");
     }
 
     #[test]

@@ -46,7 +46,7 @@ permissions! {
     Read;
     /// Create, cancel and delete runs.
     Run;
-    /// Create, list and revoke tokens.
+    /// Create, list and revoke tokens; say which hosts take new runs.
     Administer;
     /// Speak the agent protocol.
     Serve;

@@ -5,7 +5,7 @@ use axum::{
     http::request::Parts,
 };
 use bytes::Bytes;
-use holm_domain::{ErrorCode, RunId, TokenId, error::InvalidField};
+use holm_domain::{AgentId, ErrorCode, RunId, TokenId, error::InvalidField};
 use http::{HeaderMap, header::CONTENT_TYPE};
 use serde::de::DeserializeOwned;
 
@@ -162,6 +162,17 @@ where
 pub struct RunPath(pub RunId);
 
 impl<S: Send + Sync> FromRequestParts<S> for RunPath {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        path_id(parts, state).await.map(Self)
+    }
+}
+
+/// The host that the path names, by the identity of its agent.
+pub struct HostPath(pub AgentId);
+
+impl<S: Send + Sync> FromRequestParts<S> for HostPath {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {

@@ -72,6 +72,8 @@ fn ordinary() -> Routes {
         .routes(routes!(runs::events_follow::events_follow))
         .routes(routes!(runs::changes::changes))
         .routes(routes!(hosts::list::list))
+        .routes(routes!(hosts::cordon::cordon))
+        .routes(routes!(hosts::uncordon::uncordon))
         .routes(routes!(tokens::create::create, tokens::list::list))
         .routes(routes!(tokens::revoke::revoke))
         .routes(routes!(tokens::whoami::whoami))

@@ -15,7 +15,11 @@ fn operations() -> Vec<(Method, String, bool)> {
     let mut found = Vec::new();
     for (path, item) in document["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
-            let id = if path.contains("tokens") { "tok_00000000000000000000000001" } else { id };
+            let id = match path {
+                path if path.contains("tokens") => "tok_00000000000000000000000001",
+                path if path.contains("hosts") => "agt_00000000000000000000000001",
+                _ => id,
+            };
             let open = operation["security"] == serde_json::json!([{}]);
             let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
             found.push((method, path.replace("{id}", id), !open));
@@ -58,7 +62,7 @@ async fn every_route_refuses_the_roles_that_it_is_not_for() {
             "/v1/whoami" => &["admin", "member", "agent", "monitor"],
             "/metrics" => &["admin", "monitor"],
             path if path.starts_with("/agent/v1/") => &["agent"],
-            path if path.starts_with("/v1/tokens") => &["admin"],
+            path if path.starts_with("/v1/tokens") || path.starts_with("/v1/hosts/") => &["admin"],
             path if path.starts_with("/v1/") => &["admin", "member"],
             _ => continue,
         };

@@ -1,4 +1,4 @@
-//! Hosts: register an agent, note that it was heard of, show all.
+//! Hosts: register an agent, note that it was heard of, show all, say which take new runs.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use holm_api::{
     hosts::HostView,
 };
 use holm_domain::{
-    ErrorCode, OrgId, UnixMicros,
+    AgentId, ErrorCode, OrgId, UnixMicros,
     access::Token,
     error::InvalidField,
-    host::{Host, NotHeard},
+    host::{Cordon, Host, NotHeard},
     lease::Claimant,
     limits::{LABEL_BYTES_MAX, LABELS_MAX},
 };
@@ -78,6 +78,7 @@ fn host_wanted(app: &App, by: &Token, body: Register) -> Host {
         superseded: Vec::new(),
         registered_at: now,
         seen_at: now,
+        cordon: None,
     }
 }
 
@@ -160,6 +161,34 @@ pub async fn host_list(app: &App, org: OrgId) -> Result<Vec<HostView>, Failure> 
     Ok(hosts.into_iter().map(view).collect())
 }
 
+/// Has a host take no new runs; those that it has go on. A claim that is being made meanwhile may still be granted.
+pub async fn host_cordon(app: &App, by: &Token, id: AgentId) -> Result<HostView, Failure> {
+    let cordon = Cordon { by: by.id, by_name: by.name.clone(), at: app.now() };
+    host_cordon_as(app, by, id, Some(cordon)).await
+}
+
+/// Has a host take new runs again.
+pub async fn host_uncordon(app: &App, by: &Token, id: AgentId) -> Result<HostView, Failure> {
+    let host = host_cordon_as(app, by, id, None).await?;
+    // What its agent waits for may be there.
+    app.wakers.ring_queue(by.org);
+    Ok(host)
+}
+
+/// Where nothing changes, nothing is told.
+async fn host_cordon_as(app: &App, by: &Token, id: AgentId, cordon: Option<Cordon>) -> Result<HostView, Failure> {
+    let find = || async { app.store.host_get(by.org, id).await?.ok_or_else(|| Failure::not_found("host", id)) };
+    let mut host = find().await?;
+    if host.cordon.is_some() != cordon.is_some() {
+        app.store.host_cordon(by.org, id, cordon.as_ref()).await?;
+        let is_cordoned = cordon.is_some();
+        tracing::info!(agent = %id, host = host.name, by = %by.id, by_name = by.name, is_cordoned, "a cordon changed");
+        host = find().await?;
+    }
+    let held = app.store.lease_counts(by.org).await?;
+    Ok(view(app, host, held.get(&id).copied().unwrap_or(0)))
+}
+
 /// Whether the agent of the host was heard of within the time of a lease.
 pub(crate) fn is_alive(app: &App, host: &Host) -> bool {
     apart(app.now(), host.seen_at) <= app.config.lease.ttl
@@ -175,6 +204,7 @@ fn view(app: &App, host: Host, runs_held: u32) -> HostView {
         runs_held,
         runtimes: host.runtimes,
         labels: host.labels,
+        cordon: host.cordon,
         registered_at: host.registered_at,
         seen_at: host.seen_at,
     }

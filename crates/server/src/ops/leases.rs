@@ -15,7 +15,7 @@ use holm_domain::{
     ErrorCode, RunId, UnixMicros,
     access::Token,
     error::InvalidField,
-    host::{Capacity, Host, refusal},
+    host::{Capacity, Host},
     lease::{Claimant, grant},
     limits::RESULT_BYTES_MAX,
     run::{Cancel, Outcome, OutcomeKind, Reason, Run},
@@ -89,9 +89,9 @@ fn check_poll(poll: &Poll) -> Result<(), InvalidField> {
 }
 
 async fn look(app: &App, host: &Host, poll: &Poll, received: Received) -> Result<Polled, Failure> {
-    // A server that is to end grants nothing: the answer might not arrive. Nor is anything granted to a host that has said
-    // meanwhile that it takes nothing new.
-    let grants_none = app.shutdown.is_cancelled() || refusal(&host.labels).is_some();
+    // A server that is to end grants nothing: the answer might not arrive. Nor is the queue read for a host that takes
+    // nothing new.
+    let grants_none = app.shutdown.is_cancelled() || host.refusal().is_some();
     let claims_max = if grants_none { 0 } else { poll.claims_max };
     if claims_max == 0 && poll.held.is_empty() {
         return Ok(Polled::default());

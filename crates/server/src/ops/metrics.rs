@@ -1,6 +1,6 @@
 //! Metrics: of the whole server, so for those alone who run it.
 
-use holm_domain::{ErrorCode, access::Token, host::refusal};
+use holm_domain::{ErrorCode, access::Token, host::Host};
 
 use super::hosts::is_alive;
 use crate::{DEFAULT_ORG, app::App, metrics::Census, problem::Failure};
@@ -17,12 +17,13 @@ pub async fn metrics_read(app: &App, token: &Token) -> Result<String, Failure> {
 
 async fn census(app: &App) -> Result<Census, Failure> {
     let runs = app.store.run_census().await?;
-    let (mut ready, mut refusing, mut away, mut unreadable) = (0, 0, 0, 0);
-    let count = |host: holm_store::Result<holm_domain::host::Host>| {
+    let (mut ready, mut cordoned, mut refusing, mut away, mut unreadable) = (0, 0, 0, 0, 0);
+    let count = |host: holm_store::Result<Host>| {
         let state = match host {
             Err(_) => &mut unreadable,
             Ok(host) if !is_alive(app, &host) => &mut away,
-            Ok(host) if refusal(&host.labels).is_some() => &mut refusing,
+            Ok(host) if host.cordon.is_some() => &mut cordoned,
+            Ok(host) if host.refusal().is_some() => &mut refusing,
             Ok(_) => &mut ready,
         };
         *state += 1;
@@ -31,7 +32,13 @@ async fn census(app: &App) -> Result<Census, Failure> {
     Ok(Census {
         oldest_wait: runs.oldest_queued_at.map(|at| app.now().since(at)).unwrap_or_default(),
         runs,
-        hosts: vec![("ready", ready), ("refusing", refusing), ("away", away), ("unreadable", unreadable)],
+        hosts: vec![
+            ("ready", ready),
+            ("cordoned", cordoned),
+            ("refusing", refusing),
+            ("away", away),
+            ("unreadable", unreadable),
+        ],
         open: [&app.streams, &app.searches, &app.polls].map(|gate| (gate.what(), gate.total())).into(),
     })
 }

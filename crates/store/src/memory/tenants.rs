@@ -1,6 +1,10 @@
 //! Orgs, projects, tokens and hosts in memory.
 
-use holm_domain::{AgentId, InstanceId, OrgId, TokenId, UnixMicros, access::Token, host::Host};
+use holm_domain::{
+    AgentId, InstanceId, OrgId, TokenId, UnixMicros,
+    access::Token,
+    host::{Cordon, Host},
+};
 
 use super::{Memory, State};
 use crate::{Error, HOSTS_MAX, Org, PROJECTS_MAX, Project, Result, TOKENS_MAX};
@@ -100,14 +104,14 @@ impl Memory {
         let Some(known) = state.hosts.get(&host.id) else {
             let count = state.hosts.values().filter(|other| other.org == host.org).count();
             room("hosts of an org", count, HOSTS_MAX)?;
-            state.hosts.insert(host.id, host.clone());
+            state.hosts.insert(host.id, Host { cordon: None, ..host.clone() });
             return Ok(());
         };
         if known.org != host.org || Some(known.instance) != expect_instance {
             return Err(Error::Conflict { what: "host" });
         }
-        let registered_at = known.registered_at;
-        state.hosts.insert(host.id, Host { registered_at, ..host.clone() });
+        let (registered_at, cordon) = (known.registered_at, known.cordon.clone());
+        state.hosts.insert(host.id, Host { registered_at, cordon, ..host.clone() });
         Ok(())
     }
 
@@ -115,6 +119,13 @@ impl Memory {
         let mut state = self.lock();
         let host = state.hosts.get_mut(&id).filter(|host| host.org == org).ok_or(Error::NotFound { what: "host" })?;
         host.seen_at = now;
+        Ok(())
+    }
+
+    pub(crate) fn host_cordon(&self, org: OrgId, id: AgentId, cordon: Option<&Cordon>) -> Result<()> {
+        let mut state = self.lock();
+        let host = state.hosts.get_mut(&id).filter(|host| host.org == org).ok_or(Error::NotFound { what: "host" })?;
+        host.cordon = cordon.map(|new| host.cordon.clone().unwrap_or_else(|| new.clone()));
         Ok(())
     }
 

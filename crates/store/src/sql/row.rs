@@ -122,12 +122,20 @@ impl Fields<'_> {
 
     /// A versioned body.
     pub(crate) fn body<T: DeserializeOwned>(&self, column: &str) -> Result<T> {
-        let text = self.text(column)?;
+        self.decoded(column, &self.text(column)?)
+    }
+
+    /// A versioned body that may be missing.
+    pub(crate) fn body_if_any<T: DeserializeOwned>(&self, column: &str) -> Result<Option<T>> {
+        self.text_if_any(column)?.map(|text| self.decoded(column, &text)).transpose()
+    }
+
+    fn decoded<T: DeserializeOwned>(&self, column: &str, text: &str) -> Result<T> {
         let bad = |error: serde_json::Error| self.corrupt(format!("`{column}`: {error}"));
-        let BodyVersion { v } = serde_json::from_str(&text).map_err(bad)?;
+        let BodyVersion { v } = serde_json::from_str(text).map_err(bad)?;
         if v != BODY_VERSION {
             return Err(self.corrupt(format!("`{column}` has version {v}; this program reads version {BODY_VERSION}")));
         }
-        serde_json::from_str::<Body<T>>(&text).map(|body| body.is).map_err(bad)
+        serde_json::from_str::<Body<T>>(text).map(|body| body.is).map_err(bad)
     }
 }

@@ -310,5 +310,6 @@ pub fn host(org: OrgId, name: &str) -> Host {
         superseded: vec![instance()],
         registered_at: UnixMicros(100),
         seen_at: UnixMicros(100),
+        cordon: None,
     }
 }

@@ -1,6 +1,10 @@
 //! Orgs, projects, tokens and hosts.
 
-use holm_domain::{OrgId, ProjectId, TokenId, UnixMicros, access::Role, host::Host};
+use holm_domain::{
+    OrgId, ProjectId, TokenId, UnixMicros,
+    access::Role,
+    host::{Cordon, Host},
+};
 use holm_store::{Error, Org, Project, Store, TOKENS_MAX};
 
 use crate::support::{Engine, Fixture, agent, cases, host, instance, token, uuid};
@@ -15,6 +19,7 @@ cases!(
     hosts_register_again_and_again,
     hosts_stay_with_their_org,
     hosts_of_all_orgs_are_shown_once,
+    a_cordon_stays_until_it_is_lifted,
     everything_is_there_after_a_restart,
     any_number_of_servers_start_at_once,
 );
@@ -194,6 +199,35 @@ async fn hosts_of_all_orgs_are_shown_once(fixture: Fixture) {
     store.host_census(|host| shown.push(host.expect("readable"))).await.expect("shown");
     registered.sort_by_key(|host| host.id);
     assert_eq!(shown, registered);
+}
+
+async fn a_cordon_stays_until_it_is_lifted(fixture: Fixture) {
+    let (tenant, other) = (fixture.tenant().await, fixture.tenant().await);
+    let store = &fixture.store;
+    let mine = host(tenant.org, "mine");
+    let cordon = |name: &str| Cordon { by: mine.token, by_name: name.to_owned(), at: UnixMicros(300) };
+    store.host_upsert(None, &Host { cordon: Some(cordon("agent")), ..mine.clone() }).await.expect("registered");
+    let stored = || async { store.host_get(tenant.org, mine.id).await.expect("read").expect("there").cordon };
+    assert_eq!(stored().await, None, "an agent says nothing about it");
+    for name in ["first \u{1f3dd}", "second"] {
+        store.host_cordon(tenant.org, mine.id, Some(&cordon(name))).await.expect("cordoned");
+    }
+    let first = Some(cordon("first \u{1f3dd}"));
+    assert_eq!(stored().await, first, "the first one stays");
+    store.host_upsert(Some(mine.instance), &mine).await.expect("registered again");
+    assert_eq!(stored().await, first, "it outlives the registration");
+    assert_eq!(store.host_list(tenant.org).await.expect("listed")[0].cordon, first);
+    for (org, id) in [(other.org, mine.id), (tenant.org, agent())] {
+        for cordon in [None, first.as_ref()] {
+            let unknown = store.host_cordon(org, id, cordon).await;
+            assert!(matches!(unknown, Err(Error::NotFound { what: "host" })), "{unknown:?}");
+        }
+    }
+    assert_eq!(stored().await, first);
+    for _ in 0..2 {
+        store.host_cordon(tenant.org, mine.id, None).await.expect("lifted");
+        assert_eq!(stored().await, None);
+    }
 }
 
 async fn everything_is_there_after_a_restart(fixture: Fixture) {

@@ -1,3 +1,5 @@
 //! Hosts.
 
+pub mod cordon;
 pub mod list;
+pub mod uncordon;
