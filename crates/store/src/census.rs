@@ -1,6 +1,7 @@
 //! Counts over all orgs, for the metrics of the server: how many live runs there are in each state, and every host.
 //!
-//! Each look costs as much as there are queued runs (in an index), leases and hosts, whatever else is stored.
+//! Each look costs as much as there are queued runs, leases and hosts. Queued runs are counted in their index; PostgreSQL
+//! reads the table instead while a large part of it is queued.
 
 use holm_domain::{UnixMicros, host::Host, run::RunState};
 
@@ -47,7 +48,7 @@ impl Store {
 
 queries! {
     of "run" in "project";
-    /// The condition on the org is true of all, and makes both engines count in the index.
+    /// The condition on the org is true of all, and has SQLite search the index.
     RUN_CENSUS_QUEUED = "select count(*) as runs, min(queued_at) as oldest from runs where state = 'queued' and org > ''";
     RUN_CENSUS_LEASED = "select r.state, count(*) as runs from leases l join runs r on r.org = l.org and r.id = l.run
         where l.org > '' group by r.state";
