@@ -19,6 +19,7 @@ mod app;
 pub mod auth;
 pub mod clock;
 pub mod config;
+pub mod direct;
 mod gate;
 mod http;
 mod ids;

@@ -12,6 +12,7 @@ pub mod sweep;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use holm_store::DuePlace;
 use prometheus_client::metrics::counter::Counter;
 
 use crate::{app::App, metrics::Task, problem::Failure};
@@ -85,21 +86,40 @@ async fn next_reap(app: &App) -> Duration {
     next.clamp(least, most)
 }
 
-async fn run_reap(app: &App) {
-    let mut told = Told::counting(app.metrics.troubles(Task::Reap));
-    // A server that has a database to itself wrote every deadline in it: what is too far ahead, its clock was.
-    let mut is_near = app.store.is_shared();
-    while !app.shutdown.is_cancelled() {
+/// What the reaper of one server knows from round to round.
+#[derive(Debug)]
+pub struct Reaper {
+    told: Told<DuePlace>,
+    /// Whether what an earlier time of day left too far ahead was brought nearer.
+    is_near: bool,
+}
+
+impl Reaper {
+    /// One that has made no round. A server that has a database to itself wrote every deadline in it: what is too far ahead,
+    /// its clock was.
+    pub fn new(app: &App) -> Self {
+        Self { told: Told::counting(app.metrics.troubles(Task::Reap)), is_near: app.store.is_shared() }
+    }
+
+    /// One round; returns how long it rests at most until the next.
+    pub async fn round(&mut self, app: &App) -> Duration {
         let reaped = async {
-            if !is_near {
-                reap::bring_nearer(app, &mut told).await?;
-                is_near = true;
+            if !self.is_near {
+                reap::bring_nearer(app, &mut self.told).await?;
+                self.is_near = true;
             }
-            reap::reap_telling(app, &mut told).await
+            reap::reap_telling(app, &mut self.told).await
         };
         let done = reaped.await.map(|changed| changed as u64);
         count(app, Task::Reap, done, "the reaper could not finish its round; it tries again");
-        let pause = next_reap(app).await;
+        next_reap(app).await
+    }
+}
+
+async fn run_reap(app: &App) {
+    let mut reaper = Reaper::new(app);
+    while !app.shutdown.is_cancelled() {
+        let pause = reaper.round(app).await;
         let least = tokio::time::sleep(reap_pause(app).0);
         let planned = app.now().plus(pause);
         let overdue = async {
