@@ -13,6 +13,7 @@ mod places;
 mod postgres;
 mod say;
 mod setup;
+mod sim;
 mod soak;
 mod test;
 mod tidy;
@@ -50,6 +51,8 @@ enum Command {
     },
     /// Give the readers of hostile bytes made-up ones, guided by the code that they reach.
     Fuzz(fuzz::Arguments),
+    /// Simulate the lease protocol under faults, seed by seed.
+    Sim(sim::Arguments),
     /// Run a server and an agent with a temporary state folder.
     Dev,
     /// Write the table of bounds in docs/limits.md from the code.
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Command::Soak(arguments) => soak::soak(&arguments),
         Command::Crashes { rounds } => test::crashes(rounds),
         Command::Fuzz(arguments) => fuzz::fuzz(&arguments),
+        Command::Sim(arguments) => sim::sim(&arguments),
         Command::Dev => dev::dev(),
         Command::Limits => tidy::write_limits(),
         Command::Tidy => tidy::tidy(),

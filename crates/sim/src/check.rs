@@ -1,0 +1,143 @@
+//! What must hold, looked at after every event: at most one live sandbox of a run; nothing taken under an old fence; a run
+//! that has ended stays as it ended; and at the end, each run ended once and its log is complete, in order and once.
+
+use std::collections::BTreeMap;
+
+use holm_domain::{
+    RunId,
+    lease::holder::Held,
+    log::parse_all,
+    run::{Event, EventKind, OutcomeKind, Run, RunState},
+};
+use holm_store::Segment;
+
+use crate::shim::line;
+
+/// What is known of a run as it was stored last.
+#[derive(Debug, Clone)]
+struct Stored {
+    fence: u64,
+    version: u64,
+    state: RunState,
+    ended: Option<Run>,
+    head: u64,
+}
+
+/// What was seen so far.
+#[derive(Debug, Default)]
+pub struct Checks {
+    live: BTreeMap<RunId, u32>,
+    stored: BTreeMap<RunId, Stored>,
+    wrote: BTreeMap<Held, u64>,
+}
+
+impl Checks {
+    /// A sandbox begins to live; true if another one of its run does.
+    pub(crate) fn sandbox_lives(&mut self, held: Held) -> bool {
+        let live = self.live.entry(held.run).or_default();
+        *live += 1;
+        *live > 1
+    }
+
+    pub(crate) fn sandbox_died(&mut self, held: Held) {
+        let live = self.live.entry(held.run).or_default();
+        *live = live.saturating_sub(1);
+    }
+
+    /// A sandbox has written so many lines in all.
+    pub(crate) fn wrote(&mut self, held: Held, lines: u64) {
+        self.wrote.insert(held, lines);
+    }
+
+    /// The sequence that follows what is stored of a run's log.
+    pub(crate) fn head(&self, run: RunId) -> u64 {
+        self.stored.get(&run).map_or(0, |stored| stored.head)
+    }
+
+    /// The newest fence of a run.
+    pub(crate) fn fence(&self, run: RunId) -> u64 {
+        self.stored.get(&run).map_or(0, |stored| stored.fence)
+    }
+
+    /// Whether every run of so many has ended.
+    pub(crate) fn all_ended(&self, runs: usize) -> bool {
+        self.stored.len() == runs && self.stored.values().all(|stored| stored.ended.is_some())
+    }
+
+    /// Takes in how a run is stored now; returns whether it came into the queue, or what does not hold.
+    pub(crate) fn look(&mut self, run: Run, head: u64) -> Result<bool, String> {
+        let before = self.stored.get(&run.id);
+        if let Some(before) = before {
+            if run.fence < before.fence || run.version < before.version || head < before.head {
+                return Err("the store went back".to_owned());
+            }
+            if before.ended.as_ref().is_some_and(|ended| *ended != run || head != before.head) {
+                return Err("a run changed after its end".to_owned());
+            }
+        }
+        let is_queued = run.state == RunState::Queued;
+        let came = is_queued && before.is_none_or(|before| before.state != RunState::Queued);
+        let (fence, version, state) = (run.fence, run.version, run.state);
+        let id = run.id;
+        let ended = (state == RunState::Ended).then_some(run);
+        self.stored.insert(id, Stored { fence, version, state, ended, head });
+        Ok(came)
+    }
+
+    /// What does not hold of a run that should have ended.
+    pub(crate) fn judge(&self, run: RunId, events: &[Event], log: &[Segment]) -> Result<(), String> {
+        let stored = self.stored.get(&run).ok_or("it was not taken in")?;
+        let ended =
+            stored.ended.as_ref().ok_or_else(|| format!("it is {} and has not ended", stored.state.as_str()))?;
+        let ends: Vec<_> = events.iter().filter(|event| matches!(event.kind, EventKind::Ended { .. })).collect();
+        let is_last = events.last().is_some_and(|event| matches!(event.kind, EventKind::Ended { .. }));
+        if ends.len() != 1 || !is_last {
+            return Err(format!("it ended {} times", ends.len()));
+        }
+        let lines = lines(log)?;
+        if lines.len() as u64 + 1 != stored.head {
+            return Err(format!("its log has {} lines and goes on at {}", lines.len(), stored.head));
+        }
+        let told = self.told(run, &lines)?;
+        let is_success = ended.outcome.as_ref().is_some_and(|outcome| outcome.kind == OutcomeKind::Succeeded);
+        let last = Held { run, fence: ended.fence };
+        let wrote = self.wrote.get(&last).copied().unwrap_or(0);
+        if is_success && told.get(&ended.fence).copied().unwrap_or(0) != wrote {
+            return Err(format!("it succeeded, and of {wrote} lines {told:?} are stored"));
+        }
+        Ok(())
+    }
+
+    /// How many lines each lease stored; each must be the next of what its sandbox wrote, and leases follow each other.
+    fn told(&self, run: RunId, lines: &[String]) -> Result<BTreeMap<u64, u64>, String> {
+        let mut told: BTreeMap<u64, u64> = BTreeMap::new();
+        for text in lines {
+            let fence = text.split(' ').next().and_then(|fence| fence.parse().ok()).unwrap_or(0);
+            let newest = told.last_key_value().map_or(0, |(fence, _)| *fence);
+            let next = told.entry(fence).or_default();
+            let wrote = self.wrote.get(&Held { run, fence }).copied().unwrap_or(0);
+            if fence < newest || *next >= wrote || *text != line(fence, *next) {
+                return Err(format!("its log has {text:?} where line {next} of lease {newest} or a later one belongs"));
+            }
+            *next += 1;
+        }
+        Ok(told)
+    }
+}
+
+fn lines(log: &[Segment]) -> Result<Vec<String>, String> {
+    let mut lines = Vec::new();
+    let mut next = 1;
+    for segment in log {
+        for batch in parse_all(&segment.bytes).map_err(|error| error.to_string())? {
+            for entry in batch.read().map_err(|error| error.to_string())?.iter() {
+                if entry.seq != next {
+                    return Err(format!("its log has entry {} where {next} belongs", entry.seq));
+                }
+                next += 1;
+                lines.push(String::from_utf8_lossy(entry.data).into_owned());
+            }
+        }
+    }
+    Ok(lines)
+}

@@ -1,0 +1,36 @@
+//! Faults in the glue of the simulator, made on purpose: each breaks what one part of the protocol is there for.
+
+use clap::ValueEnum;
+
+/// What is broken on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Mutant {
+    /// Writes reach the server under the newest fence, whichever they bear.
+    NoFenceCheck,
+    /// The shim knows no deadline.
+    NoShimDeadline,
+    /// Leases count from the answer of the server and not from before the request.
+    DeadlineFromAnswer,
+    /// The servers wait no longer after the expiry than the least that they can be told, far less than clocks and
+    /// schedulers stray here.
+    NoMargin,
+    /// Output whose acknowledgement was lost counts as acknowledged.
+    LostAcknowledgement,
+}
+
+impl Mutant {
+    /// Every mutant.
+    pub const ALL: [Self; 5] =
+        [Self::NoFenceCheck, Self::NoShimDeadline, Self::DeadlineFromAnswer, Self::NoMargin, Self::LostAcknowledgement];
+
+    /// Its name on the command line.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoFenceCheck => "no-fence-check",
+            Self::NoShimDeadline => "no-shim-deadline",
+            Self::DeadlineFromAnswer => "deadline-from-answer",
+            Self::NoMargin => "no-margin",
+            Self::LostAcknowledgement => "lost-acknowledgement",
+        }
+    }
+}

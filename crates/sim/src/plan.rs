@@ -1,0 +1,166 @@
+//! What a seed has in store: times, sizes, and how much each fault weighs.
+//!
+//! All of it stays within the fault model. What shares the margin: how far the clocks of servers are apart, how fast a
+//! host's clock is over a lease, how slowly a server's clock follows a time of day that was set, and how late a shim is
+//! scheduled. Together they take less than all of it.
+
+use std::time::Duration;
+
+use holm_domain::limits::LeaseConfig;
+
+use crate::{Mutant, chance::Chance, time::At};
+
+/// A fault that happens to something at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// An agent dies and is started again.
+    AgentDies,
+    /// A host is booted anew, with all that ran on it.
+    HostReboots,
+    /// A shim dies, and its sandbox with it.
+    ShimDies,
+    /// A server dies and is started again.
+    ServerDies,
+    /// An agent stands still for a while.
+    AgentPauses,
+    /// Nothing gets through between a host and a server, in one direction or both.
+    Partition,
+    /// The time of day of a server is set.
+    ClockJumps,
+}
+
+impl Fault {
+    const ALL: [Self; 7] = [
+        Self::AgentDies,
+        Self::HostReboots,
+        Self::ShimDies,
+        Self::ServerDies,
+        Self::AgentPauses,
+        Self::Partition,
+        Self::ClockJumps,
+    ];
+}
+
+/// How often something befalls a message, in a thousand.
+#[derive(Debug, Clone, Copy)]
+pub struct Noise {
+    /// It is lost.
+    pub lost: u64,
+    /// It arrives twice.
+    pub doubled: u64,
+    /// It takes long: up to `Plan::delay_max`.
+    pub delayed: u64,
+    /// Where its way is cut, it is held until that is over instead of lost.
+    pub held: u64,
+}
+
+/// What a seed has in store.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// How leases work.
+    pub lease: LeaseConfig,
+    /// The margin that the faults share, also where servers are told another one.
+    pub margin: Duration,
+    /// The time limit of the commands.
+    pub time_limit: Duration,
+    /// How many hosts there are.
+    pub hosts: usize,
+    /// How many servers there are.
+    pub servers: usize,
+    /// How many runs there are.
+    pub runs: usize,
+    /// How many runs a host takes at once.
+    pub places: u32,
+    /// When the last fault has happened.
+    pub faults_end: At,
+    /// The pause between two faults at most.
+    pub fault_every: Duration,
+    /// How long what is broken stays so, at most.
+    pub broken_max: Duration,
+    /// The longest delay of a message.
+    pub delay_max: Duration,
+    /// What befalls messages.
+    pub noise: Noise,
+    /// How long a command works at most.
+    pub work_max: Duration,
+    /// How many lines a command writes at most.
+    pub lines_max: u64,
+    /// How late a shim is scheduled at most.
+    pub late_max: Duration,
+    /// How far the clocks of two servers are apart at most.
+    pub skew_max: Duration,
+    /// How far a time of day is set at most; nothing but zero where there are several servers.
+    pub jump_max: Duration,
+    /// How fast or slow the clock of a host is at most, in parts per million.
+    pub rate_ppm_max: u64,
+    weights: Vec<(Fault, u64)>,
+}
+
+impl Plan {
+    pub(crate) fn draw(chance: &mut Chance, mutant: Option<Mutant>) -> Self {
+        let ttl = Duration::from_millis(chance.between(3_000, 30_000));
+        let margin = ttl / 6;
+        let servers = chance.index(3) + 1;
+        let (runs, is_single) = (chance.index(8) + 1, servers == 1);
+        let lease = LeaseConfig {
+            ttl,
+            margin: if mutant == Some(Mutant::NoMargin) { ttl / 50 + Duration::from_millis(40) } else { margin },
+            queue_deadline: ttl * 40,
+            attempts_max: 3,
+            overhead: ttl * 3,
+            finishing: ttl * 3,
+        };
+        let noise = Noise {
+            lost: level(chance, 250),
+            doubled: level(chance, 300),
+            delayed: level(chance, 300),
+            held: level(chance, 1_000),
+        };
+        Self {
+            lease,
+            margin,
+            time_limit: ttl * 4,
+            hosts: chance.index(4) + 1,
+            servers,
+            runs,
+            places: 1 + chance.index(runs) as u32,
+            faults_end: At::default().plus(ttl * chance.between(6, 16) as u32),
+            fault_every: ttl * chance.between(1, 24) as u32 / 8,
+            broken_max: ttl * chance.between(1, 3) as u32,
+            delay_max: ttl * chance.between(1, 12) as u32 / 8,
+            noise,
+            work_max: ttl * chance.between(1, 40) as u32 / 8,
+            lines_max: chance.between(0, 20),
+            late_max: margin * 3 / 10,
+            skew_max: margin * 3 / 10,
+            jump_max: if is_single { ttl * 3 } else { Duration::ZERO },
+            rate_ppm_max: 5_000,
+            weights: Fault::ALL.map(|fault| (fault, level(chance, 8))).to_vec(),
+        }
+    }
+
+    /// A fault, drawn by weight; nothing where none weighs anything.
+    pub(crate) fn draw_fault(&self, chance: &mut Chance) -> Option<Fault> {
+        let all: u64 = self.weights.iter().map(|(_, weight)| weight).sum();
+        let mut left = if all == 0 { return None } else { chance.between(1, all) };
+        self.weights.iter().find_map(|&(fault, weight)| {
+            let is_it = left <= weight;
+            left = left.saturating_sub(weight);
+            is_it.then_some(fault)
+        })
+    }
+
+    /// When every run must have ended, and nothing be left on any host: each attempt at its latest, one run after the other,
+    /// on servers that were started last when the faults ended.
+    pub fn ended_by(&self) -> At {
+        let LeaseConfig { ttl, margin, overhead, finishing, attempts_max, .. } = self.lease;
+        let attempt = self.time_limit + overhead + finishing + (ttl + margin) * 2;
+        let restart = ttl + margin + self.jump_max * 2;
+        self.faults_end.plus((attempt * attempts_max) * self.runs as u32 + restart)
+    }
+}
+
+/// How strong something is: nothing half of the time.
+fn level(chance: &mut Chance, most: u64) -> u64 {
+    if chance.is(500) { 0 } else { chance.between(1, most) }
+}

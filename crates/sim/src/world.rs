@@ -1,0 +1,423 @@
+//! All there is in one simulation, and the loop that lets one event after the other happen.
+
+use std::{collections::BTreeMap, fmt::Arguments, time::Duration};
+
+use holm_domain::{
+    AgentId, BootMicros, RunId,
+    lease::holder::Held,
+    run::{Cancel, RunSpec},
+};
+use uuid::Uuid;
+
+use crate::{
+    Mutant,
+    agenda::Agenda,
+    agent::Host,
+    chance::Chance,
+    check::Checks,
+    disk::Disk,
+    network::{Answer, Cuts, Process, Request},
+    plan::{Noise, Plan},
+    servers::{NoServers, Servers},
+    shim::Place,
+    time::{At, BootClock},
+    trace::Trace,
+};
+
+/// The most events of one simulation; none comes near.
+const EVENTS_MAX: u64 = 1_000_000;
+/// The most events of a run that are read to judge it, and the most bytes of its log.
+const READ_MAX: (u32, usize) = (10_000, 1 << 24);
+
+/// What happens.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A user submits the next run.
+    Submit,
+    /// A user asks for the end of a run.
+    Cancel(usize, Cancel),
+    Fault,
+    StartAgent(usize),
+    StartServer(usize),
+    /// The reaper of a server, in one of its lives, makes a round.
+    Reap {
+        server: usize,
+        life: u32,
+    },
+    Arrive {
+        server: usize,
+        process: Process,
+        call: u64,
+        request: Request,
+    },
+    Answer {
+        server: usize,
+        process: Process,
+        call: u64,
+        answer: Answer,
+    },
+    Unanswered {
+        process: Process,
+        call: u64,
+    },
+    Poll(Process),
+    Wake(Process, BootMicros),
+    Prepared(Process, Held),
+    Look(Process, Held),
+    Launch(Place),
+    Line(Place),
+    Alarm(Place, u64),
+}
+
+impl Event {
+    /// The process that must be running for it to happen.
+    fn of_agent(&self) -> Option<Process> {
+        match self {
+            Self::Answer { process, .. } | Self::Unanswered { process, .. } => Some(*process),
+            Self::Poll(process) | Self::Wake(process, _) => Some(*process),
+            Self::Prepared(process, _) | Self::Look(process, _) => Some(*process),
+            _ => None,
+        }
+    }
+}
+
+/// How much happened, to see that what is to be seen happens at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Events of all kinds.
+    pub events: u64,
+    /// Faults that happened at one moment.
+    pub faults: u64,
+    /// Messages that were lost.
+    pub lost: u64,
+    /// Messages that came twice.
+    pub doubled: u64,
+    /// Sandboxes that began to live.
+    pub launches: u64,
+    /// Sandboxes that a shim killed for want of time.
+    pub kills: u64,
+    /// Attempts that an agent took up after a restart.
+    pub taken_up: u64,
+    /// Runs that came back to the queue.
+    pub requeued: u64,
+    /// Runs that ended with success.
+    pub succeeded: u64,
+    /// Runs that ended.
+    pub ended: u64,
+}
+
+impl Counts {
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            events: self.events + other.events,
+            faults: self.faults + other.faults,
+            lost: self.lost + other.lost,
+            doubled: self.doubled + other.doubled,
+            launches: self.launches + other.launches,
+            kills: self.kills + other.kills,
+            taken_up: self.taken_up + other.taken_up,
+            requeued: self.requeued + other.requeued,
+            succeeded: self.succeeded + other.succeeded,
+            ended: self.ended + other.ended,
+        }
+    }
+}
+
+/// What is told of one simulation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// The digest of what happened.
+    pub digest: String,
+    /// What happened, where that was wanted.
+    pub lines: Vec<String>,
+    /// What did not hold, if anything.
+    pub violation: Option<String>,
+    /// How much happened.
+    pub counts: Counts,
+}
+
+/// All there is in one simulation.
+pub struct World {
+    pub(crate) now: At,
+    pub(crate) chance: Chance,
+    pub(crate) plan: Plan,
+    pub(crate) mutant: Option<Mutant>,
+    pub(crate) agenda: Agenda<Event>,
+    pub(crate) servers: Servers,
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) cuts: Cuts,
+    pub(crate) checks: Checks,
+    pub(crate) counts: Counts,
+    pub(crate) calls: u64,
+    pub(crate) shims: u64,
+    runs: Vec<RunId>,
+    names: BTreeMap<RunId, usize>,
+    trace: Trace,
+    violation: Option<String>,
+}
+
+/// Simulates one seed to its end, or to the first thing that does not hold.
+pub fn simulate(seed: u64, mutant: Option<Mutant>, trace: Trace) -> Result<Told, NoServers> {
+    let mut world = World::new(seed, mutant, trace)?;
+    world.begin_all();
+    world.run()?;
+    if world.violation.is_none() {
+        world.judge();
+    }
+    let (digest, lines) = world.trace.finish();
+    Ok(Told { digest, lines, violation: world.violation, counts: world.counts })
+}
+
+impl World {
+    fn new(seed: u64, mutant: Option<Mutant>, trace: Trace) -> Result<Self, NoServers> {
+        let mut chance = Chance::new(seed);
+        let plan = Plan::draw(&mut chance, mutant);
+        let skew = crate::time::micros(plan.skew_max);
+        let ahead: Vec<i64> =
+            (0..plan.servers).map(|_| i64::try_from(chance.between(0, skew)).unwrap_or_default()).collect();
+        let servers = Servers::new(plan.lease, &ahead)?;
+        Ok(Self {
+            now: At::default(),
+            chance,
+            plan,
+            mutant,
+            agenda: Agenda::default(),
+            servers,
+            hosts: Vec::new(),
+            cuts: Cuts::new(),
+            checks: Checks::default(),
+            counts: Counts::default(),
+            calls: 0,
+            shims: 0,
+            runs: Vec::new(),
+            names: BTreeMap::new(),
+            trace,
+            violation: None,
+        })
+    }
+
+    fn begin_all(&mut self) {
+        let plan = format!("{:?}", self.plan);
+        self.note(format_args!("{plan}"));
+        for host in 0..self.plan.hosts {
+            let clock = self.draw_boot_clock();
+            let id = AgentId::from_uuid(Uuid::from_u128(100 + host as u128));
+            let paused_until = At::default();
+            self.hosts.push(Host { id, clock, boot: 0, lives: 0, paused_until, disk: Disk::default(), agent: None });
+            self.start_agent(host);
+        }
+        for server in 0..self.servers.count() {
+            self.later(Duration::ZERO, Event::Reap { server, life: self.servers.life(server) });
+        }
+        let until = self.plan.faults_end;
+        for _ in 0..self.plan.runs {
+            let at = At(self.chance.between(0, until.0 * 3 / 4));
+            self.agenda.add(at, Event::Submit);
+        }
+        self.agenda.add(At::default(), Event::Fault);
+        if self.chance.is(300) {
+            let how = if self.chance.is(500) { Cancel::Terminate } else { Cancel::Kill };
+            let at = At(self.chance.between(0, until.0));
+            let run = self.chance.index(self.plan.runs);
+            self.agenda.add(at, Event::Cancel(run, how));
+        }
+    }
+
+    fn run(&mut self) -> Result<(), NoServers> {
+        let last = self.plan.ended_by();
+        while let Some((at, event)) = self.agenda.pop() {
+            self.now = at;
+            self.counts.events += 1;
+            if self.counts.events > EVENTS_MAX {
+                self.violated("it goes on for ever".to_owned());
+            }
+            if self.violation.is_some() || at > last || self.is_over() {
+                break;
+            }
+            self.happen(event)?;
+        }
+        Ok(())
+    }
+
+    /// Nothing more will go wrong, and nothing is left to be done.
+    fn is_over(&self) -> bool {
+        self.now >= self.plan.faults_end
+            && self.checks.all_ended(self.plan.runs)
+            && self.hosts.iter().all(|host| host.disk.is_clear())
+    }
+
+    fn happen(&mut self, event: Event) -> Result<(), NoServers> {
+        if let Some(process) = event.of_agent() {
+            let host = &self.hosts[process.host];
+            let until = host.paused_until;
+            if self.now < until && host.agent.as_ref().is_some_and(|agent| agent.life == process.life) {
+                self.agenda.add(until, event);
+                return Ok(());
+            }
+        }
+        match event {
+            Event::Submit => self.submit(),
+            Event::Cancel(run, how) => self.cancel(run, how),
+            Event::Fault => self.fault(),
+            Event::StartAgent(host) => self.start_agent(host),
+            Event::StartServer(server) => {
+                let life = self.servers.start(server, self.now)?;
+                self.note(format_args!("s{server} starts, life {life}"));
+                self.later(Duration::ZERO, Event::Reap { server, life });
+            }
+            Event::Reap { server, life } => self.reap(server, life),
+            Event::Arrive { server, process, call, request } => self.arrive(server, process, call, request),
+            Event::Answer { server, process, call, answer } => self.answered(server, process, call, answer),
+            Event::Unanswered { process, call } => self.unanswered(process, call),
+            Event::Poll(process) => self.poll(process),
+            Event::Wake(process, due) => self.wake(process, due),
+            Event::Prepared(process, held) => self.prepared(process, held),
+            Event::Look(process, held) => self.look(process, held),
+            Event::Launch(place) => self.launch(place),
+            Event::Line(place) => self.write_line(place),
+            Event::Alarm(place, alarm) => self.alarm(place, alarm),
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self) {
+        let mut spec = RunSpec::new(["true"]);
+        spec.limits.timeout_ms = crate::time::micros(self.plan.time_limit) / 1_000;
+        let server = self.chance.index(self.servers.count());
+        let Some(id) = self.servers.create(server, self.now, spec) else {
+            let pause = self.plan.lease.ttl / 10;
+            return self.later(pause, Event::Submit);
+        };
+        self.names.insert(id, self.runs.len());
+        self.runs.push(id);
+        self.note(format_args!("s{server} takes r{} in", self.runs.len() - 1));
+        self.look_at_store();
+    }
+
+    fn cancel(&mut self, run: usize, how: Cancel) {
+        let Some(id) = self.runs.get(run).copied() else { return };
+        let server = self.chance.index(self.servers.count());
+        if self.servers.cancel(server, self.now, id, how) {
+            self.note(format_args!("s{server} is asked for the end of r{run}: {how:?}"));
+            self.look_at_store();
+        }
+    }
+
+    fn reap(&mut self, server: usize, life: u32) {
+        if self.servers.life(server) != life {
+            return;
+        }
+        let Some(pause) = self.servers.reap(server, self.now) else { return };
+        self.look_at_store();
+        self.later(pause, Event::Reap { server, life });
+    }
+
+    /// Checks how every run is stored now.
+    pub(crate) fn look_at_store(&mut self) {
+        let mut is_queued = false;
+        for index in 0..self.runs.len() {
+            let id = self.runs[index];
+            let (store, org) = (&self.servers.store, self.servers.org);
+            let read = self.servers.read(async { (store.run_get(org, id).await, store.log_head(org, id).await) });
+            let (Ok(Some(run)), Ok(head)) = read else {
+                return self.violated(format!("r{index} cannot be read"));
+            };
+            let (state, fence, version) = (run.state, run.fence, run.version);
+            match self.checks.look(run, head) {
+                Ok(false) => {}
+                Ok(true) => {
+                    self.note(format_args!("r{index} {} fence {fence} version {version}", state.as_str()));
+                    self.counts.requeued += u64::from(fence > 0);
+                    is_queued = true;
+                }
+                Err(problem) => return self.violated(format!("r{index}: {problem}")),
+            }
+        }
+        if is_queued {
+            self.hint();
+        }
+    }
+
+    /// Checks that nothing was taken under a fence that is not the newest.
+    pub(crate) fn check_accepted(&mut self, request: &Request, answer: &Answer) {
+        let taken: Vec<Held> = match answer {
+            Answer::Refused(_) => Vec::new(),
+            Answer::Renewed(renewed) => {
+                let renewed = renewed.leases.iter().filter(|lease| lease.ttl_ms.is_some());
+                renewed.map(|lease| Held { run: lease.run, fence: lease.fence }).collect()
+            }
+            _ => request.writes().into_iter().collect(),
+        };
+        for held in taken {
+            let newest = self.checks.fence(held.run);
+            if held.fence < newest {
+                let name = self.name(held);
+                self.violated(format!("an operation under {name} was taken, and the newest fence is {newest}"));
+            }
+        }
+    }
+
+    /// At the end: each run has ended once, its log is whole, and nothing is left on any host.
+    fn judge(&mut self) {
+        if self.runs.len() != self.plan.runs {
+            return self.violated("a run was never taken in".to_owned());
+        }
+        for index in 0..self.runs.len() {
+            let id = self.runs[index];
+            let (store, org) = (&self.servers.store, self.servers.org);
+            let read = self.servers.read(async {
+                let events = store.event_page(org, id, 0, READ_MAX.0).await;
+                let log = store.log_read(org, id, 0, READ_MAX.1).await;
+                (store.run_get(org, id).await, events, log)
+            });
+            let (Ok(Some(run)), Ok(events), Ok(log)) = read else {
+                return self.violated(format!("r{index} cannot be read"));
+            };
+            self.counts.ended += 1;
+            let outcome = run.outcome.map(|outcome| (outcome.kind, outcome.reason));
+            let is_success = outcome == Some((holm_domain::run::OutcomeKind::Succeeded, None));
+            self.counts.succeeded += u64::from(is_success);
+            self.note(format_args!("r{index} {outcome:?} after {} leases", run.fence));
+            if let Err(problem) = self.checks.judge(id, &events, &log) {
+                return self.violated(format!("r{index}: {problem}"));
+            }
+        }
+        if !self.hosts.iter().all(|host| host.disk.is_clear()) {
+            self.violated("something is left on a host".to_owned());
+        }
+    }
+
+    /// Has `event` happen after `pause`.
+    pub(crate) fn later(&mut self, pause: Duration, event: Event) {
+        self.agenda.add(self.now.plus(pause), event);
+    }
+
+    /// What the boot clock of a host shows.
+    pub(crate) fn boot_now(&self, host: usize) -> BootMicros {
+        let clock: BootClock = self.hosts[host].clock;
+        clock.at(self.now)
+    }
+
+    /// What befalls messages now.
+    pub(crate) fn noise(&self) -> Option<Noise> {
+        (self.now < self.plan.faults_end).then_some(self.plan.noise)
+    }
+
+    /// A lease by the number of its run and its fence.
+    pub(crate) fn name(&self, held: Held) -> String {
+        let run = self.names.get(&held.run).map_or_else(|| "?".to_owned(), ToString::to_string);
+        format!("r{run}/{}", held.fence)
+    }
+
+    pub(crate) fn note(&mut self, what: Arguments<'_>) {
+        self.trace.note(self.now, what);
+    }
+
+    /// Something does not hold. What came first counts.
+    pub(crate) fn violated(&mut self, problem: String) {
+        self.trace.note(self.now, format_args!("VIOLATED: {problem}"));
+        self.violation.get_or_insert(problem);
+    }
+}

@@ -1,0 +1,76 @@
+//! Seeds in which everything holds, told twice alike, and mutants that are caught.
+
+use holm_sim::{Mutant, Told, replay, simulate, trace::Trace, world::Counts};
+
+fn told(seed: u64, mutant: Option<Mutant>) -> Told {
+    simulate(seed, mutant, Trace::default()).expect("there are servers")
+}
+
+/// Simulates 50 seeds from `first` on, each twice; returns how much happened in all of them.
+fn fifty(first: u64) -> Counts {
+    let mut all = Counts::default();
+    for seed in first..first + 50 {
+        let [one, other] = [told(seed, None), told(seed, None)];
+        assert_eq!(one.violation, None, "see it again: {}", replay(seed, None));
+        assert_eq!(one, other, "seed {seed} is told in two ways; compare the output of `{}`", replay(seed, None));
+        all = all.plus(one.counts);
+    }
+    all
+}
+
+/// Seeds in which nothing happens hold as well: what the protocol is for has to be there.
+fn assert_eventful(counts: Counts) {
+    let Counts { lost, doubled, kills, taken_up, requeued, succeeded, ended, .. } = counts;
+    assert!([lost, doubled, kills, taken_up, requeued].iter().all(|count| *count >= 5), "{counts:?}");
+    assert!(succeeded * 3 > ended && ended - succeeded >= 5, "{counts:?}");
+}
+
+#[test]
+fn the_first_fifty_seeds_hold_and_are_told_twice_alike() {
+    assert_eventful(fifty(0));
+}
+
+#[test]
+fn the_second_fifty_seeds_hold_and_are_told_twice_alike() {
+    assert_eventful(fifty(50));
+}
+
+#[test]
+fn the_third_fifty_seeds_hold_and_are_told_twice_alike() {
+    assert_eventful(fifty(100));
+}
+
+#[test]
+fn the_fourth_fifty_seeds_hold_and_are_told_twice_alike() {
+    assert_eventful(fifty(150));
+}
+
+/// What a mutant is caught by: its seed, and what that says.
+fn caught_by(mutant: Mutant) -> (u64, &'static str) {
+    match mutant {
+        Mutant::NoFenceCheck => (37, "was taken, and the newest fence is"),
+        Mutant::NoShimDeadline => (3, "live at once"),
+        Mutant::DeadlineFromAnswer => (371, "live at once"),
+        Mutant::NoMargin => (73, "live at once"),
+        Mutant::LostAcknowledgement => (0, "neither in the spool nor in the store"),
+    }
+}
+
+#[test]
+fn every_mutant_is_caught_by_its_seed() {
+    for mutant in Mutant::ALL {
+        let (seed, what) = caught_by(mutant);
+        let found = told(seed, Some(mutant)).violation;
+        let search = format!("cargo xtask sim --seeds 2000 --mutant {}", mutant.as_str());
+        assert!(
+            found.as_ref().is_some_and(|found| found.contains(what)),
+            "seed {seed} finds {found:?}; where the simulation itself was changed, look for another one: {search}"
+        );
+        assert_eq!(told(seed, None).violation, None, "without the mutant it holds");
+    }
+}
+
+#[test]
+fn two_seeds_are_two_stories() {
+    assert_ne!(told(1, None).digest, told(2, None).digest);
+}

@@ -1,0 +1,32 @@
+//! `cargo xtask sim`: the lease protocol under faults, in one thread, from one seed.
+
+use anyhow::Result;
+
+use crate::{exec, places};
+
+/// The arguments of `sim`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Arguments {
+    /// The first seed.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// How many seeds, one after the other.
+    #[arg(long, default_value_t = 1)]
+    seeds: u64,
+    /// What is broken on purpose, by name.
+    #[arg(long)]
+    mutant: Option<String>,
+    /// Print what happened, event by event.
+    #[arg(long)]
+    trace: bool,
+}
+
+/// Simulates seeds; fails where something does not hold.
+pub fn sim(arguments: &Arguments) -> Result<()> {
+    let mut cargo = exec::cargo();
+    cargo.args(["run", "--quiet", "--package", "holm-sim", "--"]).current_dir(places::root()?);
+    cargo.args(["--seed", &arguments.seed.to_string(), "--seeds", &arguments.seeds.to_string()]);
+    cargo.args(arguments.mutant.iter().flat_map(|mutant| ["--mutant", mutant]));
+    cargo.args(arguments.trace.then_some("--trace"));
+    exec::run(&mut cargo)
+}
