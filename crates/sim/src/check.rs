@@ -1,13 +1,14 @@
-//! What must hold, looked at after every event: at most one live sandbox of a run; nothing taken under an old fence; a run
-//! that has ended stays as it ended; and at the end, each run ended once and its log is complete, in order and once.
+//! What must hold. At every step: at most one live sandbox of a run; nothing taken under an old fence; what a spool has let
+//! go is stored; a run whose sandbox has ended is not executed again, and one that has ended stays as it ended. At the end:
+//! each run has ended once, and its log is complete, in order and once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use holm_domain::{
     RunId,
     lease::holder::Held,
     log::parse_all,
-    run::{Event, EventKind, OutcomeKind, Run, RunState},
+    run::{Event, EventKind, Run, RunState},
 };
 use holm_store::Segment;
 
@@ -29,6 +30,8 @@ pub struct Checks {
     live: BTreeMap<RunId, u32>,
     stored: BTreeMap<RunId, Stored>,
     wrote: BTreeMap<Held, u64>,
+    /// What ended its run: the end that its agent told was taken.
+    finished: BTreeSet<Held>,
 }
 
 impl Checks {
@@ -47,6 +50,11 @@ impl Checks {
     /// A sandbox has written so many lines in all.
     pub(crate) fn wrote(&mut self, held: Held, lines: u64) {
         self.wrote.insert(held, lines);
+    }
+
+    /// The end of a run was taken from its agent.
+    pub(crate) fn finished(&mut self, held: Held) {
+        self.finished.insert(held);
     }
 
     /// The sequence that follows what is stored of a run's log.
@@ -74,6 +82,10 @@ impl Checks {
             if before.ended.as_ref().is_some_and(|ended| *ended != run || head != before.head) {
                 return Err("a run changed after its end".to_owned());
             }
+            let may_follow = [RunState::Finishing, RunState::Ended].contains(&run.state);
+            if before.state == RunState::Finishing && !may_follow {
+                return Err("a run whose sandbox had ended is executed again".to_owned());
+            }
         }
         let is_queued = run.state == RunState::Queued;
         let came = is_queued && before.is_none_or(|before| before.state != RunState::Queued);
@@ -99,11 +111,10 @@ impl Checks {
             return Err(format!("its log has {} lines and goes on at {}", lines.len(), stored.head));
         }
         let told = self.told(run, &lines)?;
-        let is_success = ended.outcome.as_ref().is_some_and(|outcome| outcome.kind == OutcomeKind::Succeeded);
         let last = Held { run, fence: ended.fence };
         let wrote = self.wrote.get(&last).copied().unwrap_or(0);
-        if is_success && told.get(&ended.fence).copied().unwrap_or(0) != wrote {
-            return Err(format!("it succeeded, and of {wrote} lines {told:?} are stored"));
+        if self.finished.contains(&last) && told.get(&last.fence).copied().unwrap_or(0) != wrote {
+            return Err(format!("its agent told the end, and of {wrote} lines {told:?} are stored"));
         }
         Ok(())
     }

@@ -7,7 +7,7 @@
 //!
 //! What always holds: the seed is all that is random, so one seed is one story, of which [`trace::Trace`] keeps the digest;
 //! each seed weighs the faults anew ([`plan::Plan`]), and all of them stay within the fault model of
-//! `docs/architecture.md`; after every event [`check::Checks`] looks whether what must hold does. A [`mutant::Mutant`]
+//! `docs/architecture.md`; whenever the store may have changed [`check::Checks`] looks whether what must hold does. A [`mutant::Mutant`]
 //! breaks the glue on purpose, to see that this is noticed.
 //!
 //! Deliberately left out: conflicts within the store (its operations are atomic in memory), polls that wait, events and
@@ -18,6 +18,7 @@ mod agent;
 mod attempt;
 mod chance;
 pub mod check;
+pub mod counts;
 mod disk;
 mod faults;
 pub mod mutant;
@@ -27,6 +28,7 @@ mod servers;
 mod shim;
 pub mod time;
 pub mod trace;
+mod watch;
 pub mod world;
 
 pub use mutant::Mutant;

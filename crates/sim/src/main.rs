@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::Parser;
-use holm_sim::{Mutant, simulate, trace::Trace, world::Counts};
+use holm_sim::{Mutant, counts::Counts, simulate, trace::Trace};
 
 /// Simulate the lease protocol under faults.
 #[derive(Debug, Parser)]

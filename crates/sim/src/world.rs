@@ -15,6 +15,7 @@ use crate::{
     agent::Host,
     chance::Chance,
     check::Checks,
+    counts::Counts,
     disk::Disk,
     network::{Answer, Cuts, Process, Request},
     plan::{Noise, Plan},
@@ -26,8 +27,6 @@ use crate::{
 
 /// The most events of one simulation; none comes near.
 const EVENTS_MAX: u64 = 1_000_000;
-/// The most events of a run that are read to judge it, and the most bytes of its log.
-const READ_MAX: (u32, usize) = (10_000, 1 << 24);
 
 /// What happens.
 #[derive(Debug)]
@@ -81,50 +80,6 @@ impl Event {
     }
 }
 
-/// How much happened, to see that what is to be seen happens at all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counts {
-    /// Events of all kinds.
-    pub events: u64,
-    /// Faults that happened at one moment.
-    pub faults: u64,
-    /// Messages that were lost.
-    pub lost: u64,
-    /// Messages that came twice.
-    pub doubled: u64,
-    /// Sandboxes that began to live.
-    pub launches: u64,
-    /// Sandboxes that a shim killed for want of time.
-    pub kills: u64,
-    /// Attempts that an agent took up after a restart.
-    pub taken_up: u64,
-    /// Runs that came back to the queue.
-    pub requeued: u64,
-    /// Runs that ended with success.
-    pub succeeded: u64,
-    /// Runs that ended.
-    pub ended: u64,
-}
-
-impl Counts {
-    /// Both together.
-    #[must_use]
-    pub fn plus(self, other: Self) -> Self {
-        Self {
-            events: self.events + other.events,
-            faults: self.faults + other.faults,
-            lost: self.lost + other.lost,
-            doubled: self.doubled + other.doubled,
-            launches: self.launches + other.launches,
-            kills: self.kills + other.kills,
-            taken_up: self.taken_up + other.taken_up,
-            requeued: self.requeued + other.requeued,
-            succeeded: self.succeeded + other.succeeded,
-            ended: self.ended + other.ended,
-        }
-    }
-}
-
 /// What is told of one simulation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Told {
@@ -152,7 +107,8 @@ pub struct World {
     pub(crate) counts: Counts,
     pub(crate) calls: u64,
     pub(crate) shims: u64,
-    runs: Vec<RunId>,
+    /// The runs that were taken in, in that order.
+    pub(crate) runs: Vec<RunId>,
     names: BTreeMap<RunId, usize>,
     trace: Trace,
     violation: Option<String>,
@@ -312,81 +268,6 @@ impl World {
         let Some(pause) = self.servers.reap(server, self.now) else { return };
         self.look_at_store();
         self.later(pause, Event::Reap { server, life });
-    }
-
-    /// Checks how every run is stored now.
-    pub(crate) fn look_at_store(&mut self) {
-        let mut is_queued = false;
-        for index in 0..self.runs.len() {
-            let id = self.runs[index];
-            let (store, org) = (&self.servers.store, self.servers.org);
-            let read = self.servers.read(async { (store.run_get(org, id).await, store.log_head(org, id).await) });
-            let (Ok(Some(run)), Ok(head)) = read else {
-                return self.violated(format!("r{index} cannot be read"));
-            };
-            let (state, fence, version) = (run.state, run.fence, run.version);
-            match self.checks.look(run, head) {
-                Ok(false) => {}
-                Ok(true) => {
-                    self.note(format_args!("r{index} {} fence {fence} version {version}", state.as_str()));
-                    self.counts.requeued += u64::from(fence > 0);
-                    is_queued = true;
-                }
-                Err(problem) => return self.violated(format!("r{index}: {problem}")),
-            }
-        }
-        if is_queued {
-            self.hint();
-        }
-    }
-
-    /// Checks that nothing was taken under a fence that is not the newest.
-    pub(crate) fn check_accepted(&mut self, request: &Request, answer: &Answer) {
-        let taken: Vec<Held> = match answer {
-            Answer::Refused(_) => Vec::new(),
-            Answer::Renewed(renewed) => {
-                let renewed = renewed.leases.iter().filter(|lease| lease.ttl_ms.is_some());
-                renewed.map(|lease| Held { run: lease.run, fence: lease.fence }).collect()
-            }
-            _ => request.writes().into_iter().collect(),
-        };
-        for held in taken {
-            let newest = self.checks.fence(held.run);
-            if held.fence < newest {
-                let name = self.name(held);
-                self.violated(format!("an operation under {name} was taken, and the newest fence is {newest}"));
-            }
-        }
-    }
-
-    /// At the end: each run has ended once, its log is whole, and nothing is left on any host.
-    fn judge(&mut self) {
-        if self.runs.len() != self.plan.runs {
-            return self.violated("a run was never taken in".to_owned());
-        }
-        for index in 0..self.runs.len() {
-            let id = self.runs[index];
-            let (store, org) = (&self.servers.store, self.servers.org);
-            let read = self.servers.read(async {
-                let events = store.event_page(org, id, 0, READ_MAX.0).await;
-                let log = store.log_read(org, id, 0, READ_MAX.1).await;
-                (store.run_get(org, id).await, events, log)
-            });
-            let (Ok(Some(run)), Ok(events), Ok(log)) = read else {
-                return self.violated(format!("r{index} cannot be read"));
-            };
-            self.counts.ended += 1;
-            let outcome = run.outcome.map(|outcome| (outcome.kind, outcome.reason));
-            let is_success = outcome == Some((holm_domain::run::OutcomeKind::Succeeded, None));
-            self.counts.succeeded += u64::from(is_success);
-            self.note(format_args!("r{index} {outcome:?} after {} leases", run.fence));
-            if let Err(problem) = self.checks.judge(id, &events, &log) {
-                return self.violated(format!("r{index}: {problem}"));
-            }
-        }
-        if !self.hosts.iter().all(|host| host.disk.is_clear()) {
-            self.violated("something is left on a host".to_owned());
-        }
     }
 
     /// Has `event` happen after `pause`.

@@ -1,0 +1,99 @@
+//! When what must hold is looked at: whenever the store may have changed, and at the end.
+
+use holm_domain::{
+    lease::holder::Held,
+    run::{OutcomeKind, Reason},
+};
+
+use crate::{
+    network::{Answer, Request},
+    world::World,
+};
+
+/// The most events of a run that are read to judge it, and the most bytes of its log.
+const READ_MAX: (u32, usize) = (10_000, 1 << 24);
+
+impl World {
+    /// Checks how every run is stored now.
+    pub(crate) fn look_at_store(&mut self) {
+        let mut is_queued = false;
+        for index in 0..self.runs.len() {
+            let id = self.runs[index];
+            let (store, org) = (&self.servers.store, self.servers.org);
+            let read = self.servers.read(async { (store.run_get(org, id).await, store.log_head(org, id).await) });
+            let (Ok(Some(run)), Ok(head)) = read else {
+                return self.violated(format!("r{index} cannot be read"));
+            };
+            let (state, fence, version) = (run.state, run.fence, run.version);
+            match self.checks.look(run, head) {
+                Ok(false) => {}
+                Ok(true) => {
+                    self.note(format_args!("r{index} {} fence {fence} version {version}", state.as_str()));
+                    self.counts.requeued += u64::from(fence > 0);
+                    is_queued = true;
+                }
+                Err(problem) => return self.violated(format!("r{index}: {problem}")),
+            }
+        }
+        if is_queued {
+            self.hint();
+        }
+    }
+
+    /// Checks that nothing was taken under a fence that is not the newest, and that no output is given up.
+    pub(crate) fn check_accepted(&mut self, request: &Request, answer: &Answer) {
+        if let (Request::Finish(run, body), Answer::Done) = (request, answer) {
+            let held = Held { run: *run, fence: body.fence };
+            self.checks.finished(held);
+            if body.outcome.reason == Some(Reason::SpoolFailed) {
+                let name = self.name(held);
+                self.violated(format!("output of {name} was given up"));
+            }
+        }
+        let taken: Vec<Held> = match answer {
+            Answer::Refused(_) => Vec::new(),
+            Answer::Renewed(renewed) => {
+                let renewed = renewed.leases.iter().filter(|lease| lease.ttl_ms.is_some());
+                renewed.map(|lease| Held { run: lease.run, fence: lease.fence }).collect()
+            }
+            _ => request.writes().into_iter().collect(),
+        };
+        for held in taken {
+            let newest = self.checks.fence(held.run);
+            if held.fence < newest {
+                let name = self.name(held);
+                self.violated(format!("an operation under {name} was taken, and the newest fence is {newest}"));
+            }
+        }
+    }
+
+    /// At the end: each run has ended once, its log is whole, and nothing is left on any host.
+    pub(crate) fn judge(&mut self) {
+        if self.runs.len() != self.plan.runs {
+            return self.violated("a run was never taken in".to_owned());
+        }
+        for index in 0..self.runs.len() {
+            let id = self.runs[index];
+            let (store, org) = (&self.servers.store, self.servers.org);
+            let read = self.servers.read(async {
+                let events = store.event_page(org, id, 0, READ_MAX.0).await;
+                let log = store.log_read(org, id, 0, READ_MAX.1).await;
+                (store.run_get(org, id).await, events, log)
+            });
+            let (Ok(Some(run)), Ok(events), Ok(log)) = read else {
+                return self.violated(format!("r{index} cannot be read"));
+            };
+            self.counts.ended += 1;
+            let outcome = run.outcome.map(|outcome| (outcome.kind, outcome.reason));
+            let is_success = outcome == Some((OutcomeKind::Succeeded, None));
+            self.counts.succeeded += u64::from(is_success);
+            self.note(format_args!("r{index} {outcome:?} after {} leases", run.fence));
+            if let Err(problem) = self.checks.judge(id, &events, &log) {
+                return self.violated(format!("r{index}: {problem}"));
+            }
+        }
+        if !self.hosts.iter().all(|host| host.disk.is_clear()) {
+            self.violated("something is left on a host".to_owned());
+        }
+    }
+}
