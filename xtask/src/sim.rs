@@ -16,6 +16,9 @@ pub struct Arguments {
     /// What is broken on purpose, by name.
     #[arg(long)]
     mutant: Option<String>,
+    /// Have shims scheduled too late, beyond the fault model: only sandboxes may overlap then.
+    #[arg(long)]
+    late_shims: bool,
     /// Print what happened, event by event.
     #[arg(long)]
     trace: bool,
@@ -27,6 +30,7 @@ pub fn sim(arguments: &Arguments) -> Result<()> {
     cargo.args(["run", "--quiet", "--package", "holm-sim", "--"]).current_dir(places::root()?);
     cargo.args(["--seed", &arguments.seed.to_string(), "--seeds", &arguments.seeds.to_string()]);
     cargo.args(arguments.mutant.iter().flat_map(|mutant| ["--mutant", mutant]));
+    cargo.args(arguments.late_shims.then_some("--late-shims"));
     cargo.args(arguments.trace.then_some("--trace"));
     exec::run(&mut cargo)
 }

@@ -153,7 +153,7 @@ impl World {
             return self.superseded(host);
         }
         // As if the answer had been asked for when it came.
-        let is_mutant = self.mutant == Some(Mutant::DeadlineFromAnswer);
+        let is_mutant = self.setting.mutant == Some(Mutant::DeadlineFromAnswer);
         let asked_at = if is_mutant { self.boot_now(host) } else { call.asked_at };
         match (call.about, answer) {
             (About::Register(_), Some(Answer::Registered(times))) => self.registered(host, times),

@@ -233,7 +233,7 @@ impl World {
         let (About::Start(held) | About::Append(held, _) | About::Ended(held) | About::Finish(held)) = about else {
             return;
         };
-        let is_lenient = self.mutant == Some(Mutant::LostAcknowledgement);
+        let is_lenient = self.setting.mutant == Some(Mutant::LostAcknowledgement);
         let Some(attempt) = self.attempt(host, held) else { return };
         attempt.waits = false;
         match (about, answer) {

@@ -13,6 +13,8 @@ pub struct Counts {
     pub doubled: u64,
     /// Sandboxes that began to live.
     pub launches: u64,
+    /// Sandboxes that began to live while another one of their run did.
+    pub overlaps: u64,
     /// Sandboxes that a shim killed for want of time.
     pub kills: u64,
     /// Attempts that an agent took up after a restart.
@@ -35,6 +37,7 @@ impl Counts {
             lost: self.lost + other.lost,
             doubled: self.doubled + other.doubled,
             launches: self.launches + other.launches,
+            overlaps: self.overlaps + other.overlaps,
             kills: self.kills + other.kills,
             taken_up: self.taken_up + other.taken_up,
             requeued: self.requeued + other.requeued,

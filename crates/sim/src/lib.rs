@@ -31,11 +31,12 @@ pub mod trace;
 mod watch;
 pub mod world;
 
-pub use mutant::Mutant;
+pub use mutant::{Mutant, Setting};
 pub use world::{Told, simulate};
 
 /// The command that shows a seed again, event by event.
-pub fn replay(seed: u64, mutant: Option<Mutant>) -> String {
-    let mutant = mutant.map(|mutant| format!(" --mutant {}", mutant.as_str())).unwrap_or_default();
-    format!("cargo xtask sim --seed {seed}{mutant} --trace")
+pub fn replay(seed: u64, setting: Setting) -> String {
+    let mutant = setting.mutant.map(|mutant| format!(" --mutant {}", mutant.as_str())).unwrap_or_default();
+    let late = if setting.late_shims { " --late-shims" } else { "" };
+    format!("cargo xtask sim --seed {seed}{mutant}{late} --trace")
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::Parser;
-use holm_sim::{Mutant, counts::Counts, simulate, trace::Trace};
+use holm_sim::{Mutant, Setting, counts::Counts, simulate, trace::Trace};
 
 /// Simulate the lease protocol under faults.
 #[derive(Debug, Parser)]
@@ -21,6 +21,9 @@ struct Arguments {
     /// What is broken on purpose.
     #[arg(long)]
     mutant: Option<Mutant>,
+    /// Have shims scheduled too late, beyond the fault model: only sandboxes may overlap then.
+    #[arg(long)]
+    late_shims: bool,
     /// Print what happened, event by event.
     #[arg(long)]
     trace: bool,
@@ -41,10 +44,11 @@ fn main() -> ExitCode {
 /// Returns how many seeds violated something.
 fn run(arguments: &Arguments) -> Result<u64, Box<dyn std::error::Error>> {
     let mut out = io::stdout().lock();
+    let setting = Setting { mutant: arguments.mutant, late_shims: arguments.late_shims };
     let (mut violated, mut all) = (0, Counts::default());
     for seed in arguments.seed..arguments.seed.saturating_add(arguments.seeds) {
         let trace = if arguments.trace { Trace::keeping_lines() } else { Trace::default() };
-        let told = simulate(seed, arguments.mutant, trace)?;
+        let told = simulate(seed, setting, trace)?;
         for line in &told.lines {
             out.write_all(line.as_bytes())?;
         }
@@ -55,7 +59,7 @@ fn run(arguments: &Arguments) -> Result<u64, Box<dyn std::error::Error>> {
         if let Some(problem) = &told.violation {
             violated += 1;
             writeln!(out, "seed {seed}: {problem}")?;
-            writeln!(out, "  see it again: {}", holm_sim::replay(seed, arguments.mutant))?;
+            writeln!(out, "  see it again: {}", holm_sim::replay(seed, setting))?;
         }
     }
     writeln!(out, "{all:?}")?;

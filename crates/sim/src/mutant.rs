@@ -18,6 +18,22 @@ pub enum Mutant {
     LostAcknowledgement,
 }
 
+/// What is otherwise than it should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Setting {
+    /// What is broken on purpose.
+    pub mutant: Option<Mutant>,
+    /// Shims are scheduled later than the margin allows, beyond the fault model: sandboxes of a run may overlap then, and
+    /// everything else must hold all the same.
+    pub late_shims: bool,
+}
+
+impl From<Mutant> for Setting {
+    fn from(mutant: Mutant) -> Self {
+        Self { mutant: Some(mutant), late_shims: false }
+    }
+}
+
 impl Mutant {
     /// Every mutant.
     pub const ALL: [Self; 5] =

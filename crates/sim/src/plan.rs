@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use holm_domain::limits::LeaseConfig;
 
-use crate::{Mutant, chance::Chance, time::At};
+use crate::{Mutant, Setting, chance::Chance, time::At};
+
+/// What with a fiftieth of any lease here is a margin that a server takes.
+const LEAST_MARGIN: Duration = Duration::from_millis(40);
 
 /// A fault that happens to something at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,14 +100,14 @@ pub struct Plan {
 }
 
 impl Plan {
-    pub(crate) fn draw(chance: &mut Chance, mutant: Option<Mutant>) -> Self {
+    pub(crate) fn draw(chance: &mut Chance, setting: Setting) -> Self {
         let ttl = Duration::from_millis(chance.between(3_000, 30_000));
         let margin = ttl / 6;
         let servers = chance.index(3) + 1;
         let (runs, is_single) = (chance.index(8) + 1, servers == 1);
         let lease = LeaseConfig {
             ttl,
-            margin: if mutant == Some(Mutant::NoMargin) { ttl / 50 + Duration::from_millis(40) } else { margin },
+            margin: if setting.mutant == Some(Mutant::NoMargin) { ttl / 50 + LEAST_MARGIN } else { margin },
             queue_deadline: ttl * 40,
             attempts_max: 3,
             overhead: ttl * 3,
@@ -131,7 +134,7 @@ impl Plan {
             noise,
             work_max: ttl * chance.between(1, 40) as u32 / 8,
             lines_max: chance.between(0, 20),
-            late_max: margin * 3 / 10,
+            late_max: if setting.late_shims { ttl * 3 } else { margin * 3 / 10 },
             skew_max: margin * 3 / 10,
             jump_max: if is_single { ttl * 3 } else { Duration::ZERO },
             rate_ppm_max: 5_000,
@@ -156,7 +159,7 @@ impl Plan {
         let LeaseConfig { ttl, margin, overhead, finishing, attempts_max, .. } = self.lease;
         let attempt = self.time_limit + overhead + finishing + (ttl + margin) * 2;
         let restart = ttl + margin + self.jump_max * 2;
-        self.faults_end.plus((attempt * attempts_max) * self.runs as u32 + restart)
+        self.faults_end.plus((attempt * attempts_max) * self.runs as u32 + restart + self.late_max)
     }
 }
 

@@ -10,7 +10,7 @@ use holm_domain::{
 use uuid::Uuid;
 
 use crate::{
-    Mutant,
+    Setting,
     agenda::Agenda,
     agent::Host,
     chance::Chance,
@@ -98,7 +98,7 @@ pub struct World {
     pub(crate) now: At,
     pub(crate) chance: Chance,
     pub(crate) plan: Plan,
-    pub(crate) mutant: Option<Mutant>,
+    pub(crate) setting: Setting,
     pub(crate) agenda: Agenda<Event>,
     pub(crate) servers: Servers,
     pub(crate) hosts: Vec<Host>,
@@ -115,8 +115,8 @@ pub struct World {
 }
 
 /// Simulates one seed to its end, or to the first thing that does not hold.
-pub fn simulate(seed: u64, mutant: Option<Mutant>, trace: Trace) -> Result<Told, NoServers> {
-    let mut world = World::new(seed, mutant, trace)?;
+pub fn simulate(seed: u64, setting: Setting, trace: Trace) -> Result<Told, NoServers> {
+    let mut world = World::new(seed, setting, trace)?;
     world.begin_all();
     world.run()?;
     if world.violation.is_none() {
@@ -127,9 +127,9 @@ pub fn simulate(seed: u64, mutant: Option<Mutant>, trace: Trace) -> Result<Told,
 }
 
 impl World {
-    fn new(seed: u64, mutant: Option<Mutant>, trace: Trace) -> Result<Self, NoServers> {
+    fn new(seed: u64, setting: Setting, trace: Trace) -> Result<Self, NoServers> {
         let mut chance = Chance::new(seed);
-        let plan = Plan::draw(&mut chance, mutant);
+        let plan = Plan::draw(&mut chance, setting);
         let skew = crate::time::micros(plan.skew_max);
         let ahead: Vec<i64> =
             (0..plan.servers).map(|_| i64::try_from(chance.between(0, skew)).unwrap_or_default()).collect();
@@ -138,7 +138,7 @@ impl World {
             now: At::default(),
             chance,
             plan,
-            mutant,
+            setting,
             agenda: Agenda::default(),
             servers,
             hosts: Vec::new(),

@@ -1,18 +1,20 @@
 //! Seeds in which everything holds, told twice alike, and mutants that are caught.
 
-use holm_sim::{Mutant, Told, counts::Counts, replay, simulate, trace::Trace};
+use holm_sim::{Mutant, Setting, Told, counts::Counts, replay, simulate, trace::Trace};
 
-fn told(seed: u64, mutant: Option<Mutant>) -> Told {
-    simulate(seed, mutant, Trace::default()).expect("there are servers")
+const SOUND: Setting = Setting { mutant: None, late_shims: false };
+
+fn told(seed: u64, setting: Setting) -> Told {
+    simulate(seed, setting, Trace::default()).expect("there are servers")
 }
 
 /// Simulates 50 seeds from `first` on, each twice; returns how much happened in all of them.
 fn fifty(first: u64) -> Counts {
     let mut all = Counts::default();
     for seed in first..first + 50 {
-        let [one, other] = [told(seed, None), told(seed, None)];
-        assert_eq!(one.violation, None, "see it again: {}", replay(seed, None));
-        assert_eq!(one, other, "seed {seed} is told in two ways; compare the output of `{}`", replay(seed, None));
+        let [one, other] = [told(seed, SOUND), told(seed, SOUND)];
+        assert_eq!(one.violation, None, "see it again: {}", replay(seed, SOUND));
+        assert_eq!(one, other, "seed {seed} is told in two ways; compare the output of `{}`", replay(seed, SOUND));
         all = all.plus(one.counts);
     }
     all
@@ -60,17 +62,29 @@ fn caught_by(mutant: Mutant) -> (u64, &'static str) {
 fn every_mutant_is_caught_by_its_seed() {
     for mutant in Mutant::ALL {
         let (seed, what) = caught_by(mutant);
-        let found = told(seed, Some(mutant)).violation;
+        let found = told(seed, mutant.into()).violation;
         let search = format!("cargo xtask sim --seeds 2000 --mutant {}", mutant.as_str());
         assert!(
             found.as_ref().is_some_and(|found| found.contains(what)),
             "seed {seed} finds {found:?}; where the simulation itself was changed, look for another one: {search}"
         );
-        assert_eq!(told(seed, None).violation, None, "without the mutant it holds");
+        assert_eq!(told(seed, SOUND).violation, None, "without the mutant it holds");
     }
 }
 
 #[test]
+fn where_shims_come_too_late_sandboxes_overlap_and_what_is_stored_holds() {
+    let setting = Setting { mutant: None, late_shims: true };
+    let mut overlaps = 0;
+    for seed in 0..100 {
+        let told = told(seed, setting);
+        assert_eq!(told.violation, None, "see it again: {}", replay(seed, setting));
+        overlaps += told.counts.overlaps;
+    }
+    assert!(overlaps > 0, "no sandbox lived beside another one of its run");
+}
+
+#[test]
 fn two_seeds_are_two_stories() {
-    assert_ne!(told(1, None).digest, told(2, None).digest);
+    assert_ne!(told(1, SOUND).digest, told(2, SOUND).digest);
 }
