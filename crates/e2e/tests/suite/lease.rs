@@ -91,7 +91,8 @@ fn a_killed_agent_is_killed_with_its_sandbox_when_nobody_comes_back() {
 
 #[test]
 fn a_run_whose_agents_all_vanish_is_lost_and_says_so() {
-    let mut world = World::with_config("lease_ttl = \"1s\"\nlease_margin = \"500ms\"\nattempts_max = 2\n", "");
+    // Long enough that no lease runs out by itself on a machine that does much else: each would be an attempt.
+    let mut world = World::with_config("lease_ttl = \"4s\"\nlease_margin = \"1s\"\nattempts_max = 2\n", "");
     world.start_up();
     let word = unique("86393");
     let id = world.detach(["--", "bash", "-c", &format!("exec -a {word} sleep 86393")]);
