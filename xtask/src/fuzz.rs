@@ -65,14 +65,17 @@ pub fn fuzz(arguments: &Arguments) -> Result<()> {
     if arguments.keep {
         return targets.iter().try_for_each(Target::keep);
     }
-    run_all(targets, Duration::from_secs(arguments.seconds))
+    run_all(targets, Duration::from_secs(arguments.seconds), None)
 }
 
-/// Builds every target and fuzzes it for some time.
+/// The draws of a run that tells of a change and not of chance.
+const SEED: u32 = 1;
+
+/// Builds every target and fuzzes it for some time, each time with the same draws.
 pub fn fuzz_all(each: Duration) -> Result<()> {
     let targets = targets()?;
     build(&targets)?;
-    run_all(targets, each)
+    run_all(targets, each, Some(SEED))
 }
 
 /// A target by its name.
@@ -114,7 +117,7 @@ fn build(targets: &[Target]) -> Result<()> {
 }
 
 /// Fuzzes all targets, some at once; what is found by one stops no other.
-fn run_all(targets: Vec<Target>, each: Duration) -> Result<()> {
+fn run_all(targets: Vec<Target>, each: Duration, seed: Option<u32>) -> Result<()> {
     let at_once = thread::available_parallelism().map_or(1, usize::from).min(AT_ONCE_MAX);
     let waiting = Mutex::new(targets.into_iter());
     let next = || waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
@@ -123,7 +126,7 @@ fn run_all(targets: Vec<Target>, each: Duration) -> Result<()> {
         for _ in 0..at_once {
             scope.spawn(|| {
                 while let Some(target) = next() {
-                    if let Err(error) = exec::within(each + BEYOND, || target.run(each)) {
+                    if let Err(error) = exec::within(each + BEYOND, || target.run(each, seed)) {
                         say::error(&format!("{error:#}"));
                         findings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(target.0);
                     }
@@ -155,11 +158,12 @@ impl Target {
         Ok(command)
     }
 
-    fn run(&self, time: Duration) -> Result<()> {
+    fn run(&self, time: Duration, seed: Option<u32>) -> Result<()> {
         let (grown, seeds) = (self.folder(&dir()?.join("corpus"))?, self.folder(&dir()?.join("seeds"))?);
         let (found, place) = (self.folder(&dir()?.join("findings"))?, place()?);
         let mut command = self.command()?;
         command.arg(format!("-max_total_time={}", time.as_secs())).arg("-print_final_stats=1");
+        command.args(seed.map(|seed| format!("-seed={seed}")));
         command.arg(format!("-artifact_prefix={}/", found.display()));
         // What is new goes into the first folder.
         command.args([&grown, &seeds, &self.kept()?]).env(SEEDS_VARIABLE, &seeds).env("TMPDIR", place.path());
