@@ -70,9 +70,10 @@ impl LogSource {
         Some(at + GATHERS_FOR)
     }
 
-    /// Whether the last piece was so long that there may well be more.
-    pub(crate) fn has_more(&self) -> bool {
-        self.last.is_some_and(|(_, length)| length >= GATHERED_BYTES)
+    /// Whether more lies in the spool, which goes up to the sequence `told`: a piece ends with the file in which it lies, too.
+    /// Where the last look found nothing, what is told was acknowledged to an earlier agent.
+    pub(crate) fn has_more(&self, told: u64) -> bool {
+        self.last.is_some() && self.next_seq < told
     }
 
     /// What is to be sent next; nothing if there is nothing new.
@@ -139,6 +140,22 @@ mod tests {
         assert!(source.read().await.unwrap().is_none());
         source.answered(4, gap(Some(1))).unwrap();
         assert_eq!(source.read().await.unwrap().unwrap().0, 1, "went back");
+    }
+
+    #[tokio::test]
+    async fn a_piece_that_ends_with_its_file_is_not_all() {
+        let temp = tempfile::tempdir().unwrap();
+        spool_batch(temp.path(), 1, 1, &["a\n"]);
+        spool_batch(temp.path(), 2, 2, &["b\n"]);
+        let mut source = LogSource::new(temp.path(), 1);
+        assert!(!source.has_more(3), "nothing was looked at");
+        for next in [2, 3] {
+            let (first, ..) = source.read().await.unwrap().unwrap();
+            source.answered(first, Ok(next)).unwrap();
+            assert_eq!(source.has_more(3), next == 2);
+        }
+        assert!(source.read().await.unwrap().is_none());
+        assert!(!source.has_more(9), "acknowledged to an earlier agent");
     }
 
     #[tokio::test]

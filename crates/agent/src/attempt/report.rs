@@ -107,17 +107,17 @@ impl<C: ControlPlane> Reporter<'_, C> {
             if let Some(end) = seen.end {
                 return Ok((end, loss));
             }
-            if loss.is_some() || !logs.has_more() {
-                self.wait_for_news(logs).await?;
-            }
+            self.wait_for_news(logs, loss.is_none() && logs.has_more(seen.next_seq)).await?;
         }
     }
 
-    /// Waits for something to tell; and then, where the last request carried little, until enough may have come together for
-    /// another, or nothing more will come.
-    async fn wait_for_news(&mut self, logs: &LogSource) -> Result<(), ControlError> {
-        let given_up = |_| ControlError::Unavailable("the attempt was given up".to_owned());
-        self.seen.changed().await.map_err(given_up)?;
+    /// Waits for something to tell, unless there is; and then, where the last request carried little, until enough may have
+    /// come together for another, or nothing more will come.
+    async fn wait_for_news(&mut self, logs: &LogSource, there_is: bool) -> Result<(), ControlError> {
+        if !there_is {
+            let given_up = |_| ControlError::Unavailable("the attempt was given up".to_owned());
+            self.seen.changed().await.map_err(given_up)?;
+        }
         if let Some(due) = logs.due() {
             // A shim that is gone has written all it will.
             let _ = tokio::time::timeout_at(due, self.seen.wait_for(|seen| seen.end.is_some())).await;
