@@ -110,6 +110,7 @@ impl Packer {
             return plain;
         }
         if self.compressor.is_none() {
+            // Fails only for want of memory; then the batch stays as it is, which is one of the two ways to write it.
             self.compressor = Compressor::new(LEVEL).ok();
         }
         let Some(compressor) = &mut self.compressor else { return plain };
