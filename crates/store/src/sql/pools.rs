@@ -1,6 +1,12 @@
 //! How databases are opened, and when a connection to one is used once more.
 
-use std::{io, os::unix::fs::OpenOptionsExt, path::Path, str::FromStr, time::Duration};
+use std::{
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    str::FromStr,
+    time::{Duration, Instant},
+};
 
 use sqlx::{
     Connection, PgConnection, SqliteConnection,
@@ -9,7 +15,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
-use super::{Db, WAIT_MAX, broken, in_time};
+use super::{Db, WAIT_MAX, broken, in_time, is_busy};
 use crate::{Error, Result};
 
 const OPENING: &str = "open the database";
@@ -17,6 +23,8 @@ const OPENING: &str = "open the database";
 const SQLITE_READERS: u32 = 4;
 /// How many connections one process opens to PostgreSQL.
 const POSTGRES_CONNECTIONS: u32 = 16;
+/// How long it waits before it opens a database again that others are about to open.
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 /// How long a connection to PostgreSQL may take to say that it is still one.
 const PING_MAX: Duration = Duration::from_secs(2);
 
@@ -26,9 +34,7 @@ impl Db {
         if path.is_empty() || path.starts_with(":memory:") {
             return Err(Error::invalid("the URL of the store", "give the path of a file after `sqlite:`"));
         }
-        // SQLite makes its write-ahead log and its shared memory with the mode of the database.
-        let create = std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
-        drop(create.map_err(|error| Error::unavailable(OPENING, error))?);
+        create(path).map_err(|error| Error::unavailable(OPENING, error))?;
         let options = SqliteConnectOptions::new()
             .filename(Path::new(path))
             .journal_mode(SqliteJournalMode::Wal)
@@ -41,7 +47,8 @@ impl Db {
             let pool = PoolOptions::new().max_connections(connections).acquire_timeout(WAIT_MAX);
             pool.test_before_acquire(false).before_acquire(|connection, _| Box::pin(is_fit(connection)))
         };
-        let writer = pool(1).connect_with(options.clone()).await.map_err(|error| broken(OPENING, error))?;
+        let writer =
+            when_free(|| pool(1).connect_with(options.clone())).await.map_err(|error| broken(OPENING, error))?;
         Ok(Self::Sqlite { writer, readers: pool(SQLITE_READERS).connect_lazy_with(options.pragma("query_only", "on")) })
     }
 
@@ -81,6 +88,28 @@ impl Db {
             Ok(pool) => Ok(Self::Postgres(pool)),
             Err(sqlx::Error::PoolTimedOut) => Err(broken(OPENING, why_not(&options).await)),
             Err(error) => Err(broken(OPENING, error)),
+        }
+    }
+}
+
+/// Makes the file of a database that is not there yet. SQLite gives its write-ahead log and its shared memory the same mode.
+/// One that is there is not touched: closing any descriptor of it ends all locks that this process has on it
+/// (sqlite.org/howtocorrupt.html, 2.2).
+fn create(path: &str) -> io::Result<()> {
+    match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// Opens a SQLite database that others may open at the same time. Where two want to turn a new one to its write-ahead log,
+/// SQLite tells one of them at once that it is locked: waiting for each other, neither would go on.
+async fn when_free<T, F: Future<Output = sqlx::Result<T>>>(mut open: impl FnMut() -> F) -> sqlx::Result<T> {
+    let begun = Instant::now();
+    loop {
+        match open().await {
+            Err(error) if is_busy(&error) && begun.elapsed() < WAIT_MAX => tokio::time::sleep(BUSY_PAUSE).await,
+            opened => return opened,
         }
     }
 }
