@@ -357,6 +357,12 @@ impl World {
         self.end(&Role::Agent(name.to_owned()), Signal::KILL).exits(137);
     }
 
+    /// Asks an agent to end and waits until it has: what ended before is removed.
+    #[track_caller]
+    pub fn stop_agent(&mut self, name: &str) {
+        self.end(&Role::Agent(name.to_owned()), Signal::TERM).exits(0);
+    }
+
     /// Waits until an agent was killed with SIGKILL by somebody else.
     #[track_caller]
     pub fn agent_is_killed(&mut self, name: &str) {

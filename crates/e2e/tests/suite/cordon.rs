@@ -45,7 +45,7 @@ fn a_cordoned_host_takes_nothing_new_and_says_who_wants_that() {
     assert_ne!(by, id);
     let view = world.show(&running);
     assert_eq!((view["state"].as_str(), view["fence"].as_u64()), (Some("running"), Some(1)));
-    world.kill_agent("other");
+    world.stop_agent("other");
     world.holm(["hosts", "uncordon", &id]).succeeds();
     let again = world.detach(["--", "true"]);
     assert_eq!(world.until_ended(&again)["sandbox"]["agent"], id.as_str());
