@@ -1,8 +1,8 @@
 //! Batches of log entries.
 //!
 //! The first byte says whether checksums are made right first. What must hold: a batch that is opened has the entries of
-//! the one that its entries make, and is the same byte for byte unless they are packed; its entries are numbered without a
-//! gap; each comes through JSON unchanged.
+//! the one that its entries make; its entries are numbered without a gap, none is empty, and each comes through JSON
+//! unchanged.
 
 use holm_api::logs::LogEntry;
 use holm_domain::{
@@ -48,7 +48,7 @@ pub(crate) fn seal(bytes: &mut [u8]) {
 
 /// Seeds: one batch, several, one that is cut off, one that is packed.
 pub fn seeds() -> Vec<Vec<u8>> {
-    let one = batch(1, &[b"a\n", b"b\n", b"", b"\xff\x00"]);
+    let one = batch(1, &[b"a\n", b"b\n", b"c\nd", b"\xff\x00"]);
     let two = batch(5, &[b"c\n"]);
     let end = batch(u64::MAX - 2, &[b"d\n", b"e\n"]);
     let cut = &two[..two.len() - 1];
@@ -72,7 +72,7 @@ pub fn check(data: &[u8]) {
         assert_eq!(Batch::peek_len(rest), Ok(whole.len()));
         assert!(whole.len() <= HEAD_BYTES + BATCH_BYTES_MAX);
         if let Ok(entries) = batch.read() {
-            compare(&batch, &entries, whole);
+            compare(&batch, &entries);
         }
         (rest, count) = (after, count + 1);
     }
@@ -83,11 +83,11 @@ pub fn check(data: &[u8]) {
 }
 
 /// Compares a batch with the one that its entries make.
-fn compare(batch: &Batch<'_>, entries: &Entries<'_>, whole: &[u8]) {
+fn compare(batch: &Batch<'_>, entries: &Entries<'_>) {
     let mut builder = BatchBuilder::new(batch.first_seq());
     for entry in entries.iter() {
         assert_eq!(entry.seq, builder.next_seq());
-        assert!(entry.data.len() <= ENTRY_BYTES_MAX);
+        assert!((1..=ENTRY_BYTES_MAX).contains(&entry.data.len()));
         assert!(builder.push(entry.at, entry.stream, entry.partial, entry.data));
         let shown = LogEntry::from(entry.clone());
         assert_eq!(shown.bytes().as_deref(), Some(entry.data));
@@ -97,8 +97,7 @@ fn compare(batch: &Batch<'_>, entries: &Entries<'_>, whole: &[u8]) {
     assert_eq!(builder.next_seq(), batch.last_seq() + 1);
     let rebuilt = finished(&mut builder);
     let (again, _) = Batch::parse(&rebuilt).expect("what was written");
-    assert_eq!(again.read().as_ref(), Ok(entries));
+    let again_read = again.read().expect("what was written");
+    assert!(again_read.iter().eq(entries.iter()));
     assert_eq!(again.newest_at(), batch.newest_at());
-    let is_plain = !batch.is_packed() && !again.is_packed();
-    assert!(!is_plain || rebuilt == whole, "a batch that nobody would write was accepted");
 }

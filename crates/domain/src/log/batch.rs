@@ -1,6 +1,6 @@
 //! A batch as it travels: its head is read, what follows is checked and left as it is.
 
-use super::{BATCH_BYTES_MAX, BatchError, ENTRY_HEAD_BYTES, Entries, HEAD_BYTES, MAGIC};
+use super::{BATCH_BYTES_MAX, BatchError, Entries, HEAD_BYTES, MAGIC};
 use crate::UnixMicros;
 
 /// What of a head the checksum covers.
@@ -72,11 +72,10 @@ impl Head {
 
     /// Whether there can be such entries.
     fn is_sound(&self) -> bool {
-        let heads = (self.count as usize).checked_mul(ENTRY_HEAD_BYTES);
         self.count > 0
             && self.first_seq > 0
             && self.first_seq.checked_add(u64::from(self.count)).is_some()
-            && heads.is_some_and(|heads| heads <= self.length as usize)
+            && self.count <= self.length
             && self.stored <= self.length
     }
 }

@@ -5,8 +5,8 @@ use std::fmt;
 use zstd::bulk::Compressor;
 
 use super::{
-    BATCH_BYTES_MAX, ENTRY_BYTES_MAX, ENTRY_HEAD_BYTES, FLAG_PARTIAL, FLAG_STDERR, FLAG_TIME, HEAD_BYTES, Stream,
-    TIME_BYTES, batch::Head,
+    BATCH_BYTES_MAX, BLOCK_HEAD_BYTES, ENTRY_BYTES_MAX, FLAG_PARTIAL, FLAG_STDERR, FLAG_TIME, HEAD_BYTES, LINE_FEED,
+    Stream, TIME_BYTES, batch::Head, entries::count,
 };
 use crate::UnixMicros;
 
@@ -23,18 +23,28 @@ pub struct BatchBuilder {
     next_seq: u64,
     count: u32,
     newest_at: UnixMicros,
-    /// The time of the last entry.
-    last_at: Option<UnixMicros>,
-    /// Room for the head, then the entries.
+    last: Option<Block>,
+    /// Room for the head, then the blocks.
     bytes: Vec<u8>,
     packer: Packer,
+}
+
+/// The block that was added last.
+#[derive(Debug, Clone, Copy)]
+struct Block {
+    head_at: usize,
+    at: UnixMicros,
+    stream: Stream,
+    length: usize,
+    /// Whether its last line has its line feed: others can follow.
+    is_whole: bool,
 }
 
 impl BatchBuilder {
     /// A builder whose first entry has the sequence `next_seq`, from 1.
     pub fn new(next_seq: u64) -> Self {
         let bytes = vec![0; HEAD_BYTES];
-        Self { next_seq, count: 0, newest_at: UnixMicros(i64::MIN), last_at: None, bytes, packer: Packer::default() }
+        Self { next_seq, count: 0, newest_at: UnixMicros(i64::MIN), last: None, bytes, packer: Packer::default() }
     }
 
     /// The sequence that the next entry gets.
@@ -52,26 +62,43 @@ impl BatchBuilder {
         self.bytes.len()
     }
 
-    /// Adds an entry of at most [`ENTRY_BYTES_MAX`] bytes; returns false, and adds nothing, if it does not fit.
+    /// Adds lines, each with its line feed, that came at the same time, or a piece of a line: the last may be without one,
+    /// and go on later if it is `partial`. Returns false, and adds nothing, if they do not fit: there must be some, of at
+    /// most [`ENTRY_BYTES_MAX`] bytes together.
     pub fn push(&mut self, at: UnixMicros, stream: Stream, partial: bool, data: &[u8]) -> bool {
-        let has_time = self.last_at != Some(at);
-        let length = ENTRY_HEAD_BYTES + if has_time { TIME_BYTES } else { 0 } + data.len();
-        if data.len() > ENTRY_BYTES_MAX || self.len() + length > HEAD_BYTES + BATCH_BYTES_MAX {
+        let head = BLOCK_HEAD_BYTES + TIME_BYTES;
+        let fits = (1..=ENTRY_BYTES_MAX).contains(&data.len());
+        if !fits || self.len() + head + data.len() > HEAD_BYTES + BATCH_BYTES_MAX {
             return false;
         }
-        self.last_at = Some(at);
-        let flags = [(stream == Stream::Stderr, FLAG_STDERR), (partial, FLAG_PARTIAL), (has_time, FLAG_TIME)];
-        let flags = flags.iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, flag)| all | flag);
-        let [a, b, c, _] = (data.len() as u32).to_le_bytes();
-        self.bytes.extend_from_slice(&[flags, a, b, c]);
-        if has_time {
-            self.bytes.extend_from_slice(&at.0.to_le_bytes());
+        let is_whole = data.ends_with(&[LINE_FEED]);
+        match &mut self.last {
+            Some(last) if is_whole && last.takes(at, stream, data.len()) => {
+                last.length += data.len();
+                let [a, b, c, _] = (last.length as u32).to_le_bytes();
+                self.bytes[last.head_at + 1..last.head_at + BLOCK_HEAD_BYTES].copy_from_slice(&[a, b, c]);
+            }
+            _ => self.begin_block(Block { head_at: self.len(), at, stream, length: data.len(), is_whole }, partial),
         }
         self.bytes.extend_from_slice(data);
         self.newest_at = self.newest_at.max(at);
-        self.count += 1;
-        self.next_seq += 1;
+        let count = count(data);
+        self.count += count;
+        self.next_seq += u64::from(count);
         true
+    }
+
+    fn begin_block(&mut self, block: Block, partial: bool) {
+        let has_time = self.last.is_none_or(|last| last.at != block.at);
+        let is_partial = partial && !block.is_whole;
+        let flags = [(block.stream == Stream::Stderr, FLAG_STDERR), (is_partial, FLAG_PARTIAL), (has_time, FLAG_TIME)];
+        let flags = flags.iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, flag)| all | flag);
+        let [a, b, c, _] = (block.length as u32).to_le_bytes();
+        self.bytes.extend_from_slice(&[flags, a, b, c]);
+        if has_time {
+            self.bytes.extend_from_slice(&block.at.0.to_le_bytes());
+        }
+        self.last = Some(block);
     }
 
     /// Hands the finished batch to `write` and begins the next, if that succeeded; nothing happens while it is empty.
@@ -89,9 +116,16 @@ impl BatchBuilder {
         let written = write(batch);
         if written.is_ok() {
             self.bytes.truncate(HEAD_BYTES);
-            (self.count, self.newest_at, self.last_at) = (0, UnixMicros(i64::MIN), None);
+            (self.count, self.newest_at, self.last) = (0, UnixMicros(i64::MIN), None);
         }
         written
+    }
+}
+
+impl Block {
+    /// Whether as many bytes of lines, of that time and stream, go into it as well.
+    fn takes(&self, at: UnixMicros, stream: Stream, length: usize) -> bool {
+        self.is_whole && (self.at, self.stream) == (at, stream) && self.length + length <= ENTRY_BYTES_MAX
     }
 }
 

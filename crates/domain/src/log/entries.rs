@@ -5,8 +5,8 @@ use std::{borrow::Cow, cell::RefCell};
 use zstd::bulk::Decompressor;
 
 use super::{
-    BatchError, ENTRY_BYTES_MAX, ENTRY_HEAD_BYTES, Entry, FLAG_PARTIAL, FLAG_STDERR, FLAG_TIME, Stream, TIME_BYTES,
-    batch::Head,
+    BLOCK_HEAD_BYTES, BatchError, ENTRY_BYTES_MAX, Entry, FLAG_PARTIAL, FLAG_STDERR, FLAG_TIME, LINE_FEED, Stream,
+    TIME_BYTES, batch::Head,
 };
 use crate::UnixMicros;
 
@@ -21,16 +21,13 @@ pub struct Entries<'a> {
 impl<'a> Entries<'a> {
     pub(super) fn open(head: &Head, is_packed: bool, body: &'a [u8]) -> Result<Self, BatchError> {
         let bytes = if is_packed { Cow::Owned(unpack(body, head.length as usize)?) } else { Cow::Borrowed(body) };
-        let mut walk = Walk::new(&bytes);
-        let mut newest_at = None;
-        for _ in 0..head.count {
-            let (flags, at, data) = walk.next().ok_or(BatchError::Entries)?;
-            if data.len() > ENTRY_BYTES_MAX || flags & !(FLAG_STDERR | FLAG_PARTIAL | FLAG_TIME) != 0 {
-                return Err(BatchError::Entries);
-            }
-            newest_at = newest_at.max(Some(at));
+        let (mut walk, mut newest_at, mut entries) = (Walk::new(&bytes), None, 0);
+        while !walk.rest.is_empty() {
+            let block = walk.next().filter(Block::is_sound).ok_or(BatchError::Entries)?;
+            newest_at = newest_at.max(Some(block.at));
+            entries += count(block.data);
         }
-        if !walk.rest.is_empty() || newest_at != Some(head.newest_at) {
+        if entries != head.count || newest_at != Some(head.newest_at) {
             return Err(BatchError::Entries);
         }
         Ok(Self { first_seq: head.first_seq, count: head.count, bytes })
@@ -48,10 +45,12 @@ impl<'a> Entries<'a> {
 
     /// In order.
     pub fn iter(&self) -> impl Iterator<Item = Entry<'_>> {
-        Walk::new(&self.bytes).zip(self.first_seq..).map(|((flags, at, data), seq)| {
-            let stream = if flags & FLAG_STDERR == 0 { Stream::Stdout } else { Stream::Stderr };
-            Entry { seq, at, stream, partial: flags & FLAG_PARTIAL != 0, data }
-        })
+        let lines = Walk::new(&self.bytes).flat_map(|block| {
+            let stream = if block.flags & FLAG_STDERR == 0 { Stream::Stdout } else { Stream::Stderr };
+            let goes_on = block.flags & FLAG_PARTIAL != 0;
+            Lines(block.data).map(move |data| (block.at, stream, goes_on && !data.ends_with(&[LINE_FEED]), data))
+        });
+        lines.zip(self.first_seq..).map(|((at, stream, partial, data), seq)| Entry { seq, at, stream, partial, data })
     }
 
     /// The same, apart from the bytes of the batch.
@@ -60,7 +59,44 @@ impl<'a> Entries<'a> {
     }
 }
 
-/// Goes from entry to entry, as far as they are whole: flags, time and data of each.
+/// How many entries there are in the data of a block: at most as many as bytes.
+pub(super) fn count(data: &[u8]) -> u32 {
+    let line_feeds = memchr::memchr_iter(LINE_FEED, data).count();
+    line_feeds as u32 + u32::from(!data.ends_with(&[LINE_FEED]))
+}
+
+/// Divides the data of a block after each line feed.
+struct Lines<'a>(&'a [u8]);
+
+impl<'a> Iterator for Lines<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let end = memchr::memchr(LINE_FEED, self.0).map_or(self.0.len(), |at| at + 1);
+        let (line, rest) = self.0.split_at(end);
+        self.0 = rest;
+        (!line.is_empty()).then_some(line)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Block<'a> {
+    flags: u8,
+    at: UnixMicros,
+    data: &'a [u8],
+}
+
+impl Block<'_> {
+    /// Whether a builder can have made it.
+    fn is_sound(&self) -> bool {
+        let goes_on = self.flags & FLAG_PARTIAL != 0;
+        (1..=ENTRY_BYTES_MAX).contains(&self.data.len())
+            && self.flags & !(FLAG_STDERR | FLAG_PARTIAL | FLAG_TIME) == 0
+            && !(goes_on && self.data.ends_with(&[LINE_FEED]))
+    }
+}
+
+/// Goes from block to block, as far as they are whole.
 struct Walk<'a> {
     rest: &'a [u8],
     last_at: Option<UnixMicros>,
@@ -73,10 +109,10 @@ impl<'a> Walk<'a> {
 }
 
 impl<'a> Iterator for Walk<'a> {
-    type Item = (u8, UnixMicros, &'a [u8]);
+    type Item = Block<'a>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let (&[flags, a, b, c], mut rest) = self.rest.split_first_chunk::<ENTRY_HEAD_BYTES>()?;
+        let (&[flags, a, b, c], mut rest) = self.rest.split_first_chunk::<BLOCK_HEAD_BYTES>()?;
         let mut at = self.last_at;
         if flags & FLAG_TIME != 0 {
             let (time, after) = rest.split_first_chunk::<TIME_BYTES>()?;
@@ -89,7 +125,7 @@ impl<'a> Iterator for Walk<'a> {
         }
         let (data, rest) = rest.split_at_checked(u32::from_le_bytes([a, b, c, 0]) as usize)?;
         (self.rest, self.last_at) = (rest, at);
-        Some((flags, at?, data))
+        Some(Block { flags, at: at?, data })
     }
 }
 

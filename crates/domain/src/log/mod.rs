@@ -7,8 +7,9 @@
 //!
 //! Layout of a batch, numbers little-endian: magic `HLB2`, first sequence (8 bytes), number of entries (4), newest time of
 //! an entry (8), length of the entries (4), length of what follows the head (4), CRC-32 of everything but the magic and
-//! itself (4). What follows is the entries or, where that is shorter, a frame of Zstandard (RFC 8878) with them. An entry is
-//! flags (1), the length of its data (3), its time (8) unless it is that of the entry before, and the data.
+//! itself (4). What follows is the entries or, where that is shorter, a frame of Zstandard (RFC 8878) with them. Entries lie in
+//! blocks: flags (1), the length of the data (3), the time (8) unless it is that of the block before, and the data. Each line
+//! feed in the data ends an entry, and so does its end: a block is one entry, or many that came at the same time.
 
 mod batch;
 mod builder;
@@ -22,20 +23,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::UnixMicros;
 
-/// The longest data of one entry, in bytes: a longer line is cut into several entries.
+/// The longest data of one block, and so of one entry, in bytes: a longer line is cut into several entries.
 pub const ENTRY_BYTES_MAX: usize = 64 * 1024;
 /// The most that the entries of one batch take, in bytes; what follows its head is never longer.
 pub const BATCH_BYTES_MAX: usize = 1024 * 1024;
 /// The length of the head of a batch, in bytes.
 pub const HEAD_BYTES: usize = 36;
 const MAGIC: [u8; 4] = *b"HLB2";
-/// What a batch holds of each entry beside its time and its data, in bytes.
-const ENTRY_HEAD_BYTES: usize = 4;
+/// What a batch holds of each block beside its time and its data, in bytes.
+const BLOCK_HEAD_BYTES: usize = 4;
 const TIME_BYTES: usize = 8;
 const FLAG_STDERR: u8 = 1;
+/// The last line goes on in a later block of the same stream.
 const FLAG_PARTIAL: u8 = 2;
-/// The entry has a time of its own, other than that of the one before.
+/// The block has a time of its own, other than that of the one before.
 const FLAG_TIME: u8 = 4;
+const LINE_FEED: u8 = b'\n';
 
 /// Where the command wrote it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -80,8 +83,8 @@ pub enum BatchError {
     /// The entries cannot be unpacked, or not to as many bytes as the head says.
     #[error("the entries of the batch cannot be unpacked")]
     Packing,
-    /// There is none, or the sequence overflows, or they are not as long, as many or as new as the head says, or one is
-    /// longer than may be or has a flag that there is not.
+    /// There is none, or the sequence overflows, or they are not as long, as many or as new as the head says, or a block is
+    /// empty, is longer than may be, or has a flag that there is not or that its data denies.
     #[error("the entries of the batch are malformed")]
     Entries,
 }

@@ -34,10 +34,17 @@ fn read(bytes: &[u8]) -> Result<Entries<'_>, BatchError> {
     Batch::parse(bytes)?.0.read()
 }
 
-/// Entries that shrink, and such that do not.
+/// Lines and pieces of lines that shrink, and such that do not, with whether they are of standard error and go on.
 fn entries() -> impl Strategy<Value = Vec<(Vec<u8>, bool, bool)>> {
     let repeated = (any::<u8>(), 0usize..3_000).prop_map(|(byte, length)| vec![byte; length]);
-    prop::collection::vec((prop_oneof![any::<Vec<u8>>(), repeated], any::<bool>(), any::<bool>()), 1..20)
+    let line = (prop_oneof![any::<Vec<u8>>(), repeated], any::<bool>()).prop_map(|(mut line, has_feed)| {
+        line.retain(|byte| *byte != LINE_FEED);
+        if has_feed || line.is_empty() {
+            line.push(LINE_FEED);
+        }
+        line
+    });
+    prop::collection::vec((line, any::<bool>(), any::<bool>()), 1..20)
 }
 
 proptest! {
@@ -53,10 +60,39 @@ proptest! {
         for (index, (entry, (data, stderr, partial))) in read.iter().zip(&entries).enumerate() {
             prop_assert_eq!(entry.seq, first + index as u64);
             prop_assert_eq!(entry.data, data.as_slice());
-            prop_assert_eq!((entry.stream == Stream::Stderr, entry.partial), (*stderr, *partial));
+            let goes_on = *partial && !data.ends_with(b"\n");
+            prop_assert_eq!((entry.stream == Stream::Stderr, entry.partial), (*stderr, goes_on));
         }
         prop_assert_eq!(read.iter().count(), entries.len());
         prop_assert_eq!((read.first_seq(), read.last_seq()), (batch.first_seq(), batch.last_seq()));
+    }
+
+    /// Lines that come together are told apart as lines that come one by one.
+    #[test]
+    fn lines_of_one_time_are_one_block_or_many(text in "[ab\n]{1,200}", cuts in prop::collection::vec(any::<bool>(), 200), goes_on: bool) {
+        let (mut builder, mut alone) = (BatchBuilder::new(1), BatchBuilder::new(1));
+        let lines: Vec<&str> = text.split_inclusive('\n').collect();
+        let mut together = String::new();
+        for (line, cut) in lines.iter().zip(cuts) {
+            prop_assert!(alone.push(UnixMicros(7), Stream::Stdout, goes_on, line.as_bytes()));
+            together.push_str(line);
+            if cut {
+                prop_assert!(builder.push(UnixMicros(7), Stream::Stdout, goes_on, together.as_bytes()));
+                together.clear();
+            }
+        }
+        prop_assert!(together.is_empty() || builder.push(UnixMicros(7), Stream::Stdout, goes_on, together.as_bytes()));
+        prop_assert_eq!(builder.next_seq(), lines.len() as u64 + 1);
+        let [builder, alone] = [builder, alone].map(|mut builder| {
+            let mut bytes = Vec::new();
+            builder.finish(|batch| std::io::Write::write_all(&mut bytes, batch)).unwrap();
+            bytes
+        });
+        let [together, alone] = [read(&builder), read(&alone)].map(|read| read.map(|entries| {
+            entries.iter().map(|entry| (entry.seq, entry.partial, entry.data.to_vec())).collect::<Vec<_>>()
+        }));
+        prop_assert_eq!(together.as_ref().map(Vec::len), Ok(lines.len()));
+        prop_assert_eq!(together, alone);
     }
 
     #[test]
@@ -74,7 +110,8 @@ proptest! {
             bytes[index] = byte;
         });
         if let Ok(read) = read(&bytes) {
-            let held: usize = read.iter().map(|entry| entry.data.len() + ENTRY_HEAD_BYTES).sum();
+            let held: usize = read.iter().map(|entry| entry.data.len()).sum();
+            prop_assert!(read.iter().all(|entry| !entry.data.is_empty()));
             prop_assert!(held <= BATCH_BYTES_MAX);
         }
     }
@@ -89,6 +126,7 @@ proptest! {
 fn lengths_are_limited() {
     let mut builder = BatchBuilder::new(1);
     assert!(!builder.push(UnixMicros(0), Stream::Stdout, false, &vec![0; ENTRY_BYTES_MAX + 1]));
+    assert!(!builder.push(UnixMicros(0), Stream::Stdout, false, b""));
     while builder.push(UnixMicros(0), Stream::Stdout, false, &vec![0; ENTRY_BYTES_MAX]) {}
     assert!(builder.len() <= HEAD_BYTES + BATCH_BYTES_MAX);
     for lengths in [24..28, 28..32] {
@@ -151,9 +189,9 @@ fn a_time_is_written_where_it_changes_and_nowhere_else() {
     }
     let mut bytes = Vec::new();
     builder.finish(|batch| std::io::Write::write_all(&mut bytes, batch)).unwrap();
-    assert_eq!(bytes.len(), HEAD_BYTES + 5 * (ENTRY_HEAD_BYTES + 1) + 2 * TIME_BYTES);
+    assert_eq!(bytes.len(), HEAD_BYTES + 5 * (BLOCK_HEAD_BYTES + 1) + 2 * TIME_BYTES);
     assert_eq!(read(&bytes).unwrap().iter().map(|entry| entry.at.0).collect::<Vec<_>>(), [5, 5, 5, 4, 4]);
-    let again = HEAD_BYTES + 3 * (ENTRY_HEAD_BYTES + 1) + TIME_BYTES + ENTRY_HEAD_BYTES;
+    let again = HEAD_BYTES + 3 * (BLOCK_HEAD_BYTES + 1) + TIME_BYTES + BLOCK_HEAD_BYTES;
     assert_eq!(read(&forged(&bytes, |bytes| bytes[again] = 5)), Err(BatchError::Entries), "the time from before");
     assert_eq!(read(&forged(&bytes, |bytes| bytes[HEAD_BYTES] = 0)), Err(BatchError::Entries), "no time");
 }
@@ -164,6 +202,47 @@ fn a_flag_that_there_is_not_is_refused() {
         let bytes = forged(&built(1, &[(vec![1], false, false)]), |bytes| bytes[HEAD_BYTES] |= 1 << bit);
         assert_eq!(read(&bytes).map(drop), if bit < 3 { Ok(()) } else { Err(BatchError::Entries) });
     }
+}
+
+#[test]
+fn lines_that_fill_a_block_go_into_the_next() {
+    let mut builder = BatchBuilder::new(1);
+    let mut line = vec![b'x'; 1_000];
+    line.push(LINE_FEED);
+    for _ in 0..100 {
+        assert!(builder.push(UnixMicros(1), Stream::Stdout, false, &line));
+    }
+    assert_eq!(builder.len(), HEAD_BYTES + 2 * BLOCK_HEAD_BYTES + TIME_BYTES + 100 * line.len());
+    // The other stream, a piece of a line, and what follows a piece begin blocks of their own.
+    for (stream, data) in [(Stream::Stderr, "e\n"), (Stream::Stderr, "piece"), (Stream::Stderr, "its end\n")] {
+        assert!(builder.push(UnixMicros(1), stream, true, data.as_bytes()));
+    }
+    let mut bytes = Vec::new();
+    builder.finish(|batch| std::io::Write::write_all(&mut bytes, batch)).unwrap();
+    let entries = read(&bytes).unwrap();
+    assert!(entries.iter().take(100).all(|entry| entry.data == line && entry.stream == Stream::Stdout));
+    let rest: Vec<_> = entries.iter().skip(100).map(|entry| (entry.seq, entry.partial, entry.data)).collect();
+    assert_eq!(rest, [(101, false, &b"e\n"[..]), (102, true, b"piece"), (103, false, b"its end\n")]);
+}
+
+#[test]
+fn blocks_that_nobody_would_write_are_refused() {
+    let batch = built(1, &[(b"ab".to_vec(), false, true)]);
+    let first = HEAD_BYTES + BLOCK_HEAD_BYTES + TIME_BYTES;
+    let refused = |change: fn(&mut Vec<u8>)| read(&forged(&batch, change)).map(drop);
+    assert_eq!(refused(|_| ()), Ok(()));
+    assert_eq!(batch.len(), first + 2);
+    assert_eq!(
+        refused(|bytes| *bytes.last_mut().unwrap() = LINE_FEED),
+        Err(BatchError::Entries),
+        "it goes on after its end"
+    );
+    assert_eq!(
+        refused(|bytes| bytes[HEAD_BYTES + BLOCK_HEAD_BYTES + TIME_BYTES] = LINE_FEED),
+        Err(BatchError::Entries),
+        "more"
+    );
+    assert_eq!(refused(|bytes| bytes[HEAD_BYTES + 1] = 0), Err(BatchError::Entries), "empty");
 }
 
 #[test]

@@ -1,7 +1,9 @@
-//! Cuts the bytes of two streams into entries: lines with their line feed, and pieces of lines that are long or slow.
+//! Cuts the bytes of two streams into what goes into a batch: whole lines, as many as came together, and pieces of lines that
+//! are long or slow.
 //!
-//! What always holds: the entries of a stream put one after the other are exactly its bytes; no entry is empty or longer
-//! than [`ENTRY_BYTES_MAX`]; at most that much of each stream is held back. Time is an argument.
+//! What always holds: the pieces of a stream put one after the other are exactly its bytes; none is empty or longer than
+//! [`ENTRY_BYTES_MAX`]; a line is never divided but where it is long or slow; at most as much of each stream is held back.
+//! Time is an argument.
 
 use std::time::Duration;
 
@@ -13,12 +15,12 @@ use holm_domain::{
 /// How long the beginning of a line is held back before it is told as a piece.
 pub const LINE_HELD_FOR: Duration = Duration::from_millis(50);
 
-/// A line, or a piece of one.
+/// Lines, each with its line feed, or a piece of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece<'a> {
     /// Which stream it is of.
     pub stream: Stream,
-    /// Whether the line goes on.
+    /// Whether it is a piece of a line that goes on.
     pub partial: bool,
     /// The bytes.
     pub data: &'a [u8],
@@ -51,7 +53,9 @@ impl Cutter {
         while !data.is_empty() {
             let room = ENTRY_BYTES_MAX - held.bytes.len();
             let window = &data[..data.len().min(room)];
-            let line = memchr::memchr(b'\n', window).map(|at| at + 1);
+            // What is held back is ended by the first line feed; otherwise all lines go at once.
+            let find = if held.bytes.is_empty() { memchr::memrchr } else { memchr::memchr };
+            let line = find(b'\n', window).map(|at| at + 1);
             let taken = line.unwrap_or(window.len());
             let ends = line.is_some() || taken == room;
             if held.bytes.is_empty() && ends {
@@ -141,9 +145,8 @@ mod tests {
     fn lines_are_whole_and_keep_their_line_feed() {
         let writes: [(Stream, &[u8]); 3] =
             [(Stream::Stdout, b"a\n\nb"), (Stream::Stderr, b"err"), (Stream::Stdout, b"c\r\nrest")];
-        let expected: [(Stream, bool, &[u8]); 5] = [
-            (Stream::Stdout, false, b"a\n"),
-            (Stream::Stdout, false, b"\n"),
+        let expected: [(Stream, bool, &[u8]); 4] = [
+            (Stream::Stdout, false, b"a\n\n"),
             (Stream::Stdout, false, b"bc\r\n"),
             (Stream::Stdout, false, b"rest"),
             (Stream::Stderr, false, b"err"),
@@ -162,6 +165,10 @@ mod tests {
         let mut long = vec![b'x'; ENTRY_BYTES_MAX];
         long.push(b'\n');
         assert_eq!(lengths(&long), [(true, ENTRY_BYTES_MAX), (false, 1)]);
+        // However many lines there are before it.
+        let mut late = vec![b'\n'; 100];
+        late.extend_from_slice(&long);
+        assert_eq!(lengths(&late), [(false, 100), (true, ENTRY_BYTES_MAX), (false, 1)]);
     }
 
     #[test]
@@ -202,8 +209,7 @@ mod tests {
             }
             for (_, partial, data) in &cuts {
                 prop_assert!(!data.is_empty() && data.len() <= ENTRY_BYTES_MAX);
-                let feeds = data.iter().filter(|&&byte| byte == b'\n').count();
-                prop_assert!(feeds == 0 || (feeds == 1 && data.ends_with(b"\n") && !partial));
+                prop_assert!(!data.contains(&b'\n') || (data.ends_with(b"\n") && !partial));
             }
         }
     }
