@@ -9,7 +9,9 @@ use std::{
     cell::{Cell, RefCell},
     io,
     path::PathBuf,
+    pin::Pin,
     sync::Arc,
+    task::Poll,
     time::Duration,
 };
 
@@ -23,7 +25,10 @@ use holm_wire::{
     guest_api::{OutputFrame, OutputStream},
     host_api::Refused,
 };
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    task::JoinHandle,
+};
 
 use crate::{
     clock,
@@ -33,7 +38,7 @@ use crate::{
     guest::Readiness,
     outcome::{Circumstances, Ending, Shortage, classify},
     protocol::{Command, Launch, Phase, Status},
-    spool::writer::Writer,
+    spool::writer::{Writer, Written},
     watchdog::{View, Watchdog},
 };
 
@@ -48,8 +53,10 @@ pub struct Attempt {
     pub(crate) watchdog: Watchdog,
     status: watch::Sender<Status>,
     spool: RefCell<Writer>,
+    /// What is being packed and written beside this thread.
+    writing: RefCell<Option<JoinHandle<Written>>>,
     spool_pushed: Notify,
-    spool_acked: Notify,
+    spool_has_room: Notify,
     events: RefCell<EventFile>,
     refusals: RefCell<Refusals>,
     output_bytes: Cell<u64>,
@@ -90,8 +97,9 @@ impl Attempt {
             launch,
             watchdog,
             spool: RefCell::new(spool),
+            writing: RefCell::default(),
             spool_pushed: Notify::new(),
-            spool_acked: Notify::new(),
+            spool_has_room: Notify::new(),
             events: RefCell::new(events),
             refusals: RefCell::default(),
             output_bytes: Cell::new(0),
@@ -131,7 +139,7 @@ impl Attempt {
                 (Ending::NotLaunched(error.to_string()), Traces::default())
             }
         };
-        let ending = match self.settle() {
+        let ending = match self.settle().await {
             Ok(()) => ending,
             Err(error) => Ending::unkept(&error),
         };
@@ -146,11 +154,15 @@ impl Attempt {
         self.watchdog.arm(handle.clone());
         let mut view = self.watchdog.view();
         let ending = {
-            let work = self.work(lane_in, lane_out, setup, env, readiness);
+            let work = async {
+                tokio::select! {
+                    ending = self.work(lane_in, lane_out, setup, env, readiness) => ending,
+                    error = self.keep_spool() => Ending::unkept(&error),
+                }
+            };
             tokio::pin!(work);
             tokio::select! {
                 ending = &mut work => ending,
-                error = self.flush_spool() => Ending::unkept(&error),
                 why = stopped(&mut view) => {
                     tokio::time::timeout(READ_AFTER_KILL, work).await.unwrap_or_else(|_| Ending::Lost(why.to_owned()))
                 }
@@ -181,8 +193,9 @@ impl Attempt {
     }
 
     /// Writes what is still in memory.
-    fn settle(&self) -> io::Result<()> {
-        self.spool.borrow_mut().finish(clock::now())?;
+    async fn settle(&self) -> io::Result<()> {
+        self.spool.borrow_mut().end(clock::now())?;
+        self.write_spool().await?;
         for event in std::mem::take(&mut *self.refusals.borrow_mut()).finish() {
             self.tell(event)?;
         }
@@ -273,11 +286,16 @@ impl Attempt {
     }
 
     fn acked(&self, next_seq: u64) {
-        if let Err(error) = self.spool.borrow_mut().acked(next_seq) {
+        self.spool.borrow_mut().acked(next_seq);
+        self.make_room();
+    }
+
+    fn make_room(&self) {
+        if let Err(error) = self.spool.borrow_mut().delete_acked() {
             // Nothing is lost by it: the files are in the way until the attempt's folder goes.
             tracing::warn!(%error, "acknowledged log files cannot be deleted");
         }
-        self.spool_acked.notify_waiters();
+        self.spool_has_room.notify_waiters();
     }
 
     async fn tell_deadline(&self) {
@@ -306,14 +324,14 @@ impl Attempt {
         });
     }
 
-    /// Takes a piece of output into the spool, up to the limit; waits while the spool is full.
+    /// Takes a piece of output into the spool, up to the limit; waits while there is no room.
     pub(crate) async fn spool(&self, frame: OutputFrame) -> Result<(), Ending> {
         loop {
-            let acked = self.spool_acked.notified();
-            if !self.spool.borrow().is_full() {
+            let room = self.spool_has_room.notified();
+            if self.spool.borrow().has_room() {
                 break;
             }
-            acked.await;
+            room.await;
         }
         let stream = match frame.stream {
             OutputStream::Stdout => Stream::Stdout,
@@ -326,24 +344,59 @@ impl Attempt {
         pushed.map_err(|error| Ending::unkept(&error))?;
         self.output_bytes.set(self.output_bytes.get() + taken.len() as u64);
         self.spool_pushed.notify_one();
-        self.progress();
         if taken.len() < frame.data.len() { Err(Ending::LogLimit(limit)) } else { Ok(()) }
     }
 
     /// Writes output that has waited for long enough; returns only when that fails.
-    async fn flush_spool(&self) -> io::Error {
+    async fn keep_spool(&self) -> io::Error {
         loop {
             let due = self.spool.borrow().next_tick();
             tokio::select! {
                 () = clock::sleep_until(due) => {}
-                () = self.spool_pushed.notified() => continue,
+                () = self.spool_pushed.notified() => {}
             }
-            let flushed = self.spool.borrow_mut().tick(clock::now());
-            match flushed {
-                Ok(()) => self.progress(),
-                Err(error) => return error,
+            let ticked = self.spool.borrow_mut().tick(clock::now());
+            if let Err(error) = ticked {
+                return error;
+            }
+            if let Err(error) = self.write_spool().await {
+                return error;
             }
         }
+    }
+
+    /// Writes batch after batch until none is due, what takes long on a thread of its own. It may be dropped and called
+    /// again: what was begun goes on.
+    async fn write_spool(&self) -> io::Result<()> {
+        loop {
+            if let Some(written) = self.written().await {
+                self.take_back(written?)?;
+            }
+            let Some(write) = self.spool.borrow_mut().write(clock::boot()) else { return Ok(()) };
+            if write.is_long() {
+                *self.writing.borrow_mut() = Some(tokio::task::spawn_blocking(|| write.execute()));
+            } else {
+                self.take_back(write.execute())?;
+            }
+        }
+    }
+
+    /// Waits for the write that is away, if one is.
+    async fn written(&self) -> Option<io::Result<Written>> {
+        let written = std::future::poll_fn(|cx| match &mut *self.writing.borrow_mut() {
+            Some(writing) => Pin::new(writing).poll(cx).map(Some),
+            None => Poll::Ready(None),
+        });
+        let written = written.await?;
+        self.writing.take();
+        Some(written.map_err(io::Error::other))
+    }
+
+    fn take_back(&self, written: Written) -> io::Result<()> {
+        self.spool.borrow_mut().written(written)?;
+        self.make_room();
+        self.progress();
+        Ok(())
     }
 
     /// Tells an event.

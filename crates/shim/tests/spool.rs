@@ -1,7 +1,7 @@
 //! The spool on a real disk: what is written is what is read, whatever the bytes, the rhythm and the acknowledgements.
 #![allow(clippy::unwrap_used)]
 
-use std::path::Path;
+use std::{io, path::Path};
 
 use holm_domain::{
     BootMicros, UnixMicros,
@@ -11,7 +11,7 @@ use holm_shim::{
     protocol::SPOOL_DIR_NAME,
     spool::{
         reader::{self, Chunk, Reader},
-        writer::{BATCH_HELD_FOR, Now, Writer},
+        writer::{BATCH_BYTES, BATCH_BYTES_FULL, BATCH_HELD_FOR, Now, Writer},
     },
 };
 use proptest::prelude::*;
@@ -75,7 +75,31 @@ fn line(number: usize, length: usize) -> Vec<u8> {
 fn lines(writer: &mut Writer, count: usize, length: usize) {
     for number in 0..count {
         writer.push(Stream::Stdout, &line(number, length), at(0)).unwrap();
+        write(writer, at(0)).unwrap();
     }
+}
+
+/// Writes everything that is due.
+fn write(writer: &mut Writer, now: Now) -> io::Result<()> {
+    while let Some(write) = writer.write(now.boot) {
+        writer.written(write.execute())?;
+    }
+    Ok(())
+}
+
+fn tick(writer: &mut Writer, now: Now) {
+    writer.tick(now).unwrap();
+    write(writer, now).unwrap();
+}
+
+fn finish(writer: &mut Writer, now: Now) {
+    writer.end(now).unwrap();
+    write(writer, now).unwrap();
+}
+
+fn acked(writer: &mut Writer, next_seq: u64) {
+    writer.acked(next_seq);
+    writer.delete_acked().unwrap();
 }
 
 proptest! {
@@ -96,15 +120,15 @@ proptest! {
             written[usize::from(*stderr)].extend_from_slice(&data);
             writer.push(if *stderr { Stream::Stderr } else { Stream::Stdout }, &data, at(now)).unwrap();
             now += pause;
-            writer.tick(at(now)).unwrap();
+            tick(&mut writer, at(now));
             prop_assert!(writer.next_tick().is_none_or(|due| due > BootMicros(now)));
             if *follow {
                 seen.take(&reader.read(50_000).unwrap());
                 prop_assert!(seen.next_seq <= writer.next_seq());
-                writer.acked(seen.next_seq).unwrap();
+                acked(&mut writer, seen.next_seq);
             }
         }
-        writer.finish(at(now)).unwrap();
+        finish(&mut writer, at(now));
         prop_assert_eq!(writer.next_tick(), None);
         // A second agent goes on where the first one had everything stored.
         let next = seen.next_seq;
@@ -121,10 +145,10 @@ fn entries_wait_ten_milliseconds_for_others() {
     writer.push(Stream::Stdout, b"one\n", at(1_000)).unwrap();
     let due = at(1_000).boot.plus(BATCH_HELD_FOR);
     assert_eq!(writer.next_tick(), Some(due));
-    writer.tick(at(due.0 - 1)).unwrap();
+    tick(&mut writer, at(due.0 - 1));
     assert_eq!((writer.next_seq(), reader::first_seq(dir.path()).unwrap()), (1, None));
     writer.push(Stream::Stderr, b"two\n", at(due.0 - 1)).unwrap();
-    writer.tick(at(due.0)).unwrap();
+    tick(&mut writer, at(due.0));
     assert_eq!((writer.next_seq(), reader::first_seq(dir.path()).unwrap()), (3, Some(1)));
     let chunk = Reader::new(dir.path(), 1).read(1).unwrap();
     assert_eq!((chunk.first_seq, chunk.next_seq, parse_all(&chunk.bytes).unwrap().len()), (1, 3, 1));
@@ -142,7 +166,7 @@ fn a_time_of_day_that_jumps_is_told_and_decides_nothing() {
     }
     let due = at(1).boot.plus(BATCH_HELD_FOR);
     assert_eq!(writer.next_tick(), Some(due), "by the boot clock alone");
-    writer.tick(Now { boot: due, unix: UnixMicros(0) }).unwrap();
+    tick(&mut writer, Now { boot: due, unix: UnixMicros(0) });
     let chunk = Reader::new(dir.path(), 1).read(1).unwrap();
     let [batch] = &parse_all(&chunk.bytes).unwrap()[..] else { panic!("one batch") };
     let told: Vec<_> =
@@ -155,16 +179,16 @@ fn files_are_deleted_whole_and_only_once_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::create(dir.path(), 1, 1024 * 1024).unwrap();
     lines(&mut writer, 1_000, 1_024);
-    writer.finish(at(0)).unwrap();
+    finish(&mut writer, at(0));
     let before = spool_files(dir.path());
     assert!(before.len() >= 4, "{before:?}");
     let second: u64 = before[1].file_stem().unwrap().to_str().unwrap().parse().unwrap();
-    writer.acked(second - 1).unwrap();
+    acked(&mut writer, second - 1);
     assert_eq!(spool_files(dir.path()), before);
-    writer.acked(second).unwrap();
+    acked(&mut writer, second);
     assert_eq!(spool_files(dir.path()), before[1..]);
     assert_eq!(reader::first_seq(dir.path()).unwrap(), Some(second));
-    writer.acked(u64::MAX).unwrap();
+    acked(&mut writer, u64::MAX);
     assert_eq!(spool_files(dir.path()), before[before.len() - 1..], "the open file stays");
 }
 
@@ -173,21 +197,68 @@ fn a_full_spool_asks_for_a_pause_until_something_is_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::create(dir.path(), 1, 1024 * 1024).unwrap();
     lines(&mut writer, 900, 1_024);
-    assert!(!writer.is_full());
+    assert!(writer.has_room());
     lines(&mut writer, 300, 1_024);
-    assert!(writer.is_full());
-    writer.acked(writer.next_seq()).unwrap();
-    assert!(!writer.is_full());
+    assert!(!writer.has_room());
+    let all = writer.next_seq();
+    acked(&mut writer, all);
+    assert!(writer.has_room());
+}
+
+#[test]
+fn a_batch_grows_while_the_one_before_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::create(dir.path(), 1, LARGE).unwrap();
+    let mut pushed = 0;
+    let mut push = |writer: &mut Writer, until: usize| {
+        while pushed < until {
+            writer.push(Stream::Stdout, &line(pushed, 1_024), at(0)).unwrap();
+            pushed += 1_024;
+        }
+    };
+    push(&mut writer, BATCH_BYTES);
+    let away = writer.write(BootMicros(0)).expect("it is due");
+    push(&mut writer, BATCH_BYTES + BATCH_BYTES_FULL - 1_024);
+    assert!(writer.has_room() && writer.write(BootMicros(u64::MAX)).is_none(), "one at a time");
+    assert_eq!((writer.next_tick(), writer.next_seq()), (None, 1));
+    push(&mut writer, BATCH_BYTES + BATCH_BYTES_FULL);
+    assert!(!writer.has_room());
+    // What is acknowledged meanwhile is deleted when the files are back.
+    writer.acked(u64::MAX);
+    writer.delete_acked().unwrap();
+    writer.written(away.execute()).unwrap();
+    let first = (BATCH_BYTES / 1_024) as u64;
+    assert_eq!(writer.next_seq(), 1 + first);
+    write(&mut writer, at(0)).unwrap();
+    assert!(writer.has_room());
+    let mut seen = Seen { next_seq: 1, ..Seen::default() };
+    read_all(dir.path(), 1, &mut seen);
+    assert_eq!(seen.next_seq, 1 + first + (BATCH_BYTES_FULL / 1_024) as u64);
+}
+
+#[test]
+fn after_a_write_that_failed_there_is_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::create(dir.path(), 1, LARGE).unwrap();
+    let folder = dir.path().join(SPOOL_DIR_NAME);
+    std::fs::remove_dir(&folder).unwrap();
+    writer.push(Stream::Stdout, b"lost\n", at(0)).unwrap();
+    writer.end(at(0)).unwrap();
+    write(&mut writer, at(0)).unwrap_err();
+    std::fs::create_dir(&folder).unwrap();
+    writer.push(Stream::Stdout, b"after a gap\n", at(0)).unwrap();
+    finish(&mut writer, at(0));
+    assert_eq!((writer.next_seq(), spool_files(dir.path()).len()), (1, 0));
 }
 
 #[test]
 fn a_torn_last_batch_is_waited_for() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::create(dir.path(), 1, LARGE).unwrap();
-    lines(&mut writer, 3, 10);
-    writer.finish(at(0)).unwrap();
-    lines(&mut writer, 3, 10);
-    writer.finish(at(0)).unwrap();
+    for _ in 0..2 {
+        lines(&mut writer, 3, 10);
+        tick(&mut writer, at(20_000));
+    }
     let path = &spool_files(dir.path())[0];
     let whole = std::fs::read(path).unwrap();
     for torn in whole.len() / 2 + 1..whole.len() {
@@ -205,7 +276,7 @@ fn damage_and_gaps_are_errors() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::create(dir.path(), 10, LARGE).unwrap();
     lines(&mut writer, 3, 10);
-    writer.finish(at(0)).unwrap();
+    finish(&mut writer, at(0));
     assert!(matches!(Reader::new(dir.path(), 9).read(1), Err(reader::Error::Gap { wanted: 9, found: 10 })));
     let path = &spool_files(dir.path())[0];
     let mut bytes = std::fs::read(path).unwrap();
@@ -219,7 +290,7 @@ fn a_file_that_is_missing_between_others_is_a_gap_and_not_waited_for() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::create(dir.path(), 1, 1024 * 1024).unwrap();
     lines(&mut writer, 1_000, 1_024);
-    writer.finish(at(0)).unwrap();
+    finish(&mut writer, at(0));
     let files = spool_files(dir.path());
     let first_of = |path: &Path| path.file_stem().unwrap().to_str().unwrap().parse::<u64>().unwrap();
     let (missing, after) = (first_of(&files[1]), first_of(&files[2]));
@@ -263,8 +334,11 @@ fn a_full_disk_is_an_error_and_leaves_whole_batches() {
     let disk = SmallDisk::new();
     let path = disk.0.path();
     let mut writer = Writer::create(path, 1, LARGE).unwrap();
-    let push = |index: u64| writer.push(Stream::Stdout, &line(index as usize, 1_024), at(index));
-    let error = (0..1_000).map(push).find_map(Result::err).unwrap();
+    let mut push = |index: u64| {
+        writer.push(Stream::Stdout, &line(index as usize, 1_024), at(index))?;
+        write(&mut writer, at(index))
+    };
+    let error = (0..1_000).map(&mut push).find_map(Result::err).unwrap();
     assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::NOSPC.raw_os_error()));
     let mut seen = Seen { next_seq: 1, ..Seen::default() };
     read_all(path, 1, &mut seen);

@@ -1,4 +1,4 @@
-//! Builds batches entry by entry.
+//! Builds batches entry by entry, and packs them.
 
 use std::fmt;
 
@@ -26,7 +26,6 @@ pub struct BatchBuilder {
     last: Option<Block>,
     /// Room for the head, then the blocks.
     bytes: Vec<u8>,
-    packer: Packer,
 }
 
 /// The block that was added last.
@@ -43,8 +42,7 @@ struct Block {
 impl BatchBuilder {
     /// A builder whose first entry has the sequence `next_seq`, from 1.
     pub fn new(next_seq: u64) -> Self {
-        let bytes = vec![0; HEAD_BYTES];
-        Self { next_seq, count: 0, newest_at: UnixMicros(i64::MIN), last: None, bytes, packer: Packer::default() }
+        Self { next_seq, count: 0, newest_at: UnixMicros(i64::MIN), last: None, bytes: vec![0; HEAD_BYTES] }
     }
 
     /// The sequence that the next entry gets.
@@ -101,24 +99,62 @@ impl BatchBuilder {
         self.last = Some(block);
     }
 
-    /// Hands the finished batch to `write` and begins the next, if that succeeded; nothing happens while it is empty.
-    pub fn finish<E>(&mut self, write: impl FnOnce(&[u8]) -> Result<(), E>) -> Result<(), E> {
+    /// Takes what was added as a batch that is yet to be packed, and begins the next in `room`, whatever lies in it; nothing
+    /// while it is empty.
+    pub fn take(&mut self, room: &mut Vec<u8>) -> Option<Unpacked> {
         if self.count == 0 {
-            return Ok(());
+            return None;
         }
-        let length = (self.bytes.len() - HEAD_BYTES) as u32;
+        room.clear();
+        room.resize(HEAD_BYTES, 0);
+        let bytes = std::mem::replace(&mut self.bytes, std::mem::take(room));
         let first_seq = self.next_seq - u64::from(self.count);
-        let batch = self.packer.pack(&mut self.bytes);
+        let batch = Unpacked { first_seq, count: self.count, newest_at: self.newest_at, bytes };
+        (self.count, self.newest_at, self.last) = (0, UnixMicros(i64::MIN), None);
+        Some(batch)
+    }
+
+    /// Hands the finished batch to `write` and begins the next; nothing happens while it is empty.
+    pub fn finish<E>(&mut self, write: impl FnOnce(&[u8]) -> Result<(), E>) -> Result<(), E> {
+        self.take(&mut Vec::new()).map_or(Ok(()), |mut batch| write(batch.pack(&mut Packer::default())))
+    }
+}
+
+/// A batch that is whole but for its head.
+#[derive(Debug)]
+pub struct Unpacked {
+    first_seq: u64,
+    count: u32,
+    newest_at: UnixMicros,
+    /// Room for the head, then the blocks.
+    bytes: Vec<u8>,
+}
+
+impl Unpacked {
+    /// The sequence of the first entry.
+    pub fn first_seq(&self) -> u64 {
+        self.first_seq
+    }
+
+    /// Whether it is long enough that packing it is tried: that takes a while.
+    pub fn is_long(&self) -> bool {
+        self.bytes.len() - HEAD_BYTES >= PACKED_BYTES_MIN
+    }
+
+    /// The batch as it travels.
+    pub fn pack<'a>(&'a mut self, packer: &'a mut Packer) -> &'a [u8] {
+        let length = (self.bytes.len() - HEAD_BYTES) as u32;
+        let batch = if self.is_long() { packer.pack(&mut self.bytes) } else { &mut self.bytes[..] };
         let stored = (batch.len() - HEAD_BYTES) as u32;
-        let head = Head { first_seq, count: self.count, newest_at: self.newest_at, length, stored };
+        let Self { first_seq, count, newest_at, .. } = *self;
         let (room, body) = batch.split_at_mut(HEAD_BYTES);
-        room.copy_from_slice(&head.write(body));
-        let written = write(batch);
-        if written.is_ok() {
-            self.bytes.truncate(HEAD_BYTES);
-            (self.count, self.newest_at, self.last) = (0, UnixMicros(i64::MIN), None);
-        }
-        written
+        room.copy_from_slice(&Head { first_seq, count, newest_at, length, stored }.write(body));
+        batch
+    }
+
+    /// Its memory, for another.
+    pub fn into_room(self) -> Vec<u8> {
+        self.bytes
     }
 }
 
@@ -129,9 +165,9 @@ impl Block {
     }
 }
 
-/// Packs what follows a head; made when there is something to pack.
+/// Packs what follows a head; what that takes is made when there is something to pack, and kept.
 #[derive(Default)]
-struct Packer {
+pub struct Packer {
     compressor: Option<Compressor<'static>>,
     packed: Vec<u8>,
 }
@@ -139,10 +175,6 @@ struct Packer {
 impl Packer {
     /// The batch with room for its head that is shorter: `plain`, or a packed one.
     fn pack<'a>(&'a mut self, plain: &'a mut [u8]) -> &'a mut [u8] {
-        let length = plain.len() - HEAD_BYTES;
-        if length < PACKED_BYTES_MIN {
-            return plain;
-        }
         if self.compressor.is_none() {
             // Fails only for want of memory; then the batch stays as it is, which is one of the two ways to write it.
             self.compressor = Compressor::new(LEVEL).ok();

@@ -16,7 +16,7 @@ mod builder;
 mod entries;
 
 pub use batch::{Batch, parse_all};
-pub use builder::{BatchBuilder, PACKED_BYTES_MIN};
+pub use builder::{BatchBuilder, PACKED_BYTES_MIN, Packer, Unpacked};
 pub use entries::Entries;
 
 use serde::{Deserialize, Serialize};

@@ -157,16 +157,21 @@ fn what_shrinks_is_packed_and_what_does_not_is_left_as_it_is() {
 }
 
 #[test]
-fn a_builder_goes_on_after_a_write_that_failed() {
-    let mut builder = BatchBuilder::new(1);
-    assert!(builder.push(UnixMicros(1), Stream::Stdout, false, b"one\n"));
-    assert_eq!(builder.finish(|_| Err("full")), Err("full"));
+fn a_builder_goes_on_while_what_was_taken_is_packed() {
+    let (mut builder, mut packer) = (BatchBuilder::new(1), Packer::default());
+    assert!(builder.take(&mut Vec::new()).is_none());
+    let long = b"the same again\n".repeat(400);
+    assert!(builder.push(UnixMicros(1), Stream::Stdout, false, &long));
+    let mut first = builder.take(&mut b"what lay here before".to_vec()).expect("a batch");
+    assert!(builder.is_empty() && first.is_long());
     assert!(builder.push(UnixMicros(1), Stream::Stdout, false, b"two\n"));
-    let mut written = Vec::new();
-    builder.finish(|batch| std::io::Write::write_all(&mut written, batch)).unwrap();
-    let lines: Vec<_> = read(&written).unwrap().iter().map(|entry| (entry.seq, entry.data.to_vec())).collect();
-    assert_eq!(lines, [(1, b"one\n".to_vec()), (2, b"two\n".to_vec())]);
-    assert!(builder.is_empty() && builder.next_seq() == 3);
+    let mut second = builder.take(&mut Vec::new()).expect("a batch");
+    assert_eq!((second.first_seq(), second.is_long(), builder.next_seq()), (401, false, 402));
+    let bytes = [first.pack(&mut packer).to_vec(), second.pack(&mut packer).to_vec()].concat();
+    let [one, two] = parse_all(&bytes).unwrap()[..] else { panic!("two batches") };
+    assert_eq!((one.first_seq(), one.last_seq(), one.is_packed()), (1, 400, true));
+    assert!(one.read().unwrap().iter().all(|entry| entry.data == b"the same again\n"));
+    assert_eq!(two.read().unwrap().iter().map(|entry| entry.data).collect::<Vec<_>>(), [b"two\n"]);
 }
 
 #[test]

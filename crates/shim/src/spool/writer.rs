@@ -1,35 +1,32 @@
 //! The shim's side of a spool: entries become batches, batches files.
 //!
-//! A batch is written when it has grown to [`BATCH_BYTES`], or [`BATCH_HELD_FOR`] after its first entry. Time is an argument.
+//! Entries are gathered here ([`Writer::push`]); a batch is due when it has grown to [`BATCH_BYTES`], or [`BATCH_HELD_FOR`]
+//! after its first entry. Packing and writing it is a [`Write`] of its own, which another thread can execute while the next
+//! batch grows. Time is an argument.
 //!
-//! What always holds: files hold whole batches only, also after a write that failed half-way; no sequence is told as
-//! written that is not in a file; memory is bounded by one batch and the beginning of one line of each stream. An error is
-//! final: the caller gives the run up.
+//! What always holds: files hold whole batches only, also after a write that failed half-way; there is one write at a time,
+//! in order; no sequence is told as written that is not in a file; memory is bounded by two batches and the beginning of one
+//! line of each stream. An error is final: the caller gives the run up.
 
-use std::{
-    collections::VecDeque,
-    fs::File,
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{io, path::Path, time::Duration};
 
 use holm_domain::{
     BootMicros, UnixMicros,
-    log::{BatchBuilder, Stream},
+    log::{BatchBuilder, Packer, Stream, Unpacked},
 };
-use holm_runtime::crash::effect;
 
-use super::lines::{Cutter, Piece};
-use crate::protocol::SPOOL_DIR_NAME;
+use super::{
+    files::Files,
+    lines::{Cutter, Piece},
+};
 
 /// The length from which on a batch is written, in bytes.
-pub const BATCH_BYTES: usize = 64 * 1024;
+pub const BATCH_BYTES: usize = 256 * 1024;
+/// The length from which on a batch takes no more output, in bytes: it grows beyond [`BATCH_BYTES`] while the one before is
+/// written.
+pub const BATCH_BYTES_FULL: usize = 768 * 1024;
 /// How long the first entry of a batch waits for others.
 pub const BATCH_HELD_FOR: Duration = Duration::from_millis(10);
-/// The length that a file does not exceed, in bytes, unless a single batch does.
-pub const FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
 /// One instant on both clocks: the boot clock decides, the other one is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,151 +41,169 @@ pub struct Now {
 #[derive(Debug)]
 pub struct Writer {
     cutter: Cutter,
-    batches: Batches,
+    batch: Growing,
+    written_seq: u64,
+    acked_seq: u64,
+    bytes_max: u64,
+    /// How much the files hold, in bytes, with the write that is away as long as it can be.
+    bytes: u64,
+    /// Nothing while a write is away with them.
+    tools: Option<Tools>,
+}
+
+/// The batch that is being filled.
+#[derive(Debug)]
+struct Growing {
+    builder: BatchBuilder,
+    since: Option<BootMicros>,
+    /// Nothing follows that it could wait for.
+    is_last: bool,
+}
+
+/// What a write works with.
+#[derive(Debug)]
+struct Tools {
+    files: Files,
+    packer: Packer,
+    room: Vec<u8>,
+}
+
+/// A batch on its way into a file. Its tools are brought back with [`Writer::written`] once it was executed.
+#[derive(Debug)]
+pub struct Write {
+    batch: Unpacked,
+    next_seq: u64,
+    tools: Tools,
+}
+
+/// A write that was executed.
+#[derive(Debug)]
+pub struct Written {
+    next_seq: u64,
+    tools: Tools,
+    result: io::Result<()>,
+}
+
+impl Write {
+    /// Whether it takes long enough to be worth another thread.
+    pub fn is_long(&self) -> bool {
+        self.batch.is_long()
+    }
+
+    /// Packs the batch and writes it.
+    pub fn execute(self) -> Written {
+        let Self { mut batch, next_seq, mut tools } = self;
+        let result = tools.files.append(batch.first_seq(), batch.pack(&mut tools.packer));
+        tools.room = batch.into_room();
+        Written { next_seq, tools, result }
+    }
 }
 
 impl Writer {
     /// Makes the spool in the attempt's folder. The first entry gets the sequence `first_seq`. From `bytes_max` bytes of
-    /// unacknowledged files on, [`Writer::is_full`] asks for a pause.
+    /// unacknowledged files on, there is no room for output ([`Writer::has_room`]).
     pub fn create(run_dir: &Path, first_seq: u64, bytes_max: u64) -> io::Result<Self> {
-        let dir = run_dir.join(SPOOL_DIR_NAME);
-        match std::fs::DirBuilder::new().mode(0o700).create(&dir) {
-            Ok(()) => {}
-            // The agent made it, in a folder where the shim may not rename what is the agent's.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
-            Err(error) => return Err(error),
-        }
-        // Files are deleted whole: with several below the limit, every deletion makes room.
-        let files = Files { dir, file_bytes_max: FILE_BYTES_MAX.min(bytes_max / 4), ..Files::default() };
-        let builder = BatchBuilder::new(first_seq);
-        let batches = Batches { builder, since: None, written_seq: first_seq, bytes_max, files };
-        Ok(Self { cutter: Cutter::default(), batches })
+        let files = Files::create(run_dir, bytes_max)?;
+        Ok(Self {
+            cutter: Cutter::default(),
+            batch: Growing { builder: BatchBuilder::new(first_seq), since: None, is_last: false },
+            written_seq: first_seq,
+            acked_seq: first_seq,
+            bytes_max,
+            bytes: 0,
+            tools: Some(Tools { files, packer: Packer::default(), room: Vec::new() }),
+        })
     }
 
     /// The sequence after the last entry that is in a file.
     pub fn next_seq(&self) -> u64 {
-        self.batches.written_seq
+        self.written_seq
     }
 
-    /// Whether so much was not acknowledged that the reader of the output has to pause.
-    pub fn is_full(&self) -> bool {
-        self.batches.files.bytes >= self.batches.bytes_max
+    /// Whether output can be taken. If not, a write has to end, or files have to be acknowledged.
+    pub fn has_room(&self) -> bool {
+        let growing = self.batch.builder.len();
+        growing < BATCH_BYTES_FULL && self.bytes + (growing as u64) < self.bytes_max
     }
 
-    /// Takes output that arrived at `now`.
+    /// Takes output that arrived at `now`. A single piece always fits while there is room.
     pub fn push(&mut self, stream: Stream, data: &[u8], now: Now) -> io::Result<()> {
-        let Self { cutter, batches } = self;
-        cutter.push(stream, data, now.boot, |piece| batches.push(piece, now))
+        let Self { cutter, batch, .. } = self;
+        cutter.push(stream, data, now.boot, |piece| batch.push(piece, now))
     }
 
-    /// When [`Writer::tick`] is due next.
+    /// When there is something to do next: [`Writer::tick`], or a write that is due. Nothing but a tick is while a write is
+    /// away.
     pub fn next_tick(&self) -> Option<BootMicros> {
-        let batch = self.batches.since.map(|since| since.plus(BATCH_HELD_FOR));
+        let batch = self.batch.due().filter(|_| self.tools.is_some());
         [batch, self.cutter.next_tick()].into_iter().flatten().min()
     }
 
-    /// Writes what has waited for long enough.
+    /// Gathers the beginnings of lines that were held back for long enough.
     pub fn tick(&mut self, now: Now) -> io::Result<()> {
-        let Self { cutter, batches } = self;
-        cutter.tick(now.boot, |piece| batches.push(piece, now))?;
-        if batches.since.is_some_and(|since| now.boot >= since.plus(BATCH_HELD_FOR)) {
-            batches.write()?;
-        }
+        let Self { cutter, batch, .. } = self;
+        cutter.tick(now.boot, |piece| batch.push(piece, now))
+    }
+
+    /// Gathers everything: the output has ended.
+    pub fn end(&mut self, now: Now) -> io::Result<()> {
+        let Self { cutter, batch, .. } = self;
+        batch.is_last = true;
+        cutter.finish(|piece| batch.push(piece, now))
+    }
+
+    /// The write that is due, if one is and none is away.
+    pub fn write(&mut self, now: BootMicros) -> Option<Write> {
+        self.batch.due().filter(|due| *due <= now)?;
+        let length = self.batch.builder.len() as u64;
+        let batch = self.batch.take(&mut self.tools.as_mut()?.room)?;
+        self.bytes += length;
+        Some(Write { batch, next_seq: self.batch.builder.next_seq(), tools: self.tools.take()? })
+    }
+
+    /// Takes a write back that was executed; fails if it did. Then nothing is written any more: what followed would leave a
+    /// gap.
+    pub fn written(&mut self, written: Written) -> io::Result<()> {
+        let Written { next_seq, tools, result } = written;
+        result?;
+        self.written_seq = next_seq;
+        self.bytes = tools.files.bytes();
+        self.tools = Some(tools);
         Ok(())
     }
 
-    /// Writes everything: the output has ended.
-    pub fn finish(&mut self, now: Now) -> io::Result<()> {
-        let Self { cutter, batches } = self;
-        cutter.finish(|piece| batches.push(piece, now))?;
-        batches.write()
+    /// Notes that every entry below `next_seq` is stored.
+    pub fn acked(&mut self, next_seq: u64) {
+        self.acked_seq = self.acked_seq.max(next_seq);
     }
 
-    /// Deletes the finished files in which every entry is below `next_seq`: those are stored.
-    pub fn acked(&mut self, next_seq: u64) -> io::Result<()> {
-        self.batches.files.delete_below(next_seq)
+    /// Deletes the finished files of which every entry is stored; nothing while a write is away.
+    pub fn delete_acked(&mut self) -> io::Result<()> {
+        let Some(Tools { files, .. }) = &mut self.tools else { return Ok(()) };
+        let deleted = files.delete_below(self.acked_seq);
+        self.bytes = files.bytes();
+        deleted
     }
 }
 
-/// The batch that is being filled, and where it goes.
-#[derive(Debug)]
-struct Batches {
-    builder: BatchBuilder,
-    since: Option<BootMicros>,
-    written_seq: u64,
-    bytes_max: u64,
-    files: Files,
-}
-
-impl Batches {
+impl Growing {
     fn push(&mut self, piece: Piece<'_>, now: Now) -> io::Result<()> {
         if !self.builder.push(now.unix, piece.stream, piece.partial, piece.data) {
             // Neither can be: pieces and batches are cut far below what a batch holds.
             return Err(io::Error::other("an entry does not fit into a batch"));
         }
         self.since.get_or_insert(now.boot);
-        if self.builder.len() >= BATCH_BYTES { self.write() } else { Ok(()) }
+        Ok(())
     }
 
-    fn write(&mut self) -> io::Result<()> {
-        let Self { builder, files, written_seq, .. } = self;
-        builder.finish(|bytes| files.append(*written_seq, bytes))?;
-        self.written_seq = self.builder.next_seq();
+    fn due(&self) -> Option<BootMicros> {
+        let is_done = self.is_last || self.builder.len() >= BATCH_BYTES;
+        let held_for = if is_done { Duration::ZERO } else { BATCH_HELD_FOR };
+        self.since.map(|since| since.plus(held_for))
+    }
+
+    fn take(&mut self, room: &mut Vec<u8>) -> Option<Unpacked> {
         self.since = None;
-        Ok(())
-    }
-}
-
-/// A file of the spool.
-#[derive(Debug)]
-struct Written {
-    first_seq: u64,
-    bytes: u64,
-}
-
-/// The files of a spool; the last of `written` is the one that is open.
-#[derive(Debug, Default)]
-struct Files {
-    dir: PathBuf,
-    file_bytes_max: u64,
-    written: VecDeque<Written>,
-    open: Option<File>,
-    bytes: u64,
-}
-
-impl Files {
-    fn append(&mut self, first_seq: u64, batch: &[u8]) -> io::Result<()> {
-        let length = batch.len() as u64;
-        if self.open.is_none() || self.written.back().is_none_or(|last| last.bytes + length > self.file_bytes_max) {
-            let path = self.dir.join(super::file_name(first_seq));
-            self.open = Some(File::options().append(true).create_new(true).mode(0o600).open(path)?);
-            self.written.push_back(Written { first_seq, bytes: 0 });
-        }
-        let (Some(file), Some(last)) = (&mut self.open, self.written.back_mut()) else {
-            return Err(io::Error::other("no spool file is open"));
-        };
-        if let Err(error) = effect("spool.append", || file.write_all(batch)) {
-            // What a full disk took of the batch is taken back, so that readers see whole batches only.
-            file.set_len(last.bytes)?;
-            return Err(error);
-        }
-        last.bytes += length;
-        self.bytes += length;
-        Ok(())
-    }
-
-    fn delete_below(&mut self, next_seq: u64) -> io::Result<()> {
-        while let [first, second, ..] = self.written.make_contiguous() {
-            if second.first_seq > next_seq {
-                break;
-            }
-            match std::fs::remove_file(self.dir.join(super::file_name(first.first_seq))) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            self.bytes -= first.bytes;
-            self.written.pop_front();
-        }
-        Ok(())
+        self.builder.take(room)
     }
 }

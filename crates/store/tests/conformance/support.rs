@@ -246,7 +246,7 @@ pub fn batch_at(first: u64, count: u64, length: usize, at: impl Fn(u64) -> i64) 
     Bytes::from(bytes)
 }
 
-/// The data of the entry `seq`. A long one does not shrink by packing.
+/// The data of the entry `seq`, without a line feed. A long one does not shrink by packing.
 pub fn entry(seq: u64, length: usize) -> Vec<u8> {
     let mut data = format!("entry {seq} ").into_bytes();
     if length < PACKED_BYTES_MIN {
@@ -256,7 +256,10 @@ pub fn entry(seq: u64, length: usize) -> Vec<u8> {
     let mut state = seq;
     data.resize_with(length, || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        (state >> 33) as u8
+        match (state >> 33) as u8 {
+            b'\n' => b'.',
+            byte => byte,
+        }
     });
     data
 }

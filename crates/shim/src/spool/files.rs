@@ -1,0 +1,91 @@
+//! The files of a spool, as its writer has them.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use holm_runtime::crash::effect;
+
+use crate::protocol::SPOOL_DIR_NAME;
+
+/// The length that a file does not exceed, in bytes, unless a single batch does.
+pub const FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// A file of the spool.
+#[derive(Debug)]
+struct Written {
+    first_seq: u64,
+    bytes: u64,
+}
+
+/// The files of a spool; the last of `written` is the one that is open.
+#[derive(Debug)]
+pub(super) struct Files {
+    dir: PathBuf,
+    file_bytes_max: u64,
+    written: VecDeque<Written>,
+    open: Option<File>,
+    bytes: u64,
+}
+
+impl Files {
+    /// Makes the folder of a spool that is to take `bytes_max`.
+    pub(super) fn create(run_dir: &Path, bytes_max: u64) -> io::Result<Self> {
+        let dir = run_dir.join(SPOOL_DIR_NAME);
+        match std::fs::DirBuilder::new().mode(0o700).create(&dir) {
+            Ok(()) => {}
+            // The agent made it, in a folder where the shim may not rename what is the agent's.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
+            Err(error) => return Err(error),
+        }
+        // Files are deleted whole: with several below the limit, every deletion makes room.
+        let file_bytes_max = FILE_BYTES_MAX.min(bytes_max / 4);
+        Ok(Self { dir, file_bytes_max, written: VecDeque::new(), open: None, bytes: 0 })
+    }
+
+    /// How much all of them hold, in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Writes a batch after all others.
+    pub(super) fn append(&mut self, first_seq: u64, batch: &[u8]) -> io::Result<()> {
+        let length = batch.len() as u64;
+        if self.open.is_none() || self.written.back().is_none_or(|last| last.bytes + length > self.file_bytes_max) {
+            let path = self.dir.join(super::file_name(first_seq));
+            self.open = Some(File::options().append(true).create_new(true).mode(0o600).open(path)?);
+            self.written.push_back(Written { first_seq, bytes: 0 });
+        }
+        let (Some(file), Some(last)) = (&mut self.open, self.written.back_mut()) else {
+            return Err(io::Error::other("no spool file is open"));
+        };
+        if let Err(error) = effect("spool.append", || file.write_all(batch)) {
+            // What a full disk took of the batch is taken back, so that readers see whole batches only.
+            file.set_len(last.bytes)?;
+            return Err(error);
+        }
+        last.bytes += length;
+        self.bytes += length;
+        Ok(())
+    }
+
+    /// Deletes the finished files in which every entry is below `next_seq`.
+    pub(super) fn delete_below(&mut self, next_seq: u64) -> io::Result<()> {
+        while let [first, second, ..] = self.written.make_contiguous() {
+            if second.first_seq > next_seq {
+                break;
+            }
+            match std::fs::remove_file(self.dir.join(super::file_name(first.first_seq))) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            self.bytes -= first.bytes;
+            self.written.pop_front();
+        }
+        Ok(())
+    }
+}
