@@ -3,6 +3,7 @@
 //! The first byte says into which pieces the bytes are cut. What must hold: however they are cut, the same frames come out,
 //! which written again are the bytes that were taken; what is no frame is an error, and an end within one is told.
 
+use bytes::Bytes;
 use holm_wire::guest_api::{FRAME_BYTES_MAX, FRAME_HEAD_BYTES, FrameDecoder, OutputFrame, OutputStream};
 
 use crate::input::Input;
@@ -27,7 +28,7 @@ pub fn check(data: &[u8]) {
     let mut decoder = FrameDecoder::default();
     let (mut taken, mut refused) = (Vec::new(), false);
     'pieces: for piece in bytes.chunks(cut) {
-        decoder.put(piece);
+        decoder.put(Bytes::copy_from_slice(piece));
         loop {
             match decoder.take() {
                 Ok(Some(frame)) => taken.extend(encoded(&frame)),

@@ -129,7 +129,7 @@ mod tests {
                 assert!(bytes.is_empty());
                 return out;
             }
-            decoder.put(&bytes);
+            decoder.put(bytes);
             while let Some(frame) = decoder.take().unwrap() {
                 out.push((frame.stream, frame.data.to_vec()));
             }

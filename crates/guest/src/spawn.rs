@@ -11,7 +11,7 @@ use std::{
 };
 
 use holm_wire::guest_api::{self, SpawnFailure, SpawnFailureKind};
-use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 
 use crate::{inner::Inner, users};
 
@@ -55,6 +55,9 @@ pub struct Started {
     /// Ends when the program executes; bears a report if it cannot.
     pub report: OwnedFd,
 }
+
+/// How long a pipe for output is to be, in bytes; the kernel's own length is 64 KiB.
+const OUTPUT_PIPE_BYTES: usize = 256 * 1024;
 
 /// At which step of a child something failed. The numbers cross a pipe between parent and child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,8 +108,8 @@ impl Prepared {
     /// Forks. The report on the returned pipe says whether the program came to execute.
     pub fn start(&self, inner: &Inner, stdin: bool) -> io::Result<Started> {
         let (report_read, report_write) = pipe_with(PipeFlags::CLOEXEC)?;
-        let (stdout_read, stdout_write) = pipe_with(PipeFlags::CLOEXEC)?;
-        let (stderr_read, stderr_write) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (stdout_read, stdout_write) = output_pipe()?;
+        let (stderr_read, stderr_write) = output_pipe()?;
         let (stdin_read, stdin_write) = if stdin {
             let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
             (read, Some(write))
@@ -160,6 +163,14 @@ impl Prepared {
             format!("the sandbox could not start the command (step {}): {error}", report[0]),
         )
     }
+}
+
+/// A pipe for output, long enough that a command which writes much is seldom stopped for each piece.
+fn output_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    // A user's pipes have a limit together (pipe(7)): beyond it one stays as long as it was made.
+    let _ = fcntl_setpipe_size(&read, OUTPUT_PIPE_BYTES);
+    Ok((read, write))
 }
 
 /// A failure with its class.

@@ -193,41 +193,66 @@ impl OutputFrame {
     }
 }
 
-/// Cuts a stream of bytes, arriving in pieces of any size, into frames. It holds at most one piece and one frame.
+/// Cuts a stream of bytes, arriving in pieces of any size, into frames. It holds at most one piece and one frame. A frame that
+/// came in one piece is not copied, any other once.
 #[derive(Debug, Default)]
 pub struct FrameDecoder {
-    buffer: BytesMut,
+    piece: Bytes,
+    /// A frame that began in an earlier piece, and what followed it; nothing is left of the piece then.
+    joined: BytesMut,
 }
 
 impl FrameDecoder {
     /// Takes the next bytes. Frames are to be taken out with [`FrameDecoder::take`] before more is put in.
-    pub fn put(&mut self, bytes: &[u8]) {
-        self.buffer.extend_from_slice(bytes);
+    pub fn put(&mut self, piece: Bytes) {
+        if self.joined.is_empty() && self.piece.is_empty() {
+            self.piece = piece;
+        } else {
+            self.join();
+            self.joined.extend_from_slice(&piece);
+        }
     }
 
     /// The next frame that is whole.
     pub fn take(&mut self) -> Result<Option<OutputFrame>, FrameError> {
-        let Some(head) = self.buffer.first_chunk::<FRAME_HEAD_BYTES>() else { return Ok(None) };
-        let stream = match head[0] {
-            1 => OutputStream::Stdout,
-            2 => OutputStream::Stderr,
-            other => return Err(FrameError::UnknownStream(other)),
-        };
-        let length = u32::from_le_bytes([head[1], head[2], head[3], head[4]]);
-        if length == 0 || length as usize > FRAME_BYTES_MAX {
-            return Err(FrameError::Length(length));
-        }
-        if self.buffer.len() < FRAME_HEAD_BYTES + length as usize {
+        let bytes = if self.joined.is_empty() { &self.piece[..] } else { &self.joined[..] };
+        let Some((stream, length)) = whole_frame(bytes)? else {
+            self.join();
             return Ok(None);
-        }
-        self.buffer.advance(FRAME_HEAD_BYTES);
-        Ok(Some(OutputFrame { stream, data: self.buffer.split_to(length as usize).freeze() }))
+        };
+        let data = if self.joined.is_empty() {
+            self.piece.advance(FRAME_HEAD_BYTES);
+            self.piece.split_to(length)
+        } else {
+            self.joined.advance(FRAME_HEAD_BYTES);
+            self.joined.split_to(length).freeze()
+        };
+        Ok(Some(OutputFrame { stream, data }))
+    }
+
+    fn join(&mut self) {
+        self.joined.extend_from_slice(&std::mem::take(&mut self.piece));
     }
 
     /// Says that no more bytes come; an error if a frame is incomplete.
     pub fn end(&self) -> Result<(), FrameError> {
-        if self.buffer.is_empty() { Ok(()) } else { Err(FrameError::Truncated) }
+        if self.piece.is_empty() && self.joined.is_empty() { Ok(()) } else { Err(FrameError::Truncated) }
     }
+}
+
+/// The stream of the frame at the start of `bytes` and the length of its data, if all of it is there.
+fn whole_frame(bytes: &[u8]) -> Result<Option<(OutputStream, usize)>, FrameError> {
+    let Some((&[code, a, b, c, d], data)) = bytes.split_first_chunk::<FRAME_HEAD_BYTES>() else { return Ok(None) };
+    let stream = match code {
+        1 => OutputStream::Stdout,
+        2 => OutputStream::Stderr,
+        other => return Err(FrameError::UnknownStream(other)),
+    };
+    let length = u32::from_le_bytes([a, b, c, d]);
+    if length == 0 || length as usize > FRAME_BYTES_MAX {
+        return Err(FrameError::Length(length));
+    }
+    Ok((data.len() >= length as usize).then_some((stream, length as usize)))
 }
 
 /// How a process stands.

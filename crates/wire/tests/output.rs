@@ -1,6 +1,7 @@
 //! The codec of output frames.
 #![allow(clippy::unwrap_used)]
 
+use bytes::Bytes;
 use holm_wire::guest_api::{FRAME_BYTES_MAX, FRAME_HEAD_BYTES, FrameDecoder, FrameError, OutputFrame, OutputStream};
 use proptest::prelude::*;
 
@@ -23,7 +24,7 @@ proptest! {
         let mut decoder = FrameDecoder::default();
         let mut decoded = Vec::new();
         for piece in bytes.chunks(cut) {
-            decoder.put(piece);
+            decoder.put(Bytes::copy_from_slice(piece));
             while let Some(frame) = decoder.take().unwrap() {
                 decoded.push((frame.stream, frame.data.to_vec()));
             }
@@ -36,7 +37,7 @@ proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
         let mut decoder = FrameDecoder::default();
-        decoder.put(&bytes);
+        decoder.put(Bytes::copy_from_slice(&bytes));
         let mut taken = 0;
         while let Ok(Some(frame)) = decoder.take() {
             prop_assert!(!frame.data.is_empty() && frame.data.len() <= FRAME_BYTES_MAX);
@@ -58,10 +59,10 @@ fn heads_beyond_the_limits_are_refused() {
         ([2, 0xff, 0xff, 0xff, 0xff], FrameError::Length(u32::MAX)),
     ] {
         let mut decoder = FrameDecoder::default();
-        decoder.put(&head);
+        decoder.put(Bytes::copy_from_slice(&head));
         assert_eq!(decoder.take(), Err(error));
     }
     let mut decoder = FrameDecoder::default();
-    decoder.put(&[1, 2, 0, 0, 0, b'x']);
+    decoder.put(Bytes::from_static(&[1, 2, 0, 0, 0, b'x']));
     assert_eq!((decoder.take(), decoder.end()), (Ok(None), Err(FrameError::Truncated)));
 }

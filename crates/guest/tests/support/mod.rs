@@ -340,7 +340,7 @@ impl Epoch {
                 decoder.end().unwrap();
                 break;
             };
-            decoder.put(&piece);
+            decoder.put(piece);
             while let Some(frame) = decoder.take().unwrap() {
                 told.bytes += frame.data.len() as u64;
                 match frame.stream {

@@ -106,7 +106,7 @@ impl Position {
                 }
                 Err(broken) => return Ok(Some(broken)),
             };
-            decoder.put(&piece);
+            decoder.put(piece);
             while let Some(frame) = decoder.take().map_err(malformed)? {
                 self.offset += frame.data.len() as u64;
                 sink(frame).await.map_err(Error::Sink)?;
