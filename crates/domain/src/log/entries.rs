@@ -45,12 +45,7 @@ impl<'a> Entries<'a> {
 
     /// In order.
     pub fn iter(&self) -> impl Iterator<Item = Entry<'_>> {
-        let lines = Walk::new(&self.bytes).flat_map(|block| {
-            let stream = if block.flags & FLAG_STDERR == 0 { Stream::Stdout } else { Stream::Stderr };
-            let goes_on = block.flags & FLAG_PARTIAL != 0;
-            Lines(block.data).map(move |data| (block.at, stream, goes_on && !data.ends_with(&[LINE_FEED]), data))
-        });
-        lines.zip(self.first_seq..).map(|((at, stream, partial, data), seq)| Entry { seq, at, stream, partial, data })
+        Lines { walk: Walk::new(&self.bytes), block: None, seq: self.first_seq }
     }
 
     /// The same, apart from the bytes of the batch.
@@ -65,17 +60,28 @@ pub(super) fn count(data: &[u8]) -> u32 {
     line_feeds as u32 + u32::from(!data.ends_with(&[LINE_FEED]))
 }
 
-/// Divides the data of a block after each line feed.
-struct Lines<'a>(&'a [u8]);
+/// Divides blocks after each line feed.
+struct Lines<'a> {
+    walk: Walk<'a>,
+    /// What is left of the block.
+    block: Option<Block<'a>>,
+    seq: u64,
+}
 
 impl<'a> Iterator for Lines<'a> {
-    type Item = &'a [u8];
+    type Item = Entry<'a>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let end = memchr::memchr(LINE_FEED, self.0).map_or(self.0.len(), |at| at + 1);
-        let (line, rest) = self.0.split_at(end);
-        self.0 = rest;
-        (!line.is_empty()).then_some(line)
+        let block = self.block.take().or_else(|| self.walk.next())?;
+        let end = memchr::memchr(LINE_FEED, block.data).map_or(block.data.len(), |at| at + 1);
+        let (data, rest) = block.data.split_at(end);
+        self.block = (!rest.is_empty()).then_some(Block { data: rest, ..block });
+        let stream = if block.flags & FLAG_STDERR == 0 { Stream::Stdout } else { Stream::Stderr };
+        // No block that goes on ends with a line feed.
+        let partial = block.flags & FLAG_PARTIAL != 0 && rest.is_empty();
+        let seq = self.seq;
+        self.seq += 1;
+        Some(Entry { seq, at: block.at, stream, partial, data })
     }
 }
 
