@@ -12,7 +12,7 @@ use holm_domain::{
 
 use crate::input::Input;
 
-const MAGIC: &[u8] = b"HLB2";
+const MAGIC: &[u8] = b"HLB3";
 
 /// A batch of lines of both streams; one without its line feed goes on.
 pub(crate) fn batch(first_seq: u64, lines: &[&[u8]]) -> Vec<u8> {
@@ -88,7 +88,13 @@ fn compare(batch: &Batch<'_>, entries: &Entries<'_>) {
     for entry in entries.iter() {
         assert_eq!(entry.seq, builder.next_seq());
         assert!((1..=ENTRY_BYTES_MAX).contains(&entry.data.len()));
-        assert!(builder.push(entry.at, entry.stream, entry.partial, entry.data));
+        if !builder.push(entry.at, entry.stream, entry.partial, entry.data) {
+            // Blocks that were divided in the shortest way take more when they are made one entry after the other.
+            return assert!(
+                builder.len() > HEAD_BYTES + BATCH_BYTES_MAX / 2,
+                "a batch that is not full takes an entry"
+            );
+        }
         let shown = LogEntry::from(entry.clone());
         assert_eq!(shown.bytes().as_deref(), Some(entry.data));
         let told = serde_json::to_string(&shown).expect("JSON");
@@ -97,7 +103,6 @@ fn compare(batch: &Batch<'_>, entries: &Entries<'_>) {
     assert_eq!(builder.next_seq(), batch.last_seq() + 1);
     let rebuilt = finished(&mut builder);
     let (again, _) = Batch::parse(&rebuilt).expect("what was written");
-    let again_read = again.read().expect("what was written");
-    assert!(again_read.iter().eq(entries.iter()));
+    assert_eq!(again.read().as_ref(), Ok(entries));
     assert_eq!(again.newest_at(), batch.newest_at());
 }

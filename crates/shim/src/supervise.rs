@@ -9,9 +9,7 @@ use std::{
     cell::{Cell, RefCell},
     io,
     path::PathBuf,
-    pin::Pin,
     sync::Arc,
-    task::Poll,
     time::Duration,
 };
 
@@ -25,10 +23,7 @@ use holm_wire::{
     guest_api::{OutputFrame, OutputStream},
     host_api::Refused,
 };
-use tokio::{
-    sync::{Notify, mpsc, watch},
-    task::JoinHandle,
-};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::{
     clock,
@@ -38,7 +33,10 @@ use crate::{
     guest::Readiness,
     outcome::{Circumstances, Ending, Shortage, classify},
     protocol::{Command, Launch, Phase, Status},
-    spool::writer::{Writer, Written},
+    spool::{
+        beside::Beside,
+        writer::{Appended, Writer},
+    },
     watchdog::{View, Watchdog},
 };
 
@@ -53,8 +51,7 @@ pub struct Attempt {
     pub(crate) watchdog: Watchdog,
     status: watch::Sender<Status>,
     spool: RefCell<Writer>,
-    /// What is being packed and written beside this thread.
-    writing: RefCell<Option<JoinHandle<Written>>>,
+    beside: RefCell<Beside>,
     spool_pushed: Notify,
     spool_has_room: Notify,
     events: RefCell<EventFile>,
@@ -97,7 +94,7 @@ impl Attempt {
             launch,
             watchdog,
             spool: RefCell::new(spool),
-            writing: RefCell::default(),
+            beside: RefCell::default(),
             spool_pushed: Notify::new(),
             spool_has_room: Notify::new(),
             events: RefCell::new(events),
@@ -171,6 +168,8 @@ impl Attempt {
         let has_failed = matches!(ending, Ending::Exited(exit) if exit != ExitStatus::Code(0));
         let disk_full = has_failed && handle.disk_is_full() == Some(true);
         effect("sandbox.dismiss", || self.watchdog.input(Input::Dismiss));
+        // What was read is not to wait for a sandbox that does not die.
+        let ending = self.end_spool().await.map_or_else(|error| Ending::unkept(&error), |()| ending);
         self.death(&mut view).await;
         (ending, Traces { counted: handle.counted(), disk_full })
     }
@@ -194,8 +193,7 @@ impl Attempt {
 
     /// Writes what is still in memory.
     async fn settle(&self) -> io::Result<()> {
-        self.spool.borrow_mut().end(clock::now())?;
-        self.write_spool().await?;
+        self.end_spool().await?;
         for event in std::mem::take(&mut *self.refusals.borrow_mut()).finish() {
             self.tell(event)?;
         }
@@ -355,10 +353,6 @@ impl Attempt {
                 () = clock::sleep_until(due) => {}
                 () = self.spool_pushed.notified() => {}
             }
-            let ticked = self.spool.borrow_mut().tick(clock::now());
-            if let Err(error) = ticked {
-                return error;
-            }
             if let Err(error) = self.write_spool().await {
                 return error;
             }
@@ -369,31 +363,31 @@ impl Attempt {
     /// again: what was begun goes on.
     async fn write_spool(&self) -> io::Result<()> {
         loop {
-            if let Some(written) = self.written().await {
-                self.take_back(written?)?;
+            let appended = std::future::poll_fn(|cx| self.beside.borrow_mut().poll_appended(cx)).await;
+            if let Some(appended) = appended {
+                self.take_back(appended?)?;
             }
-            let Some(write) = self.spool.borrow_mut().write(clock::boot()) else { return Ok(()) };
-            if write.is_long() {
-                *self.writing.borrow_mut() = Some(tokio::task::spawn_blocking(|| write.execute()));
-            } else {
-                self.take_back(write.execute())?;
+            let now = clock::now();
+            // Also while output never pauses, the beginning of a line is held back no longer than it may be.
+            self.spool.borrow_mut().tick(now)?;
+            let Some(append) = self.spool.borrow_mut().append(now.boot) else { return Ok(()) };
+            self.spool_has_room.notify_waiters();
+            let executed =
+                if append.is_long() { self.beside.borrow_mut().execute(append) } else { Some(append.execute()) };
+            if let Some(appended) = executed {
+                self.take_back(appended)?;
             }
         }
     }
 
-    /// Waits for the write that is away, if one is.
-    async fn written(&self) -> Option<io::Result<Written>> {
-        let written = std::future::poll_fn(|cx| match &mut *self.writing.borrow_mut() {
-            Some(writing) => Pin::new(writing).poll(cx).map(Some),
-            None => Poll::Ready(None),
-        });
-        let written = written.await?;
-        self.writing.take();
-        Some(written.map_err(io::Error::other))
+    /// Writes everything: the output has ended.
+    async fn end_spool(&self) -> io::Result<()> {
+        self.spool.borrow_mut().end(clock::now())?;
+        self.write_spool().await
     }
 
-    fn take_back(&self, written: Written) -> io::Result<()> {
-        self.spool.borrow_mut().written(written)?;
+    fn take_back(&self, appended: Appended) -> io::Result<()> {
+        self.spool.borrow_mut().take_back(appended)?;
         self.make_room();
         self.progress();
         Ok(())

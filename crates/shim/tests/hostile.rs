@@ -7,9 +7,13 @@ use std::time::Duration;
 
 use holm_domain::{
     limits::RESULT_BYTES_MAX,
+    log::{Entry, Stream, parse_all},
     run::{Cancel, EventKind, OutcomeKind, Reason},
 };
-use holm_shim::protocol::{CHANGES_FILE_NAME, Command, EVENTS_MAX, SPOOL_DIR_NAME, Tuning};
+use holm_shim::{
+    protocol::{CHANGES_FILE_NAME, Command, EVENTS_MAX, SPOOL_DIR_NAME, Tuning},
+    spool::reader::Reader,
+};
 use holm_wire::{
     guest_api::{Exit, OutputStream, SpawnFailure, SpawnFailureKind},
     host_api::Refused,
@@ -253,6 +257,30 @@ async fn floods_of_output_wait_for_the_agent_and_end_with_the_time_limit() {
     let spool = std::fs::read_dir(left.dir.path().join(SPOOL_DIR_NAME)).unwrap();
     let bytes: u64 = spool.map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
     assert!((1024 * 1024..1024 * 1024 + 256 * 1024).contains(&bytes), "{bytes}");
+}
+
+#[tokio::test]
+async fn the_beginning_of_a_line_is_told_while_the_other_stream_never_pauses() {
+    let output = frame(OutputStream::Stderr, b"Password: ");
+    let mut flood = attempt(Script { output, then: Then::Forever, ..honest(b"") });
+    flood.spec.limits.timeout_ms = 1_000;
+    let left = see_through(flood).await;
+    assert_eq!(left.status.outcome.as_ref().unwrap().kind, OutcomeKind::TimedOut);
+    let mut reader = Reader::new(left.dir.path(), 1);
+    let prompt = loop {
+        let chunk = reader.read(1).unwrap();
+        let batches = parse_all(&chunk.bytes).unwrap();
+        assert!(!batches.is_empty(), "the prompt is not in the spool");
+        let mut opened = batches.iter().map(|batch| batch.read().unwrap());
+        let is_prompt = |entry: &Entry<'_>| entry.stream == Stream::Stderr;
+        if let Some(told) =
+            opened.find_map(|entries| entries.iter().find(is_prompt).map(|it| (it.partial, it.data.to_vec())))
+        {
+            break told;
+        }
+    };
+    // Had it waited for the end of the output, it would not go on.
+    assert_eq!(prompt, (true, b"Password: ".to_vec()));
 }
 
 #[tokio::test]

@@ -81,8 +81,8 @@ fn lines(writer: &mut Writer, count: usize, length: usize) {
 
 /// Writes everything that is due.
 fn write(writer: &mut Writer, now: Now) -> io::Result<()> {
-    while let Some(write) = writer.write(now.boot) {
-        writer.written(write.execute())?;
+    while let Some(append) = writer.append(now.boot) {
+        writer.take_back(append.execute())?;
     }
     Ok(())
 }
@@ -135,6 +135,9 @@ proptest! {
         read_all(dir.path(), next, &mut seen);
         prop_assert_eq!(seen.next_seq, writer.next_seq());
         prop_assert_eq!(seen.streams, written);
+        // Whatever the limit is, there is room again once everything is stored.
+        acked(&mut writer, seen.next_seq);
+        prop_assert!(writer.has_room());
     }
 }
 
@@ -217,16 +220,16 @@ fn a_batch_grows_while_the_one_before_is_written() {
         }
     };
     push(&mut writer, BATCH_BYTES);
-    let away = writer.write(BootMicros(0)).expect("it is due");
+    let away = writer.append(BootMicros(0)).expect("it is due");
     push(&mut writer, BATCH_BYTES + BATCH_BYTES_FULL - 1_024);
-    assert!(writer.has_room() && writer.write(BootMicros(u64::MAX)).is_none(), "one at a time");
+    assert!(writer.has_room() && writer.append(BootMicros(u64::MAX)).is_none(), "one at a time");
     assert_eq!((writer.next_tick(), writer.next_seq()), (None, 1));
     push(&mut writer, BATCH_BYTES + BATCH_BYTES_FULL);
     assert!(!writer.has_room());
     // What is acknowledged meanwhile is deleted when the files are back.
     writer.acked(u64::MAX);
     writer.delete_acked().unwrap();
-    writer.written(away.execute()).unwrap();
+    writer.take_back(away.execute()).unwrap();
     let first = (BATCH_BYTES / 1_024) as u64;
     assert_eq!(writer.next_seq(), 1 + first);
     write(&mut writer, at(0)).unwrap();

@@ -193,8 +193,8 @@ impl OutputFrame {
     }
 }
 
-/// Cuts a stream of bytes, arriving in pieces of any size, into frames. It holds at most one piece and one frame. A frame that
-/// came in one piece is not copied, any other once.
+/// Cuts a stream of bytes, arriving in pieces of any size, into frames. It holds at most one piece and one frame. Frames of a
+/// piece are not copied while pieces end where frames do; otherwise each byte is, once.
 #[derive(Debug, Default)]
 pub struct FrameDecoder {
     piece: Bytes,

@@ -148,7 +148,7 @@ fn entries(reader: &mut impl Read) -> Result<u64> {
                 ensure!(u64::from_le_bytes(seq) == last, "the end is told for another sequence than {last}");
                 return Ok(last);
             }
-            b"HLB2" => {
+            b"HLB3" => {
                 let (mut first, mut rest) = ([0; 8], [0; 24]);
                 reader.read_exact(&mut first)?;
                 reader.read_exact(&mut rest)?;
@@ -185,7 +185,7 @@ mod tests {
 
     fn batch(first: u64, count: u32, length: u32) -> Vec<u8> {
         let (first, count) = (first.to_le_bytes(), count.to_le_bytes());
-        let head = [&b"HLB2"[..], &first, &count, &[7; 8], &[7; 4], &length.to_le_bytes(), &[7; 4]].concat();
+        let head = [&b"HLB3"[..], &first, &count, &[7; 8], &[7; 4], &length.to_le_bytes(), &[7; 4]].concat();
         [head, vec![0; length as usize]].concat()
     }
 

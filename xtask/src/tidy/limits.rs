@@ -16,8 +16,10 @@ const MARK: &str = "| crate | constant | value | what |";
 /// A constant whose name ends with one of these words is a bound.
 const LAST_WORDS: [&str; 8] = ["MAX", "DEADLINE", "TIMEOUT", "PATIENCE", "WITHIN", "TIME", "ATTEMPTS", "KILL"];
 /// Bounds with other names.
-const OTHERS: [&str; 14] = [
+const OTHERS: [&str; 16] = [
     "BATCH_BYTES",
+    "BATCH_BYTES_FULL",
+    "BATCH_ENTRIES",
     "BATCH_HELD_FOR",
     "CONNECTION_WINDOW_BYTES",
     "GUEST_MEMORY_BYTES",

@@ -1,6 +1,6 @@
 //! A batch as it travels: its head is read, what follows is checked and left as it is.
 
-use super::{BATCH_BYTES_MAX, BatchError, Entries, HEAD_BYTES, MAGIC};
+use super::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, BatchError, Entries, HEAD_BYTES, MAGIC};
 use crate::UnixMicros;
 
 /// What of a head the checksum covers.
@@ -43,7 +43,7 @@ impl Head {
         let length = u32::from_le_bytes(take(&mut bytes)?);
         let stored = u32::from_le_bytes(take(&mut bytes)?);
         let checksum = u32::from_le_bytes(take(&mut bytes)?);
-        if length.max(stored) as usize > BATCH_BYTES_MAX {
+        if length.max(stored) as usize > BATCH_BYTES_MAX || count > BATCH_ENTRIES_MAX {
             return Err(BatchError::TooLong);
         }
         Ok((Self { first_seq, count, newest_at, length, stored }, checksum))

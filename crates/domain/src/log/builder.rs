@@ -1,12 +1,12 @@
-//! Builds batches entry by entry, and packs them.
+//! Builds batches of lines as they come, and packs them.
 
 use std::fmt;
 
 use zstd::bulk::Compressor;
 
 use super::{
-    BATCH_BYTES_MAX, BLOCK_HEAD_BYTES, ENTRY_BYTES_MAX, FLAG_PARTIAL, FLAG_STDERR, FLAG_TIME, HEAD_BYTES, LINE_FEED,
-    Stream, TIME_BYTES, batch::Head, entries::count,
+    BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, BLOCK_HEAD_BYTES, ENTRY_BYTES_MAX, FLAG_PARTIAL, FLAG_STDERR, FLAG_TIME,
+    HEAD_BYTES, LINE_FEED, Stream, TIME_BYTES, batch::Head, entries::count,
 };
 use crate::UnixMicros;
 
@@ -17,7 +17,7 @@ pub const PACKED_BYTES_MIN: usize = 4 * 1024;
 /// gained.
 const LEVEL: i32 = 1;
 
-/// Builds batches entry by entry.
+/// Builds batches of lines as they come.
 #[derive(Debug)]
 pub struct BatchBuilder {
     next_seq: u64,
@@ -50,6 +50,11 @@ impl BatchBuilder {
         self.next_seq
     }
 
+    /// How many entries were added since the last batch.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
     /// Whether nothing was added since the last batch.
     pub fn is_empty(&self) -> bool {
         self.count == 0
@@ -65,7 +70,8 @@ impl BatchBuilder {
     /// most [`ENTRY_BYTES_MAX`] bytes together.
     pub fn push(&mut self, at: UnixMicros, stream: Stream, partial: bool, data: &[u8]) -> bool {
         let head = BLOCK_HEAD_BYTES + TIME_BYTES;
-        let fits = (1..=ENTRY_BYTES_MAX).contains(&data.len());
+        let count = count(data);
+        let fits = (1..=ENTRY_BYTES_MAX).contains(&data.len()) && self.count + count <= BATCH_ENTRIES_MAX;
         if !fits || self.len() + head + data.len() > HEAD_BYTES + BATCH_BYTES_MAX {
             return false;
         }
@@ -80,7 +86,6 @@ impl BatchBuilder {
         }
         self.bytes.extend_from_slice(data);
         self.newest_at = self.newest_at.max(at);
-        let count = count(data);
         self.count += count;
         self.next_seq += u64::from(count);
         true

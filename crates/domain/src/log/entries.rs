@@ -11,12 +11,21 @@ use super::{
 use crate::UnixMicros;
 
 /// The entries of one batch, checked: reading them cannot fail.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Entries<'a> {
     first_seq: u64,
     count: u32,
     bytes: Cow<'a, [u8]>,
 }
+
+/// The same entries, in whatever blocks they lie.
+impl PartialEq for Entries<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for Entries<'_> {}
 
 impl<'a> Entries<'a> {
     pub(super) fn open(head: &Head, is_packed: bool, body: &'a [u8]) -> Result<Self, BatchError> {
@@ -123,7 +132,7 @@ impl<'a> Iterator for Walk<'a> {
         if flags & FLAG_TIME != 0 {
             let (time, after) = rest.split_first_chunk::<TIME_BYTES>()?;
             at = Some(UnixMicros(i64::from_le_bytes(*time)));
-            // There is one way to write a batch.
+            // A time is written where it changes.
             if at == self.last_at {
                 return None;
             }

@@ -5,7 +5,7 @@
 //! through spool, agent, server and store to whoever reads the log: on the way it is checked with [`Batch::parse`], and
 //! only its reader opens it with [`Batch::read`].
 //!
-//! Layout of a batch, numbers little-endian: magic `HLB2`, first sequence (8 bytes), number of entries (4), newest time of
+//! Layout of a batch, numbers little-endian: magic `HLB3`, first sequence (8 bytes), number of entries (4), newest time of
 //! an entry (8), length of the entries (4), length of what follows the head (4), CRC-32 of everything but the magic and
 //! itself (4). What follows is the entries or, where that is shorter, a frame of Zstandard (RFC 8878) with them. Entries lie in
 //! blocks: flags (1), the length of the data (3), the time (8) unless it is that of the block before, and the data. Each line
@@ -27,9 +27,11 @@ use crate::UnixMicros;
 pub const ENTRY_BYTES_MAX: usize = 64 * 1024;
 /// The most that the entries of one batch take, in bytes; what follows its head is never longer.
 pub const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// The most entries of one batch: who looks for one looks at those before it.
+pub const BATCH_ENTRIES_MAX: u32 = 128 * 1024;
 /// The length of the head of a batch, in bytes.
 pub const HEAD_BYTES: usize = 36;
-const MAGIC: [u8; 4] = *b"HLB2";
+const MAGIC: [u8; 4] = *b"HLB3";
 /// What a batch holds of each block beside its time and its data, in bytes.
 const BLOCK_HEAD_BYTES: usize = 4;
 const TIME_BYTES: usize = 8;
@@ -74,8 +76,8 @@ pub enum BatchError {
     /// The first four bytes are not those of a batch.
     #[error("the bytes do not begin with a batch")]
     Magic,
-    /// It says that it is longer than a batch may be.
-    #[error("the batch is longer than {BATCH_BYTES_MAX} bytes")]
+    /// It says that it is longer, or has more entries, than a batch may.
+    #[error("the batch has more than {BATCH_BYTES_MAX} bytes or {BATCH_ENTRIES_MAX} entries")]
     TooLong,
     /// The bytes are not those that were written.
     #[error("the checksum of the batch is wrong")]

@@ -129,7 +129,13 @@ fn lengths_are_limited() {
     assert!(!builder.push(UnixMicros(0), Stream::Stdout, false, b""));
     while builder.push(UnixMicros(0), Stream::Stdout, false, &vec![0; ENTRY_BYTES_MAX]) {}
     assert!(builder.len() <= HEAD_BYTES + BATCH_BYTES_MAX);
-    for lengths in [24..28, 28..32] {
+    let mut builder = BatchBuilder::new(1);
+    let feeds = vec![LINE_FEED; ENTRY_BYTES_MAX];
+    while builder.count() < BATCH_ENTRIES_MAX {
+        assert!(builder.push(UnixMicros(0), Stream::Stdout, false, &feeds));
+    }
+    assert!(!builder.push(UnixMicros(0), Stream::Stdout, false, b"one too many"));
+    for lengths in [12..16, 24..28, 28..32] {
         let mut lie = built(1, &[(vec![1], false, false)]);
         lie[lengths].copy_from_slice(&u32::MAX.to_le_bytes());
         assert_eq!(Batch::parse(&lie), Err(BatchError::TooLong));

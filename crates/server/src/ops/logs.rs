@@ -254,7 +254,7 @@ mod tests {
     fn batches_of_a_body_follow_each_other() {
         assert_eq!(sequences(&[batch(5, 2), batch(7, 1)].concat()).unwrap(), (5, 7));
         for body in
-            [Vec::new(), b"HLB2".to_vec(), [batch(5, 2), batch(8, 1)].concat(), [batch(5, 2), batch(5, 2)].concat()]
+            [Vec::new(), b"HLB3".to_vec(), [batch(5, 2), batch(8, 1)].concat(), [batch(5, 2), batch(5, 2)].concat()]
         {
             assert_eq!(sequences(&body).unwrap_err().code(), ErrorCode::InvalidRequest);
         }

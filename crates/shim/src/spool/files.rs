@@ -22,7 +22,7 @@ struct Written {
     bytes: u64,
 }
 
-/// The files of a spool; the last of `written` is the one that is open.
+/// The files of a spool; the last of `written` is the one that is open, if one is.
 #[derive(Debug)]
 pub(super) struct Files {
     dir: PathBuf,
@@ -30,11 +30,13 @@ pub(super) struct Files {
     written: VecDeque<Written>,
     open: Option<File>,
     bytes: u64,
+    /// The sequence after the last entry of all.
+    next_seq: u64,
 }
 
 impl Files {
     /// Makes the folder of a spool that is to take `bytes_max`.
-    pub(super) fn create(run_dir: &Path, bytes_max: u64) -> io::Result<Self> {
+    pub(super) fn create(run_dir: &Path, first_seq: u64, bytes_max: u64) -> io::Result<Self> {
         let dir = run_dir.join(SPOOL_DIR_NAME);
         match std::fs::DirBuilder::new().mode(0o700).create(&dir) {
             Ok(()) => {}
@@ -44,7 +46,7 @@ impl Files {
         }
         // Files are deleted whole: with several below the limit, every deletion makes room.
         let file_bytes_max = FILE_BYTES_MAX.min(bytes_max / 4);
-        Ok(Self { dir, file_bytes_max, written: VecDeque::new(), open: None, bytes: 0 })
+        Ok(Self { dir, file_bytes_max, written: VecDeque::new(), open: None, bytes: 0, next_seq: first_seq })
     }
 
     /// How much all of them hold, in bytes.
@@ -52,9 +54,9 @@ impl Files {
         self.bytes
     }
 
-    /// Writes a batch after all others.
-    pub(super) fn append(&mut self, first_seq: u64, batch: &[u8]) -> io::Result<()> {
-        let length = batch.len() as u64;
+    /// Writes a batch after all others; `next_seq` is the sequence after its last entry.
+    pub(super) fn append(&mut self, batch: &[u8], next_seq: u64) -> io::Result<()> {
+        let (length, first_seq) = (batch.len() as u64, self.next_seq);
         if self.open.is_none() || self.written.back().is_none_or(|last| last.bytes + length > self.file_bytes_max) {
             let path = self.dir.join(super::file_name(first_seq));
             self.open = Some(File::options().append(true).create_new(true).mode(0o600).open(path)?);
@@ -70,13 +72,17 @@ impl Files {
         }
         last.bytes += length;
         self.bytes += length;
+        self.next_seq = next_seq;
         Ok(())
     }
 
-    /// Deletes the finished files in which every entry is below `next_seq`.
+    /// Deletes the files in which every entry is below `next_seq` and that take no more: each but the last, and that one when
+    /// it is full.
     pub(super) fn delete_below(&mut self, next_seq: u64) -> io::Result<()> {
-        while let [first, second, ..] = self.written.make_contiguous() {
-            if second.first_seq > next_seq {
+        while let Some(first) = self.written.front() {
+            let end = self.written.get(1).map_or(self.next_seq, |second| second.first_seq);
+            let takes_more = self.written.len() == 1 && first.bytes < self.file_bytes_max;
+            if end > next_seq || takes_more {
                 break;
             }
             match std::fs::remove_file(self.dir.join(super::file_name(first.first_seq))) {
@@ -85,6 +91,9 @@ impl Files {
             }
             self.bytes -= first.bytes;
             self.written.pop_front();
+            if self.written.is_empty() {
+                self.open = None;
+            }
         }
         Ok(())
     }

@@ -33,7 +33,7 @@ struct Held {
     since: BootMicros,
 }
 
-/// Cuts two streams into entries.
+/// Cuts two streams into whole lines and pieces of lines.
 #[derive(Debug, Default)]
 pub struct Cutter {
     stdout: Held,

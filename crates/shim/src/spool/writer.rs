@@ -1,12 +1,12 @@
 //! The shim's side of a spool: entries become batches, batches files.
 //!
-//! Entries are gathered here ([`Writer::push`]); a batch is due when it has grown to [`BATCH_BYTES`], or [`BATCH_HELD_FOR`]
-//! after its first entry. Packing and writing it is a [`Write`] of its own, which another thread can execute while the next
-//! batch grows. Time is an argument.
+//! Entries are gathered here ([`Writer::push`]); a batch is due when it has grown to [`BATCH_BYTES`] or [`BATCH_ENTRIES`], or
+//! [`BATCH_HELD_FOR`] after its first entry. Packing and writing it is an [`Append`], which another thread can execute while
+//! the next batch grows. Time is an argument.
 //!
-//! What always holds: files hold whole batches only, also after a write that failed half-way; there is one write at a time,
-//! in order; no sequence is told as written that is not in a file; memory is bounded by two batches and the beginning of one
-//! line of each stream. An error is final: the caller gives the run up.
+//! What always holds: files hold whole batches only, also after a write that failed half-way; there is one append at a
+//! time, in order; no sequence is told as written that is not in a file; memory is bounded by the batch that grows, the one
+//! that is away and what that is packed into, and the beginning of one line of each stream. An error is final: the caller gives the run up.
 
 use std::{io, path::Path, time::Duration};
 
@@ -22,9 +22,11 @@ use super::{
 
 /// The length from which on a batch is written, in bytes.
 pub const BATCH_BYTES: usize = 256 * 1024;
-/// The length from which on a batch takes no more output, in bytes: it grows beyond [`BATCH_BYTES`] while the one before is
-/// written.
+/// The length from which on no more output is taken into a batch, in bytes: it grows beyond [`BATCH_BYTES`] while the one
+/// before is written.
 pub const BATCH_BYTES_FULL: usize = 768 * 1024;
+/// How many entries a batch has from which on it is written, and no more output is taken into it.
+pub const BATCH_ENTRIES: u32 = 16 * 1024;
 /// How long the first entry of a batch waits for others.
 pub const BATCH_HELD_FOR: Duration = Duration::from_millis(10);
 
@@ -47,7 +49,7 @@ pub struct Writer {
     bytes_max: u64,
     /// How much the files hold, in bytes, with the write that is away as long as it can be.
     bytes: u64,
-    /// Nothing while a write is away with them.
+    /// Nothing while an append is away with them.
     tools: Option<Tools>,
 }
 
@@ -60,7 +62,7 @@ struct Growing {
     is_last: bool,
 }
 
-/// What a write works with.
+/// What an append works with.
 #[derive(Debug)]
 struct Tools {
     files: Files,
@@ -68,42 +70,42 @@ struct Tools {
     room: Vec<u8>,
 }
 
-/// A batch on its way into a file. Its tools are brought back with [`Writer::written`] once it was executed.
+/// A batch on its way into a file. Its tools are brought back with [`Writer::take_back`] once it was executed.
 #[derive(Debug)]
-pub struct Write {
+pub struct Append {
     batch: Unpacked,
     next_seq: u64,
     tools: Tools,
 }
 
-/// A write that was executed.
+/// An append that was executed.
 #[derive(Debug)]
-pub struct Written {
+pub struct Appended {
     next_seq: u64,
     tools: Tools,
     result: io::Result<()>,
 }
 
-impl Write {
+impl Append {
     /// Whether it takes long enough to be worth another thread.
     pub fn is_long(&self) -> bool {
         self.batch.is_long()
     }
 
     /// Packs the batch and writes it.
-    pub fn execute(self) -> Written {
+    pub fn execute(self) -> Appended {
         let Self { mut batch, next_seq, mut tools } = self;
-        let result = tools.files.append(batch.first_seq(), batch.pack(&mut tools.packer));
+        let result = tools.files.append(batch.pack(&mut tools.packer), next_seq);
         tools.room = batch.into_room();
-        Written { next_seq, tools, result }
+        Appended { next_seq, tools, result }
     }
 }
 
 impl Writer {
-    /// Makes the spool in the attempt's folder. The first entry gets the sequence `first_seq`. From `bytes_max` bytes of
-    /// unacknowledged files on, there is no room for output ([`Writer::has_room`]).
+    /// Makes the spool in the attempt's folder. The first entry gets the sequence `first_seq`. From `bytes_max` bytes
+    /// on that were not acknowledged, there is no room for output ([`Writer::has_room`]).
     pub fn create(run_dir: &Path, first_seq: u64, bytes_max: u64) -> io::Result<Self> {
-        let files = Files::create(run_dir, bytes_max)?;
+        let files = Files::create(run_dir, first_seq, bytes_max)?;
         Ok(Self {
             cutter: Cutter::default(),
             batch: Growing { builder: BatchBuilder::new(first_seq), since: None, is_last: false },
@@ -120,10 +122,12 @@ impl Writer {
         self.written_seq
     }
 
-    /// Whether output can be taken. If not, a write has to end, or files have to be acknowledged.
+    /// Whether output can be taken. If not, an append has to end, or files have to be acknowledged.
     pub fn has_room(&self) -> bool {
-        let growing = self.batch.builder.len();
-        growing < BATCH_BYTES_FULL && self.bytes + (growing as u64) < self.bytes_max
+        let growing = &self.batch.builder;
+        growing.len() < BATCH_BYTES_FULL
+            && growing.count() < BATCH_ENTRIES
+            && self.bytes + (growing.len() as u64) < self.bytes_max
     }
 
     /// Takes output that arrived at `now`. A single piece always fits while there is room.
@@ -132,8 +136,7 @@ impl Writer {
         cutter.push(stream, data, now.boot, |piece| batch.push(piece, now))
     }
 
-    /// When there is something to do next: [`Writer::tick`], or a write that is due. Nothing but a tick is while a write is
-    /// away.
+    /// When there is something to do next: [`Writer::tick`], or an append that is due; none is while one is away.
     pub fn next_tick(&self) -> Option<BootMicros> {
         let batch = self.batch.due().filter(|_| self.tools.is_some());
         [batch, self.cutter.next_tick()].into_iter().flatten().min()
@@ -152,19 +155,19 @@ impl Writer {
         cutter.finish(|piece| batch.push(piece, now))
     }
 
-    /// The write that is due, if one is and none is away.
-    pub fn write(&mut self, now: BootMicros) -> Option<Write> {
+    /// The append that is due, if one is and none is away.
+    pub fn append(&mut self, now: BootMicros) -> Option<Append> {
         self.batch.due().filter(|due| *due <= now)?;
         let length = self.batch.builder.len() as u64;
         let batch = self.batch.take(&mut self.tools.as_mut()?.room)?;
         self.bytes += length;
-        Some(Write { batch, next_seq: self.batch.builder.next_seq(), tools: self.tools.take()? })
+        Some(Append { batch, next_seq: self.batch.builder.next_seq(), tools: self.tools.take()? })
     }
 
-    /// Takes a write back that was executed; fails if it did. Then nothing is written any more: what followed would leave a
+    /// Takes an append back that was executed; fails if it did. Then nothing is written any more: what followed would leave a
     /// gap.
-    pub fn written(&mut self, written: Written) -> io::Result<()> {
-        let Written { next_seq, tools, result } = written;
+    pub fn take_back(&mut self, appended: Appended) -> io::Result<()> {
+        let Appended { next_seq, tools, result } = appended;
         result?;
         self.written_seq = next_seq;
         self.bytes = tools.files.bytes();
@@ -177,7 +180,7 @@ impl Writer {
         self.acked_seq = self.acked_seq.max(next_seq);
     }
 
-    /// Deletes the finished files of which every entry is stored; nothing while a write is away.
+    /// Deletes the finished files of which every entry is stored; nothing while an append is away.
     pub fn delete_acked(&mut self) -> io::Result<()> {
         let Some(Tools { files, .. }) = &mut self.tools else { return Ok(()) };
         let deleted = files.delete_below(self.acked_seq);
@@ -197,7 +200,7 @@ impl Growing {
     }
 
     fn due(&self) -> Option<BootMicros> {
-        let is_done = self.is_last || self.builder.len() >= BATCH_BYTES;
+        let is_done = self.is_last || self.builder.len() >= BATCH_BYTES || self.builder.count() >= BATCH_ENTRIES;
         let held_for = if is_done { Duration::ZERO } else { BATCH_HELD_FOR };
         self.since.map(|since| since.plus(held_for))
     }

@@ -5,6 +5,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::Path,
     str::FromStr,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -94,11 +95,13 @@ impl Db {
 
 /// Makes the file of a database that is not there yet. SQLite gives its write-ahead log and its shared memory the same mode.
 /// One that is there is not touched: closing any descriptor of it ends all locks that this process has on it
-/// (sqlite.org/howtocorrupt.html, 2.2).
+/// (sqlite.org/howtocorrupt.html, 2.2). For the same reason nobody else in the process may open it before it is closed here.
 fn create(path: &str) -> io::Result<()> {
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        Ok(_) | Err(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.map(drop),
     }
 }
 

@@ -20,12 +20,12 @@ use crate::{
 
 /// Read the log as batches
 ///
-/// The bytes of the stored batches, one after the other, for readers of large logs: `HLB2`, the first sequence (8 bytes),
+/// The bytes of the stored batches, one after the other, for readers of large logs: `HLB3`, the first sequence (8 bytes),
 /// the number of entries (4), the newest time of an entry (8), the length of the entries (4), the length of what follows
-/// (4), a CRC-32 of everything but `HLB2` and itself (4); then the entries or, where that is shorter, a frame of Zstandard
-/// with them. An entry is flags (1; bit 0: standard error, bit 1: the line goes on, bit 2: it has a time), the length of its
-/// data (3), its time (8) unless it is that of the entry before, and data. Numbers are little-endian. Between
-/// batches `HLBK` may stand, which means nothing; at the end of what was asked for stands `HLBE` with the last sequence (8),
+/// (4), a CRC-32 of everything but `HLB3` and itself (4); then the entries or, where that is shorter, a frame of Zstandard
+/// with them. Entries lie in blocks: flags (1; bit 0: standard error, bit 1: the last line goes on, bit 2: it has a time), the
+/// length of the data (3), the time (8) unless it is that of the block before, and the data, in which each line feed ends an
+/// entry, and so does its end. Numbers are little-endian. Between batches `HLBK` may stand, which means nothing; at the end of what was asked for stands `HLBE` with the last sequence (8),
 /// or, behind all of the log of a run that has ended, `HLBR` with the last sequence (8), a length (4) and as much JSON: the
 /// run as `GET /v1/runs/{id}` has it.
 /// A stream that ends without it is to be resumed after the last sequence that was received. The first batch may begin
