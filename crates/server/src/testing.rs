@@ -136,11 +136,6 @@ impl World {
         &self.agent
     }
 
-    /// The agent as it asks another server on the same store.
-    pub fn agent_at(&self, other: &Server) -> Caller {
-        Caller { router: other.router(), ..self.agent() }
-    }
-
     pub fn agent(&self) -> Caller {
         self.with_secret(&self.agent)
     }

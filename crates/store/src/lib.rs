@@ -20,7 +20,6 @@ mod census;
 mod doomed;
 mod error;
 mod events;
-mod hints;
 mod hosts;
 mod leases;
 mod logs;
@@ -42,7 +41,6 @@ pub use census::RunCensus;
 pub use doomed::{DOOMED_PAGE_MAX, Doomed, DoomedPart};
 pub use error::{Cause, Error, Result};
 pub use events::{EVENTS_APPEND_MAX, EVENTS_PAGE_MAX, EventAppended};
-pub use hints::{HINT_BYTES_MAX, Hints};
 pub use hosts::HOSTS_MAX;
 pub use leases::{Due, DuePlace, LEASES_PAGE_MAX, RENEWALS_MAX, Renewal};
 pub use logs::{

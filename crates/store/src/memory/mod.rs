@@ -15,23 +15,11 @@ use holm_domain::{
     run::{Event, Run},
 };
 
-use tokio::sync::broadcast;
-
 use crate::{Doomed, DoomedPart, Org, Project, Segment};
 
-/// How many hints wait for who is slow to hear them; older ones are lost.
-const HINTS_WAITING_MAX: usize = 64;
-
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Memory {
     state: Mutex<State>,
-    hints: broadcast::Sender<String>,
-}
-
-impl Default for Memory {
-    fn default() -> Self {
-        Self { state: Mutex::default(), hints: broadcast::Sender::new(HINTS_WAITING_MAX) }
-    }
 }
 
 #[derive(Debug, Default)]
@@ -65,15 +53,6 @@ struct Stored {
 }
 
 impl Memory {
-    pub(crate) fn hint(&self, text: &str) {
-        // That nobody listens is no error.
-        let _ = self.hints.send(text.to_owned());
-    }
-
-    pub(crate) fn hints(&self) -> broadcast::Receiver<String> {
-        self.hints.subscribe()
-    }
-
     /// No operation leaves the state half changed, so it may be used after a panic of a thread that held the lock.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

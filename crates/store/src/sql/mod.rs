@@ -5,7 +5,6 @@
 //! that is damaged is told apart from one that does not answer.
 
 pub(crate) mod migrate;
-mod notify;
 mod pools;
 #[cfg(test)]
 mod prepared;
@@ -16,7 +15,6 @@ use std::{future::Future, io, time::Duration};
 
 use sqlx::{PgPool, Postgres, Sqlite, SqlitePool, Transaction, sqlite::SqliteError};
 
-pub(crate) use notify::notified;
 pub(crate) use row::{Fields, Row, encode};
 pub(crate) use value::{Args, Value, args};
 

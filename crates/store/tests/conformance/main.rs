@@ -7,7 +7,6 @@ mod blobs;
 mod claims;
 mod corrupt;
 mod events;
-mod hints;
 mod isolation;
 mod logs;
 #[path = "../support/postgres.rs"]
