@@ -168,9 +168,9 @@ impl Attempt {
         let has_failed = matches!(ending, Ending::Exited(exit) if exit != ExitStatus::Code(0));
         let disk_full = has_failed && handle.disk_is_full() == Some(true);
         effect("sandbox.dismiss", || self.watchdog.input(Input::Dismiss));
-        // What was read is not to wait for a sandbox that does not die.
-        let ending = self.end_spool().await.map_or_else(|error| Ending::unkept(&error), |()| ending);
-        self.death(&mut view).await;
+        // What was read does not wait for a sandbox that does not die, nor the death for a disk that does not write.
+        let (written, ()) = tokio::join!(self.end_spool(), self.death(&mut view));
+        let ending = written.map_or_else(|error| Ending::unkept(&error), |()| ending);
         (ending, Traces { counted: handle.counted(), disk_full })
     }
 

@@ -136,11 +136,6 @@ pub struct Unpacked {
 }
 
 impl Unpacked {
-    /// The sequence of the first entry.
-    pub fn first_seq(&self) -> u64 {
-        self.first_seq
-    }
-
     /// Whether it is long enough that packing it is tried: that takes a while.
     pub fn is_long(&self) -> bool {
         self.bytes.len() - HEAD_BYTES >= PACKED_BYTES_MIN

@@ -18,6 +18,8 @@ use super::writer::{Append, Appended};
 pub struct Beside {
     thread: Option<Thread>,
     is_away: bool,
+    /// Whether it was told that there was no thread to be had.
+    is_told: bool,
 }
 
 #[derive(Debug)]
@@ -34,7 +36,9 @@ impl Beside {
             none => match start() {
                 Ok(thread) => none.insert(thread),
                 Err(error) => {
-                    tracing::warn!(%error, "no thread can be made for the spool; it is written by the one that reads");
+                    if !std::mem::replace(&mut self.is_told, true) {
+                        tracing::warn!(%error, "no thread can be made for the spool; it is written by the one that reads");
+                    }
                     return Some(append.execute());
                 }
             },

@@ -8,7 +8,10 @@ use std::{
 };
 
 use holm_domain::log::{BATCH_BYTES_MAX, Batch, BatchError, HEAD_BYTES};
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::{
+    fs::{CWD, Mode, OFlags},
+    io::Errno,
+};
 
 use crate::protocol::SPOOL_DIR_NAME;
 
@@ -144,7 +147,11 @@ impl Reader {
         };
         let path = self.dir.join(super::file_name(first));
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(io::Error::from)?;
+        let file = match rustix::fs::openat(CWD, path, flags, Mode::empty()) {
+            // All of it was acknowledged since, to an earlier agent perhaps: the next look sees what there is.
+            Err(Errno::NOENT) => return Ok(false),
+            opened => opened.map_err(io::Error::from)?,
+        };
         self.current = Some(Current { file: File::from(file), first_seq: first, offset: 0 });
         Ok(true)
     }

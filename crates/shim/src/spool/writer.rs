@@ -47,7 +47,7 @@ pub struct Writer {
     written_seq: u64,
     acked_seq: u64,
     bytes_max: u64,
-    /// How much the files hold, in bytes, with the write that is away as long as it can be.
+    /// How much the files hold, in bytes, with the append that is away as long as it can be.
     bytes: u64,
     /// Nothing while an append is away with them.
     tools: Option<Tools>,
@@ -192,7 +192,7 @@ impl Writer {
 impl Growing {
     fn push(&mut self, piece: Piece<'_>, now: Now) -> io::Result<()> {
         if !self.builder.push(now.unix, piece.stream, piece.partial, piece.data) {
-            // Neither can be: pieces and batches are cut far below what a batch holds.
+            // It cannot be while output is taken only where there is room: a piece and what was held back fit then.
             return Err(io::Error::other("an entry does not fit into a batch"));
         }
         self.since.get_or_insert(now.boot);
