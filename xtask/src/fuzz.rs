@@ -46,8 +46,8 @@ const BEYOND: Duration = Duration::from_secs(120);
 /// The most inputs of a target that are kept, and the longest of them, in bytes; those of findings are kept beside.
 const KEPT_MAX: usize = 64;
 const KEPT_BYTES_MAX: u64 = 2_048;
-/// How many targets run at once at most.
-const AT_ONCE_MAX: usize = 2;
+/// How many targets run at once at most; more than there are processors, since some wait for a disk or for a clock.
+const AT_ONCE_MAX: usize = 3;
 /// The longest input, what one may take, and that a leak is none: what is held for the next input looks like one.
 const BOUNDS: &[&str] = &["-max_len=65536", "-timeout=20", "-rss_limit_mb=1024", "-detect_leaks=0"];
 /// The variable that names the folder into which a target writes its seeds.
@@ -118,7 +118,7 @@ fn build(targets: &[Target]) -> Result<()> {
 
 /// Fuzzes all targets, some at once; what is found by one stops no other.
 fn run_all(targets: Vec<Target>, each: Duration, seed: Option<u32>) -> Result<()> {
-    let at_once = thread::available_parallelism().map_or(1, usize::from).min(AT_ONCE_MAX);
+    let at_once = thread::available_parallelism().map_or(1, |cores| 2 * cores.get()).min(AT_ONCE_MAX);
     let waiting = Mutex::new(targets.into_iter());
     let next = || waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
     let findings = Mutex::new(Vec::new());
