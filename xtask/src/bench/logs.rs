@@ -151,7 +151,9 @@ fn whole_path(installation: &Installation, folder: &Path, copies: u64) -> Result
     let mount = format!("{}:/source:ro", folder.display());
     let script = format!("i=0; while [ $i -lt {copies} ]; do cat /source/lines; i=$((i+1)); done");
     let mut command = installation.command();
-    let run = exec::read(command.args(["run", "--detach", "--mount", &mount, "--", "sh", "-c", &script]))?;
+    let limit = (copies * SOURCE_BYTES).to_string();
+    let arguments = ["run", "--detach", "--log-limit", &limit, "--mount", &mount, "--", "sh", "-c", &script];
+    let run = exec::read(command.args(arguments))?;
     let run = run.trim().to_owned();
     let limit = DEADLINE_A_GIB * u32::try_from((copies * SOURCE_BYTES).div_ceil(1 << 30))?;
     let deadline = Instant::now() + limit;
