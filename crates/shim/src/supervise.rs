@@ -23,7 +23,7 @@ use holm_wire::{
     guest_api::{OutputFrame, OutputStream},
     host_api::Refused,
 };
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 use crate::{
     clock,
@@ -33,10 +33,7 @@ use crate::{
     guest::Readiness,
     outcome::{Circumstances, Ending, Shortage, classify},
     protocol::{Command, Launch, Phase, Status},
-    spool::{
-        beside::Beside,
-        writer::{Appended, Writer},
-    },
+    spool::keeper::Keeper,
     watchdog::{View, Watchdog},
 };
 
@@ -50,10 +47,7 @@ pub struct Attempt {
     pub(crate) launch: Launch,
     pub(crate) watchdog: Watchdog,
     status: watch::Sender<Status>,
-    spool: RefCell<Writer>,
-    beside: RefCell<Beside>,
-    spool_pushed: Notify,
-    spool_has_room: Notify,
+    spool: Keeper,
     events: RefCell<EventFile>,
     refusals: RefCell<Refusals>,
     output_bytes: Cell<u64>,
@@ -87,16 +81,13 @@ pub fn first_status(launch: &Launch) -> Status {
 impl Attempt {
     /// Makes the files of an attempt in its folder.
     pub fn new(launch: Launch, watchdog: Watchdog) -> io::Result<Self> {
-        let spool = Writer::create(&launch.dir, launch.first_log_seq, launch.tuning.spool_bytes_max)?;
+        let spool = Keeper::create(&launch.dir, launch.first_log_seq, launch.tuning.spool_bytes_max)?;
         let events = EventFile::new(&launch.dir);
         Ok(Self {
             status: watch::Sender::new(first_status(&launch)),
             launch,
             watchdog,
-            spool: RefCell::new(spool),
-            beside: RefCell::default(),
-            spool_pushed: Notify::new(),
-            spool_has_room: Notify::new(),
+            spool,
             events: RefCell::new(events),
             refusals: RefCell::default(),
             output_bytes: Cell::new(0),
@@ -154,7 +145,7 @@ impl Attempt {
             let work = async {
                 tokio::select! {
                     ending = self.work(lane_in, lane_out, setup, env, readiness) => ending,
-                    error = self.keep_spool() => Ending::unkept(&error),
+                    error = self.spool.keep(|| self.progress()) => Ending::unkept(&error),
                 }
             };
             tokio::pin!(work);
@@ -169,7 +160,7 @@ impl Attempt {
         let disk_full = has_failed && handle.disk_is_full() == Some(true);
         effect("sandbox.dismiss", || self.watchdog.input(Input::Dismiss));
         // What was read does not wait for a sandbox that does not die, nor the death for a disk that does not write.
-        let (written, ()) = tokio::join!(self.end_spool(), self.death(&mut view));
+        let (written, ()) = tokio::join!(self.spool.end(|| self.progress()), self.death(&mut view));
         let ending = written.map_or_else(|error| Ending::unkept(&error), |()| ending);
         (ending, Traces { counted: handle.counted(), disk_full })
     }
@@ -193,7 +184,7 @@ impl Attempt {
 
     /// Writes what is still in memory.
     async fn settle(&self) -> io::Result<()> {
-        self.end_spool().await?;
+        self.spool.end(|| self.progress()).await?;
         for event in std::mem::take(&mut *self.refusals.borrow_mut()).finish() {
             self.tell(event)?;
         }
@@ -274,26 +265,13 @@ impl Attempt {
                 }
                 Command::Cancel(how) => self.watchdog.input(Input::Cancel(how)),
                 Command::Stop {} => self.watchdog.input(Input::Stop),
-                Command::Acked { next_seq } => self.acked(next_seq),
+                Command::Acked { next_seq } => self.spool.acked(next_seq),
                 Command::Quit {} => self.leave(),
             }
         }
         // Whoever sends commands has gone for good: without them no lease could be extended.
         tracing::error!("the control socket is gone");
         std::future::pending::<()>().await;
-    }
-
-    fn acked(&self, next_seq: u64) {
-        self.spool.borrow_mut().acked(next_seq);
-        self.make_room();
-    }
-
-    fn make_room(&self) {
-        if let Err(error) = self.spool.borrow_mut().delete_acked() {
-            // Nothing is lost by it: the files are in the way until the attempt's folder goes.
-            tracing::warn!(%error, "acknowledged log files cannot be deleted");
-        }
-        self.spool_has_room.notify_waiters();
     }
 
     async fn tell_deadline(&self) {
@@ -314,7 +292,7 @@ impl Attempt {
     }
 
     fn progress(&self) {
-        let (next_seq, events) = (self.spool.borrow().next_seq(), self.events.borrow().written());
+        let (next_seq, events) = (self.spool.next_seq(), self.events.borrow().written());
         self.status.send_if_modified(|status| {
             let changed = (status.next_seq, status.events) != (next_seq, events);
             (status.next_seq, status.events) = (next_seq, events);
@@ -322,15 +300,9 @@ impl Attempt {
         });
     }
 
-    /// Takes a piece of output into the spool, up to the limit; waits while there is no room.
-    pub(crate) async fn spool(&self, frame: OutputFrame) -> Result<(), Ending> {
-        loop {
-            let room = self.spool_has_room.notified();
-            if self.spool.borrow().has_room() {
-                break;
-            }
-            room.await;
-        }
+    /// Takes a piece of output, up to the limit; waits while the spool has no room.
+    pub(crate) async fn take_output(&self, frame: OutputFrame) -> Result<(), Ending> {
+        self.spool.room().await;
         let stream = match frame.stream {
             OutputStream::Stdout => Stream::Stdout,
             OutputStream::Stderr => Stream::Stderr,
@@ -338,59 +310,9 @@ impl Attempt {
         let limit = self.launch.spec.limits.log_bytes;
         let room = usize::try_from(limit.saturating_sub(self.output_bytes.get())).unwrap_or(usize::MAX);
         let taken = &frame.data[..frame.data.len().min(room)];
-        let pushed = self.spool.borrow_mut().push(stream, taken, clock::now());
-        pushed.map_err(|error| Ending::unkept(&error))?;
+        self.spool.push(stream, taken).map_err(|error| Ending::unkept(&error))?;
         self.output_bytes.set(self.output_bytes.get() + taken.len() as u64);
-        self.spool_pushed.notify_one();
         if taken.len() < frame.data.len() { Err(Ending::LogLimit(limit)) } else { Ok(()) }
-    }
-
-    /// Writes output that has waited for long enough; returns only when that fails.
-    async fn keep_spool(&self) -> io::Error {
-        loop {
-            let due = self.spool.borrow().next_tick();
-            tokio::select! {
-                () = clock::sleep_until(due) => {}
-                () = self.spool_pushed.notified() => {}
-            }
-            if let Err(error) = self.write_spool().await {
-                return error;
-            }
-        }
-    }
-
-    /// Writes batch after batch until none is due, what takes long on a thread of its own. It may be dropped and called
-    /// again: what was begun goes on.
-    async fn write_spool(&self) -> io::Result<()> {
-        loop {
-            let appended = std::future::poll_fn(|cx| self.beside.borrow_mut().poll_appended(cx)).await;
-            if let Some(appended) = appended {
-                self.take_back(appended?)?;
-            }
-            let now = clock::now();
-            // Also while output never pauses, the beginning of a line is held back no longer than it may be.
-            self.spool.borrow_mut().tick(now)?;
-            let Some(append) = self.spool.borrow_mut().append(now.boot) else { return Ok(()) };
-            self.spool_has_room.notify_waiters();
-            let executed =
-                if append.is_long() { self.beside.borrow_mut().execute(append) } else { Some(append.execute()) };
-            if let Some(appended) = executed {
-                self.take_back(appended)?;
-            }
-        }
-    }
-
-    /// Writes everything: the output has ended.
-    async fn end_spool(&self) -> io::Result<()> {
-        self.spool.borrow_mut().end(clock::now())?;
-        self.write_spool().await
-    }
-
-    fn take_back(&self, appended: Appended) -> io::Result<()> {
-        self.spool.borrow_mut().take_back(appended)?;
-        self.make_room();
-        self.progress();
-        Ok(())
     }
 
     /// Tells an event.

@@ -101,7 +101,7 @@ impl Attempt {
     /// Takes the output to its end; returns how the command ended and what it left, which are asked for at once.
     async fn output(&self, guest: &Guest, process: u32) -> Result<(ExitStatus, CommandResult), Ending> {
         let mut position = output::Position::start(process);
-        let read = position.read_to_end(guest, async |frame| self.spool(frame).await).await;
+        let read = position.read_to_end(guest, async |frame| self.take_output(frame).await).await;
         read.map_err(|error| match error {
             output::Error::Lost(lost) => lost.into(),
             output::Error::Sink(ending) => ending,

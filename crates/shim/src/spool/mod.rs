@@ -1,15 +1,16 @@
 //! Output on its way from the command to the store, on disk until the store has it.
 //!
-//! [`lines`] cuts bytes into whole lines and pieces of lines, [`writer`] makes batches of them ([`holm_domain::log`]) and
-//! [`beside`] has those packed and written, [`reader`]
-//! reads them in the agent. Files lie in one folder, are named by the sequence of their first entry in 20 digits and
-//! `.log`, only grow, and are deleted whole once everything in them was acknowledged.
+//! [`lines`] cuts bytes into whole lines and pieces of lines, [`writer`] makes batches of them ([`holm_domain::log`]),
+//! [`beside`] has those packed and written, [`keeper`] is all that for an attempt, and [`reader`] reads them in the agent.
+//! Files lie in one folder, are named by the sequence of their first entry in 20 digits and `.log`, only grow, and are
+//! deleted whole once everything in them was acknowledged.
 //!
 //! What always holds: the sequences on disk have no gap from the first file's name on; a batch lies in one file; only the
 //! last batch of the last file may be torn, and then only because its writer died or has not finished.
 
-pub mod beside;
+mod beside;
 mod files;
+pub mod keeper;
 pub mod lines;
 pub mod reader;
 pub mod writer;

@@ -1,0 +1,121 @@
+//! The spool of one attempt: where output is taken in, and the agent's acknowledgements.
+//!
+//! What always holds: output that was taken is written in its order, at the latest when its time has come; while there is no
+//! room, none is taken. What writes may be dropped at any time and called again: what was begun goes on.
+
+use std::{cell::RefCell, io, path::Path};
+
+use holm_domain::log::Stream;
+use tokio::sync::Notify;
+
+use super::{
+    beside::Beside,
+    writer::{Appended, Writer},
+};
+use crate::clock;
+
+/// The writer of a spool with the thread that helps it.
+#[derive(Debug)]
+pub struct Keeper {
+    writer: RefCell<Writer>,
+    beside: RefCell<Beside>,
+    pushed: Notify,
+    has_room: Notify,
+}
+
+impl Keeper {
+    /// An empty spool in `dir`, whose first entry has the sequence `first_seq`; it takes about `bytes_max` bytes of the disk
+    /// at most.
+    pub fn create(dir: &Path, first_seq: u64, bytes_max: u64) -> io::Result<Self> {
+        Ok(Self {
+            writer: RefCell::new(Writer::create(dir, first_seq, bytes_max)?),
+            beside: RefCell::default(),
+            pushed: Notify::new(),
+            has_room: Notify::new(),
+        })
+    }
+
+    /// The sequence of the next entry that is written.
+    pub fn next_seq(&self) -> u64 {
+        self.writer.borrow().next_seq()
+    }
+
+    /// Waits until there is room for more.
+    pub async fn room(&self) {
+        loop {
+            let room = self.has_room.notified();
+            if self.writer.borrow().has_room() {
+                return;
+            }
+            room.await;
+        }
+    }
+
+    /// Takes a piece of output.
+    pub fn push(&self, stream: Stream, data: &[u8]) -> io::Result<()> {
+        self.writer.borrow_mut().push(stream, data, clock::now())?;
+        self.pushed.notify_one();
+        Ok(())
+    }
+
+    /// Writes what has waited for long enough, and says so each time; returns only when that fails.
+    pub async fn keep(&self, written: impl Fn()) -> io::Error {
+        loop {
+            let due = self.writer.borrow().next_tick();
+            tokio::select! {
+                () = clock::sleep_until(due) => {}
+                () = self.pushed.notified() => {}
+            }
+            if let Err(error) = self.write(&written).await {
+                return error;
+            }
+        }
+    }
+
+    /// Writes everything: the output has ended.
+    pub async fn end(&self, written: impl Fn()) -> io::Result<()> {
+        self.writer.borrow_mut().end(clock::now())?;
+        self.write(&written).await
+    }
+
+    /// The agent has everything before `next_seq`: it need not be here any longer.
+    pub fn acked(&self, next_seq: u64) {
+        self.writer.borrow_mut().acked(next_seq);
+        self.make_room();
+    }
+
+    /// Writes batch after batch until none is due, what takes long on a thread of its own.
+    async fn write(&self, written: &impl Fn()) -> io::Result<()> {
+        loop {
+            let appended = std::future::poll_fn(|cx| self.beside.borrow_mut().poll_appended(cx)).await;
+            if let Some(appended) = appended {
+                self.take_back(appended?, written)?;
+            }
+            let now = clock::now();
+            // Also while output never pauses, the beginning of a line is held back no longer than it may be.
+            self.writer.borrow_mut().tick(now)?;
+            let Some(append) = self.writer.borrow_mut().append(now.boot) else { return Ok(()) };
+            self.has_room.notify_waiters();
+            let executed =
+                if append.is_long() { self.beside.borrow_mut().execute(append) } else { Some(append.execute()) };
+            if let Some(appended) = executed {
+                self.take_back(appended, written)?;
+            }
+        }
+    }
+
+    fn take_back(&self, appended: Appended, written: &impl Fn()) -> io::Result<()> {
+        self.writer.borrow_mut().take_back(appended)?;
+        self.make_room();
+        written();
+        Ok(())
+    }
+
+    fn make_room(&self) {
+        if let Err(error) = self.writer.borrow_mut().delete_acked() {
+            // Nothing is lost by it: the files are in the way until the attempt's folder goes.
+            tracing::warn!(%error, "acknowledged log files cannot be deleted");
+        }
+        self.has_room.notify_waiters();
+    }
+}
