@@ -61,7 +61,7 @@ pub const POLL_WAIT_MS_MAX: u64 = 60_000;
 /// How often a compare-and-swap is tried again after somebody else was faster.
 pub const SWAPS_MAX: u32 = 16;
 /// How long a poll waits at most before it reads a store again that no other server changes. Nothing hangs on it.
-pub const REREAD_OWN_EVERY: Duration = Duration::from_secs(15);
+pub const REREAD_OWN_EVERY: Duration = Duration::from_secs(30);
 /// How often a quiet stream says that it is alive.
 pub const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
 

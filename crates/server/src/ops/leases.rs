@@ -54,10 +54,12 @@ pub async fn lease_poll(app: &App, token: &Token, poll: Poll) -> Result<Polled, 
         if !polled.is_empty() || left.is_zero() || app.shutdown.is_cancelled() {
             return Ok(polled);
         }
+        let nap = left.min(reread_every);
         tokio::select! {
             () = heard => {}
             Some(()) = queued => {}
-            () = tokio::time::sleep(left.min(reread_every)) => {}
+            // Nothing was heard of: the poll that follows begins with a look.
+            () = tokio::time::sleep(nap) => if nap == left { return Ok(Polled::default()) },
             () = app.shutdown.cancelled() => {}
         }
     }

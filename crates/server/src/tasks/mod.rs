@@ -18,9 +18,9 @@ use prometheus_client::metrics::counter::Counter;
 use crate::{app::App, metrics::Task, problem::Failure};
 
 /// How often logs are looked for that are worth sealing, where nobody knows of one.
-const SEAL_EVERY: Duration = Duration::from_secs(30);
+const SEAL_EVERY: Duration = Duration::from_secs(60);
 /// How often objects of deleted runs and logs are looked for.
-const SWEEP_EVERY: Duration = Duration::from_secs(30);
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// Of how many things it is remembered that their trouble was told.
 const TOLD_MAX: usize = 10_000;
 
