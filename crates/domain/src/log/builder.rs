@@ -39,6 +39,14 @@ struct Block {
     is_whole: bool,
 }
 
+impl Block {
+    /// The length as it stands in the head: an entry's bound is far below 2^24.
+    fn length_bytes(self) -> [u8; 3] {
+        let [a, b, c, _] = (self.length as u32).to_le_bytes();
+        [a, b, c]
+    }
+}
+
 impl BatchBuilder {
     /// A builder whose first entry has the sequence `next_seq`, from 1.
     pub fn new(next_seq: u64) -> Self {
@@ -79,8 +87,7 @@ impl BatchBuilder {
         match &mut self.last {
             Some(last) if is_whole && last.takes(at, stream, data.len()) => {
                 last.length += data.len();
-                let [a, b, c, _] = (last.length as u32).to_le_bytes();
-                self.bytes[last.head_at + 1..last.head_at + BLOCK_HEAD_BYTES].copy_from_slice(&[a, b, c]);
+                self.bytes[last.head_at + 1..last.head_at + BLOCK_HEAD_BYTES].copy_from_slice(&last.length_bytes());
             }
             _ => self.begin_block(Block { head_at: self.len(), at, stream, length: data.len(), is_whole }, partial),
         }
@@ -96,8 +103,8 @@ impl BatchBuilder {
         let is_partial = partial && !block.is_whole;
         let flags = [(block.stream == Stream::Stderr, FLAG_STDERR), (is_partial, FLAG_PARTIAL), (has_time, FLAG_TIME)];
         let flags = flags.iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, flag)| all | flag);
-        let [a, b, c, _] = (block.length as u32).to_le_bytes();
-        self.bytes.extend_from_slice(&[flags, a, b, c]);
+        self.bytes.push(flags);
+        self.bytes.extend_from_slice(&block.length_bytes());
         if has_time {
             self.bytes.extend_from_slice(&block.at.0.to_le_bytes());
         }

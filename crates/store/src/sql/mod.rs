@@ -189,24 +189,26 @@ const SQLITE_NOTADB: u32 = 26;
 /// PostgreSQL's codes for damage to tables and to indexes (Appendix A of its manual).
 const POSTGRES_DAMAGED: [&str; 2] = ["XX001", "XX002"];
 
+/// The primary code of what SQLite says, if it was SQLite.
+fn sqlite_code(error: &sqlx::Error) -> Option<u32> {
+    let sqlx::Error::Database(told) = error else { return None };
+    told.try_downcast_ref::<SqliteError>()?;
+    told.code()?.parse::<u32>().ok().map(|code| code & 0xff)
+}
+
 /// Whether SQLite says that another connection keeps the database locked.
 fn is_busy(error: &sqlx::Error) -> bool {
-    let sqlx::Error::Database(told) = error else { return false };
-    let code = told.code().and_then(|code| code.parse::<u32>().ok());
-    told.try_downcast_ref::<SqliteError>().is_some() && code.is_some_and(|code| code & 0xff == SQLITE_BUSY)
+    sqlite_code(error) == Some(SQLITE_BUSY)
 }
 
 /// Tells a database that is damaged, and one that another program keeps for itself, from one that does not answer.
 fn broken(doing: &'static str, error: sqlx::Error) -> Error {
     let sqlx::Error::Database(told) = &error else { return Error::unavailable(doing, error) };
-    if is_busy(&error) {
-        return Error::unavailable("wait for another program that keeps the database locked", error);
-    }
-    let code = told.code().unwrap_or_default();
-    let is_sqlite = told.try_downcast_ref::<SqliteError>().is_some();
-    match code.parse::<u32>().map(|code| code & 0xff) {
-        Ok(SQLITE_CORRUPT | SQLITE_NOTADB) if is_sqlite => Error::Damaged { problem: told.message().to_owned() },
-        _ if !is_sqlite && POSTGRES_DAMAGED.contains(&&*code) => Error::Damaged { problem: told.message().to_owned() },
+    let damaged = || Error::Damaged { problem: told.message().to_owned() };
+    match sqlite_code(&error) {
+        Some(SQLITE_BUSY) => Error::unavailable("wait for another program that keeps the database locked", error),
+        Some(SQLITE_CORRUPT | SQLITE_NOTADB) => damaged(),
+        None if POSTGRES_DAMAGED.contains(&&*told.code().unwrap_or_default()) => damaged(),
         _ => Error::unavailable(doing, error),
     }
 }
