@@ -7,17 +7,21 @@
 mod count;
 mod fresh_clone;
 mod plain_user;
+mod scratch;
 
 use std::{
+    fs,
+    path::PathBuf,
     process::Command,
     sync::Mutex,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::{exec, fuzz, openapi, places, postgres::Postgres, say, setup, tidy};
 use count::Counts;
+use scratch::Scratch;
 
 /// The arguments of `test`.
 #[derive(Debug, clap::Args)]
@@ -30,6 +34,7 @@ pub struct Arguments {
 /// What the steps need to know.
 pub struct Context {
     postgres: Postgres,
+    scratch: Scratch,
     counts: Mutex<Counts>,
 }
 
@@ -56,8 +61,9 @@ const STEPS: [Step; 11] = [
     ("unit tests", TESTING, unit_tests),
     ("guest tests", TESTING, guest_tests),
     ("fuzzing", TESTING, |_| fuzz::fuzz_all(FUZZING_EACH)),
-    ("end to end on SQLite", TESTING, |context| end_to_end(context, "sqlite")),
-    ("end to end on PostgreSQL", TESTING, |context| end_to_end(context, "postgres")),
+    // On the disk, where people have it.
+    ("end to end on SQLite", TESTING, |context| context.run_tests(&mut suite("sqlite")?)),
+    ("end to end on PostgreSQL", TESTING, |context| context.run_tests(context.scratch.give(&mut suite("postgres")?))),
     ("as a plain user", TESTING, plain_user::tests),
     ("fresh clone", BUILDING, fresh_clone::check),
 ];
@@ -67,7 +73,7 @@ pub fn test(arguments: &Arguments) -> Result<()> {
     let begun = Instant::now();
     say::step("setup");
     exec::within(SETTING_UP, || setup::setup(&setup::Arguments::default()))?;
-    let context = Context { postgres: Postgres::start()?, counts: Mutex::default() };
+    let context = Context::new()?;
     let mut summary = Vec::new();
     let is_wanted = |(name, ..): &&Step| arguments.only.as_ref().is_none_or(|only| name.contains(only));
     for (name, limit, step) in STEPS.iter().filter(is_wanted) {
@@ -106,6 +112,10 @@ fn in_time(elapsed: Duration, is_ci: bool) -> Result<()> {
 }
 
 impl Context {
+    fn new() -> Result<Self> {
+        Ok(Self { postgres: Postgres::start()?, scratch: Scratch::new()?, counts: Mutex::default() })
+    }
+
     fn counts(&self) -> Counts {
         *self.counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -146,14 +156,13 @@ fn has_nextest() -> bool {
     places::program("cargo-nextest").is_some()
 }
 
-/// `cargo nextest run` where it is installed, `cargo test` otherwise.
-fn test_runner() -> &'static [&'static str] {
-    if has_nextest() { &["nextest", "run", "--locked"] } else { &["test", "--locked", "--no-fail-fast"] }
-}
-
 const GUEST_MANIFEST: [&str; 2] = ["--manifest-path", "crates/guest/Cargo.toml"];
-/// The packages with unit tests; what the fuzz targets are built from has the same dependencies only while it is the same.
-pub const UNIT_TESTED: [&str; 3] = ["--workspace", "--exclude", "holm-e2e"];
+/// Whatever runs of it, all of it is built: what it depends on has other features for each choice of packages, and would be
+/// built anew for each.
+pub const WHOLE: &str = "--workspace";
+/// Targets of fuzzing have no tests, and would be built without their instrumentation.
+const TESTED: [&str; 3] = [WHOLE, "--exclude", "holm-fuzz"];
+const END_TO_END: &str = "holm-e2e";
 
 fn format(_: &Context) -> Result<()> {
     exec::run(&mut cargo(&["fmt", "--all", "--check"])?)?;
@@ -167,14 +176,34 @@ fn clippy(_: &Context) -> Result<()> {
     exec::run(cargo(&["clippy", "--features", "walls"])?.args(GUEST_MANIFEST).args(strict))
 }
 
-/// How many end-to-end tests run at once: most of the time they wait, for a deadline or for one another's processes.
+/// How many tests run at once: many wait most of the time, for a deadline or for processes.
 fn at_once() -> usize {
     2 * std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// `cargo nextest run` where it is installed, `cargo test` otherwise: the end-to-end suite, or all other tests.
+fn runner(is_end_to_end: bool) -> Result<Command> {
+    let mut command = if has_nextest() {
+        let no = if is_end_to_end { "" } else { "not " };
+        let mut command = cargo(&["nextest", "run", "--locked"])?;
+        command.args(TESTED).args(["--filterset", &format!("{no}package({END_TO_END})")]);
+        command
+    } else {
+        let mut command = cargo(&["test", "--locked", "--no-fail-fast"])?;
+        match is_end_to_end {
+            true => command.args(["--package", END_TO_END]),
+            false => command.args(TESTED).args(["--exclude", END_TO_END]),
+        };
+        command
+    };
+    // Heard by nextest and by the built-in harness.
+    let at_once = at_once().to_string();
+    command.env("NEXTEST_TEST_THREADS", &at_once).env("RUST_TEST_THREADS", &at_once);
+    Ok(command)
+}
+
 fn unit_tests(context: &Context) -> Result<()> {
-    // Targets of fuzzing have no tests, and would be built without their instrumentation.
-    context.run_tests(cargo(test_runner())?.args(UNIT_TESTED).args(["--exclude", "holm-fuzz"]))
+    context.run_tests(context.scratch.give(&mut runner(false)?))
 }
 
 fn guest_tests(context: &Context) -> Result<()> {
@@ -184,26 +213,29 @@ fn guest_tests(context: &Context) -> Result<()> {
     context.run_tests(cargo(&["test", "--locked"])?.args(GUEST_MANIFEST).args(layers))
 }
 
-fn end_to_end(context: &Context, store: &str) -> Result<()> {
-    context.run_tests(&mut suite(store)?)
-}
-
 /// The command that runs the end-to-end suite on a store, with the binary that it needs built.
 fn suite(store: &str) -> Result<Command> {
-    exec::run(&mut cargo(&["build", "--locked", "--package", "holm"])?)?;
-    let mut command = cargo(test_runner())?;
-    command.args(["--package", "holm-e2e"]).env("HOLM_TEST_STORE", store);
-    // Heard by nextest and by the built-in harness.
-    let at_once = at_once().to_string();
-    command.env("NEXTEST_TEST_THREADS", &at_once).env("RUST_TEST_THREADS", &at_once);
-    command.env("HOLM_BIN", places::target()?.join("debug/holm"));
+    let mut command = runner(true)?;
+    command.env("HOLM_TEST_STORE", store).env("HOLM_BIN", binary()?);
     Ok(command)
+}
+
+/// `holm` as it ships, with no feature that tests have: built, and kept where no build of the tests replaces it.
+fn binary() -> Result<PathBuf> {
+    exec::run(&mut cargo(&["build", "--locked", "--package", "holm"])?)?;
+    let (built, kept) = (places::target()?.join("debug/holm"), places::target()?.join("tested/holm"));
+    fs::create_dir_all(places::target()?.join("tested")).context("the folder of what is tested")?;
+    // Under a new name first: what a server that is still there executes cannot be written to.
+    let fresh = kept.with_extension("new");
+    fs::copy(&built, &fresh).with_context(|| format!("cannot copy {}", built.display()))?;
+    fs::rename(&fresh, &kept).with_context(|| format!("cannot put {} in its place", kept.display()))?;
+    Ok(kept)
 }
 
 /// Has a process die at every step that outlives it, `rounds` times on each store.
 pub fn crashes(rounds: u32) -> Result<()> {
     setup::setup(&setup::Arguments::default())?;
-    let context = Context { postgres: Postgres::start()?, counts: Mutex::default() };
+    let context = Context::new()?;
     let begun = Instant::now();
     for round in 1..=rounds {
         for store in ["sqlite", "postgres"] {

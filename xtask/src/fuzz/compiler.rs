@@ -2,7 +2,7 @@
 //!
 //! Cargo calls xtask, by a name of its own, where it would call rustc for a member of the workspace
 //! (`RUSTC_WORKSPACE_WRAPPER`), and xtask becomes rustc with some more flags. What is not ours is compiled as ever, and
-//! not anew: the targets are built from the packages of the unit tests, so its features are the same. Cargo keeps apart what
+//! not anew: the targets are built from the packages of the tests, so its features are the same. Cargo keeps apart what
 //! different wrappers have built, by their paths; so the name tells the flags.
 
 use std::{
@@ -19,27 +19,26 @@ use anyhow::{Context as _, Result};
 
 use crate::{exec, places, test};
 
-/// What cargo-fuzz asks of the compiler, as far as the stable one has it.
-const INSTRUMENTATION: [&str; 5] = [
+/// What cargo-fuzz asks of the compiler, as far as the stable one has it; quick enough to run many inputs, and quick to build.
+/// Not a profile's, which would concern what is not ours as well.
+const FLAGS: [&str; 6] = [
+    "-Copt-level=1",
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
     "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
     "-Cllvm-args=-sanitizer-coverage-pc-table",
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
 ];
-/// Quick enough to run many inputs, and quick to build.
-const OPT_LEVEL: &str = "1";
 /// How the name begins by which xtask is called as the compiler.
 const NAME: &str = "rustc-for-fuzzing-";
 
 /// Builds targets, each by its name.
 pub fn build<'a>(targets: impl Iterator<Item = &'a str>, dir: &Path) -> Result<()> {
     let mut cargo = exec::cargo();
-    cargo.args(["build", "--locked"]).args(test::UNIT_TESTED).current_dir(places::root()?);
+    cargo.args(["build", "--locked"]).arg(test::WHOLE).current_dir(places::root()?);
     cargo.args(targets.flat_map(|target| ["--example", target]));
-    cargo.env("RUSTC_WORKSPACE_WRAPPER", named(dir)?);
-    // Of the profile, what concerns members of the workspace and not what they depend on.
-    cargo.env("CARGO_PROFILE_DEV_OPT_LEVEL", OPT_LEVEL).env("CARGO_INCREMENTAL", "0");
+    // Only members of the workspace are ever compiled incrementally.
+    cargo.env("RUSTC_WORKSPACE_WRAPPER", named(dir)?).env("CARGO_INCREMENTAL", "0");
     exec::run(&mut cargo)
 }
 
@@ -51,7 +50,7 @@ pub fn built(target: &str) -> Result<PathBuf> {
 /// This program, by the name that makes it the compiler.
 fn named(dir: &Path) -> Result<PathBuf> {
     let mut flags = DefaultHasher::new();
-    INSTRUMENTATION.hash(&mut flags);
+    FLAGS.hash(&mut flags);
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let name = dir.join(format!("{NAME}{:016x}", flags.finish()));
     let this = std::env::current_exe().context("xtask does not know its own file")?;
@@ -73,7 +72,7 @@ pub fn compiler(arguments: &[OsString]) -> Option<Command> {
     let mut command = Command::new(rustc);
     command.args(arguments);
     if is_instrumented(arguments) {
-        command.args(INSTRUMENTATION);
+        command.args(FLAGS);
     }
     Some(command)
 }

@@ -15,17 +15,18 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use cargo_metadata::Message;
 
-use super::{Context, at_once, cargo, is_ci};
+use super::{Context, TESTED, at_once, binary, cargo, is_ci};
 use crate::{exec, places, say};
 
 /// An id that stands in no account file; the sandboxes of root use ids far above it.
 const PLAIN_ID: u32 = 54_321;
-/// The packages whose tests depend on privileges.
-const PACKAGES: [&str; 3] = ["holm-runtime", "holm-shim", "holm-e2e"];
-
-/// Whether a suite depends on privileges. Of the shim's, only the one with a real sandbox does.
+/// Whether a suite depends on privileges; of the shim's, only the one with a real sandbox does.
 fn is_wanted(package: &str, suite: &str) -> bool {
-    package != "shim" || suite == "process"
+    match package {
+        "runtime" | "e2e" => true,
+        "shim" => suite == "process",
+        _ => false,
+    }
 }
 
 /// Builds the suites as the user who runs xtask, and runs them as one without privileges.
@@ -33,9 +34,8 @@ pub fn tests(context: &Context) -> Result<()> {
     if !places::is_root() {
         return not_root(is_ci());
     }
-    exec::run(&mut cargo(&["build", "--locked", "--package", "holm"])?)?;
-    let place = Place::new()?;
-    let holm = place.bring(&places::target()?.join("debug/holm"), "holm")?;
+    let place = Place::new(context)?;
+    let holm = place.bring(&binary()?, "holm")?;
     for (name, built) in test_programs()? {
         let program = place.bring(&built, &name)?;
         say::note(&format!("{name} as user {PLAIN_ID}"));
@@ -63,8 +63,8 @@ struct Place {
 }
 
 impl Place {
-    fn new() -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("holm-plain-").tempdir()?;
+    fn new(context: &Context) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("holm-plain-").tempdir_in(context.scratch.path())?;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
         for name in ["home", "tmp"] {
             let path = dir.path().join(name);
@@ -96,12 +96,10 @@ impl Place {
     }
 }
 
-/// The test programs of [`PACKAGES`], built, by a name for people.
+/// The test programs that are wanted, built, by a name for people.
 fn test_programs() -> Result<BTreeMap<String, PathBuf>> {
     let mut command = cargo(&["test", "--locked", "--no-run", "--message-format=json-render-diagnostics"])?;
-    for package in PACKAGES {
-        command.args(["--package", package]);
-    }
+    command.args(TESTED);
     let messages = exec::read(&mut command)?;
     let mut programs = BTreeMap::new();
     for message in Message::parse_stream(messages.as_bytes()) {
