@@ -51,9 +51,9 @@ pub struct Installation {
 }
 
 impl Installation {
-    /// A folder that shims can reach into, and nothing that runs yet.
-    pub fn new(built: &Path) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("holm-xtask-").tempdir()?;
+    /// A folder in `place` that shims can reach into, and nothing that runs yet.
+    fn new(built: &Path, place: &Path) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("holm-xtask-").tempdir_in(place)?;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
         let bin = dir.path().join("holm");
         // A copy of its own, so that its processes can be told from those of another installation.
@@ -61,14 +61,14 @@ impl Installation {
         Ok(Self { dir, bin, server: None, agent: None })
     }
 
-    /// `holm up` that answers.
-    pub fn up(built: &Path) -> Result<Self> {
-        Self::up_with(built, &[])
+    /// `holm up` that answers, with its folder in `place`.
+    pub fn up(built: &Path, place: &Path) -> Result<Self> {
+        Self::up_with(built, place, &[])
     }
 
     /// The same with further flags.
-    pub fn up_with(built: &Path, flags: &[&str]) -> Result<Self> {
-        let mut this = Self::new(built)?;
+    pub fn up_with(built: &Path, place: &Path, flags: &[&str]) -> Result<Self> {
+        let mut this = Self::new(built, place)?;
         this.server = Some(this.spawn(&[&["up", "--private"], flags].concat(), "up.log")?);
         this.wait_until_ready()?;
         Ok(this)
@@ -76,7 +76,7 @@ impl Installation {
 
     /// A server and an agent as two processes, so that the agent can be killed by itself.
     pub fn server_and_agent(built: &Path) -> Result<Self> {
-        let mut this = Self::new(built)?;
+        let mut this = Self::new(built, &std::env::temp_dir())?;
         let listen = this.server_url();
         this.server = Some(this.spawn(&["server", "--listen", &listen], "server.log")?);
         this.wait_until_ready()?;

@@ -12,6 +12,7 @@ mod openapi;
 mod places;
 mod postgres;
 mod say;
+mod scratch;
 mod setup;
 mod sim;
 mod soak;

@@ -7,11 +7,10 @@
 mod count;
 mod fresh_clone;
 mod plain_user;
-mod scratch;
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::Mutex,
     time::{Duration, Instant},
@@ -19,9 +18,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{exec, fuzz, openapi, places, postgres::Postgres, say, setup, tidy};
+use crate::{exec, fuzz, openapi, places, postgres::Postgres, say, scratch::Scratch, setup, tidy};
 use count::Counts;
-use scratch::Scratch;
 
 /// The arguments of `test`.
 #[derive(Debug, clap::Args)]
@@ -62,8 +60,10 @@ const STEPS: [Step; 11] = [
     ("guest tests", TESTING, guest_tests),
     ("fuzzing", TESTING, |_| fuzz::fuzz_all(FUZZING_EACH)),
     // On the disk, where people have it.
-    ("end to end on SQLite", TESTING, |context| context.run_tests(&mut suite("sqlite")?)),
-    ("end to end on PostgreSQL", TESTING, |context| context.run_tests(context.scratch.give(&mut suite("postgres")?))),
+    ("end to end on SQLite", TESTING, |context| context.run_tests(&mut suite("sqlite", &tested()?)?)),
+    ("end to end on PostgreSQL", TESTING, |context| {
+        context.run_tests(context.scratch.give(&mut suite("postgres", context.scratch.path())?))
+    }),
     ("as a plain user", TESTING, plain_user::tests),
     ("fresh clone", BUILDING, fresh_clone::check),
 ];
@@ -113,7 +113,7 @@ fn in_time(elapsed: Duration, is_ci: bool) -> Result<()> {
 
 impl Context {
     fn new() -> Result<Self> {
-        Ok(Self { postgres: Postgres::start()?, scratch: Scratch::new()?, counts: Mutex::default() })
+        Ok(Self { postgres: Postgres::start()?, scratch: Scratch::in_memory()?, counts: Mutex::default() })
     }
 
     fn counts(&self) -> Counts {
@@ -213,22 +213,29 @@ fn guest_tests(context: &Context) -> Result<()> {
     context.run_tests(cargo(&["test", "--locked"])?.args(GUEST_MANIFEST).args(layers))
 }
 
-/// The command that runs the end-to-end suite on a store, with the binary that it needs built.
-fn suite(store: &str) -> Result<Command> {
+/// The command that runs the end-to-end suite on a store, with a binary in `dir`: it must lie where the tests' folders do,
+/// which give it further names.
+fn suite(store: &str, dir: &Path) -> Result<Command> {
     let mut command = runner(true)?;
-    command.env("HOLM_TEST_STORE", store).env("HOLM_BIN", binary()?);
+    command.env("HOLM_TEST_STORE", store).env("HOLM_BIN", binary(dir)?);
     Ok(command)
 }
 
-/// `holm` as it ships, with no feature that tests have: built, and kept where no build of the tests replaces it.
-fn binary() -> Result<PathBuf> {
+/// Where the binary lies that is tested on the disk.
+fn tested() -> Result<PathBuf> {
+    let dir = places::target()?.join("tested");
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    Ok(dir)
+}
+
+/// `holm` as it ships, with no feature that tests have: built, and put into `dir`, where no build of the tests replaces it.
+fn binary(dir: &Path) -> Result<PathBuf> {
     exec::run(&mut cargo(&["build", "--locked", "--package", "holm"])?)?;
-    let (built, kept) = (places::target()?.join("debug/holm"), places::target()?.join("tested/holm"));
-    fs::create_dir_all(places::target()?.join("tested")).context("the folder of what is tested")?;
-    // Under a new name first: what a server that is still there executes cannot be written to.
-    let fresh = kept.with_extension("new");
+    let (built, kept) = (places::target()?.join("debug/holm"), dir.join("holm"));
+    // Under another name first: what a process executes cannot be written to.
+    let fresh = dir.join("holm.new");
     fs::copy(&built, &fresh).with_context(|| format!("cannot copy {}", built.display()))?;
-    fs::rename(&fresh, &kept).with_context(|| format!("cannot put {} in its place", kept.display()))?;
+    fs::rename(&fresh, &kept).with_context(|| format!("cannot make {}", kept.display()))?;
     Ok(kept)
 }
 
@@ -240,7 +247,7 @@ pub fn crashes(rounds: u32) -> Result<()> {
     for round in 1..=rounds {
         for store in ["sqlite", "postgres"] {
             say::step(&format!("round {round} of {rounds} on {store}"));
-            context.run_tests(suite(store)?.arg("crash::").env("HOLM_TEST_CRASHES", "all"))?;
+            context.run_tests(suite(store, &tested()?)?.arg("crash::").env("HOLM_TEST_CRASHES", "all"))?;
         }
     }
     say::result(&format!("{}; {:.0} s in all", context.counts(), begun.elapsed().as_secs_f64()));

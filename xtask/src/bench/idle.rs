@@ -62,7 +62,7 @@ struct Report {
 pub fn idle(arguments: &Arguments) -> Result<()> {
     let built = build(Profile::Release)?;
     let many = arguments.sandboxes.to_string();
-    let installation = Installation::up_with(&built, &["--runs-max", &many])?;
+    let installation = Installation::up_with(&built, &std::env::temp_dir(), &["--runs-max", &many])?;
     let span = Duration::from_secs(arguments.seconds);
     // One run, so that what is loaded once is there.
     exec::read(installation.command().args(["run", "--", "true"]))?;

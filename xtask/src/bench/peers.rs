@@ -17,9 +17,9 @@ use crate::{exec, places, say};
 pub struct Workplace(tempfile::TempDir);
 
 impl Workplace {
-    /// Makes it.
-    pub fn new() -> Result<Self> {
-        Ok(Self(tempfile::Builder::new().prefix("holm-bench-").tempdir()?))
+    /// Makes it in `dir`.
+    pub fn new(dir: &Path) -> Result<Self> {
+        Ok(Self(tempfile::Builder::new().prefix("holm-bench-").tempdir_in(dir)?))
     }
 
     /// Where it is.

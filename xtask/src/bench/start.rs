@@ -1,4 +1,6 @@
 //! `cargo xtask bench start`: how long it takes to run `true`.
+//!
+//! Everyone has its files on one file system that is new.
 
 use std::{
     process::Command,
@@ -13,6 +15,7 @@ use crate::{
     exec,
     installation::{Installation, Profile, build},
     say,
+    scratch::Scratch,
 };
 
 /// How many times faster than podman Holm must be at least.
@@ -53,8 +56,9 @@ struct Verdict {
 /// Measures in turns, so that whatever else the machine does hits everyone alike.
 pub fn start(arguments: &Arguments) -> Result<()> {
     let built = build(Profile::Release)?;
-    let installation = Installation::up(&built)?;
-    let place = peers::Workplace::new()?;
+    let disk = Scratch::on_disk()?;
+    let installation = Installation::up(&built, disk.path())?;
+    let place = peers::Workplace::new(disk.path())?;
     let (mut all, absent) = peers::prepare(place.path());
     let holm = move |_| {
         let mut command = installation.command();

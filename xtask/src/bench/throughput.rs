@@ -18,6 +18,7 @@ use crate::{
     exec,
     installation::{Installation, Profile, build},
     say,
+    scratch::Scratch,
 };
 
 /// The arguments of `bench throughput`.
@@ -44,7 +45,8 @@ struct Row {
 /// Measures each number at once.
 pub fn throughput(arguments: &Arguments) -> Result<()> {
     let built = build(Profile::Release)?;
-    let installation = Installation::up(&built)?;
+    let disk = Scratch::on_disk()?;
+    let installation = Installation::up(&built, disk.path())?;
     run_one(&installation)?;
     say::result(&format!("{:>8} {:>8} {:>10} {:>14}", "at once", "runs", "runs/s", "CPU ms/run"));
     let mut rows = Vec::new();

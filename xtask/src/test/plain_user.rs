@@ -20,14 +20,9 @@ use crate::{exec, places, say};
 
 /// An id that stands in no account file; the sandboxes of root use ids far above it.
 const PLAIN_ID: u32 = 54_321;
-/// Whether a suite depends on privileges; of the shim's, only the one with a real sandbox does.
-fn is_wanted(package: &str, suite: &str) -> bool {
-    match package {
-        "runtime" | "e2e" => true,
-        "shim" => suite == "process",
-        _ => false,
-    }
-}
+/// The suites that depend on privileges, each by its package's folder and its own name. Of the shim's, only the one with a
+/// real sandbox does.
+const SUITES: [&str; 3] = ["e2e-suite", "runtime-process", "shim-process"];
 
 /// Builds the suites as the user who runs xtask, and runs them as one without privileges.
 pub fn tests(context: &Context) -> Result<()> {
@@ -35,9 +30,12 @@ pub fn tests(context: &Context) -> Result<()> {
         return not_root(is_ci());
     }
     let place = Place::new(context)?;
-    let holm = place.bring(&binary()?, "holm")?;
-    for (name, built) in test_programs()? {
-        let program = place.bring(&built, &name)?;
+    let holm = binary(&place.dir)?;
+    place.lend(&holm)?;
+    let programs = test_programs()?;
+    for name in SUITES {
+        let built = programs.get(name).with_context(|| format!("{name} is not among the test programs"))?;
+        let program = place.bring(built, name)?;
         say::note(&format!("{name} as user {PLAIN_ID}"));
         let mut command = place.command(&program);
         command.env("HOLM_BIN", &holm).env("HOLM_TEST_STORE", "sqlite");
@@ -59,36 +57,39 @@ fn not_root(is_ci: bool) -> Result<()> {
 
 /// A folder of the plain user's own.
 struct Place {
-    dir: tempfile::TempDir,
+    dir: PathBuf,
 }
 
 impl Place {
     fn new(context: &Context) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("holm-plain-").tempdir_in(context.scratch.path())?;
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
-        for name in ["home", "tmp"] {
-            let path = dir.path().join(name);
-            fs::create_dir(&path)?;
+        let dir = context.scratch.path().join("plain");
+        for path in [dir.clone(), dir.join("home"), dir.join("tmp")] {
+            fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
             chown(&path, Some(PLAIN_ID), Some(PLAIN_ID))?;
         }
         Ok(Self { dir })
     }
 
     fn bring(&self, program: &Path, name: &str) -> Result<PathBuf> {
-        let copy = self.dir.path().join(name);
+        let copy = self.dir.join(name);
         fs::copy(program, &copy).with_context(|| format!("cannot copy {}", program.display()))?;
-        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755))?;
-        // Its owner may give it further names, which saves a copy for each test.
-        chown(&copy, Some(PLAIN_ID), Some(PLAIN_ID))?;
+        self.lend(&copy)?;
         Ok(copy)
+    }
+
+    /// Its owner may give a program further names, which saves a copy for each test.
+    fn lend(&self, program: &Path) -> Result<()> {
+        fs::set_permissions(program, fs::Permissions::from_mode(0o755))?;
+        Ok(chown(program, Some(PLAIN_ID), Some(PLAIN_ID))?)
     }
 
     fn command(&self, program: &Path) -> Command {
         let id = PLAIN_ID.to_string();
         let mut command = Command::new("setpriv");
         command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--inh-caps=-all", "--"]).arg(program);
-        command.current_dir(self.dir.path().join("home"));
-        command.env("HOME", self.dir.path().join("home")).env("TMPDIR", self.dir.path().join("tmp"));
+        command.current_dir(self.dir.join("home"));
+        command.env("HOME", self.dir.join("home")).env("TMPDIR", self.dir.join("tmp"));
         for variable in ["XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "USER", "LOGNAME"] {
             command.env_remove(variable);
         }
@@ -96,23 +97,18 @@ impl Place {
     }
 }
 
-/// The test programs that are wanted, built, by a name for people.
+/// All test programs but those of libraries, which ask for no privileges, by their package's folder and their own name; built.
 fn test_programs() -> Result<BTreeMap<String, PathBuf>> {
     let mut command = cargo(&["test", "--locked", "--no-run", "--message-format=json-render-diagnostics"])?;
-    command.args(TESTED);
-    let messages = exec::read(&mut command)?;
+    let messages = exec::read(command.args(TESTED))?;
     let mut programs = BTreeMap::new();
     for message in Message::parse_stream(messages.as_bytes()) {
         if let Message::CompilerArtifact(artifact) = message?
             && artifact.profile.test
-            // Unit tests ask for no privileges: those of the libraries ran before.
             && artifact.target.is_test()
             && let Some(program) = artifact.executable
         {
             let package = artifact.manifest_path.parent().and_then(|dir| dir.file_name()).unwrap_or("crate");
-            if !is_wanted(package, &artifact.target.name) {
-                continue;
-            }
             programs.insert(format!("{package}-{}", artifact.target.name), program.into_std_path_buf());
         }
     }
@@ -121,14 +117,6 @@ fn test_programs() -> Result<BTreeMap<String, PathBuf>> {
 
 #[cfg(test)]
 mod tests {
-    #[test]
-    fn the_suites_with_sandboxes_run_as_a_plain_user() {
-        for (package, suite) in [("shim", "process"), ("runtime", "process"), ("e2e", "suite")] {
-            assert!(super::is_wanted(package, suite), "{package} {suite}");
-        }
-        assert!(!super::is_wanted("shim", "vm_wire"));
-    }
-
     #[test]
     fn continuous_integration_leaves_nothing_out() {
         assert!(super::not_root(false).is_ok());
