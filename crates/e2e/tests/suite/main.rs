@@ -6,6 +6,7 @@
 mod api;
 mod attempts;
 mod basics;
+mod contexts;
 mod cordon;
 mod crash;
 mod databases;

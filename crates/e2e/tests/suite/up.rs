@@ -39,6 +39,20 @@ fn up_survives_a_restart_with_its_runs() {
 }
 
 #[test]
+fn up_ends_by_itself_once_nobody_needs_it() {
+    let mut world = World::new();
+    world.start_up_with(&["--idle-exit", "2s"]);
+    let id = world.detach(["--", "sleep", "6"]);
+    world.until_state(&id, "running");
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    assert!(world.up_ended().is_none(), "it went from under a run");
+    eventually("it has ended", || world.up_ended()).exits(0);
+    assert!(world.marks().processes().is_empty());
+    world.start_up();
+    assert_eq!(world.show(&id)["outcome"]["kind"], "succeeded", "the run had ended before");
+}
+
+#[test]
 fn up_says_where_it_is_and_keeps_its_token_to_itself() {
     use std::os::unix::fs::PermissionsExt;
     let world = World::up();
