@@ -26,8 +26,8 @@ use crate::{
 
 /// Made read-only, as container engines do.
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-/// Hidden, as container engines do; and what tells of the host's locks, disks and kernel.
-const MASKED: [&str; 17] = [
+/// Hidden, as container engines do; and what tells of the host's locks, disks, load and kernel.
+const MASKED: [&str; 18] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/config.gz",
@@ -39,6 +39,7 @@ const MASKED: [&str; 17] = [
     "/proc/latency_stats",
     "/proc/locks",
     "/proc/partitions",
+    "/proc/pressure",
     "/proc/sched_debug",
     "/proc/scsi",
     "/proc/timer_list",

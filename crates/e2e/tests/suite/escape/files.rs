@@ -251,6 +251,7 @@ for name in ["keys", "kmsg", "timer_list", "locks", "diskstats", "partitions", "
     if os.path.exists("/proc/" + name):
         print("masked", name, repr(open("/proc/" + name).read()), flush=True)
 print("sys:", os.listdir("/sys"))
+print("pressure:", os.listdir("/proc/pressure") if os.path.exists("/proc/pressure") else [])
 print("environment:", sorted(v for v in os.environ.values() if "HOST" in v))
 "#
     .replace("HOST", &world.dir().display().to_string());
@@ -261,7 +262,7 @@ print("environment:", sorted(v for v in os.environ.values() if "HOST" in v))
             assert!(text.contains(&format!("masked {name} ''")), "{name}: {ran}");
         }
         assert!(text.lines().filter(|line| line.starts_with("masked")).all(|line| line.ends_with("''")), "{ran}");
-        assert!(text.contains("sys: []") && text.contains("environment: []"), "{ran}");
+        assert!(text.contains("sys: []") && text.contains("pressure: []") && text.contains("environment: []"), "{ran}");
         let mut attempts = Attempts::of(ran);
         attempts.refused("sysctl", &["EROFS", "EACCES", "EPERM", "ENOENT"]);
         attempts.refused("irq", &["EROFS", "EACCES", "EPERM"]);
