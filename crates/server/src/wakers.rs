@@ -1,8 +1,8 @@
 //! Hints that something may have changed: for each org one bell for its queue and one for its agents, one for each run.
 //!
 //! A hint carries nothing and may be missed or superfluous: whoever is woken reads the store. A server never hears what
-//! another server rings, so every wait also ends after `reread_every` of [`crate::config::ServeLimits`]. A bell exists only while somebody
-//! listens.
+//! another server rings, so a wait on a store that others write to also ends after `reread_every` of
+//! [`crate::config::ServeLimits`]. A bell exists only while somebody listens.
 
 use std::{
     collections::HashMap,

@@ -42,7 +42,9 @@ pub async fn lease_poll(app: &App, token: &Token, poll: Poll) -> Result<Polled, 
     let queue = (poll.claims_max > 0).then(|| app.wakers.listen_queue(token.org));
     let by = Claimant { agent: poll.agent, instance: poll.instance };
     let mut lasting = Lasting::new(app, token);
-    let until = received.at + Duration::from_millis(poll.wait_ms);
+    // An agent that waits is heard of when it asks: well before it would be held for gone.
+    let wait = Duration::from_millis(poll.wait_ms).min(app.config.lease.ttl * 2 / 3);
+    let until = received.at + wait;
     let reread_every = if app.store.is_shared() { app.config.limits.reread_every } else { REREAD_OWN_EVERY };
     loop {
         let heard = told.heard();
