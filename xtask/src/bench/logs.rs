@@ -2,13 +2,14 @@
 //!
 //! The path: a pipe in the sandbox, guest, wire, shim with its spool, agent, server, database and blobs, from the start of
 //! the command until the run has ended with its log complete. The plain write puts the same bytes into two files, one
-//! after the other piece by piece as spool and store do, and syncs both.
+//! after the other piece by piece as spool and store do, and syncs both. What comes back is compared byte by byte. Then the
+//! last lines are asked for, and those that contain something, beside grep over the same text in a file.
 
 use std::{
     fs::{self, File},
     io::{Read, Write},
     path::Path,
-    process::Stdio,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -26,6 +27,12 @@ use crate::{
 const RATIO_MIN: f64 = 0.6;
 /// The most memory that any process may have had, in KiB.
 const PEAK_KIB_MAX: u64 = 64 * 1024;
+/// What the last lines may cost, as a part of reading all.
+const TAIL_PART_MAX: f64 = 0.1;
+/// What a search may cost, as a multiple of reading all.
+const SEARCH_PART_MAX: f64 = 2.0;
+/// How many lines are asked for.
+const TAIL_LINES: usize = 100;
 /// The length of the file that the command writes again and again.
 const SOURCE_BYTES: u64 = 64 << 20;
 const PIECE_BYTES: usize = 1 << 20;
@@ -48,9 +55,28 @@ struct Report {
     holm_seconds: f64,
     ratio: f64,
     read_back_seconds: f64,
+    tail_seconds: f64,
+    search_seconds: f64,
+    grep_seconds: f64,
     stored_bytes: u64,
     peaks_kib: peaks::Peaks,
-    holds: bool,
+    small: bool,
+}
+
+impl Report {
+    /// What must hold, and whether it does.
+    fn verdicts(&self) -> [(bool, String); 3] {
+        let (tail, search) = (self.tail_seconds / self.read_back_seconds, self.search_seconds / self.read_back_seconds);
+        let peak = PEAK_KIB_MAX >> 10;
+        [
+            (
+                self.ratio >= RATIO_MIN && self.small,
+                format!("{:.2} of the plain write (at least {RATIO_MIN}), each process at most {peak} MiB", self.ratio),
+            ),
+            (tail <= TAIL_PART_MAX, format!("{tail:.3} of reading all for the last lines (at most {TAIL_PART_MAX})")),
+            (search <= SEARCH_PART_MAX, format!("{search:.2} of reading all for a search (at most {SEARCH_PART_MAX})")),
+        ]
+    }
 }
 
 /// Measures.
@@ -65,18 +91,32 @@ pub fn logs(arguments: &Arguments) -> Result<()> {
     let (run, peaks_kib) = peaks::during(&installation.bin(), || whole_path(&installation, &folder, copies));
     let (run, holm_seconds) = run?;
     let bytes = copies * SOURCE_BYTES;
-    let read_back_seconds = read_back(&installation, &run, bytes)?;
+    let text = fs::read(&source).with_context(|| format!("cannot read {}", source.display()))?;
+    let read_back_seconds = read_back(&installation, &run, &text, bytes)?;
+    let tail_seconds = last_lines(&installation, &run, &text)?;
+    let (search_seconds, grep_seconds) = search(&installation, &run, &text, (&source, copies))?;
     let ratio = plain_seconds / holm_seconds;
     let small = ["server", "agent", "shim", "guest"]
         .iter()
         .all(|role| peaks_kib.get(role).is_some_and(|peak| (1..=PEAK_KIB_MAX).contains(peak)));
     let stored_bytes = size_of(&installation.dir().join("home"))?;
-    let holds = ratio >= RATIO_MIN && small;
-    let report =
-        Report { bytes, lines, plain_seconds, holm_seconds, ratio, read_back_seconds, stored_bytes, peaks_kib, holds };
+    let report = Report {
+        bytes,
+        lines,
+        plain_seconds,
+        holm_seconds,
+        ratio,
+        read_back_seconds,
+        tail_seconds,
+        search_seconds,
+        grep_seconds,
+        stored_bytes,
+        peaks_kib,
+        small,
+    };
     show(&report);
     keep("logs", &report)?;
-    ensure!(holds, "it is slower, or takes more memory, than it may");
+    ensure!(report.verdicts().iter().all(|(holds, _)| *holds), "it is slower, or takes more memory, than it may");
     Ok(())
 }
 
@@ -88,6 +128,8 @@ fn show(report: &Report) {
         ("two plain copies, synced", report.plain_seconds),
         ("holm, whole path", report.holm_seconds),
         ("holm logs, read back", report.read_back_seconds),
+        ("holm logs --search", report.search_seconds),
+        ("grep in a file", report.grep_seconds),
     ] {
         say::result(&format!("{name:26} {seconds:8.2} s {:8.0} MiB/s", rate(seconds)));
     }
@@ -95,12 +137,10 @@ fn show(report: &Report) {
     for (role, peak) in &report.peaks_kib {
         say::result(&format!("peak of the {role:8} {:8.1} MiB", *peak as f64 / 1024.0));
     }
-    let verdict = if report.holds { "ok" } else { "NOT MET" };
-    say::result(&format!(
-        "{verdict}: {:.2} of the plain write (at least {RATIO_MIN}), each process at most {} MiB",
-        report.ratio,
-        PEAK_KIB_MAX >> 10
-    ));
+    say::result(&format!("holm logs --tail {TAIL_LINES} {:.3} s", report.tail_seconds));
+    for (holds, text) in report.verdicts() {
+        say::result(&format!("{}: {text}", if holds { "ok" } else { "NOT MET" }));
+    }
 }
 
 /// Lines as programs write them: words that repeat themselves, and numbers that do not. Returns how many.
@@ -173,16 +213,25 @@ fn whole_path(installation: &Installation, folder: &Path, copies: u64) -> Result
     }
 }
 
-/// Reads all of it with `holm logs`; it must be as long as what was written.
-fn read_back(installation: &Installation, run: &str, bytes: u64) -> Result<f64> {
+/// Reads all of it with `holm logs`: it must be `text` again and again, `bytes` in all.
+fn read_back(installation: &Installation, run: &str, text: &[u8], bytes: u64) -> Result<f64> {
     let begun = Instant::now();
     let mut child = installation.command().args(["logs", run]).stdout(Stdio::piped()).spawn()?;
     let mut output = child.stdout.take().context("standard output is a pipe")?;
-    let (mut piece, mut read) = (vec![0; PIECE_BYTES], 0u64);
+    let (mut piece, mut read, mut expected) = (vec![0; PIECE_BYTES], 0u64, text);
     loop {
         let length = output.read(&mut piece)?;
-        if length == 0 {
+        let mut came = &piece[..length];
+        if came.is_empty() {
             break;
+        }
+        while !came.is_empty() {
+            let both = came.len().min(expected.len());
+            ensure!(came[..both] == expected[..both], "what came back differs after {read} bytes");
+            (came, expected) = (&came[both..], &expected[both..]);
+            if expected.is_empty() {
+                expected = text;
+            }
         }
         read += length as u64;
     }
@@ -190,6 +239,31 @@ fn read_back(installation: &Installation, run: &str, bytes: u64) -> Result<f64> 
     ensure!(status.success(), "`holm logs` ended with {status}");
     ensure!(read == bytes, "{read} bytes came back of {bytes}");
     Ok(begun.elapsed().as_secs_f64())
+}
+
+/// How long the last lines take; they must be those of `text`.
+fn last_lines(installation: &Installation, run: &str, text: &[u8]) -> Result<f64> {
+    let lines = text.split_inclusive(|byte| *byte == b'\n').rev().take(TAIL_LINES);
+    let expected: Vec<u8> = lines.collect::<Vec<_>>().into_iter().rev().flatten().copied().collect();
+    let begun = Instant::now();
+    let output = exec::output(installation.command().args(["logs", "--tail", &TAIL_LINES.to_string(), run]))?;
+    ensure!(output.status.success() && output.stdout == expected, "the last lines are others");
+    Ok(begun.elapsed().as_secs_f64())
+}
+
+/// How long it takes to find the last line of the text, which is there as often as there are copies; and how long grep takes.
+fn search(installation: &Installation, run: &str, text: &[u8], (source, copies): (&Path, u64)) -> Result<(f64, f64)> {
+    let last = text.strip_suffix(b"\n").and_then(|text| text.rsplit(|byte| *byte == b'\n').next());
+    let wanted = std::str::from_utf8(last.context("there is a last line")?)?;
+    let begun = Instant::now();
+    let found = exec::read(installation.command().args(["logs", "--search", wanted, run]))?;
+    let seconds = begun.elapsed().as_secs_f64();
+    ensure!(found.lines().count() as u64 == copies, "{} lines were found in {copies} copies", found.lines().count());
+    let begun = Instant::now();
+    for _ in 0..copies {
+        exec::read(Command::new("grep").args(["--fixed-strings", "--line-number", wanted]).arg(source))?;
+    }
+    Ok((seconds, begun.elapsed().as_secs_f64()))
 }
 
 /// How much the files below a folder hold.
