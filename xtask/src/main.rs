@@ -50,6 +50,8 @@ enum Command {
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1_000))]
         rounds: u32,
     },
+    /// Run the tests of hostile output at full size: 1 GiB in one line, ten million empty lines.
+    Sizes,
     /// Give the readers of hostile bytes made-up ones, guided by the code that they reach.
     Fuzz(fuzz::Arguments),
     /// Simulate the lease protocol under faults, seed by seed.
@@ -75,6 +77,7 @@ fn main() -> ExitCode {
         Command::Bench(what) => bench::bench(&what),
         Command::Soak(arguments) => soak::soak(&arguments),
         Command::Crashes { rounds } => test::crashes(rounds),
+        Command::Sizes => test::sizes(),
         Command::Fuzz(arguments) => fuzz::fuzz(&arguments),
         Command::Sim(arguments) => sim::sim(&arguments),
         Command::Dev => dev::dev(),

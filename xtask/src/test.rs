@@ -241,13 +241,23 @@ fn binary(dir: &Path) -> Result<PathBuf> {
 
 /// Has a process die at every step that outlives it, `rounds` times on each store.
 pub fn crashes(rounds: u32) -> Result<()> {
+    beyond(rounds, "crash::", ("HOLM_TEST_CRASHES", "all"))
+}
+
+/// Runs the tests of hostile output as large as it may become, on each store.
+pub fn sizes() -> Result<()> {
+    beyond(1, "hostile::output::", ("HOLM_TEST_SIZES", "full"))
+}
+
+/// Runs some end-to-end tests on each store, `rounds` times, with a variable that makes them do more than in [`test`].
+fn beyond(rounds: u32, filter: &str, (name, value): (&str, &str)) -> Result<()> {
     setup::setup(&setup::Arguments::default())?;
-    let context = Context::new()?;
+    let (context, dir) = (Context::new()?, tested()?);
     let begun = Instant::now();
     for round in 1..=rounds {
         for store in ["sqlite", "postgres"] {
             say::step(&format!("round {round} of {rounds} on {store}"));
-            context.run_tests(suite(store, &tested()?)?.arg("crash::").env("HOLM_TEST_CRASHES", "all"))?;
+            context.run_tests(suite(store, &dir)?.arg(filter).env(name, value))?;
         }
     }
     say::result(&format!("{}; {:.0} s in all", context.counts(), begun.elapsed().as_secs_f64()));
