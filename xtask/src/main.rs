@@ -60,7 +60,8 @@ enum Command {
     Dev,
     /// Write the table of bounds in docs/limits.md from the code.
     Limits,
-    /// Check what the compiler does not: imports between crates, sizes, names, pages, the table of bounds.
+    /// Check what the compiler does not: imports between crates, sizes, names, pages and their links, the table of
+    /// bounds.
     Tidy,
 }
 

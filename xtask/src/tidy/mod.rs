@@ -5,6 +5,7 @@
 
 mod imports;
 mod limits;
+mod links;
 mod names;
 mod pages;
 mod source;
@@ -57,6 +58,7 @@ pub fn tidy() -> Result<()> {
     findings.extend(source::check_all(&files));
     findings.extend(imports::check(&files)?);
     findings.extend(pages::check(&files));
+    findings.extend(links::check(&files));
     findings.extend(limits::check(&files));
     report(&findings)
 }
