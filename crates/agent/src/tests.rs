@@ -163,6 +163,32 @@ fn a_bad_event_does_not_take_the_later_ones_along() {
 }
 
 #[test]
+fn an_event_that_the_control_plane_refuses_does_not_take_others_along() {
+    let bench = Bench::new();
+    let told = |number: u16| EventKind::EgressRefused {
+        host: "example.org".into(),
+        port: number,
+        protocol: "tcp".into(),
+        count: 1,
+    };
+    let events: Vec<EventKind> = (0..300).map(told).collect();
+    bench.control.world().unwelcome = Some(told(41));
+    let id = bench.control.submit(Script { events: events.clone(), ..bench.script(&["x"]) }.spec());
+    let agent = bench.start();
+    assert_eq!(bench.ended(id).outcome.unwrap().kind, OutcomeKind::Succeeded);
+    let stored: Vec<EventKind> = bench.control.world().events[&id].values().cloned().collect();
+    assert_eq!(stored.len(), events.len());
+    for (number, (stored, event)) in stored.into_iter().zip(events).enumerate() {
+        match stored {
+            EventKind::EventRefused { problem } if number == 41 => assert!(problem.contains("it is not welcome")),
+            stored => assert_eq!((number != 41, stored), (true, event)),
+        }
+    }
+    bench.clean();
+    agent.stop(Shutdown::Leave);
+}
+
+#[test]
 fn places_are_given_back_after_every_kind_of_end() {
     let bench = Bench { capacity: Capacity { runs: 1, cpus_milli: 1, memory_bytes: 1 << 30 }, ..Bench::new() };
     let good = bench.script(&["x"]);

@@ -203,31 +203,29 @@ impl<C: ControlPlane> Reporter<'_, C> {
         Ok(())
     }
 
+    /// Sends the events beyond the first `told`. Where a request is refused, shorter ones find the event for which it was.
     async fn send_events(&self, mut told: u64, there: u64) -> Result<u64, ControlError> {
-        let AttemptId { run, fence } = self.attempt;
-        let Shared { control, config, .. } = self.shared;
+        let mut at_once = EVENTS_MAX;
         while told < there {
             let dir = self.dir.clone();
-            let read = tokio::task::spawn_blocking(move || read_events(&dir, told, EVENTS_MAX)).await;
+            let read = tokio::task::spawn_blocking(move || read_events(&dir, told, at_once)).await;
             let events = match read {
                 Ok(Ok(events)) if !events.is_empty() => events,
                 Ok(Ok(_)) => return self.lose_events(there, &format!("they end after {told} of {there}")).await,
                 Ok(Err(error)) => return self.lose_events(there, &error).await,
                 Err(error) => return self.lose_events(there, &error).await,
             };
-            let count = events.len() as u64;
-            let events = events.into_iter().map(Into::into).collect();
-            let body = AppendEvents {
-                agent: self.shared.agent,
-                instance: self.shared.instance(),
-                fence,
-                first_seq: told + 1,
-                events,
-            };
-            let append = || control.append_events(run, body.clone());
-            match effect_of("report.events", persist("append_events", config.patience, append)).await {
-                Ok(()) => told += count,
-                Err(ControlError::Refused(problem)) => return Ok(self.pass_over_events(&problem)),
+            let count = events.len();
+            match effect_of("report.events", self.append_events(told + 1, events)).await {
+                Ok(()) => (told, at_once) = (told + count as u64, EVENTS_MAX),
+                Err(ControlError::Refused(_)) if count > 1 => at_once = count / 2,
+                Err(ControlError::Refused(problem)) => {
+                    let problem = format!("an event of the shim was not accepted: {problem}");
+                    if !self.tell_instead(told + 1, problem).await? {
+                        return Ok(there);
+                    }
+                    (told, at_once) = (told + 1, EVENTS_MAX);
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -237,23 +235,32 @@ impl<C: ControlPlane> Reporter<'_, C> {
     /// Not all of the first `there` events can be read: word of that takes the place of the last of them, unless the store
     /// has it, and so all of them, from an earlier agent.
     async fn lose_events(&self, there: u64, problem: &(dyn Display + Sync)) -> Result<u64, ControlError> {
-        let AttemptId { run, fence } = self.attempt;
-        let Shared { control, config, agent, .. } = self.shared;
+        tracing::error!(run = %self.attempt.run, %problem, "the events cannot be read");
         note_damage(&self.dir, &format!("{EVENTS_FILE_NAME}: {problem}"));
-        let lost = EventKind::refused(format!("events of the shim are lost: {problem}"));
-        let events = vec![lost.into()];
-        let body = AppendEvents { agent: *agent, instance: self.shared.instance(), fence, first_seq: there, events };
-        match persist("append_events", config.patience, || control.append_events(run, body.clone())).await {
-            Ok(()) => Ok(self.pass_over_events(problem)),
-            Err(ControlError::Refused(refused)) => Ok(self.pass_over_events(&refused)),
+        self.tell_instead(there, format!("events of the shim are lost: {problem}")).await?;
+        Ok(there)
+    }
+
+    /// Tells that the event of the number `seq` is missing and why; returns whether that was accepted. Events tell of the run
+    /// and decide nothing, so it does not fail if not even that is: what there is of them is set aside then.
+    async fn tell_instead(&self, seq: u64, problem: String) -> Result<bool, ControlError> {
+        match self.append_events(seq, vec![EventKind::refused(problem)]).await {
+            Ok(()) => Ok(true),
+            Err(ControlError::Refused(problem)) => {
+                tracing::error!(run = %self.attempt.run, seq, problem, "no event is accepted");
+                note_damage(&self.dir, &format!("{EVENTS_FILE_NAME}: not accepted from {seq} on: {problem}"));
+                Ok(false)
+            }
             Err(error) => Err(error),
         }
     }
 
-    /// Events tell of the run and decide nothing: a shim that writes nonsense does not make its run fail.
-    fn pass_over_events(&self, problem: &dyn Display) -> u64 {
-        tracing::error!(run = %self.attempt.run, %problem, "the events cannot be stored; they are passed over");
-        u64::MAX
+    async fn append_events(&self, first_seq: u64, events: Vec<EventKind>) -> Result<(), ControlError> {
+        let AttemptId { run, fence } = self.attempt;
+        let Shared { control, config, agent, .. } = self.shared;
+        let events = events.into_iter().map(Into::into).collect();
+        let body = AppendEvents { agent: *agent, instance: self.shared.instance(), fence, first_seq, events };
+        persist("append_events", config.patience, || control.append_events(run, body.clone())).await
     }
 
     async fn put_changes(&self, length: u64) -> Result<Result<(), String>, ControlError> {

@@ -68,6 +68,8 @@ pub(crate) struct World {
     pub(crate) instances: Vec<InstanceId>,
     /// How many answers that grant something are lost.
     pub(crate) grants_lost: u32,
+    /// Whoever brings this event is refused with all that comes with it.
+    pub(crate) unwelcome: Option<EventKind>,
     /// Whether no agent is known any more.
     pub(crate) is_forgetful: bool,
     next: u128,
@@ -337,9 +339,13 @@ impl ControlPlane for Scripted {
         self.heard(body.instance)?;
         self.faulty(Op::Events, |world| {
             held(world, run, body.agent, body.fence)?;
+            let events: Vec<EventKind> = body.events.into_iter().map(Into::into).collect();
+            if world.unwelcome.as_ref().is_some_and(|unwelcome| events.contains(unwelcome)) {
+                return Err(ControlError::Refused("it is not welcome".to_owned()));
+            }
             let stored = world.events.entry(run).or_default();
-            for (seq, event) in (body.first_seq..).zip(body.events) {
-                stored.entry((body.fence, seq)).or_insert(event.into());
+            for (seq, event) in (body.first_seq..).zip(events) {
+                stored.entry((body.fence, seq)).or_insert(event);
             }
             Ok(())
         })

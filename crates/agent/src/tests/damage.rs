@@ -184,3 +184,19 @@ fn events_that_cannot_be_read_are_told_as_lost() {
         assert!(aside.expect("it was set aside").contains("events.jsonl"));
     }
 }
+
+#[test]
+fn events_of_which_not_even_word_is_accepted_are_set_aside() {
+    let bench = Bench::new();
+    bench.control.fault(Op::Events, Fault::Refused);
+    let events = vec![EventKind::ResultRefused { problem: "no".into() }];
+    let id = bench.control.submit(Script { events, ..bench.script(&["x"]) }.spec());
+    let agent = bench.start();
+    assert_eq!(bench.ended(id).outcome.unwrap().kind, OutcomeKind::Succeeded, "events decide nothing");
+    bench.clean();
+    let aside = bench.temp.path().join(format!("agent/set-aside/{id}.1.0"));
+    let note = fs::read_to_string(aside.join("damaged")).unwrap();
+    assert!(note.contains("not accepted from 1 on: a fault was ordered"), "{note}");
+    assert!(aside.join("events.jsonl").exists());
+    agent.stop(Shutdown::Leave);
+}
