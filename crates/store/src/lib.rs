@@ -34,7 +34,7 @@ mod runs;
 mod sql;
 mod tokens;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 pub use blobs::{BLOB_READ_BYTES_MAX, BlobKey, BlobStream, Blobs, PutStreamError};
 pub use census::RunCensus;
@@ -60,13 +60,16 @@ queries! {
     PING = "select step from schema_steps limit 1";
 }
 
-/// Whether the PostgreSQL server behind `url` answers, or the file of SQLite that it names, which must be there, is whole.
-/// Nothing is changed.
-pub async fn reach(url: &str) -> Result<()> {
-    match url.strip_prefix("sqlite:") {
-        Some(path) => Db::examine_sqlite(path).await,
-        None => Db::reach_postgres(url).await?.row(PING, args![]).await.map(drop),
+/// Whether the PostgreSQL server behind `url` answers and takes writes, or the file of SQLite that it names, which must be
+/// there, is whole. Returns how long an answer of the server takes at least; nothing of a file. Nothing is changed.
+pub async fn reach(url: &str) -> Result<Option<Duration>> {
+    if let Some(path) = url.strip_prefix("sqlite:") {
+        Db::examine_sqlite(path).await?;
+        return Ok(None);
     }
+    let db = Db::reach_postgres(url).await?;
+    db.row(PING, args![]).await?;
+    db.answer_time().await
 }
 
 /// The store. Clones share one state.

@@ -2,7 +2,7 @@
 //!
 //! What always holds: a transaction that is dropped is rolled back; on SQLite there is one writing connection, whose
 //! transactions begin as writers, so none of them fails half-way for want of the lock; every wait has a limit; a database
-//! that is damaged is told apart from one that does not answer.
+//! that is damaged is told apart from one that does not answer; nothing is asked of a PostgreSQL server that takes no writes.
 
 pub(crate) mod migrate;
 mod pools;
@@ -216,6 +216,46 @@ fn broken(doing: &'static str, error: sqlx::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::postgres::TestDatabase;
+
+    /// As a server that was demoted while connections to it were open.
+    #[tokio::test]
+    async fn a_connection_that_has_become_read_only_is_not_used_again() {
+        let database = TestDatabase::create().await;
+        let db = Db::open_postgres(&database.url).await.unwrap();
+        let Db::Postgres(pool) = &db else { panic!("another engine") };
+        let all = pool.options().get_max_connections();
+        let mut taken = Vec::new();
+        for _ in 0..all {
+            let mut connection = pool.acquire().await.unwrap();
+            sqlx::raw_sql("set default_transaction_read_only = on").execute(&mut *connection).await.unwrap();
+            taken.push(connection);
+        }
+        drop(taken);
+        for _ in 0..all {
+            db.execute(MAKE, args![]).await.unwrap();
+        }
+        database.remove().await;
+    }
+
+    /// As a failover in which the server that is found at first is a standby still.
+    #[tokio::test]
+    async fn a_server_that_is_read_only_is_waited_for_and_named() {
+        let database = TestDatabase::create().await;
+        let db = Db::open_postgres(&database.url).await.unwrap();
+        database.turn_read_only(true).await;
+        let error = db.execute(MAKE, args![]).await.unwrap_err();
+        assert!(matches!(error, Error::Unavailable { .. }), "{error}");
+        let error = Db::open_postgres(&database.url).await.unwrap_err().to_string();
+        assert!(error.contains("is read-only"), "{error}");
+        let waiting = tokio::spawn(async move { db.execute(MAKE, args![]).await });
+        database.turn_read_only(false).await;
+        waiting.await.unwrap().unwrap();
+        database.remove().await;
+    }
+
+    const MAKE: Query =
+        Query { name: "MAKE", of: "filling", parent: "filling", sql: "create table if not exists filling ()" };
 
     /// A database that is damaged behind the back of those who read it.
     #[tokio::test]

@@ -10,7 +10,7 @@ use std::{
 };
 
 use sqlx::{
-    Connection, PgConnection, SqliteConnection,
+    Connection, PgConnection, Row as _, SqliteConnection,
     pool::PoolOptions,
     postgres::PgConnectOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
@@ -28,6 +28,8 @@ const POSTGRES_CONNECTIONS: u32 = 16;
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
 /// How long a connection to PostgreSQL may take to say that it is still one.
 const PING_MAX: Duration = Duration::from_secs(2);
+/// How often PostgreSQL is asked to find out how long it takes to answer.
+const PINGS_MEASURED: u32 = 5;
 
 impl Db {
     /// Opens a file of SQLite as it is, readable by its owner alone, and makes it if it is not there.
@@ -83,13 +85,30 @@ impl Db {
             .max_connections(POSTGRES_CONNECTIONS)
             .acquire_timeout(WAIT_MAX)
             .test_before_acquire(false)
-            .before_acquire(|connection, _| Box::pin(is_there(connection)))
+            .after_connect(|connection, _| Box::pin(takes_writes(connection)))
+            .before_acquire(|connection, _| Box::pin(async { takes_writes(connection).await.map(|()| true) }))
             .after_release(|connection, _| Box::pin(is_there(connection)));
         match in_time(pool.connect_with(options.clone())).await {
             Ok(pool) => Ok(Self::Postgres(pool)),
             Err(sqlx::Error::PoolTimedOut) => Err(broken(OPENING, why_not(&options).await)),
             Err(error) => Err(broken(OPENING, error)),
         }
+    }
+
+    /// How long PostgreSQL takes at least to answer what is no work to it; nothing of a file.
+    pub(crate) async fn answer_time(&self) -> Result<Option<Duration>> {
+        let Self::Postgres(pool) = self else { return Ok(None) };
+        let asking = async {
+            let mut connection = pool.acquire().await?;
+            let mut least: Option<Duration> = None;
+            for _ in 0..PINGS_MEASURED {
+                let begun = Instant::now();
+                connection.ping().await?;
+                least = Some(least.map_or(begun.elapsed(), |least| least.min(begun.elapsed())));
+            }
+            Ok(least)
+        };
+        in_time(asking).await.map_err(|error| broken("ask the database", error))
     }
 }
 
@@ -119,17 +138,35 @@ async fn when_free<T, F: Future<Output = sqlx::Result<T>>>(mut open: impl FnMut(
 
 /// Why there was no connection: a pool that has waited in vain does not say.
 async fn why_not(options: &PgConnectOptions) -> sqlx::Error {
-    match tokio::time::timeout(PING_MAX, PgConnection::connect_with(options)).await {
+    let look = async { takes_writes(&mut PgConnection::connect_with(options).await?).await };
+    match tokio::time::timeout(PING_MAX, look).await {
         Ok(Err(error)) => error,
-        Ok(Ok(_)) | Err(_) => sqlx::Error::PoolTimedOut,
+        Ok(Ok(())) | Err(_) => sqlx::Error::PoolTimedOut,
     }
 }
 
 /// Whether a connection still is one; an error closes it at once.
 async fn is_there(connection: &mut PgConnection) -> sqlx::Result<bool> {
-    let late = |_| sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {PING_MAX:?}")));
-    tokio::time::timeout(PING_MAX, connection.ping()).await.map_err(late)??;
+    soon(connection.ping()).await?;
     Ok(true)
+}
+
+/// Whether a connection still is one, to a server that takes writes; an error closes it at once. One whose place another has
+/// taken may go on answering for ever, and all that it reads is old.
+async fn takes_writes(connection: &mut PgConnection) -> sqlx::Result<()> {
+    let row = soon(sqlx::raw_sql("show transaction_read_only").fetch_one(connection)).await?;
+    if row.try_get_unchecked::<String, _>(0)? == "off" {
+        return Ok(());
+    }
+    let problem =
+        "the PostgreSQL server is read-only: it may be a standby; name the one that takes writes, or promote it";
+    Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, problem)))
+}
+
+/// Waits for an answer that takes a server no work.
+async fn soon<T>(answer: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    let late = |_| sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {PING_MAX:?}")));
+    tokio::time::timeout(PING_MAX, answer).await.map_err(late)?
 }
 
 /// Whether a connection may be used once more. SQLite itself rolls a transaction back when the disk is full, and the
