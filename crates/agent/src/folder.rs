@@ -20,6 +20,10 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 
 /// The folder, in the agent's, with what could not be read of attempts.
 pub const SET_ASIDE_NAME: &str = "set-aside";
+/// The file that an agent keeps locked.
+const LOCK_NAME: &str = "lock";
+/// The folder, in the agent's, with one folder for each attempt.
+const RUNS_NAME: &str = "runs";
 /// The file that says what of an attempt's folder is damaged.
 pub const DAMAGE_NAME: &str = "damaged";
 /// The most that is read of it, in bytes.
@@ -79,7 +83,7 @@ impl Folder {
         // Shims run under ids of their own; each gets its attempt's folder as a descriptor, so none has to come through here.
         let mode = 0o700;
         at(path, make_dir(path, mode))?;
-        let lock_path = path.join("lock");
+        let lock_path = path.join(LOCK_NAME);
         let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
         let lock = at(&lock_path, lock)?;
         let begun = Instant::now();
@@ -103,7 +107,7 @@ impl Folder {
     }
 
     fn runs(&self) -> PathBuf {
-        self.path.join("runs")
+        self.path.join(RUNS_NAME)
     }
 
     fn set_aside(&self) -> PathBuf {
@@ -175,6 +179,36 @@ impl Folder {
         }
         at(path, Err(io::Error::other("a thousand folders of this name were set aside; remove some")))
     }
+}
+
+/// Whether an agent is at work in a folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// None ever was.
+    Never,
+    /// One is.
+    AtWork,
+    /// None is any more.
+    Away {
+        /// How many attempts wait for the next.
+        attempts: usize,
+    },
+}
+
+/// Looks whether an agent is at work in the folder `path`. One that starts at this moment is held up by no more than that.
+pub fn presence(path: &Path) -> Result<Presence, FolderError> {
+    let lock_path = path.join(LOCK_NAME);
+    let lock = match File::open(&lock_path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Presence::Never),
+        lock => at(&lock_path, lock)?,
+    };
+    match flock(&lock, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => drop(lock),
+        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(Presence::AtWork),
+        Err(error) => return at(&lock_path, Err(error.into())),
+    }
+    let runs = path.join(RUNS_NAME);
+    Ok(Presence::Away { attempts: at(&runs, fs::read_dir(&runs))?.count() })
 }
 
 fn name_of(attempt: AttemptId) -> String {
@@ -279,10 +313,14 @@ mod tests {
     fn a_second_agent_is_refused_until_the_first_is_gone() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("agent");
+        assert_eq!(presence(&path).unwrap(), Presence::Never);
         let first = Folder::open(&path).unwrap();
+        assert_eq!(presence(&path).unwrap(), Presence::AtWork);
         let error = Folder::open(&path).unwrap_err();
         assert!(matches!(&error, FolderError::Locked(locked) if *locked == path), "{error}");
+        first.make_attempt(attempt()).unwrap();
         drop(first);
+        assert_eq!(presence(&path).unwrap(), Presence::Away { attempts: 1 });
         Folder::open(&path).unwrap();
     }
 

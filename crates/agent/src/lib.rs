@@ -45,7 +45,7 @@ use holm_domain::{
 use holm_runtime::registry::Registry;
 use tokio::sync::mpsc;
 
-pub use folder::{DAMAGE_NAME, FolderError, SET_ASIDE_NAME};
+pub use folder::{DAMAGE_NAME, FolderError, Presence, SET_ASIDE_NAME, presence};
 pub use keeper::Shutdown;
 pub use shim_process::ShimProgram;
 pub use station::Config;

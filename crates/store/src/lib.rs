@@ -63,13 +63,10 @@ queries! {
 /// Whether the PostgreSQL server behind `url` answers and takes writes, or the file of SQLite that it names, which must be
 /// there, is whole. Returns how long an answer of the server takes at least; nothing of a file. Nothing is changed.
 pub async fn reach(url: &str) -> Result<Option<Duration>> {
-    if let Some(path) = url.strip_prefix("sqlite:") {
-        Db::examine_sqlite(path).await?;
-        return Ok(None);
+    match url.strip_prefix("sqlite:") {
+        Some(path) => Db::examine_sqlite(path).await.map(|()| None),
+        None => Db::examine_postgres(url).await.map(Some),
     }
-    let db = Db::reach_postgres(url).await?;
-    db.row(PING, args![]).await?;
-    db.answer_time().await
 }
 
 /// The store. Clones share one state.

@@ -1,13 +1,16 @@
 //! `holm doctor`: what this host can do, and what to do about the rest.
 //!
-//! Looks and changes nothing. What a server and an agent here stand on is looked at in [`state`]. What a runtime can do is
-//! the runtime's to say; the probes beside it explain why.
+//! Looks and changes nothing, each look bounded in time. What a server and an agent here stand on is looked at in [`database`]
+//! and [`state`], what a server tells in [`server`]. What a runtime can do is the runtime's to say; the probes beside it
+//! explain why.
 
+mod database;
+mod server;
 mod state;
 
 use std::{fs, path::Path};
 
-use holm_agent::storage;
+use holm_agent::storage::{self, STORAGE_FLOOR_BYTES};
 use holm_domain::pressure::{PressureLimits, Stall, judge};
 use rustix::process::geteuid;
 use serde::Serialize;
@@ -59,8 +62,10 @@ fn missing(name: &'static str, found: impl Into<String>, way_out: impl Into<Stri
 pub async fn execute(session: &Session) -> anyhow::Result<u8> {
     let mut probes = vec![user(), kernel(), user_namespaces(), cgroups(), pressure(Path::new("/proc"))];
     probes.extend([security_modules(), overlay(), vm(), qemu()]);
-    probes.push(home(&session.config.home.value));
-    probes.extend(state::probes(session).await);
+    let home = session.home();
+    probes.extend([room("home", &home.0, STORAGE_FLOOR_BYTES), database::probe(session, &home).await]);
+    probes.extend(state::probes(&home));
+    probes.extend(server::probes(session, &home).await);
     probes.extend(runtimes(session));
     let unusable = probes.iter().any(|probe| probe.status == Status::Missing);
     let output = session.output;
@@ -254,27 +259,29 @@ fn qemu() -> Probe {
     good("VMMs", found.join(", "))
 }
 
-fn home(home: &Path) -> Probe {
-    let existing = home.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+/// The room in a folder, or in the one in which it will be made. Where runs leave something, none is claimed below `floor`
+/// bytes.
+fn room(name: &'static str, folder: &Path, floor: u64) -> Probe {
+    let existing = folder.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     if let Err(error) = rustix::fs::access(existing, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK) {
         let found = format!("{} cannot be written: {error}", existing.display());
-        return missing("home", found, "give a folder that is yours with --home or HOLM_HOME");
+        return missing(name, found, "give a folder that is yours with --home or HOLM_HOME");
     }
-    if let Some(why) = storage::shortage(existing, storage::STORAGE_FLOOR_BYTES) {
+    if let Some(why) = storage::shortage(existing, floor) {
         let way_out = "make room, give another folder with --home, or another floor with --host-storage-floor";
-        return missing("home", format!("{}: {why}", home.display()), way_out);
+        return missing(name, format!("{}: {why}", folder.display()), way_out);
     }
     match rustix::fs::statvfs(existing) {
         Ok(stat) if stat.f_blocks == 0 => {
-            let found = format!("{}: its file system keeps no files", home.display());
-            missing("home", found, "give another folder with --home or HOLM_HOME")
+            let found = format!("{}: its file system keeps no files", folder.display());
+            missing(name, found, "give another folder with --home or HOLM_HOME")
         }
         Ok(stat) if stat.f_bavail * stat.f_frsize < HOME_FREE_BYTES => {
             let free = show_bytes(stat.f_bavail * stat.f_frsize);
-            let found = format!("{}: {free} free, {} are needed", home.display(), show_bytes(HOME_FREE_BYTES));
-            missing("home", found, "make room there, or give another folder with --home or HOLM_HOME")
+            let found = format!("{}: {free} free, {} are needed", folder.display(), show_bytes(HOME_FREE_BYTES));
+            missing(name, found, "make room there, or give another folder with --home or HOLM_HOME")
         }
-        Ok(stat) => good("home", format!("{}, {} free", home.display(), show_bytes(stat.f_bavail * stat.f_frsize))),
-        Err(error) => missing("home", format!("{}: {error}", existing.display()), "give another folder with --home"),
+        Ok(stat) => good(name, format!("{}, {} free", folder.display(), show_bytes(stat.f_bavail * stat.f_frsize))),
+        Err(error) => missing(name, format!("{}: {error}", existing.display()), "give another folder with --home"),
     }
 }

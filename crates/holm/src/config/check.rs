@@ -223,7 +223,7 @@ async fn database_answers(config: &Config, url: &str) -> Option<Finding> {
     let at = format!("{}: server.database", config.path.display());
     let way_out = "start PostgreSQL, or correct the URL";
     match tokio::time::timeout(Duration::from_secs(10), crate::serve::database_ping(url)).await {
-        Ok(Ok(())) => None,
+        Ok(Ok(_)) => None,
         // What a database says may quote the URL, and the URL has a password in it.
         Ok(Err(problem)) => Some(error(at, problem.to_string().replace(url, "the database"), way_out)),
         Err(_) => Some(error(at, "the database did not answer within 10 s", way_out)),

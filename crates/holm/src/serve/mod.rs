@@ -14,6 +14,7 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
@@ -87,8 +88,9 @@ fn files_of(database: &SecretString) -> Vec<PathBuf> {
     path.map(|path| ["", "-wal", "-shm"].map(|end| PathBuf::from(format!("{path}{end}"))).into()).unwrap_or_default()
 }
 
-/// Whether the database that `url` names answers. What it holds is not looked at, and nothing is changed.
-pub async fn database_ping(url: &str) -> anyhow::Result<()> {
+/// Whether the database that `url` names answers, and within which time if it is a server. What it holds is not looked at,
+/// and nothing is changed.
+pub async fn database_ping(url: &str) -> anyhow::Result<Option<Duration>> {
     Ok(holm_store::reach(url).await?)
 }
 

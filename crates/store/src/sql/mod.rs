@@ -170,8 +170,12 @@ impl Tx {
 /// Waits for an answer for as long as it may take. What does not come at all (the other end is lost, and nobody says so) is
 /// given up with its connection: the pool looks whether that still answers before it keeps it.
 async fn in_time<T>(answer: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
-    let late = |_| sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {ANSWER_MAX:?}")));
-    tokio::time::timeout(ANSWER_MAX, answer).await.map_err(late)?
+    within(ANSWER_MAX, answer).await
+}
+
+async fn within<T>(limit: Duration, answer: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    let late = |_| sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}")));
+    tokio::time::timeout(limit, answer).await.map_err(late)?
 }
 
 fn failure(query: Query, error: sqlx::Error) -> Error {

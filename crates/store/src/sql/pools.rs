@@ -16,7 +16,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
-use super::{Db, WAIT_MAX, broken, in_time, is_busy};
+use super::{Db, WAIT_MAX, broken, in_time, is_busy, within};
 use crate::{Error, Result};
 
 const OPENING: &str = "open the database";
@@ -68,17 +68,7 @@ impl Db {
 
     /// Connects to a database of PostgreSQL as it is.
     pub(crate) async fn reach_postgres(url: &str) -> Result<Self> {
-        // The URL may bear a password: it is not repeated in the error.
-        let options = PgConnectOptions::from_str(url)
-            .map_err(|_| Error::invalid("the URL of the store", "give `postgres://USER:PASSWORD@HOST/DATABASE`"))?
-            .application_name("holm")
-            .options([
-                ("statement_timeout", "30s"),
-                ("lock_timeout", "10s"),
-                // What a server that was lost in a transaction holds locked, the others have again long before a lease ends.
-                ("idle_in_transaction_session_timeout", "10s"),
-                ("default_transaction_isolation", "read committed"),
-            ]);
+        let options = postgres_options(url)?;
         // The pool's own tests have no limit: a connection whose other end is lost would keep its place until the kernel
         // gives it up, after a quarter of an hour.
         let pool = PoolOptions::new()
@@ -95,21 +85,36 @@ impl Db {
         }
     }
 
-    /// How long PostgreSQL takes at least to answer what is no work to it; nothing of a file.
-    pub(crate) async fn answer_time(&self) -> Result<Option<Duration>> {
-        let Self::Postgres(pool) = self else { return Ok(None) };
+    /// Asks a server of PostgreSQL whether it takes writes, and returns how long it takes at least to answer.
+    pub(crate) async fn examine_postgres(url: &str) -> Result<Duration> {
+        let options = postgres_options(url)?;
         let asking = async {
-            let mut connection = pool.acquire().await?;
-            let mut least: Option<Duration> = None;
+            let mut connection = PgConnection::connect_with(&options).await?;
+            takes_writes(&mut connection).await?;
+            let mut least = Duration::MAX;
             for _ in 0..PINGS_MEASURED {
                 let begun = Instant::now();
                 connection.ping().await?;
-                least = Some(least.map_or(begun.elapsed(), |least| least.min(begun.elapsed())));
+                least = least.min(begun.elapsed());
             }
-            Ok(least)
+            connection.close().await.map(|()| least)
         };
-        in_time(asking).await.map_err(|error| broken("ask the database", error))
+        within(WAIT_MAX, asking).await.map_err(|error| broken(OPENING, error))
     }
+}
+
+/// How PostgreSQL is connected to.
+fn postgres_options(url: &str) -> Result<PgConnectOptions> {
+    // The URL may bear a password: it is not repeated in the error.
+    let options = PgConnectOptions::from_str(url)
+        .map_err(|_| Error::invalid("the URL of the store", "give `postgres://USER:PASSWORD@HOST/DATABASE`"))?;
+    Ok(options.application_name("holm").options([
+        ("statement_timeout", "30s"),
+        ("lock_timeout", "10s"),
+        // What a server that was lost in a transaction holds locked, the others have again long before a lease ends.
+        ("idle_in_transaction_session_timeout", "10s"),
+        ("default_transaction_isolation", "read committed"),
+    ]))
 }
 
 /// Makes the file of a database that is not there yet. SQLite gives its write-ahead log and its shared memory the same mode.
@@ -147,26 +152,20 @@ async fn why_not(options: &PgConnectOptions) -> sqlx::Error {
 
 /// Whether a connection still is one; an error closes it at once.
 async fn is_there(connection: &mut PgConnection) -> sqlx::Result<bool> {
-    soon(connection.ping()).await?;
+    within(PING_MAX, connection.ping()).await?;
     Ok(true)
 }
 
 /// Whether a connection still is one, to a server that takes writes; an error closes it at once. One whose place another has
 /// taken may go on answering for ever, and all that it reads is old.
 async fn takes_writes(connection: &mut PgConnection) -> sqlx::Result<()> {
-    let row = soon(sqlx::raw_sql("show transaction_read_only").fetch_one(connection)).await?;
+    let row = within(PING_MAX, sqlx::raw_sql("show transaction_read_only").fetch_one(connection)).await?;
     if row.try_get_unchecked::<String, _>(0)? == "off" {
         return Ok(());
     }
     let problem =
         "the PostgreSQL server is read-only: it may be a standby; name the one that takes writes, or promote it";
     Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, problem)))
-}
-
-/// Waits for an answer that takes a server no work.
-async fn soon<T>(answer: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
-    let late = |_| sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {PING_MAX:?}")));
-    tokio::time::timeout(PING_MAX, answer).await.map_err(late)?
 }
 
 /// Whether a connection may be used once more. SQLite itself rolls a transaction back when the disk is full, and the

@@ -1,0 +1,128 @@
+//! The database: whether it answers, is whole and takes writes, and how long that takes.
+
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Flock, FlockType, Pid, fcntl_getlk};
+use secrecy::ExposeSecret as _;
+
+use super::{Probe, good, less, missing};
+use crate::{home::Home, serve, session::Session, units::show_duration};
+
+/// How long the database may take to answer, and a large file to be read.
+const DATABASE_DEADLINE: Duration = Duration::from_secs(20);
+/// Above this an answer of PostgreSQL is slow: one operation of a server takes several.
+const ANSWER_TIME_MAX: Duration = Duration::from_millis(20);
+/// How long a file is locked if another program keeps it locked. A server lets it go after each of its transactions.
+const LOCKED_FOR: Duration = Duration::from_secs(2);
+/// How often is looked in that time.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// The byte of the shared memory beside a file of SQLite that whoever writes keeps locked (sqlite.org/walformat.html, 2.3.1).
+const WRITE_LOCK_AT: u64 = 120;
+
+/// Looks at it.
+pub async fn probe(session: &Session, home: &Home) -> Probe {
+    let name = "database";
+    let url = match &session.config.file.server.database {
+        Some(url) => url.clone(),
+        None => match serve::own_database(home) {
+            Ok(url) => url,
+            Err(error) => return missing(name, format!("{error:#}"), "see the message"),
+        },
+    };
+    let file = url.expose_secret().strip_prefix("sqlite:").map(PathBuf::from);
+    if file.as_ref().is_some_and(|path| !path.exists()) {
+        return good(name, "none yet; the first start of a server makes it");
+    }
+    let what = serve::database_name(&url);
+    match tokio::time::timeout(DATABASE_DEADLINE, serve::database_ping(url.expose_secret())).await {
+        Ok(Ok(answer_time)) => match (file, answer_time) {
+            (Some(path), _) => whole(&path).await,
+            (None, answer_time) => answers(what, answer_time.unwrap_or_default()),
+        },
+        // What a database says may quote the URL, and the URL has a password in it.
+        Ok(Err(error)) => {
+            let problem = error.to_string().replace(url.expose_secret(), "the database");
+            missing(name, format!("{what}: {problem}"), "see the message; without it no server works")
+        }
+        Err(_) if file.is_some() => less(
+            name,
+            format!("{what} was not read to its end within {}", show_duration(DATABASE_DEADLINE)),
+            "look again",
+        ),
+        Err(_) => missing(name, format!("the one {what} does not answer"), "start PostgreSQL, or correct the URL"),
+    }
+}
+
+/// What there is to say of a server of PostgreSQL that answers within `answer_time`.
+fn answers(what: &str, answer_time: Duration) -> Probe {
+    let found = format!("the one {what} answers within {} ms", answer_time.as_millis() + 1);
+    if answer_time <= ANSWER_TIME_MAX {
+        return good("database", found);
+    }
+    let way_out = "that is slow, and an operation of a server takes several answers: look after the load of PostgreSQL, and \
+                   after the network between";
+    less("database", found, way_out)
+}
+
+/// What there is to say of a file that is whole.
+async fn whole(path: &Path) -> Probe {
+    let name = "database";
+    match locked_by(path).await {
+        Ok(None) => good(name, format!("{} is whole", path.display())),
+        Ok(Some(holder)) => {
+            let found = format!("{} is whole, and {holder} keeps the database locked", path.display());
+            missing(name, found, "end that program, or wait for it; until then no server can store anything")
+        }
+        Err(error) => {
+            let found = format!("{} is whole; whether it is locked cannot be told: {error}", path.display());
+            less(name, found, "look as the user of the server")
+        }
+    }
+}
+
+/// Who keeps a file of SQLite locked for writing all the while. To look takes no lock, so nobody waits for it.
+async fn locked_by(path: &Path) -> io::Result<Option<String>> {
+    let mut shared = path.as_os_str().to_owned();
+    shared.push("-shm");
+    let shared = match File::open(shared) {
+        Ok(file) => file,
+        // Nobody has it open.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let read = Flock { start: WRITE_LOCK_AT, length: 1, ..FlockType::ReadLock.into() };
+    let begun = Instant::now();
+    loop {
+        let Some(lock) = fcntl_getlk(&shared, &read)? else { return Ok(None) };
+        if begun.elapsed() >= LOCKED_FOR {
+            return Ok(Some(lock.pid.map_or_else(|| "a process of another pid namespace".to_owned(), named)));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// A process, for people.
+fn named(pid: Pid) -> String {
+    let number = pid.as_raw_nonzero();
+    match std::fs::read_to_string(format!("/proc/{number}/comm")) {
+        Ok(name) => format!("process {number} ({})", name.trim_end()),
+        Err(_) => format!("process {number}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Status, *};
+
+    #[test]
+    fn a_database_that_answers_slowly_is_told() {
+        assert_eq!(answers("here", Duration::from_micros(300)).status, Status::Good);
+        let slow = answers("here", Duration::from_millis(161));
+        assert_eq!((slow.status, slow.found.as_str()), (Status::Less, "the one here answers within 162 ms"));
+    }
+}
