@@ -27,10 +27,69 @@ pub struct Postgres {
     server: Option<Running>,
 }
 
+/// The user of its database.
+const USER: &str = "holm";
+
 impl Postgres {
     /// Makes a server and waits until it answers.
     #[track_caller]
     pub fn start() -> Self {
+        let mut postgres = Self::without_data();
+        let mut command = postgres.command("initdb");
+        command.arg(format!("--username={USER}"));
+        command.args(["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--pgdata"]);
+        run(command.arg(postgres.data())).succeeds();
+        postgres.start_again();
+        postgres
+    }
+
+    /// Makes a hot standby of this server, and waits until it answers.
+    #[track_caller]
+    pub fn standby(&self) -> Self {
+        let mut standby = Self::without_data();
+        let mut command = standby.command("pg_basebackup");
+        command.args(["-h", "127.0.0.1", "-U", USER, "-p", &self.port.to_string()]);
+        command.args(["--checkpoint=fast", "--no-sync", "--write-recovery-conf", "--pgdata"]);
+        run(command.arg(standby.data())).succeeds();
+        standby.start_again();
+        standby
+    }
+
+    /// Has it take no writes any more: it goes on answering who is connected. Returns once `standby` has all that was
+    /// written.
+    #[track_caller]
+    pub fn hands_over_to(&self, standby: &Self) {
+        self.asked("alter system set default_transaction_read_only = on");
+        self.asked("select pg_reload_conf()");
+        eventually("the last writes are over", || {
+            let writing = "select count(*) from pg_stat_activity where backend_xid is not null";
+            (self.asked("show transaction_read_only") == "on" && self.asked(writing) == "0").then_some(())
+        });
+        let written = self.asked("select pg_current_wal_lsn()");
+        let is_there = format!("select pg_last_wal_replay_lsn() >= '{written}'");
+        eventually("the standby has all of it", || (standby.asked(&is_there) == "t").then_some(()));
+    }
+
+    /// Makes a standby the server that takes writes.
+    #[track_caller]
+    pub fn is_promoted(&self) {
+        assert_eq!(self.asked("select pg_promote()"), "t");
+    }
+
+    /// What it answers to a query, as text.
+    #[track_caller]
+    fn asked(&self, query: &str) -> String {
+        let mut command = self.command("psql");
+        command.args(["-h", "127.0.0.1", "-U", USER, "-p", &self.port.to_string(), "-d", "postgres"]);
+        run(command.args(["--no-psqlrc", "--tuples-only", "--no-align", "-c", query])).succeeds().word()
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    #[track_caller]
+    fn without_data() -> Self {
         let dir = tempfile::Builder::new().prefix("holm-e2e-postgres-").tempdir().expect("a temporary folder");
         let account = (id_of("-u"), id_of("-g"));
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
@@ -39,17 +98,12 @@ impl Postgres {
         }
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
         let port = port.expect("a free port").port();
-        let mut postgres = Self { dir, bin: bin_dir(), account, port, server: None };
-        let mut command = postgres.command("initdb");
-        command.args(["--username=holm", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--pgdata"]);
-        run(command.arg(postgres.dir.path().join("data"))).succeeds();
-        postgres.start_again();
-        postgres
+        Self { dir, bin: bin_dir(), account, port, server: None }
     }
 
     /// The URL of its database, through another port if something stands before it.
     pub fn url(&self, port: u16) -> String {
-        format!("postgres://holm@127.0.0.1:{port}/postgres")
+        format!("postgres://{USER}@127.0.0.1:{port}/postgres")
     }
 
     /// Where it listens.
@@ -61,11 +115,11 @@ impl Postgres {
     #[track_caller]
     pub fn start_again(&mut self) {
         let mut command = self.command("postgres");
-        command.arg("-D").arg(self.dir.path().join("data")).arg("-k").arg(self.dir.path());
+        command.arg("-D").arg(self.data()).arg("-k").arg(self.dir.path());
         command.args(["-p", &self.port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]);
         let server = self.server.insert(Running::start(&mut command));
         let mut probe = Command::new(self.bin.join("pg_isready"));
-        probe.args(["-q", "-h", "127.0.0.1", "-U", "holm", "-p", &self.port.to_string()]);
+        probe.args(["-q", "-h", "127.0.0.1", "-U", USER, "-p", &self.port.to_string()]);
         eventually("PostgreSQL answers", || {
             assert!(server.is_alive(), "PostgreSQL ended: {}", server.stderr());
             (run(&mut probe).code == 0).then_some(())

@@ -60,6 +60,7 @@ pub struct Proxy {
 }
 
 struct State {
+    port: u16,
     way: Way,
     lines: Vec<(Arc<Line>, [TcpStream; 2])>,
     is_over: bool,
@@ -71,7 +72,7 @@ impl Proxy {
     pub fn before(port: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let own = listener.local_addr().expect("an address").port();
-        let state = State { way: Way::Passes(Duration::ZERO), lines: Vec::new(), is_over: false };
+        let state = State { port, way: Way::Passes(Duration::ZERO), lines: Vec::new(), is_over: false };
         let state = Arc::new(Mutex::new(state));
         let accepting = Arc::clone(&state);
         thread::spawn(move || {
@@ -81,7 +82,7 @@ impl Proxy {
                     return;
                 }
                 // A server that is not there is one that refuses.
-                if let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) {
+                if let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, state.port)) {
                     state.join(client, server);
                 }
             }
@@ -109,6 +110,11 @@ impl Proxy {
     pub fn abandons(&self) {
         // The threads of a line keep it, and its sockets, for as long as they wait.
         self.state().lines.drain(..).for_each(|(line, _)| line.set(Way::Stalls));
+    }
+
+    /// New connections lead to another server; those that there are go on.
+    pub fn leads_to(&self, port: u16) {
+        self.state().port = port;
     }
 
     fn set(&self, way: Way) {

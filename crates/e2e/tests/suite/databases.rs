@@ -93,17 +93,21 @@ fn a_postgres_that_is_slow_or_silent_for_a_while_costs_no_line_and_no_run() {
     until_more_lines(&world, &followed.run);
     proxy.delays(Duration::from_millis(80));
     until_more_lines(&world, &followed.run);
+    doctor_says(&world, 0, &["the one that --database", "answers within", "that is slow"]);
     proxy.stalls();
     world.http().get("/readyz").is_problem(503, "unavailable");
     std::thread::sleep(Duration::from_secs(3));
     proxy.delays(Duration::ZERO);
     until_more_lines(&world, &followed.run);
     followed.ends_unharmed(&world);
+    proxy.stalls();
+    doctor_says(&world, 1, &["that --database", "did not answer", "no server works"]);
+    proxy.delays(Duration::ZERO);
 }
 
 /// What was connected before never hears that the other end is gone, and what it had locked stays so for a while.
 #[test]
-fn a_postgres_that_fails_over_is_found_again_within_a_lease() {
+fn a_postgres_that_is_lost_without_a_word_is_found_again_within_a_lease() {
     let postgres = Postgres::start();
     let proxy = Proxy::before(postgres.port());
     let mut world = World::on_database(&postgres.url(proxy.port()));
@@ -114,6 +118,30 @@ fn a_postgres_that_fails_over_is_found_again_within_a_lease() {
     proxy.abandons();
     until_more_lines(&world, &followed.run);
     followed.ends_unharmed(&world);
+}
+
+/// What was connected before goes on being answered, and nothing that it writes is taken.
+#[test]
+fn a_postgres_that_fails_over_to_its_standby_costs_no_line_and_no_run() {
+    let primary = Postgres::start();
+    let standby = primary.standby();
+    let proxy = Proxy::before(primary.port());
+    let mut world = World::on_database(&primary.url(proxy.port()));
+    world.start_server();
+    world.start_agent("only");
+    let followed = Followed::begin(&world, 1_500);
+    until_more_lines(&world, &followed.run);
+    primary.hands_over_to(&standby);
+    proxy.leads_to(standby.port());
+    let doctor = Running::start(world.command().arg("doctor"));
+    // Neither of the two takes writes now, and the command goes on.
+    world.http().get("/readyz").is_problem(503, "unavailable");
+    let doctor = doctor.wait().exits(1);
+    assert!(doctor.text().contains("read-only: it may be a standby"), "{doctor}");
+    standby.is_promoted();
+    until_more_lines(&world, &followed.run);
+    followed.ends_unharmed(&world);
+    assert_eq!(world.run(["--", "echo", "new"]).succeeds().text(), "new\n");
 }
 
 #[test]
@@ -127,6 +155,13 @@ fn a_database_that_does_not_answer_at_the_start_is_named_with_the_way_out() {
     let doctor = world.holm(["doctor"]).exits(1);
     assert!(doctor.text().contains("did not answer") && doctor.text().contains("refused"), "{doctor}");
     assert!(!doctor.text().contains("hunter2"), "{doctor}");
+}
+
+/// What `holm doctor` says of the state in which the world is.
+#[track_caller]
+fn doctor_says(world: &World, code: i32, words: &[&str]) {
+    let doctor = world.holm(["doctor"]).exits(code);
+    assert!(words.iter().all(|word| doctor.text().contains(word)), "{words:?} {doctor}");
 }
 
 /// The database of a world that keeps its records in a file.
@@ -165,12 +200,15 @@ fn a_sqlite_file_that_another_program_locks_costs_no_line_and_no_run() {
     for (seconds, is_waited_for) in [(3, true), (13, false)] {
         until_more_lines(&world, &followed.run);
         let locking = lock_for(&world, seconds);
+        let doctor = Running::start(world.command().arg("doctor"));
         world.http().get(&format!("/v1/runs/{}", followed.run)).is(200);
         let answer = world.http().post("/v1/tokens", &serde_json::json!({ "name": "x", "role": "member" }));
         if is_waited_for {
             answer.is(201);
         } else {
             answer.is_problem(503, "unavailable");
+            let doctor = doctor.wait().exits(1);
+            assert!(doctor.text().contains("(python3) keeps the database locked"), "{doctor}");
         }
         locking.wait().succeeds();
     }
@@ -185,6 +223,7 @@ fn a_server_waits_for_a_locked_file_when_it_starts_and_says_so_when_that_is_too_
     let run = world.newest();
     world.stop_up().exits(0);
     let locking = lock_for(&world, 20);
+    doctor_says(&world, 1, &["holm.db is whole", "(python3) keeps the database locked", "end that program"]);
     world.holm(["up", "--private"]).exits(1).complains_of(&["holm.db", "locked", "another program"]);
     locking.wait().succeeds();
     let locking = lock_for(&world, 3);
@@ -230,28 +269,25 @@ fn a_sqlite_file_that_is_damaged_is_named_with_the_way_out_and_left_as_it_is() {
 fn doctor_explains_what_the_server_stands_on() {
     let mut world = World::on_file();
     world.start_up();
-    let said = |world: &World, code: i32, words: &[&str]| {
-        let doctor = world.holm(["doctor"]).exits(code);
-        assert!(words.iter().all(|word| doctor.text().contains(word)), "{words:?} {doctor}");
-    };
-    said(&world, 0, &["database", "blobs", "set aside", "the server's agrees with this machine's"]);
+    doctor_says(&world, 0, &["holm.db is whole", "blobs", "set aside", "the server's agrees with this machine's"]);
+    doctor_says(&world, 0, &["at work", "1 of 1 take runs", "both ends of the newest 0 can be read"]);
     world.stop_up().exits(0);
     let blobs = world.home().join("server/blobs");
     fs::rename(&blobs, world.home().join("server/away")).expect("a folder");
     fs::write(&blobs, "").expect("a file");
-    said(&world, 1, &["blobs", "not a folder"]);
+    doctor_says(&world, 1, &["blobs", "not a folder"]);
     fs::remove_file(&blobs).expect("a file");
     fs::rename(world.home().join("server/away"), &blobs).expect("a folder");
     if !host::is_root() {
         use std::os::unix::fs::PermissionsExt as _;
         fs::set_permissions(&blobs, fs::Permissions::from_mode(0o500)).expect("a mode");
-        said(&world, 1, &["blobs", "cannot be written"]);
+        doctor_says(&world, 1, &["blobs", "cannot be written"]);
         fs::set_permissions(&blobs, fs::Permissions::from_mode(0o700)).expect("a mode");
     }
     let aside = world.home().join("agent/set-aside/run_0.1.0");
     fs::create_dir_all(&aside).expect("a folder");
     fs::write(aside.join("damaged"), "shim.json: torn\n").expect("a file");
-    said(&world, 0, &["set aside", "run_0.1.0", "shim.json: torn"]);
+    doctor_says(&world, 0, &["set aside", "run_0.1.0", "shim.json: torn"]);
     fs::remove_dir_all(aside).expect("a folder");
 }
 
@@ -303,6 +339,7 @@ fn a_log_whose_object_is_damaged_or_gone_says_so_and_other_logs_go_on() {
         fs::write(path, bytes).expect("an object");
     }
     objects(&world, &gone).into_iter().for_each(|path| fs::remove_file(path).expect("an object"));
+    doctor_says(&world, 0, &["2 of the newest 3 cannot be read", &gone, "restore the folder of blobs"]);
     for run in [&damaged, &gone] {
         world.holm(["logs", run]).exits(1).complains_of(&["log_damaged"]);
         for query in ["", "/search?text=nowhere", "/range?tail=1"] {

@@ -74,6 +74,9 @@ fn an_agent_that_the_kernel_kills_for_memory_loses_neither_run_nor_line() {
     world.agent_is_killed("a");
     assert_eq!(group.kills(), 1);
     drop(group);
+    let doctor = world.holm(["doctor", "--home", &world.dir().join("agent-a").display().to_string()]);
+    let words = ["none is at work, and 1 of its attempts", "where memory ran out"];
+    assert!(words.iter().all(|word| doctor.text().contains(word)), "{doctor}");
     let view = world.show(&run);
     assert_eq!((&view["state"], &view["fence"]), (&"running".into(), &1.into()), "{view}");
     world.start_agent("a");
