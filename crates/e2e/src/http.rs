@@ -5,6 +5,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
     path::PathBuf,
+    time::Instant,
 };
 
 use serde_json::Value;
@@ -253,14 +254,18 @@ pub struct Events {
 }
 
 impl Events {
-    /// The next event; nothing at the end. An error where the stream breaks off.
+    /// The next event; nothing at the end. An error where the stream breaks off, and where signs of life are all that comes.
     pub fn try_next(&mut self) -> std::io::Result<Option<Event>> {
+        let deadline = Instant::now() + DEADLINE;
         let mut event = Event { id: None, event: "message".to_owned(), data: String::new() };
         let mut line = String::new();
         loop {
             line.clear();
             if self.reader.read_line(&mut line)? == 0 {
                 return Ok(None);
+            }
+            if Instant::now() >= deadline {
+                return Err(std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no event within {DEADLINE:?}")));
             }
             let text = line.trim_end_matches(['\n', '\r']);
             match text.split_once(':') {

@@ -7,7 +7,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use holm_api::{
@@ -18,7 +18,7 @@ use holm_api::{
     },
     logs::LogEntry,
 };
-use holm_e2e::{Running, World, eventually, http::Http};
+use holm_e2e::{DEADLINE, Running, World, eventually, http::Http};
 use serde_json::Value;
 
 /// How many follow with the library, by server-sent events and by batches; and how many as a stranger and by the binary.
@@ -96,6 +96,7 @@ fn follow_with_library(client: Client, run: String, progress: Progress) -> JoinH
 /// Follows as the standard of server-sent events has it, and drops nothing: what comes twice is seen twice.
 fn follow_as_stranger(http: &Http, path: &str, progress: &AtomicU64) -> Came {
     let mut came = Came::new();
+    let mut heard_at = Instant::now();
     loop {
         let last_id = came.last().map(|(seq, _)| seq.to_string());
         if let Ok(mut events) = http.try_follow(path, last_id.as_deref()) {
@@ -107,8 +108,10 @@ fn follow_as_stranger(http: &Http, path: &str, progress: &AtomicU64) -> Came {
                 let seq = event.id.and_then(|id| id.parse().ok()).expect("an id");
                 came.push((seq, entry["text"].as_str().expect("a line").as_bytes().to_vec()));
                 progress.store(seq, Ordering::SeqCst);
+                heard_at = Instant::now();
             }
         }
+        assert!(heard_at.elapsed() < DEADLINE, "nothing came within {DEADLINE:?} after line {}", came.len());
         thread::sleep(Duration::from_millis(50));
     }
 }
