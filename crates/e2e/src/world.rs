@@ -125,6 +125,16 @@ impl World {
         self.wait_until_ready();
     }
 
+    /// What `holm doctor` says of the state in which the world is; it contains every word.
+    #[track_caller]
+    pub fn doctor_says(&self, code: i32, words: &[&str]) -> Ran {
+        let doctor = self.holm(["doctor"]).exits(code);
+        for word in words {
+            assert!(doctor.text().contains(word), "`{word}` is not in {doctor}");
+        }
+        doctor
+    }
+
     /// The folder of the world, readable to everybody, gone in the end.
     pub fn dir(&self) -> &Path {
         self.dir.path()

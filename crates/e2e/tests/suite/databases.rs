@@ -72,6 +72,7 @@ fn postgres_that_is_stopped_or_crashes_and_comes_back_costs_no_line_and_no_run()
         until_more_lines(&world, &followed.run);
         end(&mut postgres);
         world.http().get("/readyz").is_problem(503, "unavailable");
+        world.doctor_says(1, &["that --database", "did not answer", "refused"]);
         // The command goes on writing while nobody takes it.
         std::thread::sleep(Duration::from_millis(1_500));
         postgres.start_again();
@@ -93,7 +94,7 @@ fn a_postgres_that_is_slow_or_silent_for_a_while_costs_no_line_and_no_run() {
     until_more_lines(&world, &followed.run);
     proxy.delays(Duration::from_millis(80));
     until_more_lines(&world, &followed.run);
-    doctor_says(&world, 0, &["the one that --database", "answers within", "that is slow"]);
+    world.doctor_says(0, &["the one that --database", "answers within", "that is slow"]);
     proxy.stalls();
     world.http().get("/readyz").is_problem(503, "unavailable");
     std::thread::sleep(Duration::from_secs(3));
@@ -101,7 +102,7 @@ fn a_postgres_that_is_slow_or_silent_for_a_while_costs_no_line_and_no_run() {
     until_more_lines(&world, &followed.run);
     followed.ends_unharmed(&world);
     proxy.stalls();
-    doctor_says(&world, 1, &["that --database", "did not answer", "no server works"]);
+    world.doctor_says(1, &["that --database", "did not answer", "no server works"]);
     proxy.delays(Duration::ZERO);
 }
 
@@ -152,16 +153,8 @@ fn a_database_that_does_not_answer_at_the_start_is_named_with_the_way_out() {
     let ran = world.holm(["server", "--listen", "127.0.0.1:0"]).exits(1);
     assert!(!ran.complaint().contains("hunter2"), "{ran}");
     ran.complains_of(&["cannot open the database", "--database", "refused"]);
-    let doctor = world.holm(["doctor"]).exits(1);
-    assert!(doctor.text().contains("did not answer") && doctor.text().contains("refused"), "{doctor}");
+    let doctor = world.doctor_says(1, &["did not answer", "refused"]);
     assert!(!doctor.text().contains("hunter2"), "{doctor}");
-}
-
-/// What `holm doctor` says of the state in which the world is.
-#[track_caller]
-fn doctor_says(world: &World, code: i32, words: &[&str]) {
-    let doctor = world.holm(["doctor"]).exits(code);
-    assert!(words.iter().all(|word| doctor.text().contains(word)), "{words:?} {doctor}");
 }
 
 /// The database of a world that keeps its records in a file.
@@ -223,7 +216,7 @@ fn a_server_waits_for_a_locked_file_when_it_starts_and_says_so_when_that_is_too_
     let run = world.newest();
     world.stop_up().exits(0);
     let locking = lock_for(&world, 20);
-    doctor_says(&world, 1, &["holm.db is whole", "(python3) keeps the database locked", "end that program"]);
+    world.doctor_says(1, &["holm.db is whole", "(python3) keeps the database locked", "end that program"]);
     world.holm(["up", "--private"]).exits(1).complains_of(&["holm.db", "locked", "another program"]);
     locking.wait().succeeds();
     let locking = lock_for(&world, 3);
@@ -256,8 +249,7 @@ fn a_sqlite_file_that_is_damaged_is_named_with_the_way_out_and_left_as_it_is() {
         let way_out = "restore it from a copy";
         world.holm(["up", "--private"]).exits(1).complains_of(&["holm.db", words, way_out]);
         world.run(["--", "true"]).exits(125).complains_of(&["holm.db", words, way_out]);
-        let doctor = world.holm(["doctor"]).exits(1);
-        assert!([words, way_out].iter().all(|word| doctor.text().contains(word)), "{doctor}");
+        world.doctor_says(1, &[words, way_out]);
         assert!(fs::read(&path).expect("a database") == harmed, "it was changed");
         fs::write(&path, whole).expect("a copy");
         world.start_up();
@@ -269,25 +261,25 @@ fn a_sqlite_file_that_is_damaged_is_named_with_the_way_out_and_left_as_it_is() {
 fn doctor_explains_what_the_server_stands_on() {
     let mut world = World::on_file();
     world.start_up();
-    doctor_says(&world, 0, &["holm.db is whole", "blobs", "set aside", "the server's agrees with this machine's"]);
-    doctor_says(&world, 0, &["at work", "1 of 1 take runs", "both ends of the newest 0 can be read"]);
+    world.doctor_says(0, &["holm.db is whole", "blobs", "set aside", "the server's agrees with this machine's"]);
+    world.doctor_says(0, &["at work", "1 of 1 take runs", "both ends of the newest 0 can be read"]);
     world.stop_up().exits(0);
     let blobs = world.home().join("server/blobs");
     fs::rename(&blobs, world.home().join("server/away")).expect("a folder");
     fs::write(&blobs, "").expect("a file");
-    doctor_says(&world, 1, &["blobs", "not a folder"]);
+    world.doctor_says(1, &["blobs", "not a folder"]);
     fs::remove_file(&blobs).expect("a file");
     fs::rename(world.home().join("server/away"), &blobs).expect("a folder");
     if !host::is_root() {
         use std::os::unix::fs::PermissionsExt as _;
         fs::set_permissions(&blobs, fs::Permissions::from_mode(0o500)).expect("a mode");
-        doctor_says(&world, 1, &["blobs", "cannot be written"]);
+        world.doctor_says(1, &["blobs", "cannot be written"]);
         fs::set_permissions(&blobs, fs::Permissions::from_mode(0o700)).expect("a mode");
     }
     let aside = world.home().join("agent/set-aside/run_0.1.0");
     fs::create_dir_all(&aside).expect("a folder");
     fs::write(aside.join("damaged"), "shim.json: torn\n").expect("a file");
-    doctor_says(&world, 0, &["set aside", "run_0.1.0", "shim.json: torn"]);
+    world.doctor_says(0, &["set aside", "run_0.1.0", "shim.json: torn"]);
     fs::remove_dir_all(aside).expect("a folder");
 }
 
@@ -339,7 +331,7 @@ fn a_log_whose_object_is_damaged_or_gone_says_so_and_other_logs_go_on() {
         fs::write(path, bytes).expect("an object");
     }
     objects(&world, &gone).into_iter().for_each(|path| fs::remove_file(path).expect("an object"));
-    doctor_says(&world, 0, &["2 of the newest 3 cannot be read", &gone, "restore the folder of blobs"]);
+    world.doctor_says(0, &["2 of the newest 3 cannot be read", &gone, "restore the folder of blobs"]);
     for run in [&damaged, &gone] {
         world.holm(["logs", run]).exits(1).complains_of(&["log_damaged"]);
         for query in ["", "/search?text=nowhere", "/range?tail=1"] {

@@ -82,6 +82,7 @@ fn a_killed_agent_is_killed_with_its_sandbox_when_nobody_comes_back() {
     eventually("its sandbox is dead", || host::find(&word).is_empty().then_some(()));
     let requeued = world.until_state(&id, "queued");
     assert_eq!(requeued["attempt"], 1, "{requeued}");
+    world.doctor_says(0, &["0 of 1 take runs; only was heard of", "see its log if it was killed"]);
     // Its agent comes back, cleans up what is left and carries on.
     world.start_agent("only");
     world.until_state(&id, "running");

@@ -16,6 +16,7 @@ fn under_pressure_runs_wait_and_say_why_and_what_runs_goes_on() {
     let shown = world.holm(["hosts"]).succeeds();
     let why = "under pressure: all tasks wait for memory 20.00 % of the time (limit 20 %); it takes nothing new";
     assert!(shown.text().contains(why), "{shown}");
+    world.doctor_says(0, &["0 of 1 take runs", why]);
     let waiting = world.detach(["--", "echo", "done"]);
     let lines = |id: &str| world.logs(id).text().lines().count();
     let before = lines(&running);
