@@ -88,3 +88,31 @@ fn set_aside(path: &Path) -> Probe {
     let found = format!("{} of an attempt that could not be read, the last {folder}{why}", found.len());
     less(name, found, format!("look into {}; what was looked at may be removed", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Status, *};
+
+    #[test]
+    fn a_folder_on_a_disk_of_its_own_is_looked_at_by_itself() {
+        let home = tempfile::tempdir().unwrap();
+        fs::create_dir(home.path().join("agent")).unwrap();
+        let look = |folder: &Path| apart("agent's folder", home.path(), folder, 0);
+        assert!(look(&home.path().join("agent")).is_none());
+        assert!(look(&home.path().join("none")).is_none());
+        // Of all file systems the one that is on every machine, and keeps no files.
+        assert_eq!(look(Path::new("/proc")).unwrap().status, Status::Missing);
+    }
+
+    #[test]
+    fn attempts_without_an_agent_are_told() {
+        let home = tempfile::tempdir().unwrap();
+        assert_eq!(agent(home.path()).status, Status::Good);
+        fs::write(home.path().join("lock"), "").unwrap();
+        fs::create_dir_all(home.path().join("runs")).unwrap();
+        assert_eq!(agent(home.path()).status, Status::Good);
+        fs::create_dir(home.path().join("runs/one")).unwrap();
+        let left = agent(home.path());
+        assert_eq!((left.status, left.found.starts_with("none is at work, and 1 of")), (Status::Less, true));
+    }
+}
