@@ -11,6 +11,9 @@ use serde::de::DeserializeOwned;
 
 use crate::problem::Failure;
 
+/// The longest body that is read once more to tell what stands in a wrong field, in bytes.
+const TOLD_BYTES_MAX: usize = 64 * 1024;
+
 /// A JSON body.
 pub struct Json<T>(pub T);
 
@@ -78,8 +81,12 @@ fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
     Ok(value)
 }
 
-/// What stands at `path` (`limits.pids`, `argv[1]`), as JSON; empty where nothing does.
+/// What stands at `path` (`limits.pids`, `argv[1]`), as JSON; empty where nothing does, or where the body is so long that it
+/// would take many times its memory to tell.
 fn value_at(bytes: &[u8], path: &str) -> String {
+    if bytes.len() > TOLD_BYTES_MAX {
+        return String::new();
+    }
     let Ok(mut value) = serde_json::from_slice::<serde_json::Value>(bytes) else { return String::new() };
     for step in path.split(['.', '[']).map(|step| step.trim_end_matches(']')) {
         let next = match &mut value {
@@ -223,6 +230,17 @@ mod tests {
         assert_eq!(refusal("{}"), (ErrorCode::InvalidField, Some("spec".into()), Some(String::new())));
         assert_eq!(refusal("[]").1.as_deref(), Some("body"));
         assert_eq!(refusal(r#"{"": 7}"#), (ErrorCode::InvalidField, Some("\"\"".into()), Some("7".into())));
+    }
+
+    #[test]
+    fn what_stands_in_a_long_body_is_not_read_again() {
+        let long = |pids: &str, spaces: usize| {
+            let spec = format!(r#"{{"root": {{"kind": "host"}}, "argv": [], "limits": {{"pids": {pids}}}}}"#);
+            refusal(&format!(r#"{{"spec": {spec}{}}}"#, " ".repeat(spaces)))
+        };
+        let named = |value: &str| (ErrorCode::InvalidField, Some("spec.limits.pids".into()), Some(value.into()));
+        assert_eq!(long("-1", TOLD_BYTES_MAX / 2), named("-1"));
+        assert_eq!(long("-1", TOLD_BYTES_MAX), named(""));
     }
 
     #[test]
