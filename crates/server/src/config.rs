@@ -9,6 +9,7 @@
 //! | archive of changes | `changes_bytes_max` | 4 GiB | 413 `too_large` |
 //! | structured result | [`holm_domain::limits::RESULT_BYTES_MAX`] | 64 KiB | 413 `too_large` |
 //! | runs in a page | [`RUNS_PAGE_MAX`] | 200 | 422 `invalid_field` |
+//! | bytes of what the runs in a page were asked to do | [`RUNS_PAGE_BYTES_MAX`] | 4 MiB | a shorter page |
 //! | log entries or events in a page | [`ENTRIES_PAGE_MAX`] | 10,000 | 422 `invalid_field` |
 //! | bytes of a page of log entries, before JSON | [`LOG_PAGE_BYTES_MAX`] | 4 MiB | a shorter page |
 //! | leases in a renewal or a poll | [`LEASES_MAX`] | 1,000 | 422 `invalid_field` |
@@ -38,6 +39,8 @@ use crate::clock::Clock;
 
 /// The most runs in a page.
 pub const RUNS_PAGE_MAX: u32 = 200;
+/// From how many bytes of what they were asked to do on no further run is added to a page.
+pub const RUNS_PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The runs in a page where the request does not say.
 pub const RUNS_PAGE_DEFAULT: u32 = 50;
 /// The most log entries or events in a page.

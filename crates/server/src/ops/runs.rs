@@ -11,7 +11,7 @@ use holm_store::{Idempotency, Inserted, RunFilter};
 use sha2::{Digest as _, Sha256};
 
 use super::{revise, run_of, tokens::check_name};
-use crate::{app::App, ids, problem::Failure};
+use crate::{app::App, config::RUNS_PAGE_BYTES_MAX, ids, problem::Failure};
 
 /// The project of runs that name none.
 pub const DEFAULT_PROJECT: &str = "default";
@@ -67,7 +67,10 @@ fn idempotency(key: String, body: &CreateRun) -> Result<Idempotency, Failure> {
     Ok(Idempotency { key, digest: Sha256::digest(understood).into() })
 }
 
-/// Runs of the org, newest first, after `before`; one more than `limit` is looked for, to know whether there are more.
+/// How many runs are read at a time: large ones end a page before many of them are in memory.
+const READ_MAX: usize = 16;
+
+/// Runs of the org, newest first, after `before`, and whether there are more; fewer than `limit` where they are large.
 pub async fn run_list(
     app: &App,
     org: OrgId,
@@ -75,11 +78,23 @@ pub async fn run_list(
     before: Option<RunId>,
     limit: u32,
 ) -> Result<(Vec<Run>, bool), Failure> {
-    let mut runs = app.store.run_list(org, filter, before, limit + 1).await?;
-    let page = limit as usize;
-    let more = runs.len() > page;
-    runs.truncate(page);
-    Ok((runs, more))
+    let (mut runs, mut bytes) = (Vec::<Run>::new(), 0);
+    loop {
+        let wanted = (limit as usize + 1 - runs.len()).min(READ_MAX);
+        let before = runs.last().map(|run| run.id).or(before);
+        let read = app.store.run_list(org, filter, before, wanted as u32).await?;
+        let is_last = read.len() < wanted;
+        for run in read {
+            if runs.len() >= limit as usize || bytes >= RUNS_PAGE_BYTES_MAX {
+                return Ok((runs, true));
+            }
+            bytes += serde_json::to_vec(&run.spec).map_err(Failure::internal)?.len();
+            runs.push(run);
+        }
+        if is_last {
+            return Ok((runs, false));
+        }
+    }
 }
 
 /// Asks that a run end. Asking again changes nothing.

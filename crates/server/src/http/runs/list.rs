@@ -25,7 +25,7 @@ use crate::{
 /// List runs
 ///
 /// Newest first. Going on with `next_cursor` shows each run that was there at the first page once, whatever is added
-/// meanwhile.
+/// meanwhile. A page has fewer than `limit` runs when they are large.
 #[utoipa::path(
     get, path = "/v1/runs", tag = "runs", operation_id = "run_list",
     params(ListRuns),
@@ -116,7 +116,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::testing::World;
+    use crate::{config::RUNS_PAGE_BYTES_MAX, testing::World};
 
     async fn page(world: &World, query: &str) -> RunPage {
         world.member().get(&format!("/v1/runs?{query}")).await.json(StatusCode::OK)
@@ -142,6 +142,28 @@ mod tests {
         assert_eq!(shown, queued);
         let theirs: RunPage = world.other_org().get("/v1/runs").await.json(StatusCode::OK);
         assert!(theirs.runs.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_page_of_large_runs_is_shorter_and_none_is_missing() {
+        let world = World::new().await;
+        let (large, count) = ("a".repeat(RUNS_PAGE_BYTES_MAX / 10), 25);
+        let mut queued = Vec::new();
+        for _ in 0..count {
+            let spec = json!({"root": {"kind": "host"}, "argv": [large]});
+            let made = world.member().post("/v1/runs", &json!({"spec": spec})).await;
+            queued.push(made.json::<RunView>(StatusCode::CREATED).id);
+        }
+        let (mut shown, mut pages, mut query) = (Vec::new(), Vec::new(), "limit=24".to_owned());
+        loop {
+            let page = page(&world, &query).await;
+            shown.extend(page.runs.iter().map(|run| run.id));
+            pages.push(page.runs.len());
+            let Some(cursor) = page.next_cursor else { break };
+            query = format!("limit=24&cursor={cursor}");
+        }
+        queued.reverse();
+        assert_eq!((shown, pages), (queued, vec![10, 10, 5]));
     }
 
     #[tokio::test]
