@@ -25,6 +25,7 @@
 //! | head of a request, and an idle connection | `head_timeout`, `head_bytes_max` | 100 s, 64 KiB | closed, 431 |
 //! | a request, until its answer begins | `request_timeout` | 30 s | 504 `deadline_exceeded` |
 //! | an upload of changes | `upload_timeout`, `upload_idle_timeout` | 1 h, 30 s | 504 `deadline_exceeded` |
+//! | an answer that is not read | `write_timeout` | 60 s | the connection is cut |
 //! | the time for which logs are kept | `log_retention` | for ever | deleted, 410 `logs_deleted` |
 //! | new runs, output and changes while the disk is nearly full | `storage` | 256 MiB free | 507 `storage_full` |
 //! | attempts of a compare-and-swap | [`SWAPS_MAX`] | 16 | 503 `unavailable` |
@@ -143,6 +144,8 @@ pub struct ServeLimits {
     pub head_timeout: Duration,
     /// How long a request may take until its answer begins.
     pub request_timeout: Duration,
+    /// How long what is written may not get on, because the client does not read.
+    pub write_timeout: Duration,
     /// How long an upload of changes may take.
     pub upload_timeout: Duration,
     /// How long an upload of changes may bring nothing.
@@ -168,6 +171,7 @@ impl Default for ServeLimits {
             // Longer than clients keep idle connections (reqwest: 90 s), so that they are closed by who reuses them.
             head_timeout: Duration::from_secs(100),
             request_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(60),
             upload_timeout: Duration::from_secs(3_600),
             upload_idle_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(10),

@@ -17,6 +17,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
 };
+use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 
 use crate::{Server, app::App, tasks};
@@ -137,11 +138,14 @@ async fn accept_one(
 
 async fn serve_connection(app: Arc<App>, stream: Box<dyn Connection>, router: Router, _place: OwnedSemaphorePermit) {
     let limits = &app.config.limits;
+    // The clock runs only while a write waits.
+    let mut stream = TimeoutWriter::new(stream);
+    stream.set_timeout(Some(limits.write_timeout));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head_timeout)
         .max_buf_size(limits.head_bytes_max)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router));
     let mut connection = std::pin::pin!(connection);
     let served = tokio::select! {
         served = connection.as_mut() => served,

@@ -1,5 +1,7 @@
 //! Over real sockets: requests, streams that are resumed, limits of connections, and the orderly end.
 
+mod greedy;
+
 use std::{net::SocketAddr, time::Duration};
 
 use axum::body::Body;
