@@ -7,7 +7,12 @@ use holm_store::Store;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    activity::Activity, auth::known::KnownTokens, config::Config, gate::Gate, metrics::Metrics, problem::Failure,
+    activity::Activity,
+    auth::known::KnownTokens,
+    config::{Config, ServeLimits},
+    gate::{Gate, Gates},
+    metrics::Metrics,
+    problem::Failure,
     wakers::Wakers,
 };
 
@@ -28,6 +33,10 @@ pub struct App {
     pub streams: Arc<Gate>,
     /// Searches in logs of each org.
     pub searches: Arc<Gate>,
+    /// Pages that are made for each org.
+    pub pages: Arc<Gate>,
+    /// Bytes of bodies and answers of each org that are in memory.
+    pub held: Gates,
     /// Waiting polls of each org.
     pub polls: Arc<Gate>,
     /// Whether anybody uses the server.
@@ -39,12 +48,18 @@ pub struct App {
     pub takes_away_from: UnixMicros,
 }
 
+fn held_gate(limits: &ServeLimits) -> Arc<Gate> {
+    Gate::bounded("bytes of bodies and answers", limits.held_bytes_per_org_max, limits.held_bytes_max)
+}
+
 impl App {
     /// Puts the parts together.
     pub fn new(config: Config, store: Store) -> Self {
         Self {
             streams: Gate::new("streams", config.limits.streams_per_org_max),
             searches: Gate::new("searches", config.limits.searches_per_org_max),
+            pages: Gate::new("pages", config.limits.pages_per_org_max),
+            held: Gates { agents: held_gate(&config.limits), others: held_gate(&config.limits) },
             polls: Gate::new("polls", config.limits.polls_per_org_max),
             takes_away_from: config.clock.now().plus(config.lease.ttl + config.lease.margin),
             config,

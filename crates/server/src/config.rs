@@ -20,12 +20,15 @@
 //! | live streams of one org | `streams_per_org_max` | 2,048 | 429 `too_many` |
 //! | lines of `tail` | [`TAIL_LINES_MAX`] | 100,000 | 422 `invalid_field` |
 //! | searches of one org | `searches_per_org_max` | 8 | 429 `too_many` |
+//! | pages of logs, events or runs that are made for one org at once | `pages_per_org_max` | 8 | 429 `too_many` |
 //! | waiting polls of one org | `polls_per_org_max` | 4,096 | 429 `too_many` |
 //! | connections | `connections_max` | 4,096 | wait in the kernel's queue |
+//! | bodies and answers in memory of one org above 64 KiB each, those of agents apart | `held_bytes_per_org_max` | 128 MiB | 429 `too_many` |
+//! | the same of all orgs | `held_bytes_max` | 512 MiB | 429 `too_many` |
+//! | an answer that is not read | `write_timeout` | 60 s | the connection is cut |
 //! | head of a request, and an idle connection | `head_timeout`, `head_bytes_max` | 100 s, 64 KiB | closed, 431 |
 //! | a request, until its answer begins | `request_timeout` | 30 s | 504 `deadline_exceeded` |
 //! | an upload of changes | `upload_timeout`, `upload_idle_timeout` | 1 h, 30 s | 504 `deadline_exceeded` |
-//! | an answer that is not read | `write_timeout` | 60 s | the connection is cut |
 //! | the time for which logs are kept | `log_retention` | for ever | deleted, 410 `logs_deleted` |
 //! | new runs, output and changes while the disk is nearly full | `storage` | 256 MiB free | 507 `storage_full` |
 //! | attempts of a compare-and-swap | [`SWAPS_MAX`] | 16 | 503 `unavailable` |
@@ -50,6 +53,8 @@ pub const ENTRIES_PAGE_MAX: u32 = 10_000;
 pub const ENTRIES_PAGE_DEFAULT: u32 = 1_000;
 /// The most bytes of log batches that are read for one page.
 pub const LOG_PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bodies and answers that are not longer are not counted, in bytes.
+pub const HELD_FREE_BYTES: usize = 64 * 1024;
 /// The most lines that the end of a log is counted back.
 pub const TAIL_LINES_MAX: u32 = 100_000;
 /// The most leases in a renewal or a poll.
@@ -134,18 +139,25 @@ pub struct ServeLimits {
     pub streams_per_org_max: usize,
     /// The most searches in logs of one org.
     pub searches_per_org_max: usize,
+    /// The most pages of logs, events or runs that are made for one org at once.
+    pub pages_per_org_max: usize,
     /// The most waiting polls of one org.
     pub polls_per_org_max: usize,
     /// The most connections, all listeners together.
     pub connections_max: usize,
+    /// The most bytes of bodies and answers longer than [`HELD_FREE_BYTES`] that one org has in memory; as much again for
+    /// its agents.
+    pub held_bytes_per_org_max: usize,
+    /// The same of all orgs together.
+    pub held_bytes_max: usize,
+    /// How long what is written may not get on, because the client does not read.
+    pub write_timeout: Duration,
     /// The longest head of a request, in bytes; at least 8 KiB.
     pub head_bytes_max: usize,
     /// How long the head of a request may take, and how long a connection may be idle.
     pub head_timeout: Duration,
     /// How long a request may take until its answer begins.
     pub request_timeout: Duration,
-    /// How long what is written may not get on, because the client does not read.
-    pub write_timeout: Duration,
     /// How long an upload of changes may take.
     pub upload_timeout: Duration,
     /// How long an upload of changes may bring nothing.
@@ -165,13 +177,16 @@ impl Default for ServeLimits {
             changes_bytes_max: 4 * 1024 * 1024 * 1024,
             streams_per_org_max: 2_048,
             searches_per_org_max: 8,
+            pages_per_org_max: 8,
             polls_per_org_max: 4_096,
             connections_max: 4_096,
+            held_bytes_per_org_max: 128 * MIB,
+            held_bytes_max: 512 * MIB,
+            write_timeout: Duration::from_secs(60),
             head_bytes_max: 64 * 1024,
             // Longer than clients keep idle connections (reqwest: 90 s), so that they are closed by who reuses them.
             head_timeout: Duration::from_secs(100),
             request_timeout: Duration::from_secs(30),
-            write_timeout: Duration::from_secs(60),
             upload_timeout: Duration::from_secs(3_600),
             upload_idle_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(10),

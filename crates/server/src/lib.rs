@@ -14,6 +14,7 @@
 //!
 //! Left out: what the words of the API mean (`holm-api`), how a run is executed (`holm-agent`), TLS (a proxy in front).
 
+mod account;
 mod activity;
 mod app;
 pub mod auth;

@@ -19,7 +19,7 @@ use http::{HeaderMap, header::AUTHORIZATION};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
-use crate::{app::App, ids::SECRET_PREFIX, problem::Failure};
+use crate::{account::Account, app::App, gate::Party, ids::SECRET_PREFIX, problem::Failure};
 
 /// A kind of action, as a type.
 pub trait Permission: Send + 'static {
@@ -73,7 +73,7 @@ impl<P: Permission> FromRequestParts<Arc<App>> for May<P> {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Failure> {
-        let token = authenticate(&parts.headers, app).await?;
+        let token = authenticate(parts, app).await?;
         if token.role.allows(P::ACTION) {
             return Ok(Self { token, permission: PhantomData });
         }
@@ -93,15 +93,19 @@ impl FromRequestParts<Arc<App>> for Known {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Failure> {
-        authenticate(&parts.headers, app).await.map(|token| Self { token })
+        authenticate(parts, app).await.map(|token| Self { token })
     }
 }
 
-async fn authenticate(headers: &HeaderMap, app: &App) -> Result<Token, Failure> {
+/// The token of a request; what the request holds from now on is on its account.
+async fn authenticate(parts: &Parts, app: &App) -> Result<Token, Failure> {
     let refused = |detail: &str| Failure::new(ErrorCode::Unauthenticated, detail);
-    let secret = bearer(headers).ok_or_else(|| refused("send the header `authorization: Bearer holm_…`"))?;
+    let secret = bearer(&parts.headers).ok_or_else(|| refused("send the header `authorization: Bearer holm_…`"))?;
     let token = token_of(app, &hash(secret)).await?;
-    token.filter(|token| token.is_live(app.now())).ok_or_else(|| refused("the token is unknown, revoked or expired"))
+    let token = token.filter(|token| token.is_live(app.now()));
+    let token = token.ok_or_else(|| refused("the token is unknown, revoked or expired"))?;
+    Account::of(&parts.extensions)?.open(Party::of(&token));
+    Ok(token)
 }
 
 async fn token_of(app: &App, hash: &[u8; 32]) -> Result<Option<Token>, Failure> {

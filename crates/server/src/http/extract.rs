@@ -1,6 +1,9 @@
 //! Readers of what requests bring, whose refusals are problem documents that name the field and its value.
 
+use std::sync::Arc;
+
 use axum::{
+    body::HttpBody as _,
     extract::{FromRequest, FromRequestParts, Path, Query, Request, rejection::QueryRejection},
     http::request::Parts,
 };
@@ -9,7 +12,7 @@ use holm_domain::{AgentId, ErrorCode, RunId, TokenId, error::InvalidField};
 use http::{HeaderMap, header::CONTENT_TYPE};
 use serde::de::DeserializeOwned;
 
-use crate::problem::Failure;
+use crate::{account::Account, app::App, problem::Failure};
 
 /// The longest body that is read once more to tell what stands in a wrong field, in bytes.
 const TOLD_BYTES_MAX: usize = 64 * 1024;
@@ -17,24 +20,27 @@ const TOLD_BYTES_MAX: usize = 64 * 1024;
 /// A JSON body.
 pub struct Json<T>(pub T);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
     type Rejection = Failure;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Failure> {
         media_type(request.headers(), "application/json")?;
-        let Body(bytes) = Body::from_request(request, state).await?;
+        let Body(bytes) = Body::from_request(request, app).await?;
         parse_json(&bytes).map(Self)
     }
 }
 
-/// A whole body, up to the limit of its route.
+/// A whole body, up to the limit of its route. It is on the account of its sender until the request is answered.
 pub struct Body(pub Bytes);
 
-impl<S: Send + Sync> FromRequest<S> for Body {
+impl FromRequest<Arc<App>> for Body {
     type Rejection = Failure;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
-        Bytes::from_request(request, state).await.map(Self).map_err(|rejection| {
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Failure> {
+        let longest = app.config.limits.body_bytes_max.max(app.config.limits.log_body_bytes_max);
+        let announced = request.body().size_hint().upper().and_then(|bytes| usize::try_from(bytes).ok());
+        Account::of(request.extensions())?.take_body(app, announced.map_or(longest, |bytes| bytes.min(longest)))?;
+        Bytes::from_request(request, app).await.map(Self).map_err(|rejection| {
             let code = match rejection.status() {
                 http::StatusCode::PAYLOAD_TOO_LARGE => ErrorCode::TooLarge,
                 _ => ErrorCode::InvalidRequest,

@@ -20,22 +20,25 @@ use jiff::fmt::rfc2822::DateTimePrinter;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use crate::{app::App, ids, problem::Failure};
+use crate::{account::Account, app::App, ids, problem::Failure};
 
 /// Frames every request; see the module.
-pub async fn frame(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub async fn frame(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let id = ids::request();
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let route = request.extensions().get::<MatchedPath>().cloned();
+    let account = Arc::new(Account::default());
+    request.extensions_mut().insert(Arc::clone(&account));
     let started = Instant::now();
     let span = tracing::info_span!("request", %id, %method, path = uri.path());
     async move {
         let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
-        let mut response = answered.unwrap_or_else(|panic| {
+        let response = answered.unwrap_or_else(|panic| {
             let cause = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
             let cause = cause.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
             Failure::internal(format!("panic: {cause}")).into_response()
         });
+        let mut response = account.give(&app, &method, response).await;
         let cause = document(&app, &mut response, &id, &method, &uri);
         if let Ok(value) = HeaderValue::from_str(&id) {
             response.headers_mut().insert(REQUEST_ID, value);

@@ -128,7 +128,7 @@ async fn a_waiting_poll_is_answered_when_the_server_ends() {
     let stream = TcpStream::connect(serving.address).await.unwrap();
     let asking = tokio::spawn(ask_over(stream, request));
     let begun = Instant::now();
-    until(|| world.app().polls.open(world.org) == 1).await;
+    until(|| world.app().polls.open_of(world.org) == 1).await;
     assert_eq!(serving.end().await, 0);
     let answer = asking.await.unwrap();
     assert_eq!(answer.status(), StatusCode::OK);

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use holm_api::runs::{After, EventPage};
+use holm_api::{
+    problem::Problem,
+    runs::{After, EventPage},
+};
 
 use crate::{
     app::App,
@@ -20,7 +23,10 @@ use crate::{
 #[utoipa::path(
     get, path = "/v1/runs/{id}/events", tag = "events", operation_id = "event_page",
     params(("id" = String, Path, description = "The run, as `run_…`."), After),
-    responses((status = 200, description = "A page of events.", body = EventPage))
+    responses(
+        (status = 200, description = "A page of events.", body = EventPage),
+        (status = 429, description = "`too_many` pages, or bytes of answers.", body = Problem, content_type = "application/problem+json"),
+    )
 )]
 pub async fn events(
     State(app): State<Arc<App>>,
@@ -30,6 +36,7 @@ pub async fn events(
 ) -> Result<axum::Json<EventPage>, Failure> {
     let limit = query.limit.unwrap_or(ENTRIES_PAGE_DEFAULT);
     within("limit", limit.into(), 1, ENTRIES_PAGE_MAX.into())?;
+    let _pass = app.pages.enter(caller.org())?;
     let page = ops::events::event_page(&app, caller.org(), id, query.after.unwrap_or(0), limit).await?;
     Ok(axum::Json(page))
 }

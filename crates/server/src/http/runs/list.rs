@@ -33,6 +33,7 @@ use crate::{
         (status = 200, description = "A page of runs.", body = RunPage),
         (status = 400, description = "`invalid_cursor`", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "`invalid_field`", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "`too_many` pages, or bytes of answers.", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub async fn list(
@@ -46,6 +47,7 @@ pub async fn list(
     let filter = filter(&app, org, &query).await?;
     let described = describe(&filter);
     let before = query.cursor.map(|given| cursor::decode(org, &described, &given)).transpose()?;
+    let _pass = app.pages.enter(org)?;
     let (runs, more) = ops::runs::run_list(&app, org, &filter, before, limit).await?;
     let last = runs.last().filter(|_| more);
     let next_cursor = last.map(|run| cursor::encode(org, &described, run.id));

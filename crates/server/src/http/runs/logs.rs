@@ -24,6 +24,7 @@ use crate::{
     responses(
         (status = 200, description = "A page of the log.", body = LogPage),
         (status = 410, description = "`logs_deleted`.", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "`too_many` pages, or bytes of answers.", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub async fn logs(
@@ -34,6 +35,7 @@ pub async fn logs(
 ) -> Result<axum::Json<LogPage>, Failure> {
     let limit = query.limit.unwrap_or(ENTRIES_PAGE_DEFAULT);
     within("limit", limit.into(), 1, ENTRIES_PAGE_MAX.into())?;
+    let _pass = app.pages.enter(caller.org())?;
     let page = ops::logs::log_page(&app, caller.org(), id, query.after.unwrap_or(0), limit).await?;
     Ok(axum::Json(page))
 }
@@ -70,6 +72,22 @@ mod tests {
         world.other_org().get(&path).await.problem(ErrorCode::NotFound);
         for query in ["limit=0", "limit=10001", "after=-1", "colour=red"] {
             world.member().get(&format!("{path}?{query}")).await.problem(ErrorCode::InvalidField);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_org_has_a_limited_number_of_pages() {
+        let world = World::with_limits(|limits| limits.pages_per_org_max = 1).await;
+        let id = world.queue_run().await;
+        let pages = [format!("/v1/runs/{id}/logs"), format!("/v1/runs/{id}/events"), "/v1/runs".to_owned()];
+        let pass = world.app().pages.enter(world.org).unwrap();
+        for path in &pages {
+            world.member().get(path).await.problem(ErrorCode::TooMany);
+        }
+        assert_eq!(world.other_org().get("/v1/runs").await.status, StatusCode::OK);
+        drop(pass);
+        for path in &pages {
+            assert_eq!(world.member().get(path).await.status, StatusCode::OK);
         }
     }
 }

@@ -1,10 +1,15 @@
 //! Clients that take and do not give: answers that are not read, bodies that do not come, connections that say nothing.
 
-use super::*;
 use holm_api::{
     agent::{HeldLease, Poll},
     logs::LogPage,
+    runs::RunView,
 };
+use http::header::RETRY_AFTER;
+
+use serde_json::json;
+
+use super::*;
 
 /// A page of such a log has more, as each of its bytes is written as six.
 const PAGE_BYTES: usize = 3 * 15 * 60_000 * 6;
@@ -42,9 +47,13 @@ async fn who_does_not_read_is_cut_and_gives_back_what_was_held() {
 
     let follow = format!("/v1/runs/{}/logs/follow", held.run);
     let stream = sent(&serving, &head("GET", &follow, world.member_secret(), "")).await;
-    until(|| app.streams.open(world.org) == 1).await;
-    until(|| app.streams.open(world.org) == 0).await;
-    drop(stream);
+    until(|| app.streams.open_of(world.org) == 1).await;
+    until(|| app.streams.open_of(world.org) == 0).await;
+
+    let page = sent(&serving, &head("GET", &logs(held), world.member_secret(), "")).await;
+    until(|| app.held.others.open_of(world.org) > PAGE_BYTES).await;
+    until(|| app.held.others.total() == 0).await;
+    drop((stream, page));
     assert_eq!(serving.end().await, 0);
 }
 
@@ -91,5 +100,51 @@ async fn who_waits_for_something_to_read_is_not_cut() {
     assert!(begun.elapsed() > 10 * write_timeout, "it waited: {:?}", begun.elapsed());
     world.append_log(held, 1, &["a\n"]).await;
     assert_eq!(read(&mut stream, 1).await.0, ["1 log a\n"]);
+    serving.end().await;
+}
+
+#[tokio::test]
+async fn an_org_holds_so_much_of_answers_that_are_not_read() {
+    let world = World::with_limits(|limits| limits.held_bytes_per_org_max = 1024 * 1024).await;
+    let held = world.claim_run().await;
+    append_much(&world, held).await;
+    let spec = json!({"spec": {"root": {"kind": "host"}, "argv": ["true", "a".repeat(100_000)]}});
+    let large: RunView = world.member().post("/v1/runs", &spec).await.json(StatusCode::CREATED);
+    let serving = Serving::begin(&world).await;
+    let page = sent(&serving, &head("GET", &logs(held), world.member_secret(), "")).await;
+    until(|| world.app().held.others.open_of(world.org) > 0).await;
+    let refused = world.member().get(&logs(held)).await;
+    assert_eq!(refused.headers[RETRY_AFTER], "1");
+    refused.problem(ErrorCode::TooMany);
+    let small = format!("/v1/runs/{}", held.run);
+    assert_eq!(world.member().get(&small).await.status, StatusCode::OK);
+    let cancelled = world.member().post(&format!("/v1/runs/{}/cancel", large.id), &json!({})).await;
+    let cancelled = cancelled.json::<RunView>(StatusCode::OK);
+    assert_eq!(cancelled.id, large.id, "what was done is told, however much there is to tell");
+    drop(page);
+    until(|| world.app().held.others.total() == 0).await;
+    assert_eq!(world.member().get(&logs(held)).await.status, StatusCode::OK);
+    serving.end().await;
+}
+
+#[tokio::test]
+async fn an_org_holds_so_much_of_bodies_that_do_not_come_and_its_agents_do_not_feel_it() {
+    let world = World::with_limits(|limits| limits.held_bytes_per_org_max = 100_000).await;
+    let held = world.claim_run().await;
+    let serving = Serving::begin(&world).await;
+    let more = "content-type: application/json\r\ncontent-length: 90000\r\n";
+    let body = sent(&serving, &head("POST", "/v1/runs", world.member_secret(), more)).await;
+    until(|| world.app().held.others.open_of(world.org) == 90_000).await;
+    let spaces = || vec![b' '; 90_000];
+    let post =
+        async |caller: crate::testing::Caller| caller.send("POST", "/v1/runs", "application/json", spaces()).await;
+    post(world.member()).await.problem(ErrorCode::TooMany);
+    post(world.other_org()).await.problem(ErrorCode::InvalidRequest);
+    world.queue_run().await;
+    let line = format!("{}\n", "a".repeat(30_000));
+    world.append_log(held, 1, &[line.as_str(); 3]).await;
+    drop(body);
+    until(|| world.app().held.others.total() == 0).await;
+    post(world.member()).await.problem(ErrorCode::InvalidRequest);
     serving.end().await;
 }
