@@ -22,7 +22,10 @@
 //! | searches of one org | `searches_per_org_max` | 8 | 429 `too_many` |
 //! | pages of logs, events or runs that are made for one org at once | `pages_per_org_max` | 8 | 429 `too_many` |
 //! | waiting polls of one org | `polls_per_org_max` | 4,096 | 429 `too_many` |
-//! | connections | `connections_max` | 4,096 | wait in the kernel's queue |
+//! | connections | `connections_max` | 4,096 | the oldest without a token is cut, else wait in the kernel's queue |
+//! | connections of one org, without those of its agents | `connections_per_org_max` | 2,048 | 429 `too_many` |
+//! | connections of the agents of one org | `connections_max` − `connections_for_agents` | 3,072 | 429 `too_many` |
+//! | connections that only agents take | `connections_for_agents` | 1,024 | 429 `too_many` for others |
 //! | bodies and answers in memory of one org above 64 KiB each, those of agents apart | `held_bytes_per_org_max` | 128 MiB | 429 `too_many` |
 //! | the same of all orgs | `held_bytes_max` | 512 MiB | 429 `too_many` |
 //! | an answer that is not read | `write_timeout` | 60 s | the connection is cut |
@@ -145,6 +148,10 @@ pub struct ServeLimits {
     pub polls_per_org_max: usize,
     /// The most connections, all listeners together.
     pub connections_max: usize,
+    /// The most connections of one org that are not its agents'.
+    pub connections_per_org_max: usize,
+    /// How many of the connections nobody but agents can have, and those who have not said yet who they are.
+    pub connections_for_agents: usize,
     /// The most bytes of bodies and answers longer than [`HELD_FREE_BYTES`] that one org has in memory; as much again for
     /// its agents.
     pub held_bytes_per_org_max: usize,
@@ -180,6 +187,8 @@ impl Default for ServeLimits {
             pages_per_org_max: 8,
             polls_per_org_max: 4_096,
             connections_max: 4_096,
+            connections_per_org_max: 2_048,
+            connections_for_agents: 1_024,
             held_bytes_per_org_max: 128 * MIB,
             held_bytes_max: 512 * MIB,
             write_timeout: Duration::from_secs(60),

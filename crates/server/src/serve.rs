@@ -3,10 +3,17 @@
 //! When the server is to end it accepts nothing more, waiting polls answer at once, live streams end so that their clients
 //! resume elsewhere, and requests in progress are completed. Whatever is left after `drain_timeout` is cut.
 
+mod places;
+
 use std::{io, sync::Arc, time::Duration};
 
 use axum::Router;
-use hyper::server::conn::http1;
+use hyper::{
+    Request,
+    body::Incoming,
+    server::conn::http1,
+    service::{Service as _, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -14,13 +21,16 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::OwnedSemaphorePermit,
     task::JoinSet,
 };
 use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 
+pub use places::Seat;
+
 use crate::{Server, app::App, tasks};
+use places::Places;
 
 /// How long accepting pauses after it failed, for example because no descriptors were left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -53,7 +63,7 @@ impl Server {
         }
         let router = self.router();
         let app = self.app;
-        let places = Arc::new(Semaphore::new(app.config.limits.connections_max));
+        let places = Places::new(&app.config.limits);
         let mut parts = JoinSet::new();
         for listener in listeners {
             parts.spawn(accept(Arc::clone(&app), listener, router.clone(), Arc::clone(&places)));
@@ -82,7 +92,7 @@ impl Server {
 }
 
 /// Serves one listener; returns how many of its connections had to be cut.
-async fn accept(app: Arc<App>, listener: Listener, router: Router, places: Arc<Semaphore>) -> usize {
+async fn accept(app: Arc<App>, listener: Listener, router: Router, places: Arc<Places>) -> usize {
     let mut connections = JoinSet::new();
     loop {
         // The finished ones are collected on the way, so that the set holds only what is open.
@@ -92,7 +102,7 @@ async fn accept(app: Arc<App>, listener: Listener, router: Router, places: Arc<S
             () = app.shutdown.cancelled() => break,
             accepted = accept_one(&listener, &places) => match accepted {
                 Ok((stream, place)) => {
-                    let serving = serve_connection(Arc::clone(&app), stream, router.clone(), place);
+                    let serving = serve_connection(Arc::clone(&app), stream, router.clone(), places.seat(place));
                     connections.spawn(serving);
                 }
                 Err(error) => {
@@ -116,12 +126,9 @@ async fn accept(app: Arc<App>, listener: Listener, router: Router, places: Arc<S
 trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
-/// Waits for a free place first: what has none stays in the kernel's queue.
-async fn accept_one(
-    listener: &Listener,
-    places: &Arc<Semaphore>,
-) -> io::Result<(Box<dyn Connection>, OwnedSemaphorePermit)> {
-    let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
+/// Waits for a free place first.
+async fn accept_one(listener: &Listener, places: &Places) -> io::Result<(Box<dyn Connection>, OwnedSemaphorePermit)> {
+    let place = places.free().await?;
     match listener {
         Listener::Tcp(listener) => {
             let (stream, _) = listener.accept().await?;
@@ -136,19 +143,25 @@ async fn accept_one(
     }
 }
 
-async fn serve_connection(app: Arc<App>, stream: Box<dyn Connection>, router: Router, _place: OwnedSemaphorePermit) {
+async fn serve_connection(app: Arc<App>, stream: Box<dyn Connection>, router: Router, seat: Arc<Seat>) {
     let limits = &app.config.limits;
     // The clock runs only while a write waits.
     let mut stream = TimeoutWriter::new(stream);
     stream.set_timeout(Some(limits.write_timeout));
+    let (router, cut) = (TowerToHyperService::new(router), seat.cut.clone());
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(Arc::clone(&seat));
+        router.call(request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head_timeout)
         .max_buf_size(limits.head_bytes_max)
-        .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(Box::pin(stream)), service);
     let mut connection = std::pin::pin!(connection);
     let served = tokio::select! {
         served = connection.as_mut() => served,
+        () = cut.cancelled() => return,
         () = app.shutdown.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await

@@ -144,6 +144,10 @@ impl World {
         self.with_secret(&self.other_admin)
     }
 
+    pub fn other_org_secret(&self) -> &str {
+        &self.other_admin
+    }
+
     pub fn other_org_agent(&self) -> Caller {
         self.with_secret(&self.other_agent)
     }

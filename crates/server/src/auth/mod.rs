@@ -19,7 +19,7 @@ use http::{HeaderMap, header::AUTHORIZATION};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
-use crate::{account::Account, app::App, gate::Party, ids::SECRET_PREFIX, problem::Failure};
+use crate::{account::Account, app::App, gate::Party, ids::SECRET_PREFIX, problem::Failure, serve::Seat};
 
 /// A kind of action, as a type.
 pub trait Permission: Send + 'static {
@@ -104,7 +104,12 @@ async fn authenticate(parts: &Parts, app: &App) -> Result<Token, Failure> {
     let token = token_of(app, &hash(secret)).await?;
     let token = token.filter(|token| token.is_live(app.now()));
     let token = token.ok_or_else(|| refused("the token is unknown, revoked or expired"))?;
-    Account::of(&parts.extensions)?.open(Party::of(&token));
+    let party = Party::of(&token);
+    Account::of(&parts.extensions)?.open(party);
+    // One that is called in process has no connection.
+    if let Some(seat) = parts.extensions.get::<Arc<Seat>>() {
+        seat.take(party)?;
+    }
     Ok(token)
 }
 

@@ -6,7 +6,7 @@ use holm_api::{
     runs::RunView,
 };
 use http::header::RETRY_AFTER;
-
+use hyper::client::conn::http1::SendRequest;
 use serde_json::json;
 
 use super::*;
@@ -35,6 +35,26 @@ async fn sent(serving: &Serving, head: &str) -> TcpStream {
 
 fn head(method: &str, path: &str, secret: &str, more: &str) -> String {
     format!("{method} {path} HTTP/1.1\r\nhost: holm\r\nauthorization: Bearer {secret}\r\n{more}\r\n")
+}
+
+/// A connection that is kept.
+struct Kept(SendRequest<Body>);
+
+impl Kept {
+    async fn begin(serving: &Serving) -> Self {
+        let stream = TcpStream::connect(serving.address).await.unwrap();
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        Self(sender)
+    }
+
+    async fn whoami(&mut self, secret: &str) -> StatusCode {
+        let asked = self.0.send_request(empty(get(secret, "/v1/whoami")));
+        let answer = timeout(PATIENCE, asked).await.expect("an answer in time").unwrap();
+        let status = answer.status();
+        answer.into_body().collect().await.unwrap();
+        status
+    }
 }
 
 #[tokio::test]
@@ -146,5 +166,60 @@ async fn an_org_holds_so_much_of_bodies_that_do_not_come_and_its_agents_do_not_f
     drop(body);
     until(|| world.app().held.others.total() == 0).await;
     post(world.member()).await.problem(ErrorCode::InvalidRequest);
+    serving.end().await;
+}
+
+#[tokio::test]
+async fn an_agent_is_heard_whoever_has_connections() {
+    let world = World::with_limits(|limits| {
+        limits.connections_max = 6;
+        limits.connections_for_agents = 3;
+        limits.connections_per_org_max = 2;
+    })
+    .await;
+    let serving = Serving::begin(&world).await;
+    let (member, other) = (world.member_secret(), world.other_org_secret());
+    let mut known = Vec::new();
+    for secret in [member, member, other] {
+        let mut kept = Kept::begin(&serving).await;
+        assert_eq!(kept.whoami(secret).await, StatusCode::OK);
+        known.push((kept, secret));
+    }
+    let mut refused = Vec::new();
+    for (secret, why) in [(member, "the org has its connections"), (other, "all orgs together have theirs")] {
+        let mut kept = Kept::begin(&serving).await;
+        assert_eq!(kept.whoami(secret).await, StatusCode::TOO_MANY_REQUESTS, "{why}");
+        refused.push(kept);
+    }
+    // Those that were refused and one of these have the last places; the others wait to be let in.
+    let mut silent = Vec::new();
+    for _ in 0..4 {
+        silent.push(TcpStream::connect(serving.address).await.unwrap());
+    }
+    let mut agent = Kept::begin(&serving).await;
+    assert_eq!(agent.whoami(world.agent_secret()).await, StatusCode::OK);
+    for _ in 0..4 {
+        silent.push(TcpStream::connect(serving.address).await.unwrap());
+    }
+    let mut second = Kept::begin(&serving).await;
+    assert_eq!(second.whoami(world.agent_secret()).await, StatusCode::OK);
+    assert_eq!(agent.whoami(world.agent_secret()).await, StatusCode::OK, "a known connection makes no room");
+    for (kept, secret) in &mut known {
+        assert_eq!(kept.whoami(secret).await, StatusCode::OK, "nor do those of others");
+    }
+    serving.end().await;
+}
+
+#[tokio::test]
+async fn a_connection_counts_for_whoever_asks_on_it() {
+    let world = World::with_limits(|limits| limits.connections_per_org_max = 1).await;
+    let serving = Serving::begin(&world).await;
+    let (mut first, mut second) = (Kept::begin(&serving).await, Kept::begin(&serving).await);
+    assert_eq!(first.whoami(world.member_secret()).await, StatusCode::OK);
+    assert_eq!(first.whoami(world.member_secret()).await, StatusCode::OK);
+    assert_eq!(second.whoami(world.member_secret()).await, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(first.whoami(world.agent_secret()).await, StatusCode::OK, "as behind a proxy");
+    assert_eq!(second.whoami(world.member_secret()).await, StatusCode::OK);
+    assert_eq!(first.whoami(world.member_secret()).await, StatusCode::TOO_MANY_REQUESTS);
     serving.end().await;
 }
