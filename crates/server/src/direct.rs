@@ -1,4 +1,4 @@
-//! The operations of a server called in process, one at a time, and its reaper, one round at a time.
+//! The operations of a server called in process, and its reaper, one round at a time.
 //!
 //! The same functions that the handlers and the tasks call, with the caller's token given and not looked up. For whoever
 //! drives servers by a clock of their own ([`crate::Clock::manual`]), as the simulator does: nothing happens but what is
@@ -30,13 +30,13 @@ pub type Answer<T> = Result<T, Box<Problem>>;
 pub struct Direct {
     app: Arc<App>,
     token: Token,
-    reaper: Reaper,
+    reaper: tokio::sync::Mutex<Reaper>,
 }
 
 impl Server {
     /// This server, called in process by the holder of `token`.
     pub fn direct(self, token: Token) -> Direct {
-        Direct { reaper: Reaper::new(&self.app), app: self.app, token }
+        Direct { reaper: Reaper::new(&self.app).into(), app: self.app, token }
     }
 }
 
@@ -80,9 +80,9 @@ impl Direct {
         told(ops::leases::run_finish(&self.app, &self.token, id, body).await)
     }
 
-    /// Takes a run into the queue.
-    pub async fn run_create(&self, body: CreateRun) -> Answer<Run> {
-        told(ops::runs::run_create(&self.app, &self.token, body, None).await.map(|created| created.run))
+    /// Takes a run into the queue, once for each key.
+    pub async fn run_create(&self, body: CreateRun, key: String) -> Answer<Run> {
+        told(ops::runs::run_create(&self.app, &self.token, body, Some(key)).await.map(|created| created.run))
     }
 
     /// Asks that a run end.
@@ -91,7 +91,7 @@ impl Direct {
     }
 
     /// One round of the reaper; returns how long it rests at most until the next.
-    pub async fn reap(&mut self) -> Duration {
-        self.reaper.round(&self.app).await
+    pub async fn reap(&self) -> Duration {
+        self.reaper.lock().await.round(&self.app).await
     }
 }

@@ -62,9 +62,9 @@ impl Checks {
         self.stored.get(&run).map_or(0, |stored| stored.head)
     }
 
-    /// The newest fence of a run.
-    pub(crate) fn fence(&self, run: RunId) -> u64 {
-        self.stored.get(&run).map_or(0, |stored| stored.fence)
+    /// The newest fence of each run.
+    pub(crate) fn fences(&self) -> BTreeMap<RunId, u64> {
+        self.stored.iter().map(|(run, stored)| (*run, stored.fence)).collect()
     }
 
     /// Whether every run of so many has ended.

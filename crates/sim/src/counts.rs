@@ -7,6 +7,8 @@ pub struct Counts {
     pub events: u64,
     /// Faults that happened at one moment.
     pub faults: u64,
+    /// Saves that came too late: somebody else had saved meanwhile.
+    pub conflicts: u64,
     /// Messages that were lost.
     pub lost: u64,
     /// Messages that came twice.
@@ -34,6 +36,7 @@ impl Counts {
         Self {
             events: self.events + other.events,
             faults: self.faults + other.faults,
+            conflicts: self.conflicts + other.conflicts,
             lost: self.lost + other.lost,
             doubled: self.doubled + other.doubled,
             launches: self.launches + other.launches,

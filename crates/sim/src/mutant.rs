@@ -14,6 +14,8 @@ pub enum Mutant {
     /// The servers wait no longer after the expiry than the least that they can be told, far less than clocks and
     /// schedulers stray here.
     NoMargin,
+    /// A save replaces what is stored, whichever version it was decided on.
+    WeakSwap,
     /// Output whose acknowledgement was lost counts as acknowledged.
     LostAcknowledgement,
 }
@@ -36,8 +38,14 @@ impl From<Mutant> for Setting {
 
 impl Mutant {
     /// Every mutant.
-    pub const ALL: [Self; 5] =
-        [Self::NoFenceCheck, Self::NoShimDeadline, Self::DeadlineFromAnswer, Self::NoMargin, Self::LostAcknowledgement];
+    pub const ALL: [Self; 6] = [
+        Self::NoFenceCheck,
+        Self::NoShimDeadline,
+        Self::DeadlineFromAnswer,
+        Self::NoMargin,
+        Self::WeakSwap,
+        Self::LostAcknowledgement,
+    ];
 
     /// Its name on the command line.
     pub const fn as_str(self) -> &'static str {
@@ -46,6 +54,7 @@ impl Mutant {
             Self::NoShimDeadline => "no-shim-deadline",
             Self::DeadlineFromAnswer => "deadline-from-answer",
             Self::NoMargin => "no-margin",
+            Self::WeakSwap => "weak-swap",
             Self::LostAcknowledgement => "lost-acknowledgement",
         }
     }

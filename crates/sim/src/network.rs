@@ -15,7 +15,9 @@ use holm_domain::{AgentId, BootMicros, InstanceId, RunId, lease::holder::Held};
 
 use crate::{
     Mutant,
+    servers::Job,
     time::At,
+    work::{Asked, Purpose},
     world::{Event, World},
 };
 
@@ -165,18 +167,24 @@ impl World {
         true
     }
 
-    /// A request arrives at a server, and is answered at once.
+    /// A request arrives at a server, which begins to answer it.
     pub(crate) fn arrive(&mut self, server: usize, process: Process, call: u64, request: Request) {
         let host = process.host;
         let way = Way { host, server, is_there: true };
         if self.is_cut(way, || Event::Arrive { server, process, call, request: request.clone() }) {
             return;
         }
-        let forwarded = self.forwarded(request.clone());
-        let Some(answer) = self.servers.call(server, self.now, forwarded) else { return };
+        let job = Job::Answer(self.forwarded(request.clone()));
+        let fences = self.checks.fences();
+        self.work(server, job, Purpose::Answer(Box::new(Asked { process, call, request, fences })));
+    }
+
+    /// A server has an answer, and sends it.
+    pub(crate) fn answer(&mut self, server: usize, asked: Asked, answer: Answer) {
+        let Asked { process, call, request, fences } = asked;
+        let host = process.host;
         self.note(format_args!("s{server} h{host} {} -> {}", self.tell(&request), self.tell_answer(&answer)));
-        self.look_at_store();
-        self.check_accepted(&request, &answer);
+        self.check_accepted(&request, &answer, &fences);
         for delay in self.delays() {
             self.later(delay, Event::Answer { server, process, call, answer: answer.clone() });
         }

@@ -88,6 +88,8 @@ pub struct Plan {
     pub work_max: Duration,
     /// How many lines a command writes at most.
     pub lines_max: u64,
+    /// How long a use of the store takes at most.
+    pub step_max: Duration,
     /// How late a shim is scheduled at most.
     pub late_max: Duration,
     /// How far the clocks of two servers are apart at most.
@@ -134,6 +136,7 @@ impl Plan {
             noise,
             work_max: ttl * chance.between(1, 40) as u32 / 8,
             lines_max: chance.between(0, 20),
+            step_max: ttl * level(chance, 32) as u32 / 512,
             late_max: if setting.late_shims { ttl * 3 } else { margin * 3 / 10 },
             skew_max: margin * 3 / 10,
             jump_max: if is_single { ttl * 3 } else { Duration::ZERO },

@@ -1,6 +1,19 @@
 //! The servers: the real operations over one store in memory, each with a clock of its own.
+//!
+//! An operation goes on from one use of the store to the next ([`Turns`]); what else happens in between, on the same server
+//! or another one, is the world's to choose. A server that dies leaves its operations where they are.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    future::poll_fn,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use holm_api::{problem::Problem, runs::CreateRun};
 use holm_domain::{
@@ -10,8 +23,8 @@ use holm_domain::{
     run::{Cancel, RunSpec},
 };
 use holm_server::{Clock, Config, Server, direct::Direct};
-use holm_store::{Org, Project, Store};
-use tokio::runtime::Runtime;
+use holm_store::{Between, Org, Project, Store};
+use tokio::{runtime::Runtime, time::Instant};
 use uuid::Uuid;
 
 use crate::{
@@ -43,25 +56,106 @@ struct Machine {
     /// How far its time of day is ahead, in microseconds.
     ahead: i64,
     life: u32,
-    server: Option<Direct>,
+    server: Option<Arc<Direct>>,
+}
+
+/// What a server is asked to do.
+#[derive(Debug)]
+pub(crate) enum Job {
+    Answer(Request),
+    Reap,
+    /// Takes a run in, once for each key.
+    Create(RunSpec, String),
+    Cancel(RunId, Cancel),
+}
+
+/// What came of it.
+pub(crate) enum Done {
+    Answered(Answer),
+    /// How long the reaper rests.
+    Reaped(Duration),
+    Created(Option<RunId>),
+    Cancelled(bool),
+}
+
+/// How far an operation has come.
+pub(crate) enum Step {
+    /// It is about to use the store.
+    Waits,
+    Done(Done),
+}
+
+struct Operation {
+    server: usize,
+    future: Pin<Box<dyn Future<Output = Done>>>,
+}
+
+/// Has every operation stop once before each use of the store.
+#[derive(Debug, Default)]
+struct Turns {
+    asked: Arc<AtomicU64>,
+    conflicts: Arc<AtomicU64>,
+    /// Whether saves replace whatever is there.
+    is_weak: bool,
+}
+
+impl Between for Turns {
+    fn turn(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(Turn { asked: self.asked.clone(), has_asked: false })
+    }
+
+    fn may_replace(&self, expected: u64, stored: u64) -> bool {
+        let is_conflict = expected != stored;
+        self.conflicts.fetch_add(u64::from(is_conflict), Ordering::Relaxed);
+        self.is_weak || !is_conflict
+    }
+}
+
+struct Turn {
+    asked: Arc<AtomicU64>,
+    has_asked: bool,
+}
+
+impl Future for Turn {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if std::mem::replace(&mut self.has_asked, true) {
+            return Poll::Ready(());
+        }
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        // Whoever polls it among others asks again only those that were woken.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
 }
 
 /// All servers on one store.
 pub(crate) struct Servers {
-    // Its time stands still: whatever reads tokio's clock within an operation reads the same twice.
+    // Its time is the world's.
     runtime: Runtime,
+    begun: Instant,
+    asked: Arc<AtomicU64>,
+    conflicts: Arc<AtomicU64>,
+    /// As the servers have it.
+    served: Store,
+    /// As whoever looks on has it.
     pub(crate) store: Store,
     pub(crate) org: OrgId,
     token: Token,
     lease: LeaseConfig,
     machines: Vec<Machine>,
+    operations: BTreeMap<u64, Operation>,
+    operations_begun: u64,
 }
 
 impl Servers {
-    /// Servers whose times of day are ahead by so much.
-    pub(crate) fn new(lease: LeaseConfig, ahead: &[i64]) -> Result<Self, NoServers> {
+    /// Servers whose times of day are ahead by so much; on a store that is no compare-and-swap if it `is_weak`.
+    pub(crate) fn new(lease: LeaseConfig, ahead: &[i64], is_weak: bool) -> Result<Self, NoServers> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
-        let store = Store::memory();
+        let turns = Turns { is_weak, ..Turns::default() };
+        let (asked, conflicts) = (turns.asked.clone(), turns.conflicts.clone());
+        let (served, store) = Store::simulated(Arc::new(turns));
         let org = OrgId::from_uuid(Uuid::from_u128(1));
         let token = Token {
             id: TokenId::from_uuid(Uuid::from_u128(2)),
@@ -81,7 +175,22 @@ impl Servers {
         })?;
         let machine = |&ahead| Machine { clock: Clock::default(), moved: At::default(), ahead, life: 0, server: None };
         let machines = ahead.iter().map(machine).collect();
-        let mut servers = Self { runtime, store, org, token, lease, machines };
+        let begun = runtime.block_on(async { Instant::now() });
+        let (operations, operations_begun) = (BTreeMap::new(), 0);
+        let mut servers = Self {
+            runtime,
+            begun,
+            asked,
+            conflicts,
+            served,
+            store,
+            org,
+            token,
+            lease,
+            machines,
+            operations,
+            operations_begun,
+        };
         for index in 0..servers.count() {
             servers.start(index, At::default())?;
         }
@@ -92,19 +201,28 @@ impl Servers {
         self.machines.len()
     }
 
+    /// How many saves found another version than the one that they were decided on.
+    pub(crate) fn conflicts(&self) -> u64 {
+        self.conflicts.load(Ordering::Relaxed)
+    }
+
     /// Starts a server, which reads the time of day of its machine once.
     pub(crate) fn start(&mut self, index: usize, at: At) -> Result<u32, NoServers> {
+        // One that is up is started anew.
+        self.stop(index);
         let machine = &mut self.machines[index];
         machine.clock = Clock::manual(UnixMicros(BEGUN.plus(Duration::from_micros(at.0)).0 + machine.ahead));
         machine.moved = at;
         machine.life += 1;
         let config = Config { lease: self.lease, clock: machine.clock.clone(), ..Config::default() };
-        machine.server = Some(Server::new(config, self.store.clone())?.direct(self.token.clone()));
+        machine.server = Some(Arc::new(Server::new(config, self.served.clone())?.direct(self.token.clone())));
         Ok(machine.life)
     }
 
+    /// A server dies, and its operations are not done.
     pub(crate) fn stop(&mut self, index: usize) {
         self.machines[index].server = None;
+        self.operations.retain(|_, operation| operation.server != index);
     }
 
     pub(crate) fn life(&self, index: usize) -> u32 {
@@ -119,36 +237,34 @@ impl Servers {
         machine.ahead = ahead;
     }
 
-    /// What a server answers to `request`; nothing where it is down.
-    pub(crate) fn call(&mut self, index: usize, at: At, request: Request) -> Option<Answer> {
-        let machine = &mut self.machines[index];
-        machine.move_to(at);
-        let server = machine.server.as_ref()?;
-        let answer = self.runtime.block_on(answer(server, request));
-        Some(answer.unwrap_or_else(Answer::Refused))
+    /// A server begins with a job; nothing where it is down.
+    pub(crate) fn begin(&mut self, index: usize, job: Job) -> Option<u64> {
+        let server = self.machines[index].server.clone()?;
+        self.operations_begun += 1;
+        let operation = Operation { server: index, future: Box::pin(work(server, job)) };
+        self.operations.insert(self.operations_begun, operation);
+        Some(self.operations_begun)
     }
 
-    /// One round of a server's reaper; returns how long it rests, or nothing where it is down.
-    pub(crate) fn reap(&mut self, index: usize, at: At) -> Option<Duration> {
-        let machine = &mut self.machines[index];
-        machine.move_to(at);
-        let server = machine.server.as_mut()?;
-        Some(self.runtime.block_on(server.reap()))
-    }
-
-    /// Takes a run in, on a server that is up.
-    pub(crate) fn create(&mut self, index: usize, at: At, spec: RunSpec) -> Option<RunId> {
-        let machine = &mut self.machines[index];
-        machine.move_to(at);
-        let created = self.runtime.block_on(machine.server.as_ref()?.run_create(CreateRun { project: None, spec }));
-        created.ok().map(|run| run.id)
-    }
-
-    /// Asks for the end of a run, on a server that is up.
-    pub(crate) fn cancel(&mut self, index: usize, at: At, id: RunId, how: Cancel) -> bool {
-        let machine = &mut self.machines[index];
-        machine.move_to(at);
-        machine.server.as_ref().is_some_and(|server| self.runtime.block_on(server.run_cancel(id, how)).is_ok())
+    /// An operation uses the store as it was about to, and goes on to the next time; nothing where its server has died.
+    pub(crate) fn step(&mut self, operation: u64, at: At) -> Option<Step> {
+        let Operation { server, future } = self.operations.get_mut(&operation)?;
+        self.machines[*server].move_to(at);
+        let (asked, now) = (&self.asked, self.begun + at.since(At::default()));
+        let done = self.runtime.block_on(async {
+            tokio::time::advance(now.saturating_duration_since(Instant::now())).await;
+            let before = asked.load(Ordering::Relaxed);
+            poll_fn(|cx| match future.as_mut().poll(cx) {
+                Poll::Ready(done) => Poll::Ready(Some(done)),
+                Poll::Pending if asked.load(Ordering::Relaxed) > before => Poll::Ready(None),
+                // It waits for a thread of the runtime.
+                Poll::Pending => Poll::Pending,
+            })
+            .await
+        });
+        let Some(done) = done else { return Some(Step::Waits) };
+        self.operations.remove(&operation);
+        Some(Step::Done(done))
     }
 
     /// Reads the store.
@@ -161,6 +277,18 @@ impl Machine {
     fn move_to(&mut self, at: At) {
         self.clock.advance(Duration::from_micros(micros(at.since(self.moved))));
         self.moved = at;
+    }
+}
+
+async fn work(server: Arc<Direct>, job: Job) -> Done {
+    match job {
+        Job::Answer(request) => Done::Answered(answer(&server, request).await.unwrap_or_else(Answer::Refused)),
+        Job::Reap => Done::Reaped(server.reap().await),
+        Job::Create(spec, key) => {
+            let created = server.run_create(CreateRun { project: None, spec }, key).await;
+            Done::Created(created.ok().map(|run| run.id))
+        }
+        Job::Cancel(run, how) => Done::Cancelled(server.run_cancel(run, how).await.is_ok()),
     }
 }
 

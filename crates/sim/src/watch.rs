@@ -1,6 +1,9 @@
 //! When what must hold is looked at: whenever the store may have changed, and at the end.
 
+use std::collections::BTreeMap;
+
 use holm_domain::{
+    RunId,
     lease::holder::Held,
     run::{OutcomeKind, Reason},
 };
@@ -40,8 +43,9 @@ impl World {
         }
     }
 
-    /// Checks that nothing was taken under a fence that is not the newest, and that no output is given up.
-    pub(crate) fn check_accepted(&mut self, request: &Request, answer: &Answer) {
+    /// Checks that nothing was taken under a fence that was not the newest when the server began with it, as `fences` tells,
+    /// and that no output is given up.
+    pub(crate) fn check_accepted(&mut self, request: &Request, answer: &Answer, fences: &BTreeMap<RunId, u64>) {
         if let (Request::Finish(run, body), Answer::Done) = (request, answer) {
             let held = Held { run: *run, fence: body.fence };
             self.checks.finished(held);
@@ -59,7 +63,7 @@ impl World {
             _ => request.writes().into_iter().collect(),
         };
         for held in taken {
-            let newest = self.checks.fence(held.run);
+            let newest = fences.get(&held.run).copied().unwrap_or(0);
             if held.fence < newest {
                 let name = self.name(held);
                 self.violated(format!("an operation under {name} was taken, and the newest fence is {newest}"));

@@ -2,15 +2,11 @@
 
 use std::{collections::BTreeMap, fmt::Arguments, time::Duration};
 
-use holm_domain::{
-    AgentId, BootMicros, RunId,
-    lease::holder::Held,
-    run::{Cancel, RunSpec},
-};
+use holm_domain::{AgentId, BootMicros, RunId, lease::holder::Held, run::Cancel};
 use uuid::Uuid;
 
 use crate::{
-    Setting,
+    Mutant, Setting,
     agenda::Agenda,
     agent::Host,
     chance::Chance,
@@ -23,6 +19,7 @@ use crate::{
     shim::Place,
     time::{At, BootClock},
     trace::Trace,
+    work::Purpose,
 };
 
 /// The most events of one simulation; none comes near.
@@ -31,8 +28,8 @@ const EVENTS_MAX: u64 = 1_000_000;
 /// What happens.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// A user submits the next run.
-    Submit,
+    /// A user submits a run, by its number.
+    Submit(usize),
     /// A user asks for the end of a run.
     Cancel(usize, Cancel),
     Fault,
@@ -42,6 +39,12 @@ pub(crate) enum Event {
     Reap {
         server: usize,
         life: u32,
+    },
+    /// An operation of a server uses the store and goes on.
+    Step {
+        server: usize,
+        operation: u64,
+        purpose: Purpose,
     },
     Arrive {
         server: usize,
@@ -122,6 +125,7 @@ pub fn simulate(seed: u64, setting: Setting, trace: Trace) -> Result<Told, NoSer
     if world.violation.is_none() {
         world.judge();
     }
+    world.counts.conflicts = world.servers.conflicts();
     let (digest, lines) = world.trace.finish();
     Ok(Told { digest, lines, violation: world.violation, counts: world.counts })
 }
@@ -133,7 +137,7 @@ impl World {
         let skew = crate::time::micros(plan.skew_max);
         let ahead: Vec<i64> =
             (0..plan.servers).map(|_| i64::try_from(chance.between(0, skew)).unwrap_or_default()).collect();
-        let servers = Servers::new(plan.lease, &ahead)?;
+        let servers = Servers::new(plan.lease, &ahead, setting.mutant == Some(Mutant::WeakSwap))?;
         Ok(Self {
             now: At::default(),
             chance,
@@ -168,9 +172,9 @@ impl World {
             self.later(Duration::ZERO, Event::Reap { server, life: self.servers.life(server) });
         }
         let until = self.plan.faults_end;
-        for _ in 0..self.plan.runs {
+        for number in 0..self.plan.runs {
             let at = At(self.chance.between(0, until.0 * 3 / 4));
-            self.agenda.add(at, Event::Submit);
+            self.agenda.add(at, Event::Submit(number));
         }
         self.agenda.add(At::default(), Event::Fault);
         if self.chance.is(300) {
@@ -214,7 +218,8 @@ impl World {
             }
         }
         match event {
-            Event::Submit => self.submit(),
+            Event::Submit(number) => self.submit(number),
+            Event::Step { server, operation, purpose } => self.step(server, operation, purpose),
             Event::Cancel(run, how) => self.cancel(run, how),
             Event::Fault => self.fault(),
             Event::StartAgent(host) => self.start_agent(host),
@@ -238,36 +243,14 @@ impl World {
         Ok(())
     }
 
-    fn submit(&mut self) {
-        let mut spec = RunSpec::new(["true"]);
-        spec.limits.timeout_ms = crate::time::micros(self.plan.time_limit) / 1_000;
-        let server = self.chance.index(self.servers.count());
-        let Some(id) = self.servers.create(server, self.now, spec) else {
-            let pause = self.plan.lease.ttl / 10;
-            return self.later(pause, Event::Submit);
-        };
-        self.names.insert(id, self.runs.len());
-        self.runs.push(id);
-        self.note(format_args!("s{server} takes r{} in", self.runs.len() - 1));
-        self.look_at_store();
-    }
-
-    fn cancel(&mut self, run: usize, how: Cancel) {
-        let Some(id) = self.runs.get(run).copied() else { return };
-        let server = self.chance.index(self.servers.count());
-        if self.servers.cancel(server, self.now, id, how) {
-            self.note(format_args!("s{server} is asked for the end of r{run}: {how:?}"));
-            self.look_at_store();
+    /// A run was taken in; false if that was known already.
+    pub(crate) fn take_in(&mut self, id: RunId) -> bool {
+        let is_new = !self.names.contains_key(&id);
+        if is_new {
+            self.names.insert(id, self.runs.len());
+            self.runs.push(id);
         }
-    }
-
-    fn reap(&mut self, server: usize, life: u32) {
-        if self.servers.life(server) != life {
-            return;
-        }
-        let Some(pause) = self.servers.reap(server, self.now) else { return };
-        self.look_at_store();
-        self.later(pause, Event::Reap { server, life });
+        is_new
     }
 
     /// Has `event` happen after `pause`.

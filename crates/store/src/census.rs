@@ -28,7 +28,7 @@ impl Store {
     /// Counts the live runs of all orgs; for the metrics of the server.
     pub async fn run_census(&self) -> Result<RunCensus> {
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.run_census()),
+            Backend::Memory(memory) => Ok(memory.turn().await.run_census()),
             Backend::Sql(db) => run_census(db).await,
         }
     }
@@ -38,7 +38,7 @@ impl Store {
     pub async fn host_census(&self, mut visit: impl FnMut(Result<Host>)) -> Result<()> {
         match &self.backend {
             Backend::Memory(memory) => {
-                memory.hosts().into_iter().for_each(|host| visit(Ok(host)));
+                memory.turn().await.hosts().into_iter().for_each(|host| visit(Ok(host)));
                 Ok(())
             }
             Backend::Sql(db) => host_census(db, visit).await,

@@ -59,7 +59,7 @@ impl Store {
     ) -> Result<Vec<Doomed>> {
         let limit = page(limit, DOOMED_PAGE_MAX)?;
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.doomed_due(part, now, after, limit)),
+            Backend::Memory(memory) => Ok(memory.turn().await.doomed_due(part, now, after, limit)),
             Backend::Sql(db) => doomed_due(db, part, now, after, limit).await,
         }
     }
@@ -75,7 +75,7 @@ impl Store {
         let last_at = doomed_at.plus(grace);
         let again_at = (now < last_at).then_some(last_at);
         match &self.backend {
-            Backend::Memory(memory) => memory.doomed_swept(part, run, again_at),
+            Backend::Memory(memory) => memory.turn().await.doomed_swept(part, run, again_at),
             Backend::Sql(db) => doomed_swept(db, doomed, again_at).await?,
         }
         Ok(removed)

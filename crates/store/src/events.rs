@@ -51,7 +51,7 @@ impl Store {
             return Ok(EventAppended::StaleFence);
         }
         match &self.backend {
-            Backend::Memory(memory) => memory.event_append(org, run, fence, first_source_seq, events, now),
+            Backend::Memory(memory) => memory.turn().await.event_append(org, run, fence, first_source_seq, events, now),
             Backend::Sql(db) => event_append(db, org, run, fence, first_source_seq, events, now).await,
         }
     }
@@ -61,7 +61,7 @@ impl Store {
         let limit = page(limit, EVENTS_PAGE_MAX)?;
         let after = after.min(NUMBER_MAX);
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.event_page(org, run, after, limit)),
+            Backend::Memory(memory) => Ok(memory.turn().await.event_page(org, run, after, limit)),
             Backend::Sql(db) => event_page(db, org, run, after, limit).await,
         }
     }

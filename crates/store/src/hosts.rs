@@ -23,7 +23,7 @@ impl Store {
     /// does its cordon.
     pub async fn host_upsert(&self, expect_instance: Option<InstanceId>, host: &Host) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.host_upsert(expect_instance, host),
+            Backend::Memory(memory) => memory.turn().await.host_upsert(expect_instance, host),
             Backend::Sql(db) => host_upsert(db, expect_instance, host).await,
         }
     }
@@ -31,7 +31,7 @@ impl Store {
     /// Notes when the agent was heard of last. Not found if it never registered.
     pub async fn host_seen(&self, org: OrgId, id: AgentId, now: UnixMicros) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.host_seen(org, id, now),
+            Backend::Memory(memory) => memory.turn().await.host_seen(org, id, now),
             Backend::Sql(db) => host_seen(db, org, id, now).await,
         }
     }
@@ -40,7 +40,7 @@ impl Store {
     /// is over. Not found if it never registered.
     pub async fn host_cordon(&self, org: OrgId, id: AgentId, cordon: Option<&Cordon>) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.host_cordon(org, id, cordon),
+            Backend::Memory(memory) => memory.turn().await.host_cordon(org, id, cordon),
             Backend::Sql(db) => host_cordon(db, org, id, cordon).await,
         }
     }
@@ -48,7 +48,7 @@ impl Store {
     /// The host, if the org has one.
     pub async fn host_get(&self, org: OrgId, id: AgentId) -> Result<Option<Host>> {
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.host_get(org, id)),
+            Backend::Memory(memory) => Ok(memory.turn().await.host_get(org, id)),
             Backend::Sql(db) => host_get(db, org, id).await,
         }
     }
@@ -56,7 +56,7 @@ impl Store {
     /// All hosts of the org, by name.
     pub async fn host_list(&self, org: OrgId) -> Result<Vec<Host>> {
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.host_list(org)),
+            Backend::Memory(memory) => Ok(memory.turn().await.host_list(org)),
             Backend::Sql(db) => host_list(db, org).await,
         }
     }

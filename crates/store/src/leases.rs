@@ -58,7 +58,7 @@ impl Store {
     pub async fn runs_due(&self, now: UnixMicros, after: Option<&DuePlace>, limit: u32) -> Result<Vec<Due>> {
         let limit = page(limit, LEASES_PAGE_MAX)?;
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.runs_due(now, after, limit)),
+            Backend::Memory(memory) => Ok(memory.turn().await.runs_due(now, after, limit)),
             Backend::Sql(db) => runs_due(db, now, after, limit).await,
         }
     }
@@ -75,7 +75,7 @@ impl Store {
             }
         }
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.leases_renew(renewals)),
+            Backend::Memory(memory) => Ok(memory.turn().await.leases_renew(renewals)),
             Backend::Sql(db) => runs::leases_renew(db, renewals).await,
         }
     }
@@ -83,7 +83,7 @@ impl Store {
     /// The runs that `agent` holds a lease of, at most [`LEASES_PAGE_MAX`].
     pub async fn runs_of_agent(&self, org: OrgId, agent: AgentId) -> Result<Vec<Run>> {
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.runs_of_agent(org, agent)),
+            Backend::Memory(memory) => Ok(memory.turn().await.runs_of_agent(org, agent)),
             Backend::Sql(db) => runs_of_agent(db, org, agent).await,
         }
     }
@@ -91,7 +91,7 @@ impl Store {
     /// How many runs each agent of the org holds a lease of; agents without one are not in it.
     pub async fn lease_counts(&self, org: OrgId) -> Result<BTreeMap<AgentId, u32>> {
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.lease_counts(org)),
+            Backend::Memory(memory) => Ok(memory.turn().await.lease_counts(org)),
             Backend::Sql(db) => lease_counts(db, org).await,
         }
     }

@@ -52,6 +52,7 @@ pub use projects::{PROJECTS_MAX, Project};
 pub use runs::{FILTER_LABELS_MAX, IDEMPOTENCY_KEY_BYTES_MAX, Idempotency, Inserted, RUNS_PAGE_MAX, RunFilter, Saved};
 pub use tokens::TOKENS_MAX;
 
+pub use memory::Between;
 use memory::Memory;
 use sql::{Db, args, queries};
 
@@ -78,7 +79,7 @@ pub struct Store {
 
 #[derive(Debug, Clone)]
 enum Backend {
-    Memory(Arc<Memory>),
+    Memory(Memory),
     Sql(Db),
 }
 
@@ -92,7 +93,7 @@ impl Store {
     /// `postgres://USER:PASSWORD@HOST/DATABASE`. Large objects go to `blobs`.
     pub async fn open(url: &str, blobs: Blobs) -> Result<Self> {
         let backend = match url.split_once(':') {
-            Some(("memory", "")) => Backend::Memory(Arc::default()),
+            Some(("memory", "")) => Backend::Memory(Memory::default()),
             Some(("sqlite", path)) => Backend::Sql(Db::open_sqlite(path).await?),
             Some(("postgres" | "postgresql", _)) => Backend::Sql(Db::open_postgres(url).await?),
             _ => {
@@ -105,7 +106,14 @@ impl Store {
 
     /// A store in memory, for tests and the simulator. It forgets everything with its last clone.
     pub fn memory() -> Self {
-        Self { backend: Backend::Memory(Arc::default()), blobs: Blobs::memory() }
+        Self { backend: Backend::Memory(Memory::default()), blobs: Blobs::memory() }
+    }
+
+    /// A store in memory for the servers of a simulation, with something between, and the same for those who look on.
+    pub fn simulated(between: Arc<dyn Between>) -> (Self, Self) {
+        let (memory, blobs) = (Memory::default(), Blobs::memory());
+        let store = |memory| Self { backend: Backend::Memory(memory), blobs: blobs.clone() };
+        (store(memory.with(between)), store(memory))
     }
 
     /// Where large objects are kept.

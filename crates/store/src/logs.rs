@@ -135,7 +135,7 @@ impl Store {
         let mut chunk = Chunk { first_seq, last_seq, newest_at, bytes };
         for _ in 0..APPEND_ATTEMPTS {
             let attempt = match &self.backend {
-                Backend::Memory(memory) => memory.log_append(org, run, fence, &chunk)?,
+                Backend::Memory(memory) => memory.turn().await.log_append(org, run, fence, &chunk)?,
                 Backend::Sql(db) => sql::log_append(db, &self.blobs, org, run, fence, &chunk).await?,
             };
             match attempt {
@@ -157,7 +157,7 @@ impl Store {
         limit("bytes of a log read", bytes_max, LOG_READ_BYTES_MAX)?;
         let after = after.min(NUMBER_MAX);
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.log_read(org, run, after, bytes_max)),
+            Backend::Memory(memory) => Ok(memory.turn().await.log_read(org, run, after, bytes_max)),
             Backend::Sql(db) => sql::log_read(db, &self.blobs, org, run, after, bytes_max).await,
         }
     }
@@ -168,7 +168,7 @@ impl Store {
         limit("bytes of a log read", bytes_max, LOG_READ_BYTES_MAX)?;
         let upto = upto.min(NUMBER_MAX);
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.log_read_back(org, run, upto, bytes_max)),
+            Backend::Memory(memory) => Ok(memory.turn().await.log_read_back(org, run, upto, bytes_max)),
             Backend::Sql(db) => sql::log_read_back(db, &self.blobs, org, run, upto, bytes_max).await,
         }
     }
@@ -177,7 +177,7 @@ impl Store {
     /// Nothing if every entry is older.
     pub async fn log_at(&self, org: OrgId, run: RunId, at: UnixMicros) -> Result<Option<u64>> {
         match &self.backend {
-            Backend::Memory(memory) => memory.log_at(org, run, at),
+            Backend::Memory(memory) => memory.turn().await.log_at(org, run, at),
             Backend::Sql(db) => sql::log_at(db, org, run, at).await,
         }
     }
@@ -204,7 +204,7 @@ impl Store {
     /// The sequence that the next new entry must have; not found for a run that the org does not have.
     pub async fn log_head(&self, org: OrgId, run: RunId) -> Result<u64> {
         match &self.backend {
-            Backend::Memory(memory) => memory.log_head(org, run),
+            Backend::Memory(memory) => memory.turn().await.log_head(org, run),
             Backend::Sql(db) => log_head(db, org, run).await,
         }
     }

@@ -22,7 +22,7 @@ impl Store {
     /// Stores a new org; a conflict if its id or its name is taken.
     pub async fn org_create(&self, org: &Org) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.org_create(org),
+            Backend::Memory(memory) => memory.turn().await.org_create(org),
             Backend::Sql(db) => org_create(db, org).await,
         }
     }
@@ -30,7 +30,7 @@ impl Store {
     /// The org, if there is one.
     pub async fn org_get(&self, id: OrgId) -> Result<Option<Org>> {
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.org_get(id)),
+            Backend::Memory(memory) => Ok(memory.turn().await.org_get(id)),
             Backend::Sql(db) => org_get(db, id).await,
         }
     }
@@ -38,7 +38,7 @@ impl Store {
     /// The org of that name, if there is one.
     pub async fn org_by_name(&self, name: &str) -> Result<Option<Org>> {
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.org_by_name(name)),
+            Backend::Memory(memory) => Ok(memory.turn().await.org_by_name(name)),
             Backend::Sql(db) => org_by_name(db, name).await,
         }
     }

@@ -28,7 +28,7 @@ impl Store {
     /// Stores a new project; a conflict if its id or its name is taken, not found if there is no such org.
     pub async fn project_create(&self, project: &Project) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.project_create(project),
+            Backend::Memory(memory) => memory.turn().await.project_create(project),
             Backend::Sql(db) => project_create(db, project).await,
         }
     }
@@ -36,7 +36,7 @@ impl Store {
     /// The project of that name, if the org has one.
     pub async fn project_by_name(&self, org: OrgId, name: &str) -> Result<Option<Project>> {
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.project_by_name(org, name)),
+            Backend::Memory(memory) => Ok(memory.turn().await.project_by_name(org, name)),
             Backend::Sql(db) => project_by_name(db, org, name).await,
         }
     }
@@ -44,7 +44,7 @@ impl Store {
     /// All projects of the org, by name.
     pub async fn project_list(&self, org: OrgId) -> Result<Vec<Project>> {
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.project_list(org)),
+            Backend::Memory(memory) => Ok(memory.turn().await.project_list(org)),
             Backend::Sql(db) => project_list(db, org).await,
         }
     }

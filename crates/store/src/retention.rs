@@ -22,7 +22,7 @@ impl Store {
     pub async fn logs_kept(&self, ended_by: UnixMicros, after: Option<&DuePlace>, limit: u32) -> Result<Vec<Due>> {
         let limit = page(limit, LEASES_PAGE_MAX)?;
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.logs_kept(ended_by, after, limit)),
+            Backend::Memory(memory) => Ok(memory.turn().await.logs_kept(ended_by, after, limit)),
             Backend::Sql(db) => logs_kept(db, ended_by, after, limit).await,
         }
     }
@@ -49,7 +49,7 @@ impl Store {
             ));
         }
         match &self.backend {
-            Backend::Memory(memory) => memory.log_delete(expect_version, run, now)?,
+            Backend::Memory(memory) => memory.turn().await.log_delete(expect_version, run, now)?,
             Backend::Sql(db) => log_delete(db, expect_version, run, now).await?,
         }
         if let Err(error) = self.blobs.delete_of_log(run.org, run.id).await {

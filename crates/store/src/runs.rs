@@ -80,7 +80,7 @@ impl Store {
         }
         check_lease(run)?;
         match &self.backend {
-            Backend::Memory(memory) => memory.run_insert(run, idempotency, events, deadline, now),
+            Backend::Memory(memory) => memory.turn().await.run_insert(run, idempotency, events, deadline, now),
             Backend::Sql(db) => sql::run_insert(db, run, idempotency, events, deadline, now).await,
         }
     }
@@ -88,7 +88,7 @@ impl Store {
     /// The run, if the org has it.
     pub async fn run_get(&self, org: OrgId, id: RunId) -> Result<Option<Run>> {
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.run_get(org, id)),
+            Backend::Memory(memory) => Ok(memory.turn().await.run_get(org, id)),
             Backend::Sql(db) => sql::run_get(db, org, id).await,
         }
     }
@@ -105,7 +105,7 @@ impl Store {
         let rows_max = page(limit, RUNS_PAGE_MAX)?;
         self::limit("labels of a filter", filter.labels.len(), FILTER_LABELS_MAX)?;
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.run_list(org, filter, before, rows_max)),
+            Backend::Memory(memory) => Ok(memory.turn().await.run_list(org, filter, before, rows_max)),
             Backend::Sql(db) => sql::run_list(db, org, filter, before, rows_max).await,
         }
     }
@@ -114,7 +114,7 @@ impl Store {
     pub async fn run_queue(&self, org: OrgId, limit: u32) -> Result<Vec<Run>> {
         let limit = page(limit, RUNS_PAGE_MAX)?;
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.run_queue(org, limit)),
+            Backend::Memory(memory) => Ok(memory.turn().await.run_queue(org, limit)),
             Backend::Sql(db) => sql::run_queue(db, org, limit).await,
         }
     }
@@ -133,7 +133,7 @@ impl Store {
         follows(expect_version, run)?;
         check_lease(run)?;
         match &self.backend {
-            Backend::Memory(memory) => memory.run_save(expect_version, run, events, deadline, now),
+            Backend::Memory(memory) => memory.turn().await.run_save(expect_version, run, events, deadline, now),
             Backend::Sql(db) => sql::run_save(db, expect_version, run, events, deadline, now).await,
         }
     }
@@ -142,7 +142,7 @@ impl Store {
     /// not removed now are by [`Store::doomed_sweep`].
     pub async fn run_delete(&self, org: OrgId, id: RunId, expect_version: u64, now: UnixMicros) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.run_delete(org, id, expect_version, now)?,
+            Backend::Memory(memory) => memory.turn().await.run_delete(org, id, expect_version, now)?,
             Backend::Sql(db) => sql::run_delete(db, org, id, expect_version, now).await?,
         }
         if let Err(error) = self.blobs.delete_of_run(org, id).await {

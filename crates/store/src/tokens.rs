@@ -18,7 +18,7 @@ impl Store {
     /// Stores a new token; a conflict if its id or its hash is taken, not found if there is no such org.
     pub async fn token_create(&self, token: &Token) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.token_create(token),
+            Backend::Memory(memory) => memory.turn().await.token_create(token),
             Backend::Sql(db) => token_create(db, token).await,
         }
     }
@@ -27,7 +27,7 @@ impl Store {
     /// revoked.
     pub async fn token_by_hash(&self, hash: &[u8; 32]) -> Result<Option<Token>> {
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.token_by_hash(hash)),
+            Backend::Memory(memory) => Ok(memory.turn().await.token_by_hash(hash)),
             Backend::Sql(db) => token_by_hash(db, hash).await,
         }
     }
@@ -35,7 +35,7 @@ impl Store {
     /// The token, if the org has it. It may be expired or revoked.
     pub async fn token_get(&self, org: OrgId, id: TokenId) -> Result<Option<Token>> {
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.token_get(org, id)),
+            Backend::Memory(memory) => Ok(memory.turn().await.token_get(org, id)),
             Backend::Sql(db) => token_get(db, org, id).await,
         }
     }
@@ -43,7 +43,7 @@ impl Store {
     /// The newest [`TOKENS_MAX`] tokens of the org: first those that are not revoked, each group newest first.
     pub async fn token_list(&self, org: OrgId) -> Result<Vec<Token>> {
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.token_list(org)),
+            Backend::Memory(memory) => Ok(memory.turn().await.token_list(org)),
             Backend::Sql(db) => token_list(db, org).await,
         }
     }
@@ -51,7 +51,7 @@ impl Store {
     /// Revokes a token. One that was revoked before keeps its time.
     pub async fn token_revoke(&self, org: OrgId, id: TokenId, now: UnixMicros) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.token_revoke(org, id, now),
+            Backend::Memory(memory) => memory.turn().await.token_revoke(org, id, now),
             Backend::Sql(db) => token_revoke(db, org, id, now).await,
         }
     }

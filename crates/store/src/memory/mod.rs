@@ -5,7 +5,9 @@ mod tenants;
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    fmt::Debug,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use holm_domain::{
@@ -17,9 +19,22 @@ use holm_domain::{
 
 use crate::{Doomed, DoomedPart, Org, Project, Segment};
 
-#[derive(Debug, Default)]
+/// What a simulator has between the servers and their store in memory.
+pub trait Between: Debug + Send + Sync {
+    /// Completes when the next operation may happen.
+    fn turn(&self) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+
+    /// Whether a save that expects one version may replace another: whether there is a compare-and-swap at all.
+    fn may_replace(&self, expected: u64, stored: u64) -> bool {
+        expected == stored
+    }
+}
+
+/// Clones share one state.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Memory {
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
+    between: Option<Arc<dyn Between>>,
 }
 
 #[derive(Debug, Default)]
@@ -53,6 +68,24 @@ struct Stored {
 }
 
 impl Memory {
+    /// The same state, with something between it and its callers.
+    pub(crate) fn with(&self, between: Arc<dyn Between>) -> Self {
+        Self { state: self.state.clone(), between: Some(between) }
+    }
+
+    /// Waits for the turn of an operation.
+    pub(crate) async fn turn(&self) -> &Self {
+        if let Some(between) = &self.between {
+            between.turn().await;
+        }
+        self
+    }
+
+    /// Whether a save that expects one version finds it.
+    fn is_current(&self, expected: u64, stored: u64) -> bool {
+        self.between.as_ref().map_or(expected == stored, |between| between.may_replace(expected, stored))
+    }
+
     /// No operation leaves the state half changed, so it may be used after a panic of a thread that held the lock.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -139,7 +139,7 @@ impl Memory {
     ) -> Result<Saved> {
         let mut state = self.lock();
         let row = state.row_mut(run.org, run.id)?;
-        if row.run.version != expect_version {
+        if !self.is_current(expect_version, row.run.version) {
             return Err(Error::Conflict { what: "run" });
         }
         row.fence = fence_of(run);
@@ -152,7 +152,8 @@ impl Memory {
     pub(crate) fn leases_renew(&self, renewals: &[Renewal]) -> Vec<bool> {
         let mut state = self.lock();
         let mut save = |Renewal { expect_version, run, deadline }: &Renewal| {
-            let row = state.row_mut(run.org, run.id).ok().filter(|row| row.run.version == *expect_version);
+            let row =
+                state.row_mut(run.org, run.id).ok().filter(|row| self.is_current(*expect_version, row.run.version));
             let Some(row) = row else { return false };
             row.run = as_stored(run);
             row.deadline = *deadline;
