@@ -1,5 +1,5 @@
-//! Attacks by raw frames (RFC 9113) on either lane, once the command runs: each ends as a failure within its deadline, and the
-//! shim's memory stays bounded.
+//! Attacks by raw frames (RFC 9113) on either lane: each ends as a failure within its deadline, and the shim's memory stays
+//! bounded.
 //!
 //! Guest and shim are one process here, so the bound holds for both together. The attacks come one after the other, for
 //! their memory is told apart by time.
@@ -11,6 +11,7 @@ mod scripted;
 use std::time::Duration;
 
 use holm_domain::run::Reason;
+use holm_shim::protocol::Tuning;
 use holm_wire::hello::Lane;
 use scripted::{Attack, Script, Then, attempt, honest, see_through};
 
@@ -19,6 +20,12 @@ use scripted::{Attack, Script, Then, attempt, honest, see_through};
 const GROWTH_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// The stream of the request for the output: the third of the shim's.
 const OUTPUT_STREAM: u32 = 5;
+/// The streams of the shim's requests to make ready, to start the command, and to forget what was taken of its output.
+const SETUP_STREAM: u32 = 1;
+const START_STREAM: u32 = 3;
+const ACK_STREAM: u32 = 7;
+/// What the command says before the attack.
+const SAID: &[u8] = b"said before\n";
 /// A stream that nobody has used.
 const IDLE_STREAM: u32 = 4_001;
 
@@ -65,14 +72,34 @@ fn bomb() -> Vec<u8> {
     block
 }
 
+/// A list of headers of nearly the largest size that counts, in as few bytes as can be: a hundred times as large as they are.
+fn heads(status: [u8; 3], fields: usize) -> Vec<u8> {
+    [&[0x08, 3][..], &status, &vec![0x8f; fields]].concat()
+}
+
+/// Answers to one request that only say that one will come (103).
+fn announcements(stream: u32) -> Vec<u8> {
+    framed(HEADERS, END_HEADERS, stream, &heads(*b"103", 340)).repeat(100)
+}
+
 struct Case {
     name: &'static str,
+    script: Script,
     attack: Attack,
+    spool_bytes_max: u64,
+    said: &'static [u8],
     reason: Reason,
 }
 
 fn on(lane: Lane, name: &'static str, reason: Reason, pieces: fn(u64) -> Option<Vec<u8>>) -> Case {
-    Case { name, attack: Attack { lane, pieces, reads: true, closes: false }, reason }
+    Case {
+        name,
+        script: Script { then: Then::Hang, ..honest(SAID) },
+        attack: Attack { lane, at: None, pieces, reads: true, closes: false },
+        spool_bytes_max: Tuning::default().spool_bytes_max,
+        said: SAID,
+        reason,
+    }
 }
 
 /// The guest does not read what it causes the shim to say.
@@ -82,6 +109,17 @@ fn deaf(case: Case) -> Case {
 
 fn closing(case: Case) -> Case {
     Case { attack: Attack { closes: true, ..case.attack }, ..case }
+}
+
+/// The guest takes no body, and answers the start of the command without end.
+fn starting(case: Case) -> Case {
+    Case { attack: Attack { at: Some("/setup"), ..case.attack }, said: b"", ..case }
+}
+
+/// Nobody takes what is in the spool, and the attack begins when the guest is told to forget output.
+fn acknowledging(case: Case) -> Case {
+    let script = Script { then: Then::Forever, ..case.script };
+    Case { attack: Attack { at: Some("/processes/1/ack"), ..case.attack }, spool_bytes_max: 300_000, script, ..case }
 }
 
 /// What both ends have to stand.
@@ -125,6 +163,22 @@ fn on_the_lane_in() -> Vec<Case> {
             (n < 1_000).then(|| framed(DATA, 0, OUTPUT_STREAM, &[&[1, 0x60, 0xea, 0, 0][..], &[b'y'; 60_000]].concat()))
         }),
         on(lane, "empty frames without end", GuestLost, |_| Some(framed(DATA, 0, OUTPUT_STREAM, &[]).repeat(100))),
+        starting(on(lane, "announcements of an answer whose request is not taken", GuestLost, |n| match n {
+            0 => {
+                let no_window = framed(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
+                let head = framed(HEADERS, END_HEADERS, SETUP_STREAM, &heads(*b"200", 0));
+                let body = framed(DATA, END_STREAM, SETUP_STREAM, br#"{"unenforced":[]}"#);
+                Some([no_window, head, body].concat())
+            }
+            1 => Some(Vec::new()),
+            _ => Some(announcements(START_STREAM)),
+        })),
+        acknowledging(on(lane, "announcements while the spool is full", GuestLost, |_| {
+            Some(announcements(ACK_STREAM))
+        })),
+        acknowledging(on(lane, "one announcement while the spool is full", GuestLost, |n| {
+            once(n, framed(HEADERS, END_HEADERS, ACK_STREAM, &heads(*b"103", 0)))
+        })),
     ]
 }
 
@@ -167,8 +221,9 @@ fn status_bytes(field: &str) -> u64 {
 
 /// What attacks come to: the name and how it ended otherwise than it should have.
 async fn run(case: Case) -> Option<String> {
-    let Case { name, attack, reason } = case;
-    let mut attacked = attempt(Script { then: Then::Hang, attack: Some(attack), ..honest(b"said before\n") });
+    let Case { name, script, attack, spool_bytes_max, said, reason } = case;
+    let mut attacked = attempt(Script { attack: Some(attack), ..script });
+    attacked.tuning.spool_bytes_max = spool_bytes_max;
     attacked.spec.limits.timeout_ms = if reason == Reason::Timeout { 1_500 } else { 20_000 };
     // Takes the peak back to what there is now (proc_pid_clear_refs(5)).
     std::fs::write("/proc/self/clear_refs", "5").unwrap();
@@ -179,7 +234,7 @@ async fn run(case: Case) -> Option<String> {
     let is_so = outcome.reason == Some(reason)
         && left.code() != 0
         && left.kills >= 1
-        && left.output.starts_with(b"said before\n")
+        && left.output.starts_with(said)
         && left.took < Duration::from_secs(19)
         && grown <= GROWTH_BYTES_MAX;
     (!is_so).then(|| format!("{:?} {name}: {outcome:?}, {:?}, {grown} bytes", attack.lane, left.took))

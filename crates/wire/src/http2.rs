@@ -2,16 +2,19 @@
 //!
 //! What always holds: every body that is read whole has a limit, and one that is streamed gives its flow-control credit
 //! back only once its bytes were taken, so a slow reader slows the writer and nobody buffers more than a stream's window.
+//! A request is answered once: an informational answer (1xx) is an error, and a second one breaks the connection.
 //! Requests and answers of the APIs are JSON of at most [`crate::guest_api::JSON_BYTES_MAX`] bytes.
 //!
 //! Deadlines are the caller's: every future here may be dropped, which resets its stream and nothing else.
 
 mod body;
 mod client;
+mod one_head;
 mod server;
 
 pub use body::{Incoming, Outgoing, PUMP_BYTES_MAX, read_whole};
 pub use client::{Client, Driver, Tunnel, connect};
+pub use one_head::OneHead;
 pub use server::{Answer, Exchange, Server, accept, read_json};
 
 use http::StatusCode;
@@ -58,6 +61,9 @@ pub enum Error {
     /// A request could not be put together from its parts.
     #[error("malformed request: {0}")]
     Request(#[from] http::Error),
+    /// The other side announced an answer in place of giving it.
+    #[error("answered {0}, which only announces an answer")]
+    Informational(StatusCode),
     /// The other side refused. `body` is at most [`crate::guest_api::JSON_BYTES_MAX`] bytes, and not to be trusted.
     #[error("answered {status}: {}", String::from_utf8_lossy(&body[..body.len().min(512)]))]
     Status {

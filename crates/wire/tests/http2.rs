@@ -7,7 +7,10 @@ use holm_wire::{
     http2::{self, Client, Error, Exchange, Incoming, Settings},
 };
 use http::{Method, StatusCode};
-use tokio::io::{AsyncWriteExt, duplex};
+use tokio::{
+    io::{AsyncWriteExt, duplex},
+    task::JoinHandle,
+};
 
 const BULK_BYTES: usize = 8 * 1024 * 1024;
 
@@ -127,4 +130,39 @@ async fn a_peer_that_talks_nonsense_is_an_error() {
     let (near, mut far) = duplex(64 * 1024);
     far.write_all(&[0xff; 1000]).await.unwrap();
     assert!(http2::accept(near, &Settings::HOST).await.is_err());
+}
+
+/// A server that announces each answer as often as it is told to before it gives it, and takes no body.
+async fn announcing(times: usize) -> (Client, JoinHandle<Result<(), h2::Error>>) {
+    let (near, far) = duplex(64 * 1024);
+    tokio::spawn(async move {
+        let mut server = h2::server::Builder::new().initial_window_size(0).handshake::<_, Bytes>(far).await.unwrap();
+        let mut unanswered = Vec::new();
+        while let Some(Ok((_, mut respond))) = server.accept().await {
+            for _ in 0..times {
+                let early = http::Response::builder().status(StatusCode::EARLY_HINTS).body(()).unwrap();
+                respond.send_informational(early).unwrap();
+            }
+            unanswered.push(respond);
+        }
+    });
+    let (client, driver) = http2::connect(near, &Settings::HOST).await.unwrap();
+    (client, tokio::spawn(driver))
+}
+
+#[tokio::test]
+async fn an_answer_that_is_announced_is_an_error_while_the_body_is_not_taken() {
+    let body = Some("a body");
+    let (client, _driver) = announcing(1).await;
+    let early = client.empty(Method::POST, "/", body).await;
+    assert!(matches!(early, Err(Error::Informational(StatusCode::EARLY_HINTS))), "{early:?}");
+    assert!(matches!(client.download("/").await.err(), Some(Error::Informational(StatusCode::EARLY_HINTS))));
+}
+
+#[tokio::test]
+async fn announcements_that_nobody_asks_for_break_the_connection() {
+    let (client, driver) = announcing(2).await;
+    let (_body, _unasked) = client.upload("/").await.unwrap();
+    let broken = driver.await.unwrap().unwrap_err();
+    assert!(broken.to_string().contains("stream 1 was answered more than once"), "{broken}");
 }

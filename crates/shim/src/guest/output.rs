@@ -54,7 +54,8 @@ impl Position {
         self.offset
     }
 
-    /// Reads to the end. When it fails with [`Error::Lost`], it may be called again with the same guest in a new epoch.
+    /// Reads to the end. When it fails with [`Error::Lost`], it may be called again with the same guest in a new epoch. A
+    /// sink that is dropped while it waits must have taken nothing.
     pub async fn read_to_end<E>(
         &mut self,
         guest: &Guest,
@@ -87,17 +88,10 @@ impl Position {
         };
         let mut decoder = FrameDecoder::default();
         let malformed = |error| Lost::new(format!("reading the output: {error}"));
-        // At most one at a time, and nothing waits for it.
+        // At most one at a time; whatever is waited for, it is waited for as well.
         let mut acks = FuturesUnordered::new();
         loop {
-            let next = tokio::select! {
-                biased;
-                Some(acked) = acks.next() => {
-                    self.acked = acked?;
-                    continue;
-                }
-                next = incoming.next() => next,
-            };
+            let next = self.acking(&mut acks, incoming.next()).await?;
             let piece = match next {
                 Ok(Some(piece)) => piece,
                 Ok(None) => {
@@ -108,12 +102,29 @@ impl Position {
             };
             decoder.put(piece);
             while let Some(frame) = decoder.take().map_err(malformed)? {
-                self.offset += frame.data.len() as u64;
-                sink(frame).await.map_err(Error::Sink)?;
+                let bytes = frame.data.len() as u64;
+                self.acking(&mut acks, sink(frame)).await?.map_err(Error::Sink)?;
+                self.offset += bytes;
                 if self.offset - self.acked >= ACK_EVERY_BYTES && acks.is_empty() {
                     let (process, offset) = (self.process, self.offset);
                     acks.push(async move { guest.ack(process, offset).await.map(|()| offset) });
                 }
+            }
+        }
+    }
+
+    /// Waits for something, and meanwhile for acknowledgements; one that fails ends the wait.
+    async fn acking<T>(
+        &mut self,
+        acks: &mut FuturesUnordered<impl Future<Output = Result<u64, Lost>>>,
+        awaited: impl Future<Output = T>,
+    ) -> Result<T, Lost> {
+        tokio::pin!(awaited);
+        loop {
+            tokio::select! {
+                biased;
+                Some(acked) = acks.next() => self.acked = acked?,
+                done = &mut awaited => return Ok(done),
             }
         }
     }

@@ -37,6 +37,9 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
+/// How long it takes at most until what was sent has come, and was answered.
+const PAUSE: Duration = Duration::from_millis(300);
+
 /// What a guest does with a request; the default is what an honest one does.
 #[derive(Clone)]
 pub struct Script {
@@ -66,7 +69,7 @@ pub struct Script {
     pub silent_at: Option<&'static str>,
     /// Requests to this path are answered with that in place of what was asked for.
     pub says_at: Option<(&'static str, &'static str)>,
-    /// What is sent on a lane in place of HTTP/2 once the output was sent, with [`Then::Hang`].
+    /// What is sent on a lane in place of HTTP/2.
     pub attack: Option<Attack>,
 }
 
@@ -74,7 +77,9 @@ pub struct Script {
 #[derive(Clone, Copy)]
 pub struct Attack {
     pub lane: Lane,
-    /// The pieces, by number; the attack is over with the first that is none.
+    /// It begins in place of the answer to this path; without one, once the output was sent, with [`Then::Hang`].
+    pub at: Option<&'static str>,
+    /// The pieces, by number; an empty one is a pause, and the attack is over with the first that is none.
     pub pieces: fn(u64) -> Option<Vec<u8>>,
     /// Whether what the shim sends meanwhile is read.
     pub reads: bool,
@@ -156,6 +161,9 @@ async fn take_over(played: Arc<Played>, attack: Attack, mut lane: UnixStream, mu
     let send = async {
         for number in 0.. {
             let Some(piece) = (attack.pieces)(number) else { break };
+            if piece.is_empty() {
+                tokio::time::sleep(PAUSE).await;
+            }
             if write.write_all(&piece).await.is_err() {
                 return;
             }
@@ -212,6 +220,12 @@ impl Played {
         let Exchange { head, body, answer } = exchange;
         match head.uri.path() {
             path if script.silent_at == Some(path) => std::future::pending().await,
+            path if script.attack.is_some_and(|attack| attack.at == Some(path)) => {
+                // What is on its way comes first, and HTTP/2 between two frames.
+                tokio::time::sleep(PAUSE).await;
+                self.attacks.notify_one();
+                std::future::pending().await
+            }
             path if script.says_at.is_some_and(|(at, _)| at == path) => {
                 let said = script.says_at.map_or("", |(_, said)| said);
                 answer.bytes(StatusCode::OK, said.into()).await
@@ -288,7 +302,9 @@ impl Played {
             Then::Hang => {
                 // What was sent is on its way first, and HTTP/2 between two frames.
                 tokio::time::sleep(Duration::from_millis(20)).await;
-                self.attacks.notify_one();
+                if script.attack.is_some_and(|attack| attack.at.is_none()) {
+                    self.attacks.notify_one();
+                }
                 std::future::pending().await
             }
             Then::Forever => loop {
