@@ -26,6 +26,8 @@ use crate::{
 /// What a client says before its first frame (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FRAME_HEAD_BYTES: usize = 9;
+const HEADERS: u8 = 0x1;
+const END_HEADERS: u8 = 0x4;
 const REFUSALS_MAX: usize = 64;
 /// The longest body that the shim takes of a guest, in bytes.
 const BODY_BYTES_MAX: usize = 4 * 1024;
@@ -37,10 +39,12 @@ const END: Duration = Duration::from_secs(3_600);
 pub fn seeds() -> Vec<Vec<u8>> {
     let (client, server) = run(recorded());
     let mut seeds = Vec::new();
-    for (side, bytes) in [(0, client), (1, server)] {
+    for (side, bytes) in [(0, &client), (1, &server)] {
         seeds.push([&[side], &bytes[..]].concat());
-        seeds.push([&[side | 2], &framed(&bytes)[..]].concat());
+        seeds.push([&[side | 2], &framed(bytes)[..]].concat());
     }
+    let row = framed(&server);
+    seeds.extend([1, 2].map(|times| [&[3], &announced(&row, times)[..]].concat()));
     seeds
 }
 
@@ -92,6 +96,14 @@ fn framed(bytes: &[u8]) -> Vec<u8> {
         rest = &after[length..];
     }
     row
+}
+
+/// A row of a server's frames in which the first answer is announced (103) as often.
+fn announced(row: &[u8], times: usize) -> Vec<u8> {
+    let settings_bytes = 5 + usize::from(u16::from_le_bytes([row[3], row[4]]));
+    let (settings, answers) = row.split_at(settings_bytes);
+    let announcement = [&[HEADERS, END_HEADERS, 1][..], &piece(b"\x08\x03103")].concat();
+    [settings, &announcement.repeat(times), answers].concat()
 }
 
 /// The bytes of a row of frames.
