@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use holm_domain::run::Reason;
 use holm_shim::protocol::Tuning;
-use holm_wire::hello::Lane;
-use scripted::{Attack, Script, Then, attempt, honest, see_through};
+use holm_wire::{guest_api::OutputStream, hello::Lane};
+use scripted::{Attack, Script, Then, attempt, frame, honest, see_through};
 
 /// How much more memory than before shim and guest together may have at one instant, in bytes: far less than the 64 MiB that
 /// the shim grants its guest by its windows (`Settings::HOST`).
@@ -82,6 +82,13 @@ fn announcements(stream: u32) -> Vec<u8> {
     framed(HEADERS, END_HEADERS, stream, &heads(*b"103", 340)).repeat(100)
 }
 
+/// Incompressible output that fills a small spool.
+fn noise() -> Vec<u8> {
+    let mut noise = vec![0; 60_000];
+    rustix::rand::getrandom(&mut noise, rustix::rand::GetRandomFlags::empty()).unwrap();
+    frame(OutputStream::Stdout, &noise)
+}
+
 struct Case {
     name: &'static str,
     script: Script,
@@ -120,6 +127,12 @@ fn starting(case: Case) -> Case {
 fn acknowledging(case: Case) -> Case {
     let script = Script { then: Then::Forever, ..case.script };
     Case { attack: Attack { at: Some("/processes/1/ack"), ..case.attack }, spool_bytes_max: 300_000, script, ..case }
+}
+
+/// Nobody takes what is in the spool, and it is full.
+fn stalled(case: Case) -> Case {
+    let output = [&case.script.output[..], &noise(), &noise()].concat();
+    Case { script: Script { output, ..case.script }, spool_bytes_max: 64 * 1024, ..case }
 }
 
 /// What both ends have to stand.
@@ -178,6 +191,10 @@ fn on_the_lane_in() -> Vec<Case> {
         })),
         acknowledging(on(lane, "one announcement while the spool is full", GuestLost, |n| {
             once(n, framed(HEADERS, END_HEADERS, ACK_STREAM, &heads(*b"103", 0)))
+        })),
+        stalled(on(lane, "output byte by byte while the spool is full", GuestLost, |n| match n {
+            0 => Some(framed(DATA, 0, OUTPUT_STREAM, &frame(OutputStream::Stdout, b"waits"))),
+            _ => (n < 200).then(|| framed(DATA, 0, OUTPUT_STREAM, b"x").repeat(1_000)),
         })),
     ]
 }

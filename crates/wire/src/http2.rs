@@ -26,14 +26,19 @@ pub struct Settings {
     pub streams_max: u32,
     /// How many bytes of one stream may be under way unread.
     pub stream_window_bytes: u32,
+    /// What it may cost, in bytes beyond what they carry, to keep frames of data that are small: h2 counts 256 bytes for each.
+    pub overhead_bytes_max: usize,
 }
 
 impl Settings {
     /// For the side that trusts the other one no more than it has to: what it may be made to hold is
-    /// `streams_max` × `stream_window_bytes` = 64 MiB.
-    pub const HOST: Settings = Settings { streams_max: 256, stream_window_bytes: 256 * 1024 };
+    /// `streams_max` × `stream_window_bytes` = 64 MiB, and `overhead_bytes_max`. A window full of the smallest frames of
+    /// output, 6 bytes each, costs less than that: a command that writes byte by byte is no attack.
+    pub const HOST: Settings =
+        Settings { streams_max: 256, stream_window_bytes: 256 * 1024, overhead_bytes_max: 12 * 1024 * 1024 };
     /// For the guest: its peer is the shim, and throughput matters.
-    pub const GUEST: Settings = Settings { streams_max: 1024, stream_window_bytes: 1024 * 1024 };
+    pub const GUEST: Settings =
+        Settings { streams_max: 1024, stream_window_bytes: 1024 * 1024, overhead_bytes_max: 1024 * 1024 * 1024 };
 }
 
 /// The largest HTTP/2 frame, in bytes.

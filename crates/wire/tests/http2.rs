@@ -1,6 +1,8 @@
 //! Client and server of a lane against each other.
 #![allow(clippy::unwrap_used)]
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use holm_wire::{
     guest_api::JSON_BYTES_MAX,
@@ -15,6 +17,7 @@ use tokio::{
 const BULK_BYTES: usize = 8 * 1024 * 1024;
 
 async fn answer(exchange: Exchange) -> Result<(), Error> {
+    let piece_bytes = exchange.query("piece").map(|bytes| bytes.parse::<u32>().unwrap());
     let Exchange { head, body, answer } = exchange;
     match (head.method.as_str(), head.uri.path()) {
         ("POST", "/echo") => match http2::read_json::<serde_json::Value>(body).await {
@@ -26,6 +29,13 @@ async fn answer(exchange: Exchange) -> Result<(), Error> {
             let mut out = answer.stream(StatusCode::OK)?;
             for _ in 0..BULK_BYTES / 65_536 {
                 out.send(Bytes::from_static(&[7; 65_536])).await?;
+            }
+            out.finish()
+        }
+        ("GET", "/window") => {
+            let mut out = answer.stream(StatusCode::OK)?;
+            for _ in 0..Settings::HOST.stream_window_bytes / piece_bytes.unwrap() {
+                out.send(vec![7; piece_bytes.unwrap() as usize].into()).await?;
             }
             out.finish()
         }
@@ -51,6 +61,10 @@ async fn answer(exchange: Exchange) -> Result<(), Error> {
 }
 
 async fn pair() -> Client {
+    pair_and_driver().await.0
+}
+
+async fn pair_and_driver() -> (Client, JoinHandle<Result<(), h2::Error>>) {
     let (near, far) = duplex(64 * 1024);
     tokio::spawn(async move {
         let mut server = http2::accept(far, &Settings::GUEST).await.unwrap();
@@ -59,8 +73,7 @@ async fn pair() -> Client {
         }
     });
     let (client, driver) = http2::connect(near, &Settings::HOST).await.unwrap();
-    tokio::spawn(driver);
-    client
+    (client, tokio::spawn(driver))
 }
 
 async fn drain(mut incoming: Incoming) -> Result<usize, Error> {
@@ -94,6 +107,19 @@ async fn a_stalled_stream_stops_no_other() {
     for stream in stalled {
         assert_eq!(drain(stream).await.unwrap(), BULK_BYTES);
     }
+}
+
+#[tokio::test]
+async fn a_window_of_the_smallest_frames_of_output_waits_and_one_of_single_bytes_breaks_the_connection() {
+    let (client, _driver) = pair_and_driver().await;
+    let waits = client.download("/window?piece=6").await.unwrap();
+    // Far longer than it takes until all of it has come.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(drain(waits).await.unwrap(), 262_140);
+    let (client, driver) = pair_and_driver().await;
+    let _unread = client.download("/window?piece=1").await.unwrap();
+    let broken = driver.await.unwrap().unwrap_err();
+    assert_eq!(broken.reason(), Some(h2::Reason::ENHANCE_YOUR_CALM), "{broken}");
 }
 
 #[tokio::test]

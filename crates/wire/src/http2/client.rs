@@ -43,6 +43,7 @@ where
         .max_header_list_size(HEADERS_BYTES_MAX)
         .max_concurrent_streams(0)
         .max_send_buffer_size(SEND_BUFFER_BYTES)
+        .data_frame_budget(settings.overhead_bytes_max)
         .enable_push(false)
         .handshake(OneHead::new(io))
         .await?;

@@ -47,6 +47,7 @@ where
         .max_header_list_size(HEADERS_BYTES_MAX)
         .max_concurrent_streams(settings.streams_max)
         .max_send_buffer_size(SEND_BUFFER_BYTES)
+        .data_frame_budget(settings.overhead_bytes_max)
         .handshake(io)
         .await?;
     Ok(Server { connection })
