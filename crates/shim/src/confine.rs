@@ -3,7 +3,9 @@
 //! What always holds afterwards, for all threads that there are and will be: no privileges can be gained; no program can be
 //! executed and no process made, so whoever took the shim over has only what the shim has; no other process can be traced or
 //! read; no socket but Unix ones can be made, so the host's network, in whose namespace the shim lives, is out of reach;
-//! mounts, namespaces and the corners of the kernel of which a shim needs none are refused (EPERM). It is a list of what is
+//! mounts, namespaces and the corners of the kernel of which a shim needs none are refused (EPERM); it has no more memory
+//! than [`MEMORY_BYTES_MAX`], so a guest that has found out how to make it grow ends its own shim and nothing else on the
+//! host. It is a list of what is
 //! refused, not of what is allowed: files, Unix sockets and signals stay, and the user id limits them.
 //!
 //! A runtime that starts a program for the sandbox does so before ([`holm_runtime::Runtime::launch`]).
@@ -22,6 +24,9 @@ use seccompiler::{
 
 /// Far more descriptors than a shim needs.
 const DESCRIPTORS_MAX: u64 = 256;
+/// How much memory of its own a shim may have, in bytes: twenty times what it has at work (measured), and twice what its
+/// guest can make it hold on both lanes.
+pub const MEMORY_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 /// Refused whatever the arguments.
 const REFUSED: &[i64] = &[
@@ -104,14 +109,22 @@ pub fn confine() -> io::Result<()> {
     }
     // Neither traced nor dumped, not even by what runs under the same user id.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
-    let most = rustix::process::getrlimit(Resource::Nofile).maximum.unwrap_or(DESCRIPTORS_MAX).min(DESCRIPTORS_MAX);
-    rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) })?;
+    for (resource, most) in
+        [(Resource::Core, 0), (Resource::Nofile, DESCRIPTORS_MAX), (Resource::Data, MEMORY_BYTES_MAX)]
+    {
+        limit(resource, most)?;
+    }
     for program in programs().map_err(io::Error::other)? {
         // This sets no_new_privs as well, and both for every thread.
         seccompiler::apply_filter_all_threads(&program).map_err(io::Error::other)?;
     }
     Ok(())
+}
+
+/// Takes a limit down for good; a stricter one stays.
+fn limit(resource: Resource, most: u64) -> io::Result<()> {
+    let most = rustix::process::getrlimit(resource).maximum.map_or(most, |maximum| maximum.min(most));
+    Ok(rustix::process::setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?)
 }
 
 /// Two filters, of which the kernel obeys the stricter: what is refused, and clone3(2), whose flags no filter can see and for

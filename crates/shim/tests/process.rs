@@ -25,6 +25,7 @@ use holm_runtime::{
 use holm_shim::{
     client::{self, Statuses},
     clock,
+    confine::{self, MEMORY_BYTES_MAX},
     protocol::{Command as Order, DIR_DESCRIPTOR, Launch, Phase, Status, Tuning},
     spool::reader::Reader,
 };
@@ -416,7 +417,7 @@ fn a_confined_process_makes_no_other() {
     assert!(output.status.success(), "{}: {said}{}", output.status, String::from_utf8_lossy(&output.stderr));
     assert_eq!(
         said,
-        "before: ok\nspawn: EPERM\nexec: EPERM\nnamespace: EPERM\nthread: ok\nfile: ok\nsocket: ok\n\
+        "before: ok\nhalf of the memory: ok\nall of it: Some(12)\nspawn: EPERM\nexec: EPERM\nnamespace: EPERM\nthread: ok\nfile: ok\nsocket: ok\n\
                       tcp: EPERM\nudp: EPERM\ntcp6: EPERM\nnetlink: EPERM\npacket: EPERM\n"
     );
 }
@@ -460,15 +461,18 @@ fn confined() -> ExitCode {
     let ids = ["-", "shim", "label", "54321", "54321"].map(str::to_owned);
     if rustix::process::geteuid().is_root()
         && std::env::args().nth(2).is_none()
-        && let Err(error) = holm_shim::confine::take_own_ids(&ids)
+        && let Err(error) = confine::take_own_ids(&ids)
     {
         println!("{error}");
         return ExitCode::FAILURE;
     }
     tell("before", Command::new("true").status().map(drop));
-    if let Err(error) = holm_shim::confine::confine() {
+    if let Err(error) = confine::confine() {
         println!("{error}");
         return ExitCode::FAILURE;
+    }
+    for (what, bytes) in [("half of the memory", MEMORY_BYTES_MAX / 2), ("all of it", MEMORY_BYTES_MAX)] {
+        tell(what, reserve(bytes));
     }
     tell("spawn", Command::new("true").status().map(drop));
     tell("exec", Err(Command::new("true").exec()));
@@ -493,4 +497,9 @@ fn confined() -> ExitCode {
         tell(what, rustix::net::socket(family, kind, None).map(drop).map_err(std::io::Error::from));
     }
     ExitCode::SUCCESS
+}
+
+fn reserve(bytes: u64) -> std::io::Result<()> {
+    let reserved = Vec::<u8>::new().try_reserve_exact(usize::try_from(bytes).unwrap());
+    reserved.map_err(|_| rustix::io::Errno::NOMEM.into())
 }
