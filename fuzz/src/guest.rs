@@ -6,9 +6,12 @@
 
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
-use holm_domain::{limits::RESULT_BYTES_MAX, run::ExitStatus};
+use holm_domain::{
+    limits::{CHANGES_BYTES_MAX, RESULT_BYTES_MAX},
+    run::ExitStatus,
+};
 use holm_shim::{
-    guest::{self, CommandResult, Guest, Lanes, Lost, Patience, Readiness, SpawnError, output},
+    guest::{self, ChangesError, CommandResult, Guest, Lanes, Lost, Patience, Readiness, SpawnError, output},
     outcome::{self, Circumstances, Ending},
     protocol::{MESSAGE_BYTES_MAX, UNENFORCED_BYTES_MAX, UNENFORCED_MAX},
 };
@@ -291,14 +294,18 @@ fn check_result(done: Result<CommandResult, Lost>, said: &[Said]) {
 async fn check_changes(guest: &Guest, said: &dyn Fn() -> Vec<Said>) {
     let mut taken = Vec::new();
     let read = async {
-        let mut changes = guest.changes().await?;
+        let mut changes = guest.changes(CHANGES_BYTES_MAX, PATIENCE.answer).await?;
         while let Some(piece) = changes.next().await? {
             taken.extend_from_slice(&piece);
         }
-        Ok(())
+        Ok::<(), ChangesError>(())
     };
     match read.await {
-        Err(lost) => is_lost(&lost),
+        Err(ChangesError::Lost(lost)) => is_lost(&lost),
+        Err(ChangesError::Refused(why)) => {
+            is_for_people(&why, MESSAGE_BYTES_MAX);
+            assert_eq!(said().last().map(|said| said.status), Some(422));
+        }
         Ok(()) => {
             let said = said();
             assert!(matches!(&said[..], [said] if said.body == taken && said.end != BROKEN && said.end != SILENT));

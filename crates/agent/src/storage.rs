@@ -1,21 +1,24 @@
 //! Whether the host has room for what runs leave: below a floor of free space no run is claimed.
 //!
-//! Runs that there are go on; should the disk be full altogether, their shims end them.
+//! Runs that there are go on, but keep no archive of changes that would go below the floor; should the disk be full
+//! altogether, their shims end them.
 
 use std::path::Path;
+
+use holm_runtime::room::free_bytes;
 
 /// The least room where nobody says, in bytes.
 pub const STORAGE_FLOOR_BYTES: u64 = 256 * 1024 * 1024;
 
 /// What is wrong, if less than `floor` bytes are free where `dir` is.
 pub fn shortage(dir: &Path, floor: u64) -> Option<String> {
-    let stat = match rustix::fs::statvfs(dir) {
-        Ok(stat) => stat,
-        Err(error) => return Some(format!("full: how much is free cannot be told: {error}")),
-    };
-    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    // A file system of no blocks at all does not say how much it has.
-    (stat.f_blocks > 0 && free < floor).then(|| format!("full: {free} bytes are free, less than {floor}"))
+    match free_bytes(dir) {
+        Ok(free) => {
+            let free = free.filter(|free| *free < floor)?;
+            Some(format!("full: {free} bytes are free, less than {floor}"))
+        }
+        Err(error) => Some(format!("full: how much is free cannot be told: {error}")),
+    }
 }
 
 #[cfg(test)]

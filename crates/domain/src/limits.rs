@@ -21,6 +21,9 @@ pub const PATH_BYTES_MAX: usize = 4_096;
 /// The most that a structured result may hold, in bytes.
 pub const RESULT_BYTES_MAX: usize = 64 * 1024;
 
+/// The largest archive of what a command changed in its work dir, in bytes: more is neither kept nor stored nor taken.
+pub const CHANGES_BYTES_MAX: u64 = 4 * 1024 * MIB;
+
 /// Thousandths of a processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -69,6 +72,12 @@ impl Limits {
         within("limits.disk_bytes", self.disk_bytes, MIB, 64 * TIB, "bytes")?;
         within("limits.log_bytes", self.log_bytes, 4 * 1024, TIB, "bytes")?;
         within("limits.timeout_ms", self.timeout_ms, 1, 31 * 24 * 3_600_000, "milliseconds")
+    }
+
+    /// The longest archive of changes that is kept, in bytes. A file of the writable layer takes at least a page of it and, with
+    /// its head, less than twice that in the archive; what takes more is sparse, or has long names.
+    pub fn changes_bytes_max(&self) -> u64 {
+        self.disk_bytes.saturating_mul(2).saturating_add(MIB).min(CHANGES_BYTES_MAX)
     }
 
     /// The time limit of the command.
@@ -164,6 +173,12 @@ mod tests {
     fn defaults_hold() {
         assert_eq!(Limits::default().validate(), Ok(()));
         assert_eq!(LeaseConfig::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn changes_are_bounded_whatever_the_disk() {
+        let of = |disk_bytes| Limits { disk_bytes, ..Limits::default() }.changes_bytes_max();
+        assert_eq!((of(MIB), of(64 * TIB)), (3 * MIB, CHANGES_BYTES_MAX));
     }
 
     #[test]

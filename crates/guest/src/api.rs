@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     io,
+    num::ParseIntError,
     os::fd::OwnedFd,
     path::Path,
     rc::Rc,
@@ -18,7 +19,8 @@ use http::{Method, StatusCode};
 use rustix::fs::ResolveFlags;
 
 use crate::{
-    changes, files,
+    changes::{self, ChangesError},
+    files,
     inner::{self, Inner},
     machine::Machine,
     mounts, network,
@@ -83,6 +85,7 @@ async fn route(guest: &Rc<Guest>, method: &Method, exchange: Exchange) -> (Answe
     let segments: Vec<&str> = path.split('/').skip(1).collect();
     let number = |name: &str| exchange.query(name).map(str::parse::<u64>);
     let (from, to, wait) = (number("from"), number("to"), exchange.query("wait") == Some("1"));
+    let bytes_max = number("bytes_max");
     let Exchange { body, answer, .. } = exchange;
     let answered = match (method.as_str(), segments.as_slice()) {
         ("POST", ["setup"]) => set_up(guest, body).await,
@@ -93,7 +96,7 @@ async fn route(guest: &Rc<Guest>, method: &Method, exchange: Exchange) -> (Answe
         ("POST", ["processes", id, "stdin"]) => feed(guest, id, body).await,
         ("POST", ["processes", id, "signal"]) => signal(guest, id, body).await,
         ("GET", ["result"]) => result(guest),
-        ("GET", ["changes"]) => layer(guest),
+        ("GET", ["changes"]) => layer(guest, bytes_max).await,
         ("POST", ["post-restore"]) => post_restore(guest, body).await,
         _ => Err(refuse(StatusCode::NOT_FOUND, format!("nothing is served at {method} {path}"))),
     };
@@ -300,10 +303,20 @@ fn result(guest: &Rc<Guest>) -> Answered {
     }
 }
 
-fn layer(guest: &Rc<Guest>) -> Answered {
+async fn layer(guest: &Rc<Guest>, bytes_max: Option<Result<u64, ParseIntError>>) -> Answered {
+    let Some(Ok(bytes_max)) = bytes_max else {
+        return Err(refuse(StatusCode::BAD_REQUEST, "the largest length is missing or malformed"));
+    };
     let upper = guest.upper.borrow().clone();
     let upper = upper.ok_or_else(|| refuse(StatusCode::NOT_FOUND, "there is no work dir of which changes are kept"))?;
-    Ok(Reply::Changes(upper, place(guest)?))
+    let inner = place(guest)?;
+    match changes::measure(&upper, inner.ids, bytes_max).await {
+        Ok(()) => Ok(Reply::Changes(upper, inner)),
+        Err(error @ (ChangesError::TooLong { .. } | ChangesError::TooDeep)) => {
+            Err(refuse(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()))
+        }
+        Err(error) => Err(refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+    }
 }
 
 async fn post_restore(guest: &Rc<Guest>, body: RecvStream) -> Answered {
@@ -324,7 +337,7 @@ fn find(guest: &Rc<Guest>, id: &str) -> Result<Rc<Process>, Refusal> {
     found.ok_or_else(|| refuse(StatusCode::NOT_FOUND, format!("there is no process {id}")))
 }
 
-fn offset(value: Option<Result<u64, std::num::ParseIntError>>) -> Result<u64, Refusal> {
+fn offset(value: Option<Result<u64, ParseIntError>>) -> Result<u64, Refusal> {
     match value {
         Some(Ok(offset)) => Ok(offset),
         _ => Err(refuse(StatusCode::BAD_REQUEST, "an offset is missing or malformed")),

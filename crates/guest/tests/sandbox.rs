@@ -241,13 +241,13 @@ async fn hands_out_the_result_and_the_changes() {
             "echo '{{\"ok\":1}}' > /run/holm/result.json; cd /work; rm gone; rm -r replaced; mkdir replaced; \
              echo new > replaced/new; ln -s /etc/shadow link; echo x > {long}; chmod 4755 {long}; mkfifo fifo; \
              python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"sock\")'; echo x > .wh.kept; \
-             head -c 200000 /dev/zero > big"
+             head -c 200000 /dev/zero > big; ln big also; ln big {long}2; ln -s big soft; ln soft softer"
         );
         let (exit, told) = epoch.run(&spawn_of("root", &["sh", "-c", &script])).await;
         assert_eq!(exit, Exit::Code(0), "{}", told.errors());
         let (_, result) = epoch.client.bytes(Method::GET, "/result", None::<&()>).await.unwrap();
         assert_eq!(result, "{\"ok\":1}\n");
-        let mut body = epoch.client.download("/changes").await.unwrap();
+        let mut body = epoch.client.download("/changes?bytes_max=300000").await.unwrap();
         let mut archive_bytes = Vec::new();
         while let Some(piece) = body.next().await.unwrap() {
             archive_bytes.extend_from_slice(&piece);
@@ -268,8 +268,47 @@ async fn hands_out_the_result_and_the_changes() {
         assert!(archive_bytes.windows(40).any(|bytes| bytes.ends_with(b"user.overlay.opaque=y\n")), "{listing}");
         line(" replaced/");
         line(" replaced/new");
-        assert!(line(" big").contains(" 0/0 ") && line(" big").contains(" 200000 "), "{listing}");
+        let is_file = |line: &&str| line.starts_with('-') && line.contains(" 200000 ");
+        let file = listing.lines().find(is_file).unwrap_or_else(|| panic!("{listing}"));
+        assert!(file.contains(" 0/0 "), "{listing}");
+        let first = file.rsplit(' ').next().unwrap();
+        let others = listing.lines().filter(|line| line.ends_with(&format!(" link to {first}"))).count();
+        assert_eq!((others, listing.lines().filter(is_file).count()), (2, 1), "its bytes are there once: {listing}");
+        assert!(line(" soft -> big").starts_with('l') && line(" softer -> big").starts_with('l'), "{listing}");
         assert!(line(" fifo").starts_with('p') && listing.contains(" sock"), "{listing}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn changes_that_are_too_long_are_refused_before_they_are_sent() {
+    limited(async {
+        let (_sandbox, epoch) = Sandbox::ready().await;
+        let script = "cd /work; echo small > small; mkdir d; truncate -s 1900G d/holes";
+        let (exit, told) = epoch.run(&spawn_of("root", &["sh", "-c", script])).await;
+        assert_eq!(exit, Exit::Code(0), "{}", told.errors());
+        let refused = async |bytes_max: &str| match epoch.client.download(&format!("/changes{bytes_max}")).await {
+            Err(http2::Error::Status { status, body }) => {
+                (status, serde_json::from_slice::<Failure>(&body).unwrap().message)
+            }
+            other => panic!("{:?}", other.map(drop)),
+        };
+        let (status, why) = refused("?bytes_max=4294967296").await;
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{why}");
+        let sentence = "they take more than 4294967296 bytes as an archive; the largest file seen, `d/holes`, has \
+                        2040109465600 bytes and occupies 0: it is sparse, and holes are written out";
+        assert_eq!(why, sentence);
+        assert_eq!(refused("").await.0, StatusCode::BAD_REQUEST);
+        let (exit, _) = epoch.run(&spawn_of("root", &["rm", "/work/d/holes"])).await;
+        assert_eq!(exit, Exit::Code(0));
+        let mut body = epoch.client.download("/changes?bytes_max=100000").await.unwrap();
+        let mut length = 0;
+        while let Some(piece) = body.next().await.unwrap() {
+            length += piece.len();
+        }
+        drop(epoch.client.download(&format!("/changes?bytes_max={length}")).await.unwrap());
+        let (status, why) = refused(&format!("?bytes_max={}", length - 1)).await;
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "what is measured is what is sent: {why}");
     })
     .await;
 }

@@ -18,6 +18,7 @@ pub mod inherited;
 pub mod passing;
 pub mod process;
 pub mod registry;
+pub mod room;
 
 use std::{
     os::fd::OwnedFd,

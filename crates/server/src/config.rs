@@ -39,7 +39,10 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use holm_domain::{error::InvalidField, limits::LeaseConfig};
+use holm_domain::{
+    error::InvalidField,
+    limits::{CHANGES_BYTES_MAX, LeaseConfig},
+};
 use holm_store::Store;
 
 use crate::clock::Clock;
@@ -181,7 +184,7 @@ impl Default for ServeLimits {
         Self {
             body_bytes_max: 8 * MIB,
             log_body_bytes_max: 8 * MIB,
-            changes_bytes_max: 4 * 1024 * 1024 * 1024,
+            changes_bytes_max: CHANGES_BYTES_MAX,
             streams_per_org_max: 2_048,
             searches_per_org_max: 8,
             pages_per_org_max: 8,

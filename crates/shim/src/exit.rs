@@ -1,10 +1,11 @@
 //! What outlives the shim: the final status and the archive of changes, each complete under its name or not there at all.
+//! What did not become complete takes no room: it is removed as soon as nobody writes it any more.
 
 use std::{
     fs::File,
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use bytes::Bytes;
@@ -12,13 +13,14 @@ use holm_runtime::crash::effect;
 
 use crate::protocol::{CHANGES_FILE_NAME, EXIT_FILE_NAME, STARTED_FILE_NAME, Status};
 
-/// Writes a file under another name and gives it its own when it is complete.
+/// Writes a file under another name and gives it its own when it is complete. Dropped before, it removes what was written.
 #[derive(Debug)]
 pub struct Pending<'a> {
     dir: &'a Path,
     name: &'static str,
     file: File,
     bytes: u64,
+    is_complete: bool,
 }
 
 impl<'a> Pending<'a> {
@@ -28,9 +30,9 @@ impl<'a> Pending<'a> {
     }
 
     fn begin(dir: &'a Path, name: &'static str) -> io::Result<Self> {
-        let path = dir.join(format!("{name}.part"));
+        let path = part(dir, name);
         let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-        Ok(Self { dir, name, file, bytes: 0 })
+        Ok(Self { dir, name, file, bytes: 0, is_complete: false })
     }
 
     /// Adds a piece.
@@ -46,15 +48,31 @@ impl<'a> Pending<'a> {
     }
 
     /// Gives the file its name; returns its length.
-    pub fn finish(self) -> io::Result<u64> {
-        std::fs::rename(self.dir.join(format!("{}.part", self.name)), self.dir.join(self.name))?;
+    pub fn finish(mut self) -> io::Result<u64> {
+        std::fs::rename(part(self.dir, self.name), self.dir.join(self.name))?;
+        self.is_complete = true;
         Ok(self.bytes)
     }
+}
 
-    /// Removes what was written so far.
-    pub fn discard(self) -> io::Result<()> {
-        std::fs::remove_file(self.dir.join(format!("{}.part", self.name)))
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        if !self.is_complete
+            && let Err(error) = std::fs::remove_file(part(self.dir, self.name))
+        {
+            // It is in the way until the attempt's folder goes.
+            tracing::warn!(%error, name = self.name, "what was written of a file cannot be removed");
+        }
     }
+}
+
+fn part(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}.part"))
+}
+
+/// Removes the archive of changes of a run that did not succeed after all.
+pub fn discard_changes(dir: &Path) -> io::Result<()> {
+    std::fs::remove_file(dir.join(CHANGES_FILE_NAME))
 }
 
 /// Writes the final status. A second one replaces the first.

@@ -27,6 +27,8 @@ pub enum Ending {
     Lost(String),
     /// The command wrote more output than this many bytes, which is all that it may.
     LogLimit(u64),
+    /// What the command changed is more than is kept, and why; it had ended with 0.
+    ChangesLimit(String),
     /// The output could not be kept on the host.
     SpoolFailed(String),
 }
@@ -107,6 +109,10 @@ fn unforced(ending: Ending, shortage: Shortage) -> Outcome {
             let message =
                 format!("it was killed because it wrote more than {bytes} bytes of output, which is its limit");
             Outcome::failed(Reason::LogLimit, message)
+        }
+        Ending::ChangesLimit(why) => {
+            let message = format!("the command ended with exit code 0, and its changes are not kept: {why}");
+            Outcome { exit: Some(ExitStatus::Code(0)), ..Outcome::failed(Reason::ChangesLimit, clip(message)) }
         }
         Ending::SpoolFailed(message) => Outcome::failed(Reason::SpoolFailed, clip(message)),
     }
@@ -204,6 +210,7 @@ mod tests {
             Ending::Exited(ExitStatus::Signal(9)),
             Ending::Lost("x".into()),
             Ending::LogLimit(4_096),
+            Ending::ChangesLimit("x".into()),
             Ending::SpoolFailed("x".into()),
         ]
     }
@@ -236,6 +243,7 @@ mod tests {
             (Ending::NotLaunched("why".into()), 125, Some(Reason::LaunchFailed)),
             (Ending::Lost("why".into()), 125, Some(Reason::GuestLost)),
             (Ending::LogLimit(4_096), 137, Some(Reason::LogLimit)),
+            (Ending::ChangesLimit("why".into()), 125, Some(Reason::ChangesLimit)),
             (Ending::SpoolFailed("why".into()), 125, Some(Reason::SpoolFailed)),
             (spawn(SpawnFailureKind::NotFound), 127, Some(Reason::CommandNotFound)),
             (spawn(SpawnFailureKind::NotExecutable), 126, Some(Reason::CommandNotExecutable)),

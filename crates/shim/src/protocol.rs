@@ -73,6 +73,10 @@ pub struct Tuning {
     pub ready_ms: u64,
     /// For one answer of the guest's at most, in milliseconds.
     pub answer_ms: u64,
+    /// For the whole archive of changes at most, in milliseconds.
+    pub changes_ms: u64,
+    /// How much room on the disk an archive of changes leaves free at least, in bytes.
+    pub storage_floor_bytes: u64,
     /// From the polite request to end to the kill, in milliseconds.
     pub terminate_grace_ms: u64,
     /// How much output may lie in the spool that was not acknowledged, in bytes; then the command has to wait.
@@ -88,6 +92,8 @@ impl Default for Tuning {
         Self {
             ready_ms: 10_000,
             answer_ms: 10_000,
+            changes_ms: 600_000,
+            storage_floor_bytes: 0,
             terminate_grace_ms: 10_000,
             spool_bytes_max: 256 * 1024 * 1024,
             death_ms: 60_000,

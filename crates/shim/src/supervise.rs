@@ -200,8 +200,11 @@ impl Attempt {
         let mut last = self.status.borrow().clone();
         last.phase = Phase::Ended;
         last.usage = usage;
-        if outcome.kind != holm_domain::run::OutcomeKind::Succeeded {
-            last.changes = None;
+        if outcome.kind != holm_domain::run::OutcomeKind::Succeeded
+            && last.changes.take().is_some()
+            && let Err(error) = exit::discard_changes(&self.launch.dir)
+        {
+            tracing::warn!(%error, "the changes of a run that did not succeed cannot be removed");
         }
         last.outcome = Some(outcome);
         if let Err(error) = exit::write_status(&self.launch.dir, &last) {

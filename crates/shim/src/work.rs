@@ -1,9 +1,12 @@
 //! The work with a guest: ready, command, output, end, result, changes, in this order.
 
-use std::{os::fd::OwnedFd, time::Duration};
+use std::{os::fd::OwnedFd, path::Path, time::Duration};
 
 use holm_domain::run::{EventKind, ExitStatus, event::TEXT_BYTES_MAX};
-use holm_runtime::crash::{effect, effect_of};
+use holm_runtime::{
+    crash::{effect, effect_of},
+    room::free_bytes,
+};
 use holm_wire::guest_api::{SendSignal, Setup};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
@@ -11,7 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     deadline::Input,
     environment, exit,
-    guest::{self, CommandResult, Guest, Lanes, Lost, Patience, Readiness, SpawnError, output},
+    guest::{self, ChangesError, CommandResult, Guest, Lanes, Lost, Patience, Readiness, SpawnError, output},
     lane_out,
     outcome::Ending,
     protocol::Phase,
@@ -135,22 +138,54 @@ impl Attempt {
     }
 
     async fn take_changes(&self, guest: &Guest) -> Result<(), Ending> {
-        let failed = |error: std::io::Error| Ending::unkept(&error);
-        // An archive adds at most a head and padding, 1.5 KiB, to a file that takes at least a page of the writable layer.
-        let bytes_max = self.launch.spec.limits.disk_bytes.saturating_mul(2).saturating_add(1024 * 1024);
-        let dir = self.dir();
-        let mut pending = exit::Pending::changes(&dir).map_err(failed)?;
-        let mut changes = guest.changes().await?;
-        while let Some(piece) = changes.next().await? {
-            if pending.bytes() + piece.len() as u64 > bytes_max {
-                pending.discard().map_err(failed)?;
-                return Err(Ending::Lost(format!("the guest sent more than {bytes_max} bytes of changes")));
-            }
-            pending.write(&piece).map_err(failed)?;
-        }
-        let bytes = effect("changes.keep", || pending.finish()).map_err(failed)?;
+        let limit = Duration::from_millis(self.launch.tuning.changes_ms);
+        let taken = tokio::time::timeout(limit, self.fetch_changes(guest, limit)).await;
+        let late =
+            |_| Err(Ending::Lost(format!("reading the changes: the guest did not come to their end in {limit:?}")));
+        let bytes = taken.unwrap_or_else(late)?;
         self.update(|status| status.changes = Some(bytes));
         Ok(())
+    }
+
+    /// Keeps the archive of changes; returns its length. What was written is removed where that fails, or is given up.
+    async fn fetch_changes(&self, guest: &Guest, limit: Duration) -> Result<u64, Ending> {
+        let failed = |error: std::io::Error| Ending::unkept(&error);
+        let bytes_max = self.launch.spec.limits.changes_bytes_max();
+        let dir = self.dir();
+        let mut pending = exit::Pending::changes(&dir).map_err(failed)?;
+        let mut changes = guest.changes(bytes_max, limit).await?;
+        while let Some(piece) = changes.next().await? {
+            let length = piece.len() as u64;
+            // The guest has measured them; it may lie, and what still runs beside the command may go on writing.
+            if pending.bytes() + length > bytes_max {
+                return Err(Ending::ChangesLimit(format!("they take more than {bytes_max} bytes as an archive")));
+            }
+            self.check_room(&dir, length)?;
+            pending.write(&piece).map_err(failed)?;
+        }
+        effect("changes.keep", || pending.finish()).map_err(failed)
+    }
+
+    /// Whether the disk stays above its floor with as many bytes more. Output may go below it, archives may not: they are large
+    /// and come at once, and would take the room from the output of other runs.
+    fn check_room(&self, dir: &Path, bytes: u64) -> Result<(), Ending> {
+        let floor = self.launch.tuning.storage_floor_bytes;
+        let free = free_bytes(dir).map_err(|error| Ending::unkept(&error))?;
+        match free.filter(|free| *free < floor.saturating_add(bytes)) {
+            None => Ok(()),
+            Some(free) => Err(Ending::SpoolFailed(format!(
+                "the host has no room left for the changes of the run: {free} bytes are free, and {floor} are to stay free"
+            ))),
+        }
+    }
+}
+
+impl From<ChangesError> for Ending {
+    fn from(error: ChangesError) -> Self {
+        match error {
+            ChangesError::Refused(why) => Ending::ChangesLimit(why),
+            ChangesError::Lost(lost) => lost.into(),
+        }
     }
 }
 

@@ -2,13 +2,14 @@
 #![allow(clippy::unwrap_used)]
 
 mod scripted;
+mod small_disk;
 
 use std::time::Duration;
 
 use holm_domain::{
     limits::RESULT_BYTES_MAX,
     log::{Entry, Stream, parse_all},
-    run::{Cancel, EventKind, OutcomeKind, Reason},
+    run::{Cancel, EventKind, ExitStatus, OutcomeKind, Reason},
 };
 use holm_shim::{
     protocol::{CHANGES_FILE_NAME, Command, EVENTS_MAX, SPOOL_DIR_NAME, Tuning},
@@ -19,7 +20,8 @@ use holm_wire::{
     host_api::Refused,
 };
 use http::StatusCode;
-use scripted::{Script, Then, attempt, frame, honest, refusal, see_through};
+use scripted::{Left, Script, Then, attempt, frame, honest, refusal, see_through};
+use small_disk::SmallDisk;
 
 #[tokio::test]
 async fn an_honest_guest_succeeds_and_nothing_is_lost() {
@@ -177,7 +179,7 @@ async fn silence_at_each_step_has_its_deadline() {
     ];
     for (path, reason, words) in table {
         let mut silent = attempt(Script { silent_at: Some(path), ..honest(b"said\n") });
-        silent.tuning = Tuning { ready_ms: 300, answer_ms: 300, ..silent.tuning };
+        silent.tuning = Tuning { ready_ms: 300, answer_ms: 300, changes_ms: 300, ..silent.tuning };
         let left = see_through(silent).await;
         assert_eq!(left.status.outcome.as_ref().unwrap().reason, Some(reason), "{path}");
         assert!(left.message().contains(words) && left.message().contains("300ms"), "{path}: {}", left.message());
@@ -240,10 +242,51 @@ async fn endless_changes_are_cut_off() {
     let mut endless = attempt(Script { changes: None, ..honest(b"") });
     endless.spec.limits.disk_bytes = 1024 * 1024;
     let left = see_through(endless).await;
-    assert_eq!(left.status.outcome.as_ref().unwrap().reason, Some(Reason::GuestLost));
-    assert!(left.message().contains("bytes of changes"), "{}", left.message());
+    keeps_no_changes(&left, Reason::ChangesLimit, "more than 3145728 bytes as an archive");
+}
+
+/// Whether the run ended for that reason, and nothing of its changes is on the disk.
+fn keeps_no_changes(left: &Left, reason: Reason, words: &str) {
+    let outcome = left.status.outcome.as_ref().unwrap();
+    assert_eq!((outcome.reason, left.code(), left.status.changes), (Some(reason), 125, None), "{outcome:?}");
+    assert!(left.message().contains(words), "{}", left.message());
     let names: Vec<_> = std::fs::read_dir(left.dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(!names.iter().any(|name| name.to_string_lossy().contains("changes")), "{names:?}");
+}
+
+#[tokio::test]
+async fn changes_that_the_guest_refuses_are_no_loss_of_the_guest() {
+    let why = "they take more than 7 bytes as an archive; the largest file seen, `\u{1b}[1mx`, has 9 bytes";
+    let left = see_through(attempt(Script { changes_refusal: Some(why), ..honest(b"said\n") })).await;
+    keeps_no_changes(&left, Reason::ChangesLimit, "seen, ` [1mx`, has 9 bytes");
+    assert_eq!(left.status.outcome.as_ref().unwrap().exit, Some(ExitStatus::Code(0)), "what the command did is told");
+    assert_eq!(left.output, b"said\n");
+}
+
+#[tokio::test]
+async fn changes_that_trickle_have_a_deadline() {
+    let mut slow = attempt(Script { changes: None, changes_pause: Duration::from_millis(50), ..honest(b"") });
+    slow.tuning.changes_ms = 500;
+    keeps_no_changes(&see_through(slow).await, Reason::GuestLost, "did not come to their end in 500ms");
+}
+
+#[tokio::test]
+async fn changes_leave_the_floor_of_the_disk_alone() {
+    let mut attempted = attempt(Script { changes: Some(vec![0; 1024]), ..honest(b"") });
+    attempted.tuning.storage_floor_bytes = u64::MAX;
+    keeps_no_changes(&see_through(attempted).await, Reason::SpoolFailed, "no room left for the changes");
+}
+
+#[tokio::test]
+async fn changes_on_a_full_disk_give_back_what_they_took() {
+    let disk = SmallDisk::new(4 << 20);
+    let mut endless = attempt(Script { changes: None, ..honest(b"said\n") });
+    endless.below = Some(disk.path().to_owned());
+    let left = see_through(endless).await;
+    keeps_no_changes(&left, Reason::SpoolFailed, "no room left for the changes");
+    assert_eq!(left.output, b"said\n");
+    let free = holm_runtime::room::free_bytes(left.dir.path()).unwrap().unwrap();
+    assert!(free > 3 << 20, "{free}");
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! The spool on a real disk: what is written is what is read, whatever the bytes, the rhythm and the acknowledgements.
 #![allow(clippy::unwrap_used)]
 
+mod small_disk;
+
 use std::{io, path::Path};
 
 use holm_domain::{
@@ -15,6 +17,7 @@ use holm_shim::{
     },
 };
 use proptest::prelude::*;
+use small_disk::SmallDisk;
 
 const LARGE: u64 = 256 * 1024 * 1024;
 
@@ -314,28 +317,10 @@ fn a_file_that_is_missing_between_others_is_a_gap_and_not_waited_for() {
     assert!(matches!(Reader::new(dir.path(), missing).read(1), Err(reader::Error::Gap { .. })));
 }
 
-/// A tmpfs of 256 KiB that goes with the value. Mounting needs root, as the machines have on which the tests run.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        rustix::mount::mount("tmpfs", dir.path(), "tmpfs", rustix::mount::MountFlags::empty(), Some(c"size=256k"))
-            .unwrap();
-        Self(dir)
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        rustix::mount::unmount(self.0.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
-    }
-}
-
 #[test]
 fn a_full_disk_is_an_error_and_leaves_whole_batches() {
-    let disk = SmallDisk::new();
-    let path = disk.0.path();
+    let disk = SmallDisk::new(256 << 10);
+    let path = disk.path();
     let mut writer = Writer::create(path, 1, LARGE).unwrap();
     let mut push = |index: u64| {
         writer.push(Stream::Stdout, &line(index as usize, 1_024), at(index))?;

@@ -10,14 +10,15 @@
 //! | `POST /processes/{id}/signal` | [`SendSignal`] | 204 |
 //! | `GET /processes/{id}` | | 200 [`ProcessStatus`]; with `?wait=1` once it has ended; 500 if the workload broke down under it |
 //! | `GET /result` | | 200 with the bytes of the structured result, 204 if there is none |
-//! | `GET /changes` | | 200, a tar archive of what changed in the work dir (see below) |
+//! | `GET /changes?bytes_max=N` | | 200, a tar archive of what changed in the work dir (see below), or 422 if it would be longer than N bytes |
 //! | `POST /quiesce` | | 204; nothing more is written to either lane until the next handshake |
 //! | `POST /post-restore` | [`PostRestore`] | 204 once entropy, clock and names were renewed |
 //! | `POST /goodbye` | | 204; all processes are killed and the guest ends |
 //!
 //! The archive of changes is the writable layer of the work dir's overlay as it is, so that no name means anything but
 //! itself: a character device 0:0 stands for a deletion; a folder with the pax record [`CHANGES_OPAQUE`] hides everything
-//! that was in it; what was made of devices, named pipes and sockets is told, for the reader to refuse.
+//! that was in it; what was made of devices, named pipes and sockets is told, for the reader to refuse. Other names of a file
+//! are links to the first one.
 //!
 //! Errors are [`Failure`] with a status of 4xx or 5xx. Everything from the guest is hostile: a reader limits and checks it.
 

@@ -67,6 +67,8 @@ pub enum Reason {
     PidsLimit,
     /// It was ended because it wrote more output than it may.
     LogLimit,
+    /// The command succeeded, and what it changed in its work dir is more than is kept.
+    ChangesLimit,
     /// The channel to the guest broke, or the guest spoke nonsense.
     GuestLost,
     /// The host could not keep the output: its disk is full or fails.

@@ -5,7 +5,7 @@ use std::{
     fs,
     os::unix::{
         ffi::OsStrExt,
-        fs::{PermissionsExt, symlink},
+        fs::{MetadataExt as _, PermissionsExt, symlink},
     },
     path::Path,
     process::Command,
@@ -137,6 +137,36 @@ fn write_back_obeys_the_umask_and_empties_what_was_made_anew() {
     assert_eq!(modes, [0o640, 0o750, 0o640], "{ran}");
     assert_eq!((mode("kept.txt"), mode("folder") & 0o777), (0o664, 0o750), "{ran}");
     assert!(!dir.join("sub/deep.txt").exists() && dir.join("sub/other").exists(), "{ran}");
+}
+
+#[test]
+fn write_back_brings_other_names_of_a_file_back_as_such() {
+    let world = World::up();
+    let dir = project(&world);
+    let path = dir.to_str().expect("UTF-8");
+    // As files they would be more than are kept.
+    let script = "set -e; mkdir copies; head -c 200k /dev/urandom > big; for n in $(seq 50); do ln big copies/$n; done";
+    let ran = world.run(["--disk", "1m", "--dir", path, "--write-back", "--", "sh", "-c", script]).succeeds();
+    let stat = |name: &str| fs::metadata(dir.join(name)).expect("a file");
+    assert_eq!((stat("big").len(), stat("big").nlink()), (200 * 1024, 51), "{ran}");
+    assert_eq!(stat("copies/50").ino(), stat("big").ino());
+}
+
+#[test]
+fn changes_that_are_too_long_are_no_success_and_say_which_file() {
+    let world = World::up();
+    let dir = project(&world);
+    let path = dir.to_str().expect("UTF-8");
+    let script = "echo after > kept.txt; truncate -s 1900G sub/holes";
+    let ran = world.run(["--dir", path, "--write-back", "--", "sh", "-c", script]).exits(125);
+    ran.complains_of(&[
+        "its changes are not kept",
+        "`sub/holes`",
+        "it is sparse",
+        "delete what need not come back",
+        "--disk",
+    ]);
+    assert_eq!(text(dir.join("kept.txt")), "before\n");
 }
 
 #[test]

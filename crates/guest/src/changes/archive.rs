@@ -17,6 +17,8 @@ const OCTAL_MAX: u64 = 0o777_7777_7777;
 pub enum Kind {
     /// A regular file.
     File,
+    /// Another name of a file that came before.
+    HardLink,
     /// A symbolic link.
     Symlink,
     /// A folder, and whether it hides what was in it.
@@ -38,6 +40,7 @@ impl Kind {
     fn flag(self) -> u8 {
         match self {
             Kind::File => b'0',
+            Kind::HardLink => b'1',
             Kind::Symlink => b'2',
             Kind::CharDevice(..) => b'3',
             Kind::BlockDevice(..) => b'4',

@@ -1,7 +1,10 @@
 //! What can be done about the end of a run, where the reason of it says that.
 
 use holm_api::runs::RunView;
-use holm_domain::run::{Reason, RootSource};
+use holm_domain::{
+    limits::CHANGES_BYTES_MAX,
+    run::{Reason, RootSource},
+};
 
 use crate::units::{show_bytes, show_duration};
 
@@ -21,6 +24,13 @@ pub fn of(run: &RunView) -> Option<String> {
         Reason::DiskLimit => more("--disk", show_bytes(limits.disk_bytes)),
         Reason::LogLimit => more("--log-limit", show_bytes(limits.log_bytes)),
         Reason::PidsLimit => more("--pids", limits.pids.to_string()),
+        Reason::ChangesLimit if limits.changes_bytes_max() < CHANGES_BYTES_MAX => {
+            let had = show_bytes(limits.disk_bytes);
+            Some(format!(
+                "delete what need not come back before the command ends, or give it more with --disk (it had {had})"
+            ))
+        }
+        Reason::ChangesLimit => Some("delete what need not come back before the command ends".to_owned()),
         Reason::Timeout => more("--timeout", show_duration(limits.timeout())),
         // What is wrong with the spool is the disk of the host, or its room.
         Reason::SpoolFailed => {
@@ -82,6 +92,7 @@ mod tests {
             (Reason::DiskLimit, "--disk (it had 1 GiB)"),
             (Reason::LogLimit, "--log-limit (it had 1 GiB)"),
             (Reason::PidsLimit, "--pids (it had 1024)"),
+            (Reason::ChangesLimit, "--disk (it had 1 GiB)"),
             (Reason::Timeout, "--timeout (it had 1 h 0 min)"),
         ];
         for (reason, words) in table {
@@ -90,6 +101,14 @@ mod tests {
         }
         assert_eq!(of(&ended(Reason::CommandFailed, None)), None);
         assert!(of(&ended(Reason::SpoolFailed, None)).unwrap().contains("make room"));
+    }
+
+    #[test]
+    fn more_disk_does_not_help_where_changes_are_at_their_most() {
+        let mut run = ended(Reason::ChangesLimit, None);
+        run.spec.limits.disk_bytes = CHANGES_BYTES_MAX;
+        let advice = of(&run).unwrap();
+        assert!(advice.contains("delete what") && !advice.contains("--disk"), "{advice}");
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub fn apply(archive: &File, root: &OwnedFd, changes: &[Change], umask: u32) -> 
             What::Link(target) => {
                 let (parent, source) = split(target)?;
                 let from = open_dir(root, parent).with_context(|| at(change))?;
-                replace(root, &change.path, |dir, name, _| Ok(linkat(&from, source, dir, name, AtFlags::empty())?))
+                replace(root, &change.path, |dir, name, _| link_or_copy((&from, source), (dir, name)))
                     .with_context(|| at(change))?;
             }
             _ => {}
@@ -102,6 +102,25 @@ fn write_file<R: io::Read>(
         reader.copy(entry, &mut file)?;
         Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(granted(mode, existing, umask)))?)
     })
+}
+
+/// Gives a file that was written another name; where the file system has no such thing, or the name lies on another one, a
+/// copy.
+fn link_or_copy((from, source): (&OwnedFd, &OsStr), (dir, name): (&OwnedFd, &OsStr)) -> anyhow::Result<()> {
+    match linkat(from, source, dir, name, AtFlags::empty()) {
+        Err(Errno::XDEV | Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => {}
+        linked => return Ok(linked?),
+    }
+    let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut source = File::from(openat(from, source, flags | OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())?);
+    let stat = rustix::fs::fstat(&source)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        bail!("the file that it is another name of was exchanged meanwhile");
+    }
+    let flags = flags | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+    let mut copy = File::from(openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?);
+    io::copy(&mut source, &mut copy)?;
+    Ok(rustix::fs::fchmod(&copy, Mode::from_raw_mode(stat.st_mode & 0o777))?)
 }
 
 /// Makes something under a name of its own and moves it to its place, so that nobody sees half of it. `make` is told the

@@ -26,10 +26,8 @@ use std::{
 use anyhow::Context as _;
 use futures_util::StreamExt as _;
 use holm_api::client::{Client, ClientError};
-use holm_domain::RunId;
+use holm_domain::{RunId, limits::CHANGES_BYTES_MAX};
 
-/// The largest archive that is taken, in bytes; the server takes no larger one from an agent.
-const ARCHIVE_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
 /// How long the archive may say nothing while it is downloaded.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
@@ -63,7 +61,7 @@ async fn download_once(client: &Client, run: RunId) -> anyhow::Result<File> {
     {
         let piece = piece?;
         length += piece.len() as u64;
-        anyhow::ensure!(length <= ARCHIVE_BYTES_MAX, "the archive has more than {ARCHIVE_BYTES_MAX} bytes");
+        anyhow::ensure!(length <= CHANGES_BYTES_MAX, "the archive has more than {CHANGES_BYTES_MAX} bytes");
         file.write_all(&piece).context("cannot keep the archive")?;
     }
     Ok(file)

@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
+use holm_domain::limits::CHANGES_BYTES_MAX;
 use holm_runtime::{
     archive::{Entry, Kind, Limits, Name, Reader, shown},
     below::open_below,
@@ -24,12 +25,12 @@ use rustix::{
     io::Errno,
 };
 
-use super::{ARCHIVE_BYTES_MAX, git};
+use super::git;
 
 /// How much of an archive is taken.
 const LIMITS: Limits = Limits {
     entries: 1_000_000,
-    bytes: ARCHIVE_BYTES_MAX,
+    bytes: CHANGES_BYTES_MAX,
     path_bytes: 4_096,
     depth: 512,
     description_bytes: 16 * 1024,

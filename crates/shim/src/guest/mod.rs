@@ -47,6 +47,17 @@ pub enum SpawnError {
     Lost(#[from] Lost),
 }
 
+/// Why there are no changes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChangesError {
+    /// The guest says that they are more than may be.
+    #[error("{0}")]
+    Refused(String),
+    /// The guest cannot be worked with any further.
+    #[error(transparent)]
+    Lost(#[from] Lost),
+}
+
 /// The structured result that a command left.
 #[derive(Debug, Clone, PartialEq)]
 pub enum CommandResult {
@@ -243,10 +254,18 @@ impl Guest {
         }
     }
 
-    /// The changes of the work dir, as they come.
-    pub async fn changes(&self) -> Result<Changes, Lost> {
-        let incoming = self.within("reading the changes", self.client.download("/changes")).await?;
-        Ok(Changes { incoming, answer: self.answer })
+    /// The changes of the work dir, as they come, if the guest says that they are no more than `bytes_max`. It looks at all of
+    /// them first, so `limit` is how long it may take.
+    pub async fn changes(&self, bytes_max: u64, limit: Duration) -> Result<Changes, ChangesError> {
+        let path = format!("/changes?bytes_max={bytes_max}");
+        let late = |_| Lost::new(format!("reading the changes: the guest gave no answer within {limit:?}"));
+        match tokio::time::timeout(limit, self.client.download(&path)).await.map_err(late)? {
+            Ok(incoming) => Ok(Changes { incoming, answer: self.answer }),
+            Err(error @ http2::Error::Status { status: StatusCode::UNPROCESSABLE_ENTITY, .. }) => {
+                Err(ChangesError::Refused(outcome::clip(said(&error))))
+            }
+            Err(error) => Err(Lost::new(format!("reading the changes: {}", said(&error))).into()),
+        }
     }
 
     /// Has the guest write nothing more to either lane until the next handshake.

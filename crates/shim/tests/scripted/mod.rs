@@ -63,6 +63,10 @@ pub struct Script {
     pub result: Option<Vec<u8>>,
     /// `None`: as long as the shim takes it.
     pub changes: Option<Vec<u8>>,
+    /// How long each piece of endless changes takes.
+    pub changes_pause: Duration,
+    /// Why there are no changes.
+    pub changes_refusal: Option<&'static str>,
     pub refused: Vec<Refused>,
     pub closes_out: bool,
     /// Requests to this path get no answer.
@@ -115,6 +119,8 @@ pub fn honest(output: &[u8]) -> Script {
         broke_down: None,
         result: None,
         changes: Some(Vec::new()),
+        changes_pause: Duration::ZERO,
+        changes_refusal: None,
         refused: Vec::new(),
         closes_out: false,
         silent_at: None,
@@ -258,12 +264,16 @@ impl Played {
                 Some(result) => answer.bytes(StatusCode::OK, result.clone().into()).await,
                 None => answer.empty(StatusCode::NO_CONTENT),
             },
+            "/changes" if let Some(why) = script.changes_refusal => {
+                answer.failure(StatusCode::UNPROCESSABLE_ENTITY, why.to_owned()).await
+            }
             "/changes" => match &script.changes {
                 Some(changes) => answer.bytes(StatusCode::OK, changes.clone().into()).await,
                 None => {
                     let mut out = answer.stream(StatusCode::OK)?;
                     loop {
                         out.send(Bytes::from_static(&[0; 60_000])).await?;
+                        tokio::time::sleep(script.changes_pause).await;
                     }
                 }
             },
@@ -373,13 +383,23 @@ pub struct Attempted {
     pub dies_at_kill: usize,
     /// Sent once the command runs.
     pub commands: Vec<Command>,
+    /// Where its folder is made, if not where all are.
+    pub below: Option<PathBuf>,
 }
 
 pub fn attempt(script: Script) -> Attempted {
     let mut spec = RunSpec::new(["true"]);
     spec.work_dir = Some(WorkDir { source: "/src".into(), keep_changes: true });
     let tuning = Tuning { ready_ms: 2_000, answer_ms: 2_000, linger_ms: 60_000, ..Tuning::default() };
-    Attempted { script, spec, tuning, deadline: Duration::from_secs(60), dies_at_kill: 1, commands: Vec::new() }
+    Attempted {
+        script,
+        spec,
+        tuning,
+        deadline: Duration::from_secs(60),
+        dies_at_kill: 1,
+        commands: Vec::new(),
+        below: None,
+    }
 }
 
 fn launch(attempted: &Attempted, dir: PathBuf) -> Launch {
@@ -430,7 +450,8 @@ fn sandbox(
 
 /// Sees an attempt through, as the process does, with an agent that sends its commands and leaves at the end.
 pub async fn see_through(attempted: Attempted) -> Left {
-    let dir = tempfile::tempdir().unwrap();
+    let below = attempted.below.clone().unwrap_or_else(std::env::temp_dir);
+    let dir = tempfile::tempdir_in(below).unwrap();
     let launch = launch(&attempted, dir.path().to_owned());
     let verdict = Verdict::new(Terms {
         fence: 3,
