@@ -12,7 +12,7 @@ use std::{io, time::Duration};
 use holm_domain::run::{Cancel, ExitStatus, Outcome, OutcomeKind, Reason};
 use holm_wire::guest_api::{Exit, SpawnFailure, SpawnFailureKind};
 
-use crate::{deadline::Causes, protocol::MESSAGE_BYTES_MAX};
+use crate::{deadline::Causes, protocol::MESSAGE_BYTES_MAX, spool::writer::is_no_room};
 
 /// How the work in the sandbox came to an end, seen from the shim.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,11 +36,9 @@ pub enum Ending {
 impl Ending {
     /// The end of a run of which something cannot be kept on the host.
     pub fn unkept(error: &io::Error) -> Self {
-        Self::SpoolFailed(match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                format!("the host has no room left for what the run leaves: {error}")
-            }
-            _ => format!("what the run leaves cannot be kept on the host: {error}"),
+        Self::SpoolFailed(match is_no_room(error) {
+            true => format!("the host has no room left for what the run leaves: {error}"),
+            false => format!("what the run leaves cannot be kept on the host: {error}"),
         })
     }
 }

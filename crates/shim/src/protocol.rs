@@ -81,6 +81,8 @@ pub struct Tuning {
     pub terminate_grace_ms: u64,
     /// How much output may lie in the spool that was not acknowledged, in bytes; then the command has to wait.
     pub spool_bytes_max: u64,
+    /// How long output waits for room on a disk that is full, and the command with it, in milliseconds; then the run is given up.
+    pub disk_full_ms: u64,
     /// How long what was killed may take to die before that is told, in milliseconds. It is waited for without end.
     pub death_ms: u64,
     /// How long the shim of an ended sandbox stays for its agent after the last deadline, in milliseconds.
@@ -96,6 +98,7 @@ impl Default for Tuning {
             storage_floor_bytes: 0,
             terminate_grace_ms: 10_000,
             spool_bytes_max: 256 * 1024 * 1024,
+            disk_full_ms: 300_000,
             death_ms: 60_000,
             linger_ms: 3_600_000,
         }

@@ -81,7 +81,8 @@ pub fn first_status(launch: &Launch) -> Status {
 impl Attempt {
     /// Makes the files of an attempt in its folder.
     pub fn new(launch: Launch, watchdog: Watchdog) -> io::Result<Self> {
-        let spool = Keeper::create(&launch.dir, launch.first_log_seq, launch.tuning.spool_bytes_max)?;
+        let patience = Duration::from_millis(launch.tuning.disk_full_ms);
+        let spool = Keeper::create(&launch.dir, launch.first_log_seq, launch.tuning.spool_bytes_max, patience)?;
         let events = EventFile::new(&launch.dir);
         Ok(Self {
             status: watch::Sender::new(first_status(&launch)),

@@ -290,6 +290,25 @@ async fn changes_on_a_full_disk_give_back_what_they_took() {
 }
 
 #[tokio::test]
+async fn output_waits_for_a_disk_that_is_full_for_a_while() {
+    let disk = SmallDisk::new(8 << 20);
+    let ballast = disk.fill();
+    let data: Vec<u8> = (0..600_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let output: Vec<u8> = data.chunks(60_000).flat_map(|piece| frame(OutputStream::Stdout, piece)).collect();
+    let script = Script { output, output_bytes: data.len() as u64, changes: Some(Vec::new()), ..honest(b"") };
+    let mut waiting = attempt(script);
+    waiting.below = Some(disk.path().to_owned());
+    let room = std::thread::spawn(|| {
+        std::thread::sleep(Duration::from_millis(800));
+        std::fs::remove_file(ballast).unwrap();
+    });
+    let left = see_through(waiting).await;
+    room.join().unwrap();
+    assert_eq!(left.code(), 0, "{}", left.message());
+    assert!(left.output == data, "each byte once and in order");
+}
+
+#[tokio::test]
 async fn floods_of_output_wait_for_the_agent_and_end_with_the_time_limit() {
     let mut flood = attempt(Script { then: Then::Forever, ..honest(b"") });
     flood.tuning = Tuning { spool_bytes_max: 1024 * 1024, ..flood.tuning };

@@ -3,7 +3,7 @@
 
 mod small_disk;
 
-use std::{io, path::Path};
+use std::{io, path::Path, time::Duration};
 
 use holm_domain::{
     BootMicros, UnixMicros,
@@ -12,8 +12,9 @@ use holm_domain::{
 use holm_shim::{
     protocol::SPOOL_DIR_NAME,
     spool::{
+        keeper::Keeper,
         reader::{self, Chunk, Reader},
-        writer::{BATCH_BYTES, BATCH_BYTES_FULL, BATCH_HELD_FOR, Now, Writer},
+        writer::{BATCH_BYTES, BATCH_BYTES_FULL, BATCH_HELD_FOR, Now, TakenBack, Writer},
     },
 };
 use proptest::prelude::*;
@@ -85,7 +86,9 @@ fn lines(writer: &mut Writer, count: usize, length: usize) {
 /// Writes everything that is due.
 fn write(writer: &mut Writer, now: Now) -> io::Result<()> {
     while let Some(append) = writer.append(now.boot) {
-        writer.take_back(append.execute())?;
+        if let TakenBack::NoRoom(error) = writer.take_back(append.execute())? {
+            return Err(error);
+        }
     }
     Ok(())
 }
@@ -255,6 +258,65 @@ fn after_a_write_that_failed_there_is_no_other() {
     writer.push(Stream::Stdout, b"after a gap\n", at(0)).unwrap();
     finish(&mut writer, at(0));
     assert_eq!((writer.next_seq(), spool_files(dir.path()).len()), (1, 0));
+}
+
+#[test]
+fn what_found_no_room_is_written_later_and_once() {
+    let disk = SmallDisk::new(1 << 20);
+    let mut writer = Writer::create(disk.path(), 1, LARGE).unwrap();
+    lines(&mut writer, 3, 10);
+    tick(&mut writer, at(20_000));
+    let file = &spool_files(disk.path())[0];
+    let whole = std::fs::metadata(file).unwrap().len();
+    let ballast = disk.fill();
+    for number in 0..100 {
+        writer.push(Stream::Stdout, &line(number, 1_000), at(20_000)).unwrap();
+    }
+    for _ in 0..3 {
+        let append = writer.append(BootMicros(40_000)).expect("it is due again");
+        let taken = writer.take_back(append.execute()).unwrap();
+        assert!(matches!(&taken, TakenBack::NoRoom(error) if error.kind() == io::ErrorKind::StorageFull), "{taken:?}");
+        assert_eq!((writer.next_seq(), std::fs::metadata(file).unwrap().len()), (4, whole), "nothing is torn");
+        writer.push(Stream::Stdout, b"after it\n", at(40_000)).unwrap();
+    }
+    std::fs::remove_file(ballast).unwrap();
+    finish(&mut writer, at(40_000));
+    assert_eq!(writer.next_seq(), 107);
+    let mut seen = Seen { next_seq: 1, ..Seen::default() };
+    read_all(disk.path(), 1, &mut seen);
+    let lines = |count, length| (0..count).flat_map(move |number| line(number, length));
+    let expected: Vec<u8> = lines(3, 10).chain(lines(100, 1_000)).chain(*b"after it\nafter it\nafter it\n").collect();
+    assert!(seen.streams[0] == expected, "each byte once and in order");
+}
+
+#[test]
+fn acknowledged_files_are_deleted_while_the_disk_is_full() {
+    let disk = SmallDisk::new(1 << 20);
+    let mut writer = Writer::create(disk.path(), 1, 1 << 20).unwrap();
+    lines(&mut writer, 600, 1_000);
+    disk.fill();
+    lines(&mut writer, 100, 1_000);
+    writer.end(at(0)).unwrap();
+    let append = writer.append(BootMicros(0)).expect("it is due");
+    assert!(matches!(writer.take_back(append.execute()).unwrap(), TakenBack::NoRoom(_)));
+    let before = spool_files(disk.path()).len();
+    let stored = writer.next_seq();
+    acked(&mut writer, stored);
+    assert!(spool_files(disk.path()).len() < before, "its own files do not keep it waiting");
+    write(&mut writer, at(0)).unwrap();
+    assert_eq!(writer.next_seq(), 701);
+}
+
+#[tokio::test]
+async fn a_disk_that_stays_full_is_waited_for_no_longer_than_that() {
+    let disk = SmallDisk::new(1 << 20);
+    let keeper = Keeper::create(disk.path(), 1, LARGE, Duration::from_millis(600)).unwrap();
+    disk.fill();
+    keeper.push(Stream::Stdout, b"lost\n").unwrap();
+    let begun = std::time::Instant::now();
+    let error = keeper.keep(|| panic!("nothing is written")).await;
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{error}");
+    assert!(begun.elapsed() >= Duration::from_millis(600));
 }
 
 #[test]

@@ -29,6 +29,8 @@ pub(super) struct Files {
     file_bytes_max: u64,
     written: VecDeque<Written>,
     open: Option<File>,
+    /// Whether a part of a batch that was not written may be at the end of the open file.
+    is_torn: bool,
     bytes: u64,
     /// The sequence after the last entry of all.
     next_seq: u64,
@@ -46,7 +48,15 @@ impl Files {
         }
         // Files are deleted whole: with several below the limit, every deletion makes room.
         let file_bytes_max = FILE_BYTES_MAX.min(bytes_max / 4);
-        Ok(Self { dir, file_bytes_max, written: VecDeque::new(), open: None, bytes: 0, next_seq: first_seq })
+        Ok(Self {
+            dir,
+            file_bytes_max,
+            written: VecDeque::new(),
+            open: None,
+            is_torn: false,
+            bytes: 0,
+            next_seq: first_seq,
+        })
     }
 
     /// How much all of them hold, in bytes.
@@ -54,10 +64,13 @@ impl Files {
         self.bytes
     }
 
-    /// Writes a batch after all others; `next_seq` is the sequence after its last entry.
+    /// Writes a batch after all others; `next_seq` is the sequence after its last entry. One that found no room can be written
+    /// again.
     pub(super) fn append(&mut self, batch: &[u8], next_seq: u64) -> io::Result<()> {
         let (length, first_seq) = (batch.len() as u64, self.next_seq);
-        if self.open.is_none() || self.written.back().is_none_or(|last| last.bytes + length > self.file_bytes_max) {
+        if self.open.is_none()
+            || self.written.back().is_none_or(|last| last.bytes > 0 && last.bytes + length > self.file_bytes_max)
+        {
             let path = self.dir.join(super::file_name(first_seq));
             self.open = Some(File::options().append(true).create_new(true).mode(0o600).open(path)?);
             self.written.push_back(Written { first_seq, bytes: 0 });
@@ -65,9 +78,13 @@ impl Files {
         let (Some(file), Some(last)) = (&mut self.open, self.written.back_mut()) else {
             return Err(io::Error::other("no spool file is open"));
         };
+        if self.is_torn {
+            file.set_len(last.bytes)?;
+            self.is_torn = false;
+        }
         if let Err(error) = effect("spool.append", || file.write_all(batch)) {
             // What a full disk took of the batch is taken back, so that readers see whole batches only.
-            file.set_len(last.bytes)?;
+            self.is_torn = file.set_len(last.bytes).is_err();
             return Err(error);
         }
         last.bytes += length;

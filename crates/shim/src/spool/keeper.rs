@@ -1,18 +1,27 @@
 //! The spool of one attempt: where output is taken in, and the agent's acknowledgements.
 //!
 //! What always holds: output that was taken is written in its order, at the latest when its time has come; while there is no
-//! room, none is taken. What writes may be dropped at any time and called again: what was begun goes on.
+//! room, none is taken, so that the command waits, whether it is the spool that is full or the disk below it; for a disk it waits
+//! no longer than a patience. What writes may be dropped at any time and called again: what was begun goes on.
 
-use std::{cell::RefCell, io, path::Path};
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    path::Path,
+    time::Duration,
+};
 
-use holm_domain::log::Stream;
+use holm_domain::{BootMicros, log::Stream};
 use tokio::sync::Notify;
 
 use super::{
     beside::Beside,
-    writer::{Appended, Writer},
+    writer::{Append, Appended, TakenBack, Writer},
 };
 use crate::clock;
+
+/// How soon it is tried again to write what found no room on the disk.
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(250);
 
 /// The writer of a spool with the thread that helps it.
 #[derive(Debug)]
@@ -21,17 +30,30 @@ pub struct Keeper {
     beside: RefCell<Beside>,
     pushed: Notify,
     has_room: Notify,
+    /// How long a disk that is full is waited for.
+    patience: Duration,
+    /// Nothing while the disk has room.
+    disk_full: Cell<Option<DiskFull>>,
+}
+
+/// A disk without room.
+#[derive(Debug, Clone, Copy)]
+struct DiskFull {
+    since: BootMicros,
+    tried: BootMicros,
 }
 
 impl Keeper {
     /// An empty spool in `dir`, whose first entry has the sequence `first_seq`; it takes about `bytes_max` bytes of the disk
-    /// at most.
-    pub fn create(dir: &Path, first_seq: u64, bytes_max: u64) -> io::Result<Self> {
+    /// at most, and waits for a full one for `patience`.
+    pub fn create(dir: &Path, first_seq: u64, bytes_max: u64, patience: Duration) -> io::Result<Self> {
         Ok(Self {
             writer: RefCell::new(Writer::create(dir, first_seq, bytes_max)?),
             beside: RefCell::default(),
             pushed: Notify::new(),
             has_room: Notify::new(),
+            patience,
+            disk_full: Cell::default(),
         })
     }
 
@@ -94,7 +116,7 @@ impl Keeper {
             let now = clock::now();
             // Also while output never pauses, the beginning of a line is held back no longer than it may be.
             self.writer.borrow_mut().tick(now)?;
-            let Some(append) = self.writer.borrow_mut().append(now.boot) else { return Ok(()) };
+            let Some(append) = self.next_append(now.boot).await else { return Ok(()) };
             self.has_room.notify_waiters();
             let executed =
                 if append.is_long() { self.beside.borrow_mut().execute(append) } else { Some(append.execute()) };
@@ -104,10 +126,40 @@ impl Keeper {
         }
     }
 
+    /// The append that is due; on a disk that was full, not before it is worth another try.
+    async fn next_append(&self, now: BootMicros) -> Option<Append> {
+        if let Some(full) = self.disk_full.get() {
+            clock::sleep_until(Some(full.tried.plus(TRY_AGAIN_AFTER))).await;
+        }
+        self.writer.borrow_mut().append(now)
+    }
+
     fn take_back(&self, appended: Appended, written: &impl Fn()) -> io::Result<()> {
-        self.writer.borrow_mut().take_back(appended)?;
+        let taken = self.writer.borrow_mut().take_back(appended)?;
         self.make_room();
-        written();
+        match taken {
+            TakenBack::Written => {
+                if self.disk_full.take().is_some() {
+                    tracing::info!("the disk has room again");
+                }
+                written();
+            }
+            TakenBack::NoRoom(error) => self.wait_for_disk(error)?,
+        }
+        Ok(())
+    }
+
+    /// Notes that the disk is full; fails when it has been for too long.
+    fn wait_for_disk(&self, error: io::Error) -> io::Result<()> {
+        let now = clock::boot();
+        let since = self.disk_full.get().map_or(now, |full| full.since);
+        if since == now {
+            tracing::warn!(%error, patience = ?self.patience, "the disk is full: the output waits for room");
+        }
+        if now >= since.plus(self.patience) {
+            return Err(error);
+        }
+        self.disk_full.set(Some(DiskFull { since, tried: now }));
         Ok(())
     }
 

@@ -6,7 +6,8 @@
 //!
 //! What always holds: files hold whole batches only, also after a write that failed half-way; there is one append at a
 //! time, in order; no sequence is told as written that is not in a file; memory is bounded by the batch that grows, the one
-//! that is away and what that is packed into, and the beginning of one line of each stream. An error is final: the caller gives the run up.
+//! that is away and what that is packed into, and the beginning of one line of each stream. A batch for which the disk has no
+//! room is the next one to be written again; any other error is final: the caller gives the run up.
 
 use std::{io, path::Path, time::Duration};
 
@@ -51,6 +52,8 @@ pub struct Writer {
     bytes: u64,
     /// Nothing while an append is away with them.
     tools: Option<Tools>,
+    /// The batch for which there was no room on the disk; what follows comes after it.
+    left: Option<Left>,
 }
 
 /// The batch that is being filled.
@@ -70,11 +73,19 @@ struct Tools {
     room: Vec<u8>,
 }
 
+/// A batch that is not in a file yet.
+#[derive(Debug)]
+struct Left {
+    batch: Unpacked,
+    /// Its length at most, in bytes.
+    length: u64,
+    next_seq: u64,
+}
+
 /// A batch on its way into a file. Its tools are brought back with [`Writer::take_back`] once it was executed.
 #[derive(Debug)]
 pub struct Append {
-    batch: Unpacked,
-    next_seq: u64,
+    left: Left,
     tools: Tools,
 }
 
@@ -83,20 +94,35 @@ pub struct Append {
 pub struct Appended {
     next_seq: u64,
     tools: Tools,
-    result: io::Result<()>,
+    result: Result<(), (io::Error, Left)>,
+}
+
+/// What became of an append.
+#[derive(Debug)]
+pub enum TakenBack {
+    /// It is in a file.
+    Written,
+    /// The disk had no room for it, and nothing of it is in a file; [`Writer::append`] has it once more.
+    NoRoom(io::Error),
 }
 
 impl Append {
     /// Whether it takes long enough to be worth another thread.
     pub fn is_long(&self) -> bool {
-        self.batch.is_long()
+        self.left.batch.is_long()
     }
 
     /// Packs the batch and writes it.
     pub fn execute(self) -> Appended {
-        let Self { mut batch, next_seq, mut tools } = self;
-        let result = tools.files.append(batch.pack(&mut tools.packer), next_seq);
-        tools.room = batch.into_room();
+        let Self { mut left, mut tools } = self;
+        let next_seq = left.next_seq;
+        let result = match tools.files.append(left.batch.pack(&mut tools.packer), next_seq) {
+            Ok(()) => {
+                tools.room = left.batch.into_room();
+                Ok(())
+            }
+            Err(error) => Err((error, left)),
+        };
         Appended { next_seq, tools, result }
     }
 }
@@ -114,6 +140,7 @@ impl Writer {
             bytes_max,
             bytes: 0,
             tools: Some(Tools { files, packer: Packer::default(), room: Vec::new() }),
+            left: None,
         })
     }
 
@@ -157,22 +184,41 @@ impl Writer {
 
     /// The append that is due, if one is and none is away.
     pub fn append(&mut self, now: BootMicros) -> Option<Append> {
-        self.batch.due().filter(|due| *due <= now)?;
-        let length = self.batch.builder.len() as u64;
-        let batch = self.batch.take(&mut self.tools.as_mut()?.room)?;
-        self.bytes += length;
-        Some(Append { batch, next_seq: self.batch.builder.next_seq(), tools: self.tools.take()? })
+        let mut tools = self.tools.take()?;
+        let left = self.left.take().or_else(|| self.take_due(now, &mut tools.room));
+        let Some(left) = left else {
+            self.tools = Some(tools);
+            return None;
+        };
+        self.bytes = tools.files.bytes() + left.length;
+        Some(Append { left, tools })
     }
 
-    /// Takes an append back that was executed; fails if it did. Then nothing is written any more: what followed would leave a
-    /// gap.
-    pub fn take_back(&mut self, appended: Appended) -> io::Result<()> {
+    fn take_due(&mut self, now: BootMicros, room: &mut Vec<u8>) -> Option<Left> {
+        self.batch.due().filter(|due| *due <= now)?;
+        let length = self.batch.builder.len() as u64;
+        let batch = self.batch.take(room)?;
+        Some(Left { batch, length, next_seq: self.batch.builder.next_seq() })
+    }
+
+    /// Takes an append back that was executed; fails if it did, other than for want of room. Then nothing is written any more:
+    /// what followed would leave a gap.
+    pub fn take_back(&mut self, appended: Appended) -> io::Result<TakenBack> {
         let Appended { next_seq, tools, result } = appended;
-        result?;
-        self.written_seq = next_seq;
-        self.bytes = tools.files.bytes();
+        let taken = match result {
+            Ok(()) => {
+                self.written_seq = next_seq;
+                self.bytes = tools.files.bytes();
+                TakenBack::Written
+            }
+            Err((error, left)) if is_no_room(&error) => {
+                self.left = Some(left);
+                TakenBack::NoRoom(error)
+            }
+            Err((error, _)) => return Err(error),
+        };
         self.tools = Some(tools);
-        Ok(())
+        Ok(taken)
     }
 
     /// Notes that every entry below `next_seq` is stored.
@@ -184,9 +230,14 @@ impl Writer {
     pub fn delete_acked(&mut self) -> io::Result<()> {
         let Some(Tools { files, .. }) = &mut self.tools else { return Ok(()) };
         let deleted = files.delete_below(self.acked_seq);
-        self.bytes = files.bytes();
+        self.bytes = files.bytes() + self.left.as_ref().map_or(0, |left| left.length);
         deleted
     }
+}
+
+/// Whether there was no room on the disk, for whatever reason.
+pub fn is_no_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 impl Growing {

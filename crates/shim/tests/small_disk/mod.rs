@@ -1,6 +1,11 @@
 //! A file system that is full soon. Mounting needs root, as the machines have on which the tests run.
 
-use std::{ffi::CString, path::Path};
+use std::{
+    ffi::CString,
+    fs::File,
+    io::Write as _,
+    path::{Path, PathBuf},
+};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
@@ -17,6 +22,14 @@ impl SmallDisk {
 
     pub fn path(&self) -> &Path {
         self.0.path()
+    }
+
+    /// Takes all the room that is left; removing the file gives it back.
+    pub fn fill(&self) -> PathBuf {
+        let path = self.path().join("ballast");
+        let mut file = File::create(&path).unwrap();
+        while file.write_all(&[1; 4_096]).is_ok() {}
+        path
     }
 }
 
