@@ -5,7 +5,7 @@
 //! destinations all others are one count under the host `*`. Texts from inside are cut down to harmless characters.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     fs::File,
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
@@ -16,7 +16,10 @@ use std::{
 use holm_domain::{BootMicros, run::EventKind};
 use holm_wire::host_api::Refused;
 
-use crate::protocol::{EVENTS_FILE_NAME, EVENTS_MAX, SourceEvent};
+use crate::{
+    protocol::{EVENTS_FILE_NAME, EVENTS_MAX, SourceEvent},
+    spool::writer::is_no_room,
+};
 
 /// How many destinations are told of one by one.
 pub const DESTINATIONS_MAX: usize = 256;
@@ -30,50 +33,71 @@ const HOST_BYTES_MAX: usize = 255;
 /// sandbox that does not die.
 const EVENTS_RESERVED: u64 = DESTINATIONS_MAX as u64 + 3;
 
-/// The file of events. It is made with the first one: most runs have none.
+/// The file of events. It is made with the first one: most runs have none. Events for which the disk has no room wait in memory.
 #[derive(Debug)]
 pub struct EventFile {
     path: PathBuf,
     file: Option<File>,
     written: u64,
+    /// What is left of lines that are not in the file as a whole.
+    unwritten: VecDeque<Vec<u8>>,
 }
 
 impl EventFile {
     /// The file in the attempt's folder.
     pub fn new(run_dir: &Path) -> Self {
-        Self { path: run_dir.join(EVENTS_FILE_NAME), file: None, written: 0 }
+        Self { path: run_dir.join(EVENTS_FILE_NAME), file: None, written: 0, unwritten: VecDeque::new() }
     }
 
-    /// How many events were told.
+    /// How many events are in the file.
     pub fn written(&self) -> u64 {
         self.written
     }
 
     /// Whether there is room beside what is reserved for the last counts.
     pub fn has_room(&self) -> bool {
-        self.written + EVENTS_RESERVED < EVENTS_MAX
+        self.told() + EVENTS_RESERVED < EVENTS_MAX
     }
 
-    /// Tells an event.
+    fn told(&self) -> u64 {
+        self.written + self.unwritten.len() as u64
+    }
+
+    /// Tells an event, and those that wait before it, as far as the disk has room.
     pub fn append(&mut self, event: EventKind) -> io::Result<()> {
-        if self.written >= EVENTS_MAX {
+        if self.told() >= EVENTS_MAX {
             return Err(io::Error::other("the file of events is full"));
         }
-        let mut line = serde_json::to_vec(&SourceEvent { seq: self.written + 1, event })?;
+        let mut line = serde_json::to_vec(&SourceEvent { seq: self.told() + 1, event })?;
         line.push(b'\n');
-        self.file()?.write_all(&line)?;
-        self.written += 1;
-        Ok(())
+        self.unwritten.push_back(line);
+        self.flush().map(|_| ())
     }
 
-    fn file(&mut self) -> io::Result<&mut File> {
-        match &mut self.file {
-            Some(file) => Ok(file),
-            none => {
-                let file = File::options().append(true).create_new(true).mode(0o600).open(&self.path)?;
-                Ok(none.insert(file))
+    /// Writes the events that wait; returns whether none does any more.
+    pub fn flush(&mut self) -> io::Result<bool> {
+        while let Some(line) = self.unwritten.front_mut() {
+            match open(&mut self.file, &self.path).and_then(|file| file.write(line)) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                // A line that is there in part is finished later; until then readers leave it alone.
+                Ok(count) if count < line.len() => drop(line.drain(..count)),
+                Ok(_) => {
+                    self.unwritten.pop_front();
+                    self.written += 1;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_no_room(&error) => return Ok(false),
+                Err(error) => return Err(error),
             }
         }
+        Ok(true)
+    }
+}
+
+fn open<'a>(file: &'a mut Option<File>, path: &Path) -> io::Result<&'a mut File> {
+    match file {
+        Some(file) => Ok(file),
+        none => Ok(none.insert(File::options().append(true).create_new(true).mode(0o600).open(path)?)),
     }
 }
 

@@ -33,7 +33,7 @@ use crate::{
     guest::Readiness,
     outcome::{Circumstances, Ending, Shortage, classify},
     protocol::{Command, Launch, Phase, Status},
-    spool::keeper::Keeper,
+    spool::keeper::{Keeper, TRY_AGAIN_AFTER},
     watchdog::{View, Watchdog},
 };
 
@@ -189,7 +189,20 @@ impl Attempt {
         for event in std::mem::take(&mut *self.refusals.borrow_mut()).finish() {
             self.tell(event)?;
         }
+        self.write_events().await?;
         self.progress();
+        Ok(())
+    }
+
+    /// Writes the events for which the disk had no room, and waits for it as output does.
+    async fn write_events(&self) -> io::Result<()> {
+        let until = clock::boot().plus(Duration::from_millis(self.launch.tuning.disk_full_ms));
+        while !self.events.borrow_mut().flush()? {
+            if clock::boot() >= until {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            tokio::time::sleep(TRY_AGAIN_AFTER).await;
+        }
         Ok(())
     }
 

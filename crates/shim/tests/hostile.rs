@@ -295,7 +295,8 @@ async fn output_waits_for_a_disk_that_is_full_for_a_while() {
     let ballast = disk.fill();
     let data: Vec<u8> = (0..600_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     let output: Vec<u8> = data.chunks(60_000).flat_map(|piece| frame(OutputStream::Stdout, piece)).collect();
-    let script = Script { output, output_bytes: data.len() as u64, changes: Some(Vec::new()), ..honest(b"") };
+    let refused = Refused { host: "10.0.0.1".into(), port: 80, protocol: "tcp".into(), count: 1 };
+    let script = Script { output, output_bytes: data.len() as u64, refused: vec![refused], ..honest(b"") };
     let mut waiting = attempt(script);
     waiting.below = Some(disk.path().to_owned());
     let room = std::thread::spawn(|| {
@@ -305,6 +306,7 @@ async fn output_waits_for_a_disk_that_is_full_for_a_while() {
     let left = see_through(waiting).await;
     room.join().unwrap();
     assert_eq!(left.code(), 0, "{}", left.message());
+    assert!(matches!(&left.events[..], [EventKind::EgressRefused { count: 1, .. }]), "{:?}", left.events);
     assert!(left.output == data, "each byte once and in order");
 }
 

@@ -21,7 +21,7 @@ use super::{
 use crate::clock;
 
 /// How soon it is tried again to write what found no room on the disk.
-const TRY_AGAIN_AFTER: Duration = Duration::from_millis(250);
+pub const TRY_AGAIN_AFTER: Duration = Duration::from_millis(250);
 
 /// The writer of a spool with the thread that helps it.
 #[derive(Debug)]
