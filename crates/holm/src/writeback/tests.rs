@@ -448,6 +448,24 @@ fn files_of_several_names_keep_the_others() {
 }
 
 #[test]
+fn other_names_on_another_file_system_are_copies() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let host = Host::new();
+    let elsewhere = host.work().join("src");
+    rustix::mount::mount("tmpfs", &elsewhere, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+    let other_name = Entry { kind: EntryType::Link, link: "a", mode: 0o755, ..file("src/same", "") };
+    let written = host.write_back(&[Entry { mode: 0o755, ..file("a", "after") }, other_name]);
+    let text = fs::read_to_string(elsewhere.join("same"));
+    let mode = fs::metadata(elsewhere.join("same")).map(|stat| stat.mode() & 0o7777);
+    let names = fs::read_dir(&elsewhere).unwrap().count();
+    rustix::mount::unmount(&elsewhere, rustix::mount::UnmountFlags::DETACH).unwrap();
+    written.unwrap();
+    assert_eq!((text.unwrap().as_str(), mode.unwrap(), names), ("after", 0o755, 1));
+}
+
+#[test]
 fn a_link_that_appears_after_the_check_is_not_followed() {
     for change in [file("src/x", "x"), dir("src/x"), link("src/x", "y"), deleted("src/secret")] {
         let host = Host::new();
