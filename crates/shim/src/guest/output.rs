@@ -54,8 +54,8 @@ impl Position {
         self.offset
     }
 
-    /// Reads to the end. When it fails with [`Error::Lost`], it may be called again with the same guest in a new epoch. A
-    /// sink that is dropped while it waits must have taken nothing.
+    /// Reads to the end. It may be called again, with the same guest in a new epoch as well. A sink that fails has taken what
+    /// it was given; one that is dropped while it waits must have taken nothing.
     pub async fn read_to_end<E>(
         &mut self,
         guest: &Guest,
@@ -103,8 +103,9 @@ impl Position {
             decoder.put(piece);
             while let Some(frame) = decoder.take().map_err(malformed)? {
                 let bytes = frame.data.len() as u64;
-                self.acking(&mut acks, sink(frame)).await?.map_err(Error::Sink)?;
+                let taken = self.acking(&mut acks, sink(frame)).await?;
                 self.offset += bytes;
+                taken.map_err(Error::Sink)?;
                 if self.offset - self.acked >= ACK_EVERY_BYTES && acks.is_empty() {
                     let (process, offset) = (self.process, self.offset);
                     acks.push(async move { guest.ack(process, offset).await.map(|()| offset) });
