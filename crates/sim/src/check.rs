@@ -24,6 +24,13 @@ struct Stored {
     head: u64,
 }
 
+/// How far a run had come at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub(crate) fence: u64,
+    written: (u64, u64),
+}
+
 /// What was seen so far.
 #[derive(Debug, Default)]
 pub struct Checks {
@@ -62,9 +69,10 @@ impl Checks {
         self.stored.get(&run).map_or(0, |stored| stored.head)
     }
 
-    /// The newest fence of each run.
-    pub(crate) fn fences(&self) -> BTreeMap<RunId, u64> {
-        self.stored.iter().map(|(run, stored)| (*run, stored.fence)).collect()
+    /// The newest fence of each run, and what changes with whatever is taken for it.
+    pub(crate) fn marks(&self) -> BTreeMap<RunId, Mark> {
+        let mark = |stored: &Stored| Mark { fence: stored.fence, written: (stored.version, stored.head) };
+        self.stored.iter().map(|(run, stored)| (*run, mark(stored))).collect()
     }
 
     /// Whether every run of so many has ended.

@@ -88,6 +88,14 @@ pub(crate) struct Way {
 pub(crate) type Cuts = BTreeMap<Way, At>;
 
 impl Request {
+    /// The leases under which a request may write.
+    pub(crate) fn leases(&self) -> Vec<Held> {
+        match self {
+            Self::Renew(body) => body.leases.iter().map(|lease| Held { run: lease.run, fence: lease.fence }).collect(),
+            other => other.writes().into_iter().collect(),
+        }
+    }
+
     /// The run, and the fence that it bears, of a request that may change a run; those of a renewal are looked at one by
     /// one.
     pub(crate) fn writes(&self) -> Option<Held> {
@@ -175,16 +183,16 @@ impl World {
             return;
         }
         let job = Job::Answer(self.forwarded(request.clone()));
-        let fences = self.checks.fences();
-        self.work(server, job, Purpose::Answer(Box::new(Asked { process, call, request, fences })));
+        let marks = self.checks.marks();
+        self.work(server, job, Purpose::Answer(Box::new(Asked { process, call, request, marks })));
     }
 
     /// A server has an answer, and sends it.
     pub(crate) fn answer(&mut self, server: usize, asked: Asked, answer: Answer) {
-        let Asked { process, call, request, fences } = asked;
+        let Asked { process, call, request, marks } = asked;
         let host = process.host;
         self.note(format_args!("s{server} h{host} {} -> {}", self.tell(&request), self.tell_answer(&answer)));
-        self.check_accepted(&request, &answer, &fences);
+        self.check_accepted(&request, &answer, &marks);
         for delay in self.delays() {
             self.later(delay, Event::Answer { server, process, call, answer: answer.clone() });
         }

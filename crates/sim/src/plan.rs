@@ -136,7 +136,7 @@ impl Plan {
             noise,
             work_max: ttl * chance.between(1, 40) as u32 / 8,
             lines_max: chance.between(0, 20),
-            step_max: ttl * level(chance, 32) as u32 / 512,
+            step_max: if chance.is(250) { ttl * chance.between(1, 32) as u32 / 512 } else { Duration::ZERO },
             late_max: if setting.late_shims { ttl * 3 } else { margin * 3 / 10 },
             skew_max: margin * 3 / 10,
             jump_max: if is_single { ttl * 3 } else { Duration::ZERO },

@@ -1,16 +1,14 @@
 //! The servers: the real operations over one store in memory, each with a clock of its own.
 //!
-//! An operation goes on from one use of the store to the next ([`Turns`]); what else happens in between, on the same server
-//! or another one, is the world's to choose. A server that dies leaves its operations where they are.
+//! An operation goes on from one use of the store to the next ([`Turns`]), also where it asks for several at once; what else
+//! happens in between, on the same server or another one, is the world's to choose. A server that dies leaves its
+//! operations where they are.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     future::poll_fn,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -88,42 +86,70 @@ pub(crate) enum Step {
 struct Operation {
     server: usize,
     future: Pin<Box<dyn Future<Output = Done>>>,
+    /// The turns for which it waits.
+    waiting: VecDeque<u64>,
 }
 
-/// Has every operation stop once before each use of the store.
+/// Has every operation stop before each use of the store, until that is granted.
 #[derive(Debug, Default)]
 struct Turns {
-    asked: Arc<AtomicU64>,
-    conflicts: Arc<AtomicU64>,
+    granting: Arc<Mutex<Granting>>,
     /// Whether saves replace whatever is there.
     is_weak: bool,
 }
 
+#[derive(Debug, Default)]
+struct Granting {
+    /// How many turns there were.
+    count: u64,
+    /// Those for which the operation has asked that goes on now.
+    asked: Vec<u64>,
+    /// The one that is granted to it.
+    granted: Option<u64>,
+    /// How many saves found another version than the one that they were decided on.
+    conflicts: u64,
+}
+
+fn lock(granting: &Mutex<Granting>) -> MutexGuard<'_, Granting> {
+    granting.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Between for Turns {
     fn turn(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        Box::pin(Turn { asked: self.asked.clone(), has_asked: false })
+        Box::pin(Turn { granting: self.granting.clone(), number: None })
     }
 
     fn may_replace(&self, expected: u64, stored: u64) -> bool {
         let is_conflict = expected != stored;
-        self.conflicts.fetch_add(u64::from(is_conflict), Ordering::Relaxed);
+        lock(&self.granting).conflicts += u64::from(is_conflict);
         self.is_weak || !is_conflict
     }
 }
 
 struct Turn {
-    asked: Arc<AtomicU64>,
-    has_asked: bool,
+    granting: Arc<Mutex<Granting>>,
+    number: Option<u64>,
 }
 
 impl Future for Turn {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if std::mem::replace(&mut self.has_asked, true) {
-            return Poll::Ready(());
+        let this = &mut *self;
+        let mut granting = lock(&this.granting);
+        match this.number {
+            Some(number) if granting.granted == Some(number) => {
+                granting.granted = None;
+                return Poll::Ready(());
+            }
+            Some(_) => {}
+            None => {
+                granting.count += 1;
+                let number = granting.count;
+                granting.asked.push(number);
+                this.number = Some(number);
+            }
         }
-        self.asked.fetch_add(1, Ordering::Relaxed);
         // Whoever polls it among others asks again only those that were woken.
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -135,8 +161,7 @@ pub(crate) struct Servers {
     // Its time is the world's.
     runtime: Runtime,
     begun: Instant,
-    asked: Arc<AtomicU64>,
-    conflicts: Arc<AtomicU64>,
+    granting: Arc<Mutex<Granting>>,
     /// As the servers have it.
     served: Store,
     /// As whoever looks on has it.
@@ -154,7 +179,7 @@ impl Servers {
     pub(crate) fn new(lease: LeaseConfig, ahead: &[i64], is_weak: bool) -> Result<Self, NoServers> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
         let turns = Turns { is_weak, ..Turns::default() };
-        let (asked, conflicts) = (turns.asked.clone(), turns.conflicts.clone());
+        let granting = turns.granting.clone();
         let (served, store) = Store::simulated(Arc::new(turns));
         let org = OrgId::from_uuid(Uuid::from_u128(1));
         let token = Token {
@@ -177,20 +202,8 @@ impl Servers {
         let machines = ahead.iter().map(machine).collect();
         let begun = runtime.block_on(async { Instant::now() });
         let (operations, operations_begun) = (BTreeMap::new(), 0);
-        let mut servers = Self {
-            runtime,
-            begun,
-            asked,
-            conflicts,
-            served,
-            store,
-            org,
-            token,
-            lease,
-            machines,
-            operations,
-            operations_begun,
-        };
+        let mut servers =
+            Self { runtime, begun, granting, served, store, org, token, lease, machines, operations, operations_begun };
         for index in 0..servers.count() {
             servers.start(index, At::default())?;
         }
@@ -203,7 +216,7 @@ impl Servers {
 
     /// How many saves found another version than the one that they were decided on.
     pub(crate) fn conflicts(&self) -> u64 {
-        self.conflicts.load(Ordering::Relaxed)
+        lock(&self.granting).conflicts
     }
 
     /// Starts a server, which reads the time of day of its machine once.
@@ -241,24 +254,28 @@ impl Servers {
     pub(crate) fn begin(&mut self, index: usize, job: Job) -> Option<u64> {
         let server = self.machines[index].server.clone()?;
         self.operations_begun += 1;
-        let operation = Operation { server: index, future: Box::pin(work(server, job)) };
+        let operation = Operation { server: index, future: Box::pin(work(server, job)), waiting: VecDeque::new() };
         self.operations.insert(self.operations_begun, operation);
         Some(self.operations_begun)
     }
 
     /// An operation uses the store as it was about to, and goes on to the next time; nothing where its server has died.
     pub(crate) fn step(&mut self, operation: u64, at: At) -> Option<Step> {
-        let Operation { server, future } = self.operations.get_mut(&operation)?;
+        let Operation { server, future, waiting } = self.operations.get_mut(&operation)?;
         self.machines[*server].move_to(at);
-        let (asked, now) = (&self.asked, self.begun + at.since(At::default()));
+        let (granting, now) = (&self.granting, self.begun + at.since(At::default()));
+        lock(granting).granted = waiting.pop_front();
         let done = self.runtime.block_on(async {
             tokio::time::advance(now.saturating_duration_since(Instant::now())).await;
-            let before = asked.load(Ordering::Relaxed);
-            poll_fn(|cx| match future.as_mut().poll(cx) {
-                Poll::Ready(done) => Poll::Ready(Some(done)),
-                Poll::Pending if asked.load(Ordering::Relaxed) > before => Poll::Ready(None),
-                // It waits for a thread of the runtime.
-                Poll::Pending => Poll::Pending,
+            poll_fn(|cx| {
+                let polled = future.as_mut().poll(cx);
+                waiting.extend(lock(granting).asked.drain(..));
+                match polled {
+                    Poll::Ready(done) => Poll::Ready(Some(done)),
+                    Poll::Pending if !waiting.is_empty() => Poll::Ready(None),
+                    // It waits for a thread of the runtime.
+                    Poll::Pending => Poll::Pending,
+                }
             })
             .await
         });

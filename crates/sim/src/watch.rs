@@ -8,7 +8,10 @@ use holm_domain::{
     run::{OutcomeKind, Reason},
 };
 
+use holm_store::{RUNS_PAGE_MAX, RunFilter};
+
 use crate::{
+    check::Mark,
     network::{Answer, Request},
     world::World,
 };
@@ -20,6 +23,7 @@ impl World {
     /// Checks how every run is stored now.
     pub(crate) fn look_at_store(&mut self) {
         let mut is_queued = false;
+        self.meet_runs();
         for index in 0..self.runs.len() {
             let id = self.runs[index];
             let (store, org) = (&self.servers.store, self.servers.org);
@@ -43,9 +47,32 @@ impl World {
         }
     }
 
-    /// Checks that nothing was taken under a fence that was not the newest when the server began with it, as `fences` tells,
+    /// Runs that are in the store are known from then on, whether or not anybody was told of them.
+    fn meet_runs(&mut self) {
+        let (store, org) = (&self.servers.store, self.servers.org);
+        let listed = self.servers.read(store.run_list(org, &RunFilter::default(), None, RUNS_PAGE_MAX));
+        match listed {
+            // One step takes in one run at most, so their order is that of the story.
+            Ok(runs) => runs.iter().for_each(|run| self.meet(run.id)),
+            Err(error) => self.violated(format!("the runs cannot be read: {error}")),
+        }
+    }
+
+    /// Checks that an operation under some leases has written nothing since `before` for a run that had a newer fence then.
+    pub(crate) fn check_written(&mut self, leases: &[Held], before: &BTreeMap<RunId, Mark>) {
+        let after = self.checks.marks();
+        for held in leases {
+            let Some(mark) = before.get(&held.run).filter(|mark| held.fence < mark.fence) else { continue };
+            if after.get(&held.run) != Some(mark) {
+                let (name, newest) = (self.name(*held), mark.fence);
+                self.violated(format!("an operation under {name} wrote, and the newest fence was {newest}"));
+            }
+        }
+    }
+
+    /// Checks that nothing was taken under a fence that was not the newest when the server began with it, as `marks` tells,
     /// and that no output is given up.
-    pub(crate) fn check_accepted(&mut self, request: &Request, answer: &Answer, fences: &BTreeMap<RunId, u64>) {
+    pub(crate) fn check_accepted(&mut self, request: &Request, answer: &Answer, marks: &BTreeMap<RunId, Mark>) {
         if let (Request::Finish(run, body), Answer::Done) = (request, answer) {
             let held = Held { run: *run, fence: body.fence };
             self.checks.finished(held);
@@ -63,7 +90,7 @@ impl World {
             _ => request.writes().into_iter().collect(),
         };
         for held in taken {
-            let newest = fences.get(&held.run).copied().unwrap_or(0);
+            let newest = marks.get(&held.run).map_or(0, |mark| mark.fence);
             if held.fence < newest {
                 let name = self.name(held);
                 self.violated(format!("an operation under {name} was taken, and the newest fence is {newest}"));

@@ -4,10 +4,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use holm_domain::{
     RunId,
+    lease::holder::Held,
     run::{Cancel, RunSpec},
 };
 
 use crate::{
+    check::Mark,
     network::{Process, Request},
     servers::{Done, Job, Step},
     world::{Event, World},
@@ -35,8 +37,8 @@ pub(crate) struct Asked {
     pub(crate) process: Process,
     pub(crate) call: u64,
     pub(crate) request: Request,
-    /// The newest fence of each run when the work began.
-    pub(crate) fences: BTreeMap<RunId, u64>,
+    /// How far each run had come when the work began.
+    pub(crate) marks: BTreeMap<RunId, Mark>,
 }
 
 impl World {
@@ -50,8 +52,12 @@ impl World {
 
     /// An operation goes on to its next use of the store, or to its end.
     pub(crate) fn step(&mut self, server: usize, operation: u64, purpose: Purpose) {
+        let before = self.checks.marks();
         let step = self.servers.step(operation, self.now);
         self.look_at_store();
+        if let Purpose::Answer(asked) = &purpose {
+            self.check_written(&asked.request.leases(), &before);
+        }
         match step {
             Some(Step::Done(done)) => self.done(server, purpose, done),
             Some(Step::Waits) => {
@@ -93,10 +99,9 @@ impl World {
     }
 
     fn submitted(&mut self, server: usize, number: usize, created: Option<RunId>) {
-        let Some(id) = created else { return self.not_done(&Purpose::Submit(number)) };
-        if self.take_in(id) {
-            self.note(format_args!("s{server} takes r{} in", self.runs.len() - 1));
-            self.look_at_store();
+        match created.map(|run| self.name(Held { run, fence: 0 })) {
+            Some(name) => self.note(format_args!("s{server} has taken {name} in")),
+            None => self.not_done(&Purpose::Submit(number)),
         }
     }
 

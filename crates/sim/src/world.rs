@@ -243,14 +243,12 @@ impl World {
         Ok(())
     }
 
-    /// A run was taken in; false if that was known already.
-    pub(crate) fn take_in(&mut self, id: RunId) -> bool {
-        let is_new = !self.names.contains_key(&id);
-        if is_new {
+    /// Names a run that was not seen before.
+    pub(crate) fn meet(&mut self, id: RunId) {
+        if !self.names.contains_key(&id) {
             self.names.insert(id, self.runs.len());
             self.runs.push(id);
         }
-        is_new
     }
 
     /// Has `event` happen after `pause`.

@@ -195,7 +195,8 @@ impl Value {
     fn shown(self, is_bytes: bool) -> String {
         match self {
             Value::Micros(micros) if micros % 1_000_000 == 0 => format!("{} s", grouped(micros / 1_000_000)),
-            Value::Micros(micros) => format!("{} ms", grouped(micros / 1_000)),
+            Value::Micros(micros) if micros % 1_000 == 0 => format!("{} ms", grouped(micros / 1_000)),
+            Value::Micros(micros) => format!("{} µs", grouped(micros)),
             Value::Number(bytes) if is_bytes => {
                 let units = [("TiB", 1u128 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
                 let unit = units.into_iter().find(|(_, size)| bytes >= *size && bytes % size == 0);
