@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -23,6 +24,8 @@ const LOCKED_FOR: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// The byte of the shared memory beside a file of SQLite that whoever writes keeps locked (sqlite.org/walformat.html, 2.3.1).
 const WRITE_LOCK_AT: u64 = 120;
+/// Where its counter of changes is.
+const CHANGES_AT: u64 = 8;
 
 /// Looks at it.
 pub async fn probe(session: &Session, home: &Home) -> Probe {
@@ -85,7 +88,8 @@ async fn whole(path: &Path) -> Probe {
     }
 }
 
-/// Who keeps a file of SQLite locked for writing all the while. To look takes no lock, so nobody waits for it.
+/// Who keeps a file of SQLite locked for writing all the while, and lets nothing be written in that time. To look takes no
+/// lock, so nobody waits for it.
 async fn locked_by(path: &Path) -> io::Result<Option<String>> {
     let mut shared = path.as_os_str().to_owned();
     shared.push("-shm");
@@ -96,14 +100,25 @@ async fn locked_by(path: &Path) -> io::Result<Option<String>> {
         Err(error) => return Err(error),
     };
     let read = Flock { start: WRITE_LOCK_AT, length: 1, ..FlockType::ReadLock.into() };
-    let begun = Instant::now();
+    let (begun, changes) = (Instant::now(), changes(&shared)?);
     loop {
         let Some(lock) = fcntl_getlk(&shared, &read)? else { return Ok(None) };
+        if self::changes(&shared)? != changes {
+            // Whoever has the lock now has not had it all the while.
+            return Ok(None);
+        }
         if begun.elapsed() >= LOCKED_FOR {
             return Ok(Some(lock.pid.map_or_else(|| "a process of another pid namespace".to_owned(), named)));
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// What every transaction that writes changes: the counter in the head of the shared memory (walformat.html, 2.1, iChange).
+fn changes(shared: &File) -> io::Result<[u8; 4]> {
+    let mut counter = [0; 4];
+    shared.read_exact_at(&mut counter, CHANGES_AT)?;
+    Ok(counter)
 }
 
 /// A process, for people.

@@ -108,27 +108,35 @@ async fn logs(client: &Client) -> Probe {
         Err(_) => return less(name, format!("not told within {}", show_duration(ANSWER_DEADLINE)), "look again"),
     };
     let until = Instant::now() + LOGS_DEADLINE;
-    let (mut read, mut damaged) = (0, Vec::new());
+    let (mut read, mut damaged, mut unread) = (0, Vec::new(), None);
     for run in &runs {
         match timeout_at(until, read_ends(client, run.id)).await {
             Ok(Ok(())) => read += 1,
-            Ok(Err(error)) => damaged.push(format!("{}: {error}", run.id)),
-            Err(_) => break,
+            Ok(Err(error)) if is_damage(&error) => damaged.push(format!("{}: {error}", run.id)),
+            // That says nothing of the log.
+            Ok(Err(error)) => unread = Some(error.to_string()),
+            Err(_) => unread = Some(format!("{} were over", show_duration(LOGS_DEADLINE))),
+        }
+        if unread.is_some() {
+            break;
         }
     }
     let looked_at = read + damaged.len();
-    match damaged.first() {
-        None if read == runs.len() => good(name, format!("both ends of the newest {read} can be read")),
-        None => less(
-            name,
-            format!("only {read} of {} were read within {}", runs.len(), show_duration(LOGS_DEADLINE)),
-            "look again",
-        ),
-        Some(first) => {
+    match (damaged.first(), unread) {
+        (None, None) => good(name, format!("both ends of the newest {read} can be read")),
+        (None, Some(why)) => {
+            less(name, format!("only {read} of the newest {} were read: {why}", runs.len()), "look again")
+        }
+        (Some(first), _) => {
             let found = format!("{} of the newest {looked_at} cannot be read; {first}", damaged.len());
             less(name, found, "restore the folder of blobs from a copy, and look after its disk; other logs go on")
         }
     }
+}
+
+/// Whether an error is about what is stored, and not about the way to it.
+fn is_damage(error: &ClientError) -> bool {
+    matches!(error, ClientError::Problem(problem) if problem.code == ErrorCode::LogDamaged)
 }
 
 /// Reads the first and the last of a log. One that was deleted is not damaged.
