@@ -307,6 +307,26 @@ fn acknowledged_files_are_deleted_while_the_disk_is_full() {
     assert_eq!(writer.next_seq(), 701);
 }
 
+#[test]
+fn an_acknowledged_file_that_could_take_more_is_deleted_while_the_disk_is_full() {
+    let disk = SmallDisk::new(1 << 20);
+    let mut writer = Writer::create(disk.path(), 1, LARGE).unwrap();
+    lines(&mut writer, 200, 1_000);
+    write(&mut writer, at(1_000_000)).unwrap();
+    let stored = writer.next_seq();
+    acked(&mut writer, stored);
+    assert_eq!((stored, spool_files(disk.path()).len()), (201, 1), "it may take more, and stays");
+    disk.fill();
+    lines(&mut writer, 100, 1_000);
+    writer.end(at(0)).unwrap();
+    let append = writer.append(BootMicros(0)).expect("it is due");
+    assert!(matches!(writer.take_back(append.execute()).unwrap(), TakenBack::NoRoom(_)));
+    writer.delete_acked().unwrap();
+    assert!(spool_files(disk.path()).is_empty(), "the server has all of it");
+    write(&mut writer, at(0)).unwrap();
+    assert_eq!(writer.next_seq(), 301);
+}
+
 #[tokio::test]
 async fn a_disk_that_stays_full_is_waited_for_no_longer_than_that() {
     let disk = SmallDisk::new(1 << 20);

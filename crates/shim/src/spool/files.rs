@@ -94,11 +94,12 @@ impl Files {
     }
 
     /// Deletes the files in which every entry is below `next_seq` and that take no more: each but the last, and that one when
-    /// it is full.
-    pub(super) fn delete_below(&mut self, next_seq: u64) -> io::Result<()> {
+    /// it is full, or the disk is.
+    pub(super) fn delete_below(&mut self, next_seq: u64, is_disk_full: bool) -> io::Result<()> {
         while let Some(first) = self.written.front() {
             let end = self.written.get(1).map_or(self.next_seq, |second| second.first_seq);
-            let takes_more = self.written.len() == 1 && first.bytes < self.file_bytes_max;
+            let has_room = !is_disk_full && first.bytes < self.file_bytes_max;
+            let takes_more = self.written.len() == 1 && (has_room || first.bytes == 0);
             if end > next_seq || takes_more {
                 break;
             }
@@ -109,7 +110,7 @@ impl Files {
             self.bytes -= first.bytes;
             self.written.pop_front();
             if self.written.is_empty() {
-                self.open = None;
+                (self.open, self.is_torn) = (None, false);
             }
         }
         Ok(())

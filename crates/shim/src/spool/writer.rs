@@ -226,10 +226,11 @@ impl Writer {
         self.acked_seq = self.acked_seq.max(next_seq);
     }
 
-    /// Deletes the finished files of which every entry is stored; nothing while an append is away.
+    /// Deletes the finished files of which every entry is stored, and while the disk is full others as well; nothing while an
+    /// append is away.
     pub fn delete_acked(&mut self) -> io::Result<()> {
         let Some(Tools { files, .. }) = &mut self.tools else { return Ok(()) };
-        let deleted = files.delete_below(self.acked_seq);
+        let deleted = files.delete_below(self.acked_seq, self.left.is_some());
         self.bytes = files.bytes() + self.left.as_ref().map_or(0, |left| left.length);
         deleted
     }
