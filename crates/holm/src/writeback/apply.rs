@@ -7,12 +7,13 @@ use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
     fs::File,
-    io,
+    io::{self, Read as _},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, bail};
+use holm_domain::limits::CHANGES_BYTES_MAX;
 use holm_runtime::archive::{Entry, Reader};
 use rustix::{
     fs::{AtFlags, FileType, Mode, OFlags, linkat, mkdirat, openat, renameat, statat, symlinkat, unlinkat},
@@ -42,6 +43,7 @@ pub fn apply(archive: &File, root: &OwnedFd, changes: &[Change], umask: u32) -> 
         make_dir(root, &change.path).with_context(|| at(change))?;
     }
     write_files(archive, root, changes, umask)?;
+    let mut copied = 0;
     for change in changes {
         match &change.what {
             What::Symlink(target) => {
@@ -51,7 +53,7 @@ pub fn apply(archive: &File, root: &OwnedFd, changes: &[Change], umask: u32) -> 
             What::Link(target) => {
                 let (parent, source) = split(target)?;
                 let from = open_dir(root, parent).with_context(|| at(change))?;
-                replace(root, &change.path, |dir, name, _| link_or_copy((&from, source), (dir, name)))
+                replace(root, &change.path, |dir, name, _| link_or_copy((&from, source), (dir, name), &mut copied))
                     .with_context(|| at(change))?;
             }
             _ => {}
@@ -105,21 +107,35 @@ fn write_file<R: io::Read>(
 }
 
 /// Gives a file that was written another name; where the file system has no such thing, or the name lies on another one, a
-/// copy.
-fn link_or_copy((from, source): (&OwnedFd, &OsStr), (dir, name): (&OwnedFd, &OsStr)) -> anyhow::Result<()> {
+/// copy. All copies together are `copied` bytes, and at most [`CHANGES_BYTES_MAX`]: an archive has a name for next to
+/// nothing.
+fn link_or_copy(
+    (from, source): (&OwnedFd, &OsStr),
+    (dir, name): (&OwnedFd, &OsStr),
+    copied: &mut u64,
+) -> anyhow::Result<()> {
     match linkat(from, source, dir, name, AtFlags::empty()) {
         Err(Errno::XDEV | Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => {}
         linked => return Ok(linked?),
     }
     let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut source = File::from(openat(from, source, flags | OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())?);
+    let source = File::from(openat(from, source, flags | OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())?);
     let stat = rustix::fs::fstat(&source)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         bail!("the file that it is another name of was exchanged meanwhile");
     }
+    let room = CHANGES_BYTES_MAX.saturating_sub(*copied);
+    let length = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
+    if length > room {
+        bail!(
+            "this file system does not give a file so many names, and copies in their place would take more than {} GiB",
+            CHANGES_BYTES_MAX >> 30
+        );
+    }
     let flags = flags | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
     let mut copy = File::from(openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?);
-    io::copy(&mut source, &mut copy)?;
+    // What grows meanwhile is not the archive's.
+    *copied += io::copy(&mut source.take(length), &mut copy)?;
     Ok(rustix::fs::fchmod(&copy, Mode::from_raw_mode(stat.st_mode & 0o777))?)
 }
 
@@ -223,6 +239,23 @@ fn proc_path(dir: &OwnedFd) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn copies_in_the_place_of_names_have_a_bound_together() {
+        let [from, to] = [tempfile::tempdir_in("/dev/shm").unwrap(), tempfile::tempdir().unwrap()];
+        std::fs::write(from.path().join("a"), "12345678").unwrap();
+        let open = |dir: &tempfile::TempDir| plan::open_root(dir.path()).unwrap();
+        let (from, dir) = (open(&from), open(&to));
+        let devices = [&from, &dir].map(|dir| rustix::fs::fstat(dir).unwrap().st_dev);
+        assert_ne!(devices[0], devices[1], "this test needs a TMPDIR on another file system than /dev/shm");
+        let mut copied = CHANGES_BYTES_MAX - 12;
+        let mut copy = |name: &str| link_or_copy((&from, "a".as_ref()), (&dir, name.as_ref()), &mut copied);
+        copy("one").unwrap();
+        let error = copy("two").unwrap_err().to_string();
+        assert!(error.contains("4 GiB"), "{error}");
+        let made: Vec<_> = std::fs::read_dir(to.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!((made, copied), (vec!["one".into()], CHANGES_BYTES_MAX - 4));
+    }
 
     #[test]
     fn the_umask_takes_what_was_not_there() {
