@@ -2,17 +2,20 @@
 //!
 //! What always holds: whoever has sent a token holds at most as much as an org may ([`crate::config::ServeLimits`]), whether
 //! or not it goes on sending, and whether or not it reads. What is not longer than [`HELD_FREE_BYTES`] is not counted: the
-//! number of connections bounds it.
+//! number of connections bounds it. An answer that tells of something that was done is never refused: what it tells of runs
+//! was counted before that was done ([`Account::take`]).
 //!
-//! Left out: streams, which hold one piece at a time and are counted as what they are; what a handler makes of a body.
+//! Left out: streams, which hold one piece at a time and are counted as what they are; what a handler makes of a body; the
+//! bodies by which leases are kept ([`crate::http::extract::Short`]), which nothing else may keep out.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use axum::{
     body::{Body, HttpBody as _},
     response::{IntoResponse as _, Response},
 };
 use bytes::Bytes;
+use holm_domain::access::Token;
 use http::{Extensions, Method};
 use http_body_util::BodyExt as _;
 
@@ -23,20 +26,28 @@ use crate::{
     problem::Failure,
 };
 
-/// On whose account a request is, and what it has taken for its body.
+/// On whose account a request is, and what it has taken. It lasts until the answer is sent.
 #[derive(Debug, Default)]
 pub struct Account {
     party: OnceLock<Party>,
-    body: OnceLock<Pass>,
+    taken: Mutex<Taken>,
 }
 
-/// Bytes that are counted until the last of them is dropped.
-struct Counted {
+#[derive(Debug, Default)]
+struct Taken {
+    passes: Vec<Pass>,
+    counted: usize,
+    uncounted: usize,
+    spare: usize,
+}
+
+/// An answer that is on its account until the last byte of it is dropped.
+struct Held {
     bytes: Bytes,
-    _pass: Pass,
+    _account: Arc<Account>,
 }
 
-impl AsRef<[u8]> for Counted {
+impl AsRef<[u8]> for Held {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
@@ -48,36 +59,65 @@ impl Account {
         extensions.get().ok_or_else(|| Failure::internal("a request has no account"))
     }
 
+    /// One of what the holder of `token` asks in process.
+    pub fn of_token(token: &Token) -> Self {
+        Self { party: Party::of(token).into(), ..Self::default() }
+    }
+
     /// Says who sends the request. What it said first counts.
     pub fn open(&self, party: Party) {
         self.party.get_or_init(|| party);
     }
 
-    /// Counts a body of up to `bytes` until the request is answered.
-    pub fn take_body(&self, app: &App, bytes: usize) -> Result<(), Failure> {
-        let party = self.party.get().ok_or_else(|| Failure::internal("a body is read before its sender is known"))?;
-        if bytes > HELD_FREE_BYTES {
-            let pass = app.held.enter(*party, bytes)?;
-            self.body.get_or_init(|| pass);
+    /// Counts `bytes` more, of the body or of the answer to come, or answers `too_many`.
+    pub fn take(&self, app: &App, bytes: usize) -> Result<(), Failure> {
+        let party =
+            self.party.get().ok_or_else(|| Failure::internal("something is held before it is known for whom"))?;
+        let mut taken = self.taken();
+        let uncounted = taken.uncounted + bytes.saturating_sub(taken.spare);
+        if uncounted > HELD_FREE_BYTES {
+            let pass = app.held.enter(*party, uncounted)?;
+            taken.passes.push(pass);
+            taken.counted += uncounted;
+            taken.uncounted = 0;
+        } else {
+            taken.uncounted = uncounted;
         }
+        taken.spare = taken.spare.saturating_sub(bytes);
         Ok(())
     }
 
-    /// Counts an answer that lies in memory until it is sent. One that is too much is refused, unless it tells of something
-    /// that was done. What is answered to nobody in particular is the same for all.
-    pub async fn give(&self, app: &App, method: &Method, answer: Response) -> Response {
-        let size = answer.body().size_hint().exact().and_then(|size| usize::try_from(size).ok()).unwrap_or(0);
-        let Some(party) = self.party.get().filter(|_| size > HELD_FREE_BYTES) else { return answer };
-        let pass = match app.held.enter(*party, size) {
-            Ok(pass) => pass,
-            Err(failure) if method.is_safe() => return failure.into_response(),
-            Err(_) => app.held.admit(*party, size),
-        };
+    /// Leaves `bytes` that were taken for nothing to what is taken next.
+    pub fn spare(&self, bytes: usize) {
+        self.taken().spare += bytes;
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the account until the answer is sent. One that lies in memory counts as far as it is longer than what was
+    /// counted before, and is refused where that is too much, unless it tells of something that was done. What is answered
+    /// to nobody in particular is the same for all.
+    pub async fn give(self: &Arc<Self>, app: &App, method: &Method, answer: Response) -> Response {
+        let account = Arc::clone(self);
         let (head, body) = answer.into_parts();
+        let Some(size) = body.size_hint().exact().and_then(|size| usize::try_from(size).ok()) else {
+            let kept = body.map_frame(move |frame| {
+                let _kept = &account;
+                frame
+            });
+            return Response::from_parts(head, Body::new(kept));
+        };
+        let more = size.saturating_sub(self.taken().counted);
+        let counts = self.party.get().is_some() && method.is_safe() && more > HELD_FREE_BYTES;
+        if counts && let Err(refused) = self.take(app, more) {
+            return refused.into_response();
+        }
         match body.collect().await {
             Ok(collected) => {
-                let counted = Counted { bytes: collected.to_bytes(), _pass: pass };
-                Response::from_parts(head, Body::from(Bytes::from_owner(counted)))
+                let held = Held { bytes: collected.to_bytes(), _account: account };
+                Response::from_parts(head, Body::from(Bytes::from_owner(held)))
             }
             Err(error) => Failure::internal(error).into_response(),
         }

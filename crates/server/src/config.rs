@@ -5,6 +5,7 @@
 //! | what | field or constant | default | beyond it |
 //! |---|---|---|---|
 //! | JSON body | `body_bytes_max` | 8 MiB | 413 `too_large` |
+//! | JSON body by which leases are kept | [`LEASES_BODY_BYTES_MAX`] | 512 KiB | 413 `too_large` |
 //! | body of log batches | `log_body_bytes_max` | 8 MiB | 413 `too_large` |
 //! | archive of changes | `changes_bytes_max` | 4 GiB | 413 `too_large` |
 //! | structured result | [`holm_domain::limits::RESULT_BYTES_MAX`] | 64 KiB | 413 `too_large` |
@@ -14,6 +15,7 @@
 //! | bytes of a page of log entries, before JSON | [`LOG_PAGE_BYTES_MAX`] | 4 MiB | a shorter page |
 //! | leases in a renewal or a poll | [`LEASES_MAX`] | 1,000 | 422 `invalid_field` |
 //! | claims of one poll | [`CLAIMS_MAX`] | 64 | 422 `invalid_field` |
+//! | bytes of what the runs of one poll are asked to do | [`CLAIMS_BYTES_MAX`] | 4 MiB | the next poll |
 //! | events in an append | [`EVENTS_MAX`] | 256 | 422 `invalid_field` |
 //! | candidates that one poll looks at | [`QUEUE_LOOK_MAX`] | 256 | the next look |
 //! | wait of a poll | [`POLL_WAIT_MS_MAX`] | 60 s | 422 `invalid_field` |
@@ -67,6 +69,11 @@ pub const TAIL_LINES_MAX: u32 = 100_000;
 pub const LEASES_MAX: usize = 1_000;
 /// The most runs that one poll may claim.
 pub const CLAIMS_MAX: u32 = 64;
+/// A poll claims no more once what the runs were asked to do has as many bytes.
+pub const CLAIMS_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// The longest body by which leases are kept, in bytes: a renewal of [`LEASES_MAX`] has up to 260 KiB, a result with its
+/// outcome 420 KiB where each byte is written as six.
+pub const LEASES_BODY_BYTES_MAX: usize = 512 * 1024;
 /// The most events in one append.
 pub const EVENTS_MAX: usize = 256;
 /// The most queued runs that one look at the queue considers.

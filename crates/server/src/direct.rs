@@ -20,7 +20,7 @@ use holm_domain::{
     run::{Cancel, Run},
 };
 
-use crate::{Server, app::App, ops, problem::Failure, tasks::Reaper};
+use crate::{Server, account::Account, app::App, ops, problem::Failure, tasks::Reaper};
 
 /// What an operation yields, or the problem that its caller is told.
 pub type Answer<T> = Result<T, Box<Problem>>;
@@ -52,7 +52,7 @@ impl Direct {
 
     /// Grants what the agent can take, and tells it about what it holds.
     pub async fn lease_poll(&self, body: Poll) -> Answer<Polled> {
-        told(ops::leases::lease_poll(&self.app, &self.token, body).await)
+        told(ops::leases::lease_poll(&self.app, &self.token, body, &Account::of_token(&self.token)).await)
     }
 
     /// Extends leases.
@@ -87,7 +87,7 @@ impl Direct {
 
     /// Asks that a run end.
     pub async fn run_cancel(&self, id: RunId, how: Cancel) -> Answer<Run> {
-        told(ops::runs::run_cancel(&self.app, self.token.org, id, how).await)
+        told(ops::runs::run_cancel(&self.app, self.token.org, id, how, &Account::of_token(&self.token)).await)
     }
 
     /// One round of the reaper; returns how long it rests at most until the next.

@@ -56,20 +56,11 @@ impl Gate {
         } else if total + count > max {
             format!("all orgs together have {total} {what} open and may have {max}; try again")
         } else {
-            return Ok(self.pass(&mut open, org, count));
+            *open.orgs.entry(org).or_default() += count;
+            open.total += count;
+            return Ok(Pass { gate: Arc::clone(self), org, count });
         };
         Err(Failure::new(ErrorCode::TooMany, detail))
-    }
-
-    /// Lets `count` more in also where that is too many; it counts against what comes next.
-    pub fn admit(self: &Arc<Self>, org: OrgId, count: usize) -> Pass {
-        self.pass(&mut self.open(), org, count)
-    }
-
-    fn pass(self: &Arc<Self>, open: &mut Open, org: OrgId, count: usize) -> Pass {
-        *open.orgs.entry(org).or_default() += count;
-        open.total += count;
-        Pass { gate: Arc::clone(self), org, count }
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
@@ -141,11 +132,6 @@ impl Gates {
     /// Lets `count` more in, or answers `too_many`.
     pub fn enter(&self, party: Party, count: usize) -> Result<Pass, Failure> {
         self.of(party).enter_with(party.org, count)
-    }
-
-    /// Lets `count` more in also where that is too many; it counts against what comes next.
-    pub fn admit(&self, party: Party, count: usize) -> Pass {
-        self.of(party).admit(party.org, count)
     }
 
     fn of(&self, party: Party) -> &Arc<Gate> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     body::HttpBody as _,
-    extract::{FromRequest, FromRequestParts, Path, Query, Request, rejection::QueryRejection},
+    extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, rejection::QueryRejection},
     http::request::Parts,
 };
 use bytes::Bytes;
@@ -30,7 +30,20 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
     }
 }
 
-/// A whole body, up to the limit of its route. It is on the account of its sender until the request is answered.
+/// A JSON body of at most `MAX` bytes, which no other may keep out: it is not counted.
+pub struct Short<const MAX: usize, T>(pub T);
+
+impl<const MAX: usize, T: DeserializeOwned> FromRequest<Arc<App>> for Short<MAX, T> {
+    type Rejection = Failure;
+
+    async fn from_request(mut request: Request, app: &Arc<App>) -> Result<Self, Failure> {
+        media_type(request.headers(), "application/json")?;
+        DefaultBodyLimit::max(MAX).apply(&mut request);
+        parse_json(&whole(request, app).await?).map(Self)
+    }
+}
+
+/// A whole body, up to the limit of its route. It is on the account of its sender until the answer is sent.
 pub struct Body(pub Bytes);
 
 impl FromRequest<Arc<App>> for Body {
@@ -39,15 +52,19 @@ impl FromRequest<Arc<App>> for Body {
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Failure> {
         let longest = app.config.limits.body_bytes_max.max(app.config.limits.log_body_bytes_max);
         let announced = request.body().size_hint().upper().and_then(|bytes| usize::try_from(bytes).ok());
-        Account::of(request.extensions())?.take_body(app, announced.map_or(longest, |bytes| bytes.min(longest)))?;
-        Bytes::from_request(request, app).await.map(Self).map_err(|rejection| {
-            let code = match rejection.status() {
-                http::StatusCode::PAYLOAD_TOO_LARGE => ErrorCode::TooLarge,
-                _ => ErrorCode::InvalidRequest,
-            };
-            Failure::new(code, format!("the body could not be read: {rejection}"))
-        })
+        Account::of(request.extensions())?.take(app, announced.map_or(longest, |bytes| bytes.min(longest)))?;
+        whole(request, app).await.map(Self)
     }
+}
+
+async fn whole(request: Request, app: &Arc<App>) -> Result<Bytes, Failure> {
+    Bytes::from_request(request, app).await.map_err(|rejection| {
+        let code = match rejection.status() {
+            http::StatusCode::PAYLOAD_TOO_LARGE => ErrorCode::TooLarge,
+            _ => ErrorCode::InvalidRequest,
+        };
+        Failure::new(code, format!("the body could not be read: {rejection}"))
+    })
 }
 
 /// Refuses a body of another media type than `wanted`.

@@ -23,18 +23,19 @@ use holm_domain::{
 };
 use tokio::time::Instant;
 
-use super::{hosts::host_heard, revise, revise_from, run_of, save};
+use super::{hosts::host_heard, revise, revise_from, run_of, runs::spec_bytes, save};
 use crate::{
+    account::Account,
     app::App,
     auth::Lasting,
-    config::{CLAIMS_MAX, LEASES_MAX, POLL_WAIT_MS_MAX, QUEUE_LOOK_MAX, REREAD_OWN_EVERY},
+    config::{CLAIMS_BYTES_MAX, CLAIMS_MAX, LEASES_MAX, POLL_WAIT_MS_MAX, QUEUE_LOOK_MAX, REREAD_OWN_EVERY},
     problem::Failure,
     wakers::Listener,
 };
 
 /// Waits until there is something for the agent: runs that it can claim, or word about runs that it holds. Answers with
-/// nothing once `wait_ms` have passed or the server is to end.
-pub async fn lease_poll(app: &App, token: &Token, poll: Poll) -> Result<Polled, Failure> {
+/// nothing once `wait_ms` have passed or the server is to end. What it tells of runs is counted before they are claimed.
+pub async fn lease_poll(app: &App, token: &Token, poll: Poll, account: &Account) -> Result<Polled, Failure> {
     let received = Received { at: Instant::now(), time: app.now() };
     check_poll(&poll)?;
     let _pass = app.polls.enter(token.org)?;
@@ -51,7 +52,7 @@ pub async fn lease_poll(app: &App, token: &Token, poll: Poll) -> Result<Polled, 
         let queued = OptionFuture::from(queue.as_ref().map(Listener::heard));
         lasting.check(app).await?;
         let host = host_heard(app, token, by).await?;
-        let polled = look(app, &host, &poll, received).await?;
+        let polled = look(app, &host, &poll, received, account).await?;
         let left = until.saturating_duration_since(Instant::now());
         if !polled.is_empty() || left.is_zero() || app.shutdown.is_cancelled() {
             return Ok(polled);
@@ -92,7 +93,7 @@ fn check_poll(poll: &Poll) -> Result<(), InvalidField> {
     refused("held", poll.held.len() as u64, LEASES_MAX as u64)
 }
 
-async fn look(app: &App, host: &Host, poll: &Poll, received: Received) -> Result<Polled, Failure> {
+async fn look(app: &App, host: &Host, poll: &Poll, received: Received, account: &Account) -> Result<Polled, Failure> {
     // A server that is to end grants nothing: the answer might not arrive. Nor is the queue read for a host that takes
     // nothing new.
     let grants_none = app.shutdown.is_cancelled() || host.refusal().is_some();
@@ -106,10 +107,14 @@ async fn look(app: &App, host: &Host, poll: &Poll, received: Received) -> Result
     };
     let (stored, queue) = tokio::try_join!(app.store.runs_of_agent(host.org, host.id), queue)?;
     let directives = directives(host, &poll.held, &stored);
-    let mut room = Room { claims: claims_max as usize, free: poll.free };
+    let mut room = Room::new(poll, claims_max, account);
     let mut claimed = lease_claim_again(app, host, poll, &stored, &mut room, received).await?;
     claimed.extend(lease_claim(app, host, queue, &mut room, received).await?);
-    Ok(Polled { claimed, directives })
+    let polled = Polled { claimed, directives };
+    match room.refused {
+        Some(refused) if polled.is_empty() => Err(refused),
+        _ => Ok(polled),
+    }
 }
 
 /// What the agent does not know yet of the runs that it says it holds.
@@ -130,20 +135,40 @@ fn directives(host: &Host, held: &[HeldLease], stored: &[Run]) -> Vec<Directive>
 
 /// What the answer to one poll may still grant.
 #[derive(Debug)]
-struct Room {
+struct Room<'a> {
     claims: usize,
     free: Capacity,
+    bytes: usize,
+    account: &'a Account,
+    /// Why no more can be told of.
+    refused: Option<Failure>,
 }
 
-impl Room {
-    /// As [`schedule::pick`] has it: processors are shared.
-    fn has(&self, demand: &Capacity) -> bool {
-        self.claims > 0 && demand.runs <= self.free.runs && demand.memory_bytes <= self.free.memory_bytes
+impl<'a> Room<'a> {
+    fn new(poll: &Poll, claims_max: u32, account: &'a Account) -> Self {
+        Self { claims: claims_max as usize, free: poll.free, bytes: CLAIMS_BYTES_MAX, account, refused: None }
     }
 
-    fn take(&mut self, demand: &Capacity) {
+    fn is_left(&self) -> bool {
+        self.claims > 0 && self.bytes > 0 && self.refused.is_none()
+    }
+
+    /// As [`schedule::pick`] has it: processors are shared.
+    fn has(&self, demand: &Capacity) -> bool {
+        self.is_left() && demand.runs <= self.free.runs && demand.memory_bytes <= self.free.memory_bytes
+    }
+
+    /// Counts what would be told of `run`, before it is granted: its bytes, unless they may not be held.
+    fn hold(&mut self, app: &App, run: &Run) -> Result<Option<usize>, Failure> {
+        let bytes = spec_bytes(run)?;
+        self.refused = self.account.take(app, bytes).err();
+        Ok(self.refused.is_none().then_some(bytes))
+    }
+
+    fn take(&mut self, demand: &Capacity, bytes: usize) {
         self.claims = self.claims.saturating_sub(1);
         self.free = self.free.less(demand);
+        self.bytes = self.bytes.saturating_sub(bytes);
     }
 }
 
@@ -154,7 +179,7 @@ async fn lease_claim_again(
     host: &Host,
     poll: &Poll,
     stored: &[Run],
-    room: &mut Room,
+    room: &mut Room<'_>,
     received: Received,
 ) -> Result<Vec<ClaimedRun>, Failure> {
     let mut claimed = Vec::new();
@@ -166,8 +191,12 @@ async fn lease_claim_again(
         let ttl_ms = received.ttl_ms(app.config.lease.ttl);
         let Some(decision) = grant::claim_again(run, claimant(host), app.now(), &app.config.lease) else { continue };
         let Some(runtime) = schedule::runtime_for(&run.spec, host) else { continue };
-        let Some(next_log_seq) = save(app, run.version, &decision).await? else { continue };
-        room.take(&demand);
+        let Some(bytes) = room.hold(app, run)? else { break };
+        let Some(next_log_seq) = save(app, run.version, &decision).await? else {
+            room.account.spare(bytes);
+            continue;
+        };
+        room.take(&demand, bytes);
         tracing::info!(run = %run.id, agent = %host.id, fence = run.fence, "claimed; told once more");
         claimed.push(told(decision.run, runtime, ttl_ms, next_log_seq));
     }
@@ -179,17 +208,21 @@ async fn lease_claim(
     app: &App,
     host: &Host,
     mut queue: Vec<Run>,
-    room: &mut Room,
+    room: &mut Room<'_>,
     received: Received,
 ) -> Result<Vec<ClaimedRun>, Failure> {
     let mut claimed = Vec::new();
-    while room.claims > 0 {
+    while room.is_left() {
         let Some(index) = schedule::pick(&queue, host, &room.free) else { break };
         let run = queue.remove(index);
+        let Some(bytes) = room.hold(app, &run)? else { break };
         // Whether somebody else was faster or not: this run is out of this look at the queue.
-        if let Some(grant) = grant_one(app, host, &run, received).await? {
-            room.take(&schedule::demand(&run.spec));
-            claimed.push(grant);
+        match grant_one(app, host, &run, received).await? {
+            Some(grant) => {
+                room.take(&schedule::demand(&run.spec), bytes);
+                claimed.push(grant);
+            }
+            None => room.account.spare(bytes),
         }
     }
     Ok(claimed)

@@ -10,8 +10,8 @@ use holm_domain::{
 use holm_store::{Idempotency, Inserted, RunFilter};
 use sha2::{Digest as _, Sha256};
 
-use super::{revise, run_of, tokens::check_name};
-use crate::{app::App, config::RUNS_PAGE_BYTES_MAX, ids, problem::Failure};
+use super::{revise_from, run_of, tokens::check_name};
+use crate::{account::Account, app::App, config::RUNS_PAGE_BYTES_MAX, ids, problem::Failure};
 
 /// The project of runs that name none.
 pub const DEFAULT_PROJECT: &str = "default";
@@ -88,7 +88,7 @@ pub async fn run_list(
             if runs.len() >= limit as usize || bytes >= RUNS_PAGE_BYTES_MAX {
                 return Ok((runs, true));
             }
-            bytes += serde_json::to_vec(&run.spec).map_err(Failure::internal)?.len();
+            bytes += spec_bytes(&run)?;
             runs.push(run);
         }
         if is_last {
@@ -97,9 +97,16 @@ pub async fn run_list(
     }
 }
 
-/// Asks that a run end. Asking again changes nothing.
-pub async fn run_cancel(app: &App, org: OrgId, id: RunId, how: Cancel) -> Result<Run, Failure> {
-    revise(app, org, id, |run, now| Ok::<_, Failure>(run.request_cancel(how, now))).await
+/// What a run was asked to do, as bytes of JSON; the rest of what is told of a run is short.
+pub(crate) fn spec_bytes(run: &Run) -> Result<usize, Failure> {
+    Ok(serde_json::to_vec(&run.spec).map_err(Failure::internal)?.len())
+}
+
+/// Asks that a run end. Asking again changes nothing. The answer is counted before.
+pub async fn run_cancel(app: &App, org: OrgId, id: RunId, how: Cancel, account: &Account) -> Result<Run, Failure> {
+    let run = run_of(app, org, id).await?;
+    account.take(app, spec_bytes(&run)?)?;
+    revise_from(app, run, |run, now| Ok::<_, Failure>(run.request_cancel(how, now))).await
 }
 
 /// Removes a run that has ended, with its log, its events and its blobs.

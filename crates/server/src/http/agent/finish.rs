@@ -9,7 +9,8 @@ use http::StatusCode;
 use crate::{
     app::App,
     auth::{May, Serve},
-    http::extract::{Json, RunPath},
+    config::LEASES_BODY_BYTES_MAX,
+    http::extract::{RunPath, Short},
     ops,
     problem::Failure,
 };
@@ -33,7 +34,7 @@ pub async fn finish(
     State(app): State<Arc<App>>,
     caller: May<Serve>,
     RunPath(id): RunPath,
-    Json(body): Json<FinishRun>,
+    Short(body): Short<LEASES_BODY_BYTES_MAX, FinishRun>,
 ) -> Result<StatusCode, Failure> {
     ops::leases::run_finish(&app, &caller.token, id, body).await?;
     Ok(StatusCode::NO_CONTENT)

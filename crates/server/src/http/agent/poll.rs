@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use holm_api::{
     agent::{Poll, Polled},
     problem::Problem,
 };
 
 use crate::{
+    account::Account,
     app::App,
     auth::{May, Serve},
-    http::extract::Json,
+    config::LEASES_BODY_BYTES_MAX,
+    http::extract::Short,
     ops,
     problem::Failure,
 };
@@ -29,22 +31,26 @@ use crate::{
         (status = 404, description = "`not_found`: register first.", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "`agent_superseded`: a newer process of the agent has registered.", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "`invalid_field`", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "`too_many` polls.", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "`too_many` polls; or the org's agents hold as much as they may, and nothing was claimed.", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub async fn poll(
     State(app): State<Arc<App>>,
     caller: May<Serve>,
-    Json(body): Json<Poll>,
+    Extension(account): Extension<Arc<Account>>,
+    Short(body): Short<LEASES_BODY_BYTES_MAX, Poll>,
 ) -> Result<axum::Json<Polled>, Failure> {
-    Ok(axum::Json(ops::leases::lease_poll(&app, &caller.token, body).await?))
+    Ok(axum::Json(ops::leases::lease_poll(&app, &caller.token, body, &account).await?))
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use holm_api::agent::{DirectiveKind, HeldLease, Register, Registered};
+    use holm_api::{
+        agent::{DirectiveKind, HeldLease, Register, Registered},
+        runs::RunView,
+    };
     use holm_domain::{
         ErrorCode,
         host::{Capacity, PRESSURE_LABEL},
@@ -55,7 +61,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::testing::World;
+    use crate::{config::CLAIMS_BYTES_MAX, testing::World};
 
     async fn ask(world: &World, poll: &Poll) -> Polled {
         world.agent().post("/agent/v1/poll", poll).await.json(StatusCode::OK)
@@ -164,6 +170,18 @@ mod tests {
             claimed.push(claim.run);
         }
         assert!(claimed.iter().all(|run| queued.contains(run)));
+    }
+
+    #[tokio::test]
+    async fn one_answer_tells_so_much_and_the_next_the_rest() {
+        let world = World::new().await;
+        let spec = json!({"root": {"kind": "host"}, "argv": ["true", "\u{1}".repeat(CLAIMS_BYTES_MAX / 10)]});
+        for _ in 0..3 {
+            world.member().post("/v1/runs", &json!({ "spec": spec })).await.json::<RunView>(StatusCode::CREATED);
+        }
+        assert_eq!(ask(&world, &world.poll()).await.claimed.len(), 2);
+        assert_eq!(ask(&world, &world.poll()).await.claimed.len(), 1);
+        assert_eq!(world.app().held.agents.total(), 0);
     }
 
     #[tokio::test]

@@ -11,7 +11,8 @@ use holm_api::{
 use crate::{
     app::App,
     auth::{May, Serve},
-    http::extract::Json,
+    config::HELD_FREE_BYTES,
+    http::extract::Short,
     ops,
     problem::Failure,
 };
@@ -32,7 +33,7 @@ use crate::{
 pub async fn register(
     State(app): State<Arc<App>>,
     caller: May<Serve>,
-    Json(body): Json<Register>,
+    Short(body): Short<HELD_FREE_BYTES, Register>,
 ) -> Result<axum::Json<Registered>, Failure> {
     Ok(axum::Json(ops::hosts::agent_register(&app, &caller.token, body).await?))
 }

@@ -11,7 +11,8 @@ use holm_api::{
 use crate::{
     app::App,
     auth::{May, Serve},
-    http::extract::Json,
+    config::LEASES_BODY_BYTES_MAX,
+    http::extract::Short,
     ops,
     problem::Failure,
 };
@@ -33,7 +34,7 @@ use crate::{
 pub async fn renew(
     State(app): State<Arc<App>>,
     caller: May<Serve>,
-    Json(body): Json<Renew>,
+    Short(body): Short<LEASES_BODY_BYTES_MAX, Renew>,
 ) -> Result<axum::Json<Renewed>, Failure> {
     Ok(axum::Json(ops::leases::renew::lease_renew(&app, &caller.token, body).await?))
 }

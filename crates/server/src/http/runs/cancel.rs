@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use holm_api::runs::{CancelRun, RunView};
 use holm_domain::run::Cancel;
 
 use crate::{
+    account::Account,
     app::App,
     auth::{May, Run},
     http::extract::{Json, RunPath},
@@ -27,11 +28,12 @@ use crate::{
 pub async fn cancel(
     State(app): State<Arc<App>>,
     caller: May<Run>,
+    Extension(account): Extension<Arc<Account>>,
     RunPath(id): RunPath,
     Json(body): Json<CancelRun>,
 ) -> Result<axum::Json<RunView>, Failure> {
     let how = if body.kill { Cancel::Kill } else { Cancel::Terminate };
-    Ok(axum::Json(ops::runs::run_cancel(&app, caller.org(), id, how).await?.into()))
+    Ok(axum::Json(ops::runs::run_cancel(&app, caller.org(), id, how, &account).await?.into()))
 }
 
 #[cfg(test)]

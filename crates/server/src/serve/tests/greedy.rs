@@ -1,15 +1,17 @@
 //! Clients that take and do not give: answers that are not read, bodies that do not come, connections that say nothing.
 
 use holm_api::{
-    agent::{HeldLease, Poll},
+    agent::{HeldLease, Poll, Renew, RenewLease, Renewed},
     logs::LogPage,
     runs::RunView,
 };
+use holm_domain::run::{LiveUsage, RunState};
 use http::header::RETRY_AFTER;
 use hyper::client::conn::http1::SendRequest;
 use serde_json::json;
 
 use super::*;
+use crate::config::{HELD_FREE_BYTES, LEASES_MAX};
 
 /// A page of such a log has more, as each of its bytes is written as six.
 const PAGE_BYTES: usize = 3 * 15 * 60_000 * 6;
@@ -138,10 +140,13 @@ async fn an_org_holds_so_much_of_answers_that_are_not_read() {
     refused.problem(ErrorCode::TooMany);
     let small = format!("/v1/runs/{}", held.run);
     assert_eq!(world.member().get(&small).await.status, StatusCode::OK);
-    let cancelled = world.member().post(&format!("/v1/runs/{}/cancel", large.id), &json!({})).await;
-    let cancelled = cancelled.json::<RunView>(StatusCode::OK);
-    assert_eq!(cancelled.id, large.id, "what was done is told, however much there is to tell");
+    let (member, cancel) = (world.member(), format!("/v1/runs/{}/cancel", large.id));
+    member.post(&cancel, &json!({})).await.problem(ErrorCode::TooMany);
+    let stored = world.app().store.run_get(world.org, large.id).await.unwrap().unwrap();
+    assert_eq!(stored.cancel, None, "what is not told is not done");
     drop(page);
+    until(|| world.app().held.others.total() == 0).await;
+    member.post(&cancel, &json!({})).await.json::<RunView>(StatusCode::OK);
     until(|| world.app().held.others.total() == 0).await;
     assert_eq!(world.member().get(&logs(held)).await.status, StatusCode::OK);
     serving.end().await;
@@ -166,6 +171,37 @@ async fn an_org_holds_so_much_of_bodies_that_do_not_come_and_its_agents_do_not_f
     drop(body);
     until(|| world.app().held.others.total() == 0).await;
     post(world.member()).await.problem(ErrorCode::InvalidRequest);
+    serving.end().await;
+}
+
+#[tokio::test]
+async fn what_agents_append_keeps_no_lease_from_being_renewed_and_no_run_is_claimed_that_cannot_be_told() {
+    let world = World::with_limits(|limits| limits.held_bytes_per_org_max = 200_000).await;
+    let held = world.claim_run().await;
+    let spec = json!({"spec": {"root": {"kind": "host"}, "argv": ["true", "a".repeat(100_000)]}});
+    let large: RunView = world.member().post("/v1/runs", &spec).await.json(StatusCode::CREATED);
+    let serving = Serving::begin(&world).await;
+    let more = "content-type: application/vnd.holm.log-batch\r\ncontent-length: 190000\r\n";
+    let append = sent(&serving, &head("POST", &world.fenced(held, "logs"), world.agent_secret(), more)).await;
+    until(|| world.app().held.agents.open_of(world.org) == 190_000).await;
+    let (agent, member) = (world.agent(), world.member());
+
+    let usage = LiveUsage { cpu_us: Some(u64::MAX), memory_bytes: Some(u64::MAX), ..LiveUsage::default() };
+    let lease = RenewLease { run: held.run, fence: held.fence, usage: Some(usage) };
+    let renew = Renew { agent: world.agent_id, instance: world.instance, leases: vec![lease; LEASES_MAX] };
+    assert!(serde_json::to_vec(&renew).unwrap().len() > HELD_FREE_BYTES);
+    let renewed: Renewed = agent.post("/agent/v1/renew", &renew).await.json(StatusCode::OK);
+    assert!(renewed.leases.iter().all(|lease| lease.ttl_ms.is_some()));
+    agent.post("/agent/v1/poll", &world.poll()).await.problem(ErrorCode::TooMany);
+    let stored = world.app().store.run_get(world.org, large.id).await.unwrap().unwrap();
+    assert_eq!(stored.state, RunState::Queued);
+    member.post(&format!("/v1/runs/{}/cancel", held.run), &json!({})).await.json::<RunView>(StatusCode::OK);
+    let poll = Poll { held: vec![held], ..world.poll() };
+    let told: Polled = agent.post("/agent/v1/poll", &poll).await.json(StatusCode::OK);
+    assert_eq!((told.claimed.len(), told.directives.len()), (0, 1), "what can be told is");
+    drop(append);
+    until(|| world.app().held.agents.total() == 0).await;
+    assert_eq!(world.claim().await.run, large.id);
     serving.end().await;
 }
 
