@@ -24,6 +24,7 @@ use crate::{
     config::HELD_FREE_BYTES,
     gate::{Party, Pass},
     problem::Failure,
+    serve::{Seat, UnderWay},
 };
 
 /// On whose account a request is, and what it has taken. It lasts until the answer is sent.
@@ -31,6 +32,7 @@ use crate::{
 pub struct Account {
     party: OnceLock<Party>,
     taken: Mutex<Taken>,
+    _under_way: Option<UnderWay>,
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +59,11 @@ impl Account {
     /// The account of the request that has these extensions.
     pub fn of(extensions: &Extensions) -> Result<&Arc<Self>, Failure> {
         extensions.get().ok_or_else(|| Failure::internal("a request has no account"))
+    }
+
+    /// One of a request that came on the connection of `seat`; one that is called in process has none.
+    pub fn on(seat: Option<&Arc<Seat>>) -> Self {
+        Self { _under_way: seat.map(|seat| seat.begin()), ..Self::default() }
     }
 
     /// One of what the holder of `token` asks in process.

@@ -24,9 +24,9 @@
 //! | searches of one org | `searches_per_org_max` | 8 | 429 `too_many` |
 //! | pages of logs, events or runs that are made for one org at once | `pages_per_org_max` | 8 | 429 `too_many` |
 //! | waiting polls of one org | `polls_per_org_max` | 4,096 | 429 `too_many` |
-//! | connections | `connections_max` | 4,096 | the oldest without a token is cut, else wait in the kernel's queue |
+//! | connections | `connections_max` | 4,096 | the oldest without a token is cut, else one that is idle of whoever has the most, else it waits |
 //! | connections of one org, without those of its agents | `connections_per_org_max` | 2,048 | 429 `too_many` |
-//! | connections of the agents of one org | `connections_max` − `connections_for_agents` | 3,072 | 429 `too_many` |
+//! | connections of one org with those of its agents | `connections_per_org_max` + `connections_for_agents` | 3,072 | 429 `too_many` |
 //! | connections that only agents take | `connections_for_agents` | 1,024 | 429 `too_many` for others |
 //! | bodies and answers in memory of one org above 64 KiB each, those of agents apart | `held_bytes_per_org_max` | 128 MiB | 429 `too_many` |
 //! | the same of all orgs | `held_bytes_max` | 512 MiB | 429 `too_many` |

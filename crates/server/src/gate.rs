@@ -106,16 +106,23 @@ impl Drop for Pass {
 }
 
 /// On whose account something is open.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Party {
-    org: OrgId,
-    is_agent: bool,
+    /// The org.
+    pub org: OrgId,
+    /// Whether it is one of its agents.
+    pub is_agent: bool,
 }
 
 impl Party {
     /// The one that a token stands for.
     pub fn of(token: &Token) -> Self {
         Self { org: token.org, is_agent: token.role == Role::Agent }
+    }
+
+    /// The rest of the org.
+    pub fn other(self) -> Self {
+        Self { is_agent: !self.is_agent, ..self }
     }
 }
 

@@ -27,7 +27,7 @@ use tokio::{
 use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 
-pub use places::Seat;
+pub use places::{Seat, UnderWay};
 
 use crate::{Server, app::App, tasks};
 use places::Places;
@@ -126,21 +126,21 @@ async fn accept(app: Arc<App>, listener: Listener, router: Router, places: Arc<P
 trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
-/// Waits for a free place first.
+/// Accepts a connection, then waits for a place for it: only who is there takes one.
 async fn accept_one(listener: &Listener, places: &Places) -> io::Result<(Box<dyn Connection>, OwnedSemaphorePermit)> {
-    let place = places.free().await?;
-    match listener {
+    let stream: Box<dyn Connection> = match listener {
         Listener::Tcp(listener) => {
             let (stream, _) = listener.accept().await?;
             // Entries of a stream are small and must not wait for each other.
             stream.set_nodelay(true)?;
-            Ok((Box::new(stream), place))
+            Box::new(stream)
         }
         Listener::Unix(listener) => {
             let (stream, _) = listener.accept().await?;
-            Ok((Box::new(stream), place))
+            Box::new(stream)
         }
-    }
+    };
+    Ok((stream, places.free().await?))
 }
 
 async fn serve_connection(app: Arc<App>, stream: Box<dyn Connection>, router: Router, seat: Arc<Seat>) {
@@ -148,7 +148,7 @@ async fn serve_connection(app: Arc<App>, stream: Box<dyn Connection>, router: Ro
     // The clock runs only while a write waits.
     let mut stream = TimeoutWriter::new(stream);
     stream.set_timeout(Some(limits.write_timeout));
-    let (router, cut) = (TowerToHyperService::new(router), seat.cut.clone());
+    let (router, cut) = (TowerToHyperService::new(router), seat.cut());
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Arc::clone(&seat));
         router.call(request)

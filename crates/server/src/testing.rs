@@ -148,6 +148,10 @@ impl World {
         &self.other_admin
     }
 
+    pub fn other_org_agent_secret(&self) -> &str {
+        &self.other_agent
+    }
+
     pub fn other_org_agent(&self) -> Caller {
         self.with_secret(&self.other_agent)
     }

@@ -27,7 +27,7 @@ pub async fn frame(State(app): State<Arc<App>>, mut request: Request, next: Next
     let id = ids::request();
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let account = Arc::new(Account::default());
+    let account = Arc::new(Account::on(request.extensions().get()));
     request.extensions_mut().insert(Arc::clone(&account));
     let started = Instant::now();
     let span = tracing::info_span!("request", %id, %method, path = uri.path());

@@ -9,6 +9,7 @@ use holm_domain::run::{LiveUsage, RunState};
 use http::header::RETRY_AFTER;
 use hyper::client::conn::http1::SendRequest;
 use serde_json::json;
+use tokio::net::TcpSocket;
 
 use super::*;
 use crate::config::{HELD_FREE_BYTES, LEASES_MAX};
@@ -30,7 +31,10 @@ fn logs(held: HeldLease) -> String {
 
 /// A connection on which this was sent, and from which nothing is read.
 async fn sent(serving: &Serving, head: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(serving.address).await.unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    // Without it the kernel may take all of a page.
+    socket.set_recv_buffer_size(64 * 1024).unwrap();
+    let mut stream = socket.connect(serving.address).await.unwrap();
     stream.write_all(head.as_bytes()).await.unwrap();
     stream
 }
@@ -51,11 +55,15 @@ impl Kept {
     }
 
     async fn whoami(&mut self, secret: &str) -> StatusCode {
+        self.ask(secret).await.expect("the connection lives")
+    }
+
+    async fn ask(&mut self, secret: &str) -> hyper::Result<StatusCode> {
         let asked = self.0.send_request(empty(get(secret, "/v1/whoami")));
-        let answer = timeout(PATIENCE, asked).await.expect("an answer in time").unwrap();
+        let answer = timeout(PATIENCE, asked).await.expect("an answer in time")?;
         let status = answer.status();
-        answer.into_body().collect().await.unwrap();
-        status
+        answer.into_body().collect().await?;
+        Ok(status)
     }
 }
 
@@ -81,7 +89,7 @@ async fn who_does_not_read_is_cut_and_gives_back_what_was_held() {
 
 #[tokio::test]
 async fn who_reads_slowly_gets_all_of_it() {
-    let write_timeout = Duration::from_secs(1);
+    let write_timeout = Duration::from_secs(3);
     let world = World::with_limits(|limits| limits.write_timeout = write_timeout).await;
     let held = world.claim_run().await;
     append_much(&world, held).await;
@@ -93,10 +101,10 @@ async fn who_reads_slowly_gets_all_of_it() {
         page.extend_from_slice(frame.expect("the connection lives").data_ref().unwrap());
         if page.len() - paused_at > PAGE_BYTES / 50 {
             paused_at = page.len();
-            tokio::time::sleep(write_timeout / 10).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
-    assert!(begun.elapsed() > 3 * write_timeout, "it was read slowly: {:?}", begun.elapsed());
+    assert!(begun.elapsed() > write_timeout, "it was read slowly: {:?}", begun.elapsed());
     assert!(page.len() > PAGE_BYTES);
     assert_eq!(serde_json::from_slice::<LogPage>(&page).unwrap().last_seq, 45);
     serving.end().await;
@@ -257,5 +265,92 @@ async fn a_connection_counts_for_whoever_asks_on_it() {
     assert_eq!(first.whoami(world.agent_secret()).await, StatusCode::OK, "as behind a proxy");
     assert_eq!(second.whoami(world.member_secret()).await, StatusCode::OK);
     assert_eq!(first.whoami(world.member_secret()).await, StatusCode::TOO_MANY_REQUESTS);
+    serving.end().await;
+}
+
+/// A server with six places, of which one org has at most four, two of them not its agents'.
+async fn narrow() -> World {
+    World::with_limits(|limits| {
+        limits.connections_max = 6;
+        limits.connections_for_agents = 2;
+        limits.connections_per_org_max = 2;
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_org_with_all_that_it_may_have_keeps_no_agent_of_another_out() {
+    let world = narrow().await;
+    let serving = Serving::begin(&world).await;
+    let (member, agent, other) = (world.member_secret(), world.agent_secret(), world.other_org_agent_secret());
+    let mut held = Vec::new();
+    for secret in [member, member, agent, agent] {
+        let mut kept = Kept::begin(&serving).await;
+        assert_eq!(kept.whoami(secret).await, StatusCode::OK);
+        held.push(kept);
+    }
+    for secret in [member, agent] {
+        assert_eq!(Kept::begin(&serving).await.whoami(secret).await, StatusCode::TOO_MANY_REQUESTS);
+    }
+    for _ in 0..3 {
+        let mut kept = Kept::begin(&serving).await;
+        assert_eq!(kept.whoami(other).await, StatusCode::OK);
+        held.push(kept);
+    }
+    serving.end().await;
+}
+
+#[tokio::test]
+async fn where_agents_have_all_places_an_idle_one_of_who_has_the_most_makes_room() {
+    let world = narrow().await;
+    let lease = world.claim_run().await;
+    let serving = Serving::begin(&world).await;
+    let (agent, other) = (world.agent_secret(), world.other_org_agent_secret());
+    let mut busy = serving.ask(empty(get(world.member_secret(), &format!("/v1/runs/{}/logs/follow", lease.run)))).await;
+    let mut held = Vec::new();
+    for secret in [agent, agent, agent, other, other] {
+        let mut kept = Kept::begin(&serving).await;
+        assert_eq!(kept.whoami(secret).await, StatusCode::OK);
+        held.push((kept, secret));
+    }
+    let mut late = Kept::begin(&serving).await;
+    assert_eq!(late.whoami(other).await, StatusCode::OK);
+    world.append_log(lease, 1, &["a\n"]).await;
+    assert_eq!(read(&mut busy, 1).await.0, ["1 log a\n"], "who is busy makes no room");
+    let mut lives = Vec::new();
+    for (kept, secret) in &mut held {
+        lives.push(kept.ask(secret).await.is_ok());
+    }
+    assert_eq!(lives, [false, true, true, true, true], "the one that was idle for longest");
+    serving.end().await;
+}
+
+#[tokio::test]
+async fn nobody_is_cut_where_nobody_waits() {
+    let world = World::with_limits(|limits| limits.connections_max = 1).await;
+    let serving = Serving::begin(&world).await;
+    let mut only = Kept::begin(&serving).await;
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(only.ask("holm_guess").await.unwrap(), StatusCode::UNAUTHORIZED);
+    serving.end().await;
+}
+
+#[tokio::test]
+async fn a_connection_goes_over_to_another_org_where_all_have_theirs() {
+    let world = World::with_limits(|limits| {
+        limits.connections_max = 3;
+        limits.connections_for_agents = 1;
+        limits.connections_per_org_max = 2;
+    })
+    .await;
+    let serving = Serving::begin(&world).await;
+    let (mut first, mut second) = (Kept::begin(&serving).await, Kept::begin(&serving).await);
+    for kept in [&mut first, &mut second] {
+        assert_eq!(kept.whoami(world.member_secret()).await, StatusCode::OK);
+    }
+    assert_eq!(first.whoami(world.other_org_secret()).await, StatusCode::OK);
+    let mut third = Kept::begin(&serving).await;
+    assert_eq!(third.whoami(world.member_secret()).await, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(second.whoami(world.other_org_secret()).await, StatusCode::OK);
     serving.end().await;
 }
