@@ -53,7 +53,7 @@ queries! {
     RUN_CENSUS_LEASED = "select r.state, count(*) as runs from leases l join runs r on r.org = l.org and r.id = l.run
         where l.org > '' group by r.state";
     HOST_CENSUS = "select id, org, name, version, instance, body, registered_at, seen_at, cordon from hosts
-        where id > $1 order by id limit $2";
+        where id > $1 order by id limit $2 + 0";
 }
 
 async fn run_census(db: &Db) -> Result<RunCensus> {

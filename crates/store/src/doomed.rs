@@ -87,7 +87,7 @@ macro_rules! due {
         concat!(
             "select org, run, doomed_at, sweep_at from ",
             $table,
-            " where sweep_at <= $1 and (sweep_at, run) > ($2, $3) order by sweep_at, run limit $4"
+            " where sweep_at <= $1 and (sweep_at, run) > ($2, $3) order by sweep_at, run limit $4 + 0"
         )
     };
 }

@@ -76,7 +76,7 @@ queries! {
         values ($1, $2, $3, $4, $5, $6, $7) on conflict (org, run, fence, source_seq) do nothing";
     EVENT_APPEND_DONE = "update log_heads set next_event_seq = $3 where org = $1 and run = $2";
     EVENT_SAVE = "insert into events (org, run, seq, told_at, body) values ($1, $2, $3, $4, $5)";
-    EVENT_PAGE = "select seq, told_at, body from events where org = $1 and run = $2 and seq > $3 order by seq limit $4";
+    EVENT_PAGE = "select seq, told_at, body from events where org = $1 and run = $2 and seq > $3 order by seq limit $4 + 0";
 }
 
 async fn event_append(

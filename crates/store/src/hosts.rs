@@ -76,7 +76,7 @@ queries! {
     HOST_GET = "select id, org, name, version, instance, body, registered_at, seen_at, cordon from hosts
         where org = $1 and id = $2";
     HOST_LIST = "select id, org, name, version, instance, body, registered_at, seen_at, cordon from hosts where org = $1
-        order by name, id limit $2";
+        order by name, id limit $2 + 0";
 }
 
 /// What of a host is looked at only as a whole.

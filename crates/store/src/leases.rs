@@ -100,10 +100,10 @@ impl Store {
 queries! {
     of "run" in "project";
     RUNS_DUE = "select id, org, version, state, body, deadline_at from runs
-        where deadline_at <= $1 and (deadline_at, id) > ($2, $3) order by deadline_at, id limit $4";
+        where deadline_at <= $1 and (deadline_at, id) > ($2, $3) order by deadline_at, id limit $4 + 0";
     RUNS_OF_AGENT = "select r.id, r.org, r.version, r.state, r.body
         from leases l join runs r on r.org = l.org and r.id = l.run
-        where l.org = $1 and l.agent = $2 order by l.run limit $3";
+        where l.org = $1 and l.agent = $2 order by l.run limit $3 + 0";
     LEASE_COUNTS = "select agent, count(*) as runs from leases where org = $1 group by agent";
 }
 

@@ -55,7 +55,7 @@ queries! {
     PROJECT_CREATE = "insert into projects (id, org, name, created_at)
         select $1, $2, $3, $4 where (select count(*) from projects where org = $2) < $5";
     PROJECT_BY_NAME = "select id, org, name, created_at from projects where org = $1 and name = $2";
-    PROJECT_LIST = "select id, org, name, created_at from projects where org = $1 order by name limit $2";
+    PROJECT_LIST = "select id, org, name, created_at from projects where org = $1 order by name limit $2 + 0";
 }
 
 fn read(row: &Row) -> Result<Project> {

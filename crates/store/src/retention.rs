@@ -63,7 +63,7 @@ queries! {
     of "run" in "project";
     LOGS_KEPT = "select id, org, version, state, body, log_kept_since from runs
         where state = 'ended' and log_kept_since <= $1 and (log_kept_since, id) > ($2, $3)
-        order by log_kept_since, id limit $4";
+        order by log_kept_since, id limit $4 + 0";
     LOG_KEEP = "update runs set log_kept_since = $4 where org = $1 and id = $2 and version = $3";
     LOG_DELETE_SAVE = "update runs set version = $4, log_kept_since = null, body = $5
         where org = $1 and id = $2 and version = $3";

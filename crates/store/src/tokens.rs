@@ -66,7 +66,7 @@ queries! {
     TOKEN_GET = "select id, org, role, name, hash, created_at, expires_at, revoked_at from tokens
         where org = $1 and id = $2";
     TOKEN_LIST = "select id, org, role, name, hash, created_at, expires_at, revoked_at from tokens where org = $1
-        order by case when revoked_at is null then 0 else 1 end, id desc limit $2";
+        order by case when revoked_at is null then 0 else 1 end, id desc limit $2 + 0";
     TOKEN_REVOKE = "update tokens set revoked_at = coalesce(revoked_at, $3) where org = $1 and id = $2";
 }
 

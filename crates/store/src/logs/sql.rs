@@ -34,14 +34,14 @@ queries! {
     LOG_READ = "select s.first_seq, s.last_seq, s.size, s.data, s.blob_key, s.parts
         from (select c.last_seq, sum(c.size) over (order by c.last_seq) - c.size as bytes_before
           from (select last_seq, size from log_segments where org = $1 and run = $2 and last_seq > $3
-            order by last_seq limit $5) c) w
+            order by last_seq limit $5 + 0) c) w
         join log_segments s on s.org = $1 and s.run = $2 and s.last_seq = w.last_seq
         where w.bytes_before < $4 order by s.last_seq";
     /// Segments in rows, the oldest first, that hold at most `$3` bytes together; at least one.
     LOG_SEAL_ROWS = "select s.first_seq, s.last_seq, s.size, s.newest_at, s.data, s.blob_key, s.parts
         from (select c.last_seq, sum(c.size) over (order by c.last_seq) as bytes
           from (select last_seq, size from log_segments where org = $1 and run = $2 and data is not null
-            order by last_seq limit $4) c) w
+            order by last_seq limit $4 + 0) c) w
         join log_segments s on s.org = $1 and s.run = $2 and s.last_seq = w.last_seq
         where w.bytes <= $3 and s.data is not null order by s.last_seq";
     /// The first segment that reaches a time: the newest times never fall along a log.
@@ -52,11 +52,11 @@ queries! {
         from (select c.last_seq, sum(c.size) over (order by c.last_seq desc) - c.size as bytes_after
           from (select last_seq, size from log_segments where org = $1 and run = $2 and last_seq <= coalesce(
             (select min(last_seq) from log_segments where org = $1 and run = $2 and last_seq >= $3), $3)
-            order by last_seq desc limit $5) c) w
+            order by last_seq desc limit $5 + 0) c) w
         join log_segments s on s.org = $1 and s.run = $2 and s.last_seq = w.last_seq
         where w.bytes_after < $4 order by s.last_seq desc";
     LOG_SEALABLE = "select org, run, seal_from from log_heads
-        where unsealed_bytes >= seal_from and run > $1 order by run limit $2";
+        where unsealed_bytes >= seal_from and run > $1 order by run limit $2 + 0";
     LOG_SEAL = "update log_heads set unsealed_bytes = unsealed_bytes - $3 where org = $1 and run = $2";
     LOG_SEAL_DELETE = "delete from log_segments
         where org = $1 and run = $2 and last_seq >= $3 and last_seq <= $4 and data is not null";

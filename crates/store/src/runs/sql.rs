@@ -23,7 +23,7 @@ macro_rules! run_list {
         concat!(
             "select r.id, r.org, r.version, r.state, r.body from ",
             $from,
-            " and ($3 = '' or $3 like '%,' || r.state || ',%') and r.id < $4 order by r.id desc limit $5"
+            " and ($3 = '' or $3 like '%,' || r.state || ',%') and r.id < $4 order by r.id desc limit $5 + 0"
         )
     };
 }
@@ -57,7 +57,7 @@ queries! {
         and exists (select 1 from run_labels m where m.org = $1 and m.key = $18 and m.value = $19 and m.run = r.id)
         and exists (select 1 from run_labels m where m.org = $1 and m.key = $20 and m.value = $21 and m.run = r.id)");
     RUN_QUEUE = "select id, org, version, state, body from runs where org = $1 and state = 'queued'
-        order by queued_at, id limit $2";
+        order by queued_at, id limit $2 + 0";
     RUN_SAVE = "update runs set state = $4, version = $5, fence = $6, deadline_at = $7, body = $8, log_kept_since = $9
         where org = $1 and id = $2 and version = $3";
     RUN_SAVE_LEASE = "insert into leases (org, run, agent, fence, version, expires_at) values ($1, $2, $3, $4, $5, $6)

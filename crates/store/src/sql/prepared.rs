@@ -117,6 +117,22 @@ async fn no_query_reads_a_whole_table_and_no_page_is_sorted() {
     }
 }
 
+/// SQLite looks at the value of a bare `limit $n` when it plans (`sqlite3ExprIsInteger` in its sources), and therefore
+/// prepares the statement anew whenever it is executed with a value; at one in a sum it does not look.
+#[test]
+fn no_limit_lets_a_query_be_prepared_each_time() {
+    let limited = all().into_iter().filter(|query| query.sql.contains("limit $"));
+    let mut count = 0;
+    for query in limited {
+        for after in query.sql.split("limit $").skip(1) {
+            let rest = after.trim_start_matches(|c: char| c.is_ascii_digit());
+            assert!(rest.starts_with(" + 0"), "{}: write `limit $n + 0`: {}", query.name, query.sql);
+            count += 1;
+        }
+    }
+    assert!(count >= 15, "{count} are not all");
+}
+
 /// The module that defines queries and is forgotten above would be found by nobody: so the sources are counted.
 #[test]
 fn no_module_is_forgotten() {
