@@ -4,7 +4,7 @@
 //! signals nor cancellation up, and costs a bounded amount of memory; when output cannot be written any more the run is
 //! asked to end, as a command in a pipeline would be by SIGPIPE.
 
-use std::{collections::VecDeque, io, time::Duration};
+use std::{collections::VecDeque, future::pending, io, time::Duration};
 
 use anyhow::Context as _;
 use holm_api::{
@@ -20,7 +20,7 @@ use holm_domain::{
 };
 use serde::Serialize;
 use tokio::{
-    sync::mpsc,
+    sync::mpsc::{self, Permit, error::SendError},
     task::JoinHandle,
     time::{sleep, timeout},
 };
@@ -68,12 +68,15 @@ pub async fn follow(
     if json && let Some(end) = closed_pipe(session.output.value_line(&Told::Created(&run)), client, id).await? {
         return Ok(end);
     }
-    let (sender, mut writer) = spawn_writer()?;
+    let mut writer = Writer::default();
     let mut canceller = Canceller::default();
     canceller.ask(session, client, id, signals.count());
     let mut batches = client.run_logs_batches(id, 0, None);
-    let mut pending: VecDeque<Piece> = VecDeque::new();
+    let mut pieces: VecDeque<Piece> = VecDeque::new();
     loop {
+        if !pieces.is_empty() {
+            writer.start()?;
+        }
         tokio::select! {
             biased;
             count = signals.next() => {
@@ -84,20 +87,18 @@ pub async fn follow(
                 }
                 canceller.ask(session, client, id, count);
             }
-            written = &mut writer => {
-                // The writer ends before its sender is dropped only because it cannot write.
-                return gone(written.context("the writer of the output")?, client, id).await;
-            }
-            permit = sender.reserve(), if !pending.is_empty() => {
+            // The writer ends before its sender is dropped only because it cannot write.
+            written = ended(&mut writer.thread) => return gone(written?, client, id).await,
+            permit = room(&writer.sender), if !pieces.is_empty() => {
                 // Without a permit the writer has ended, which the branch above tells.
-                if let (Ok(permit), Some(piece)) = (permit, pending.pop_front()) {
+                if let (Ok(permit), Some(piece)) = (permit, pieces.pop_front()) {
                     permit.send(piece);
                 }
             }
-            batch = batches.next(), if pending.is_empty() => match batch? {
+            batch = batches.next(), if pieces.is_empty() => match batch? {
                 Some(batch) => {
                     progress.end();
-                    pending = pieces_of(&batch, json)?;
+                    pieces = pieces_of(&batch, json)?;
                 }
                 None => break,
             },
@@ -105,14 +106,16 @@ pub async fn follow(
         }
     }
     progress.end();
-    drop(sender);
-    tokio::select! {
-        written = &mut writer => {
-            if let Err(error) = written.context("the writer of the output")? {
-                return gone(Err(error), client, id).await;
+    drop(writer.sender);
+    if writer.thread.is_some() {
+        tokio::select! {
+            written = ended(&mut writer.thread) => {
+                if let Err(error) = written? {
+                    return gone(Err(error), client, id).await;
+                }
             }
+            () = signals.third() => return Ok(End::Code(130)),
         }
-        () = signals.third() => return Ok(End::Code(130)),
     }
     let run = match batches.into_last().flatten() {
         Some(run) => *run,
@@ -145,26 +148,59 @@ fn pieces_of(batch: &LogBatch, json: bool) -> anyhow::Result<VecDeque<Piece>> {
     Ok(pieces)
 }
 
-/// A thread that writes, because writing to a pipe may take as long as its reader wants.
-fn spawn_writer() -> anyhow::Result<(mpsc::Sender<Piece>, JoinHandle<io::Result<()>>)> {
-    let mut streams = RawStreams::open()?;
-    let (sender, mut receiver) = mpsc::channel::<Piece>(PIECES_MAX);
-    let writer = tokio::task::spawn_blocking(move || {
-        while let Some((mut stream, mut bytes)) = receiver.blocking_recv() {
-            while bytes.len() < JOIN_BYTES_MAX {
-                let Ok((next, more)) = receiver.try_recv() else { break };
-                if next != stream {
-                    streams.write(stream, &bytes)?;
-                    (stream, bytes) = (next, more);
-                } else {
-                    bytes.extend_from_slice(&more);
-                }
-            }
-            streams.write(stream, &bytes)?;
+/// A thread that writes, because writing to a pipe may take as long as its reader wants. It starts with the first output:
+/// many a command has none.
+#[derive(Default)]
+struct Writer {
+    sender: Option<mpsc::Sender<Piece>>,
+    thread: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl Writer {
+    /// Starts it, unless it was.
+    fn start(&mut self) -> io::Result<()> {
+        if self.thread.is_some() {
+            return Ok(());
         }
-        streams.finish()
-    });
-    Ok((sender, writer))
+        let mut streams = RawStreams::open()?;
+        let (sender, receiver) = mpsc::channel(PIECES_MAX);
+        self.thread = Some(tokio::task::spawn_blocking(move || write_all(receiver, &mut streams)));
+        self.sender = Some(sender);
+        Ok(())
+    }
+}
+
+/// Writes all that comes, small pieces of one stream together.
+fn write_all(mut receiver: mpsc::Receiver<Piece>, streams: &mut RawStreams) -> io::Result<()> {
+    while let Some((mut stream, mut bytes)) = receiver.blocking_recv() {
+        while bytes.len() < JOIN_BYTES_MAX {
+            let Ok((next, more)) = receiver.try_recv() else { break };
+            if next != stream {
+                streams.write(stream, &bytes)?;
+                (stream, bytes) = (next, more);
+            } else {
+                bytes.extend_from_slice(&more);
+            }
+        }
+        streams.write(stream, &bytes)?;
+    }
+    streams.finish()
+}
+
+/// Waits until a writer has ended, without end while there is none.
+async fn ended(thread: &mut Option<JoinHandle<io::Result<()>>>) -> anyhow::Result<io::Result<()>> {
+    match thread {
+        Some(thread) => thread.await.context("the writer of the output"),
+        None => pending().await,
+    }
+}
+
+/// Waits for room for one more piece, without end while there is no writer.
+async fn room(sender: &Option<mpsc::Sender<Piece>>) -> Result<Permit<'_, Piece>, SendError<()>> {
+    match sender {
+        Some(sender) => sender.reserve().await,
+        None => pending().await,
+    }
 }
 
 /// Asks for the end of the run in the background, once for each degree of urgency.
