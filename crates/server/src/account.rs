@@ -18,6 +18,7 @@ use bytes::Bytes;
 use holm_domain::access::Token;
 use http::{Extensions, Method};
 use http_body_util::BodyExt as _;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     app::App,
@@ -32,7 +33,7 @@ use crate::{
 pub struct Account {
     party: OnceLock<Party>,
     taken: Mutex<Taken>,
-    _under_way: Option<UnderWay>,
+    under_way: Option<UnderWay>,
 }
 
 #[derive(Debug, Default)]
@@ -63,12 +64,17 @@ impl Account {
 
     /// One of a request that came on the connection of `seat`; one that is called in process has none.
     pub fn on(seat: Option<&Arc<Seat>>) -> Self {
-        Self { _under_way: seat.map(|seat| seat.begin()), ..Self::default() }
+        Self { under_way: seat.map(|seat| seat.begin()), ..Self::default() }
     }
 
     /// One of what the holder of `token` asks in process.
     pub fn of_token(token: &Token) -> Self {
         Self { party: Party::of(token).into(), ..Self::default() }
+    }
+
+    /// The request waits from now on, and is to end in order once this is cancelled.
+    pub fn wait(&self) -> CancellationToken {
+        self.under_way.as_ref().map_or_else(CancellationToken::new, UnderWay::wait)
     }
 
     /// Says who sends the request. What it said first counts.

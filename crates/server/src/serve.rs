@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 pub use places::{Seat, UnderWay};
 
 use crate::{Server, app::App, tasks};
-use places::Places;
+use places::{LEAVE_WITHIN, Places};
 
 /// How long accepting pauses after it failed, for example because no descriptors were left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -148,7 +148,7 @@ async fn serve_connection(app: Arc<App>, stream: Box<dyn Connection>, router: Ro
     // The clock runs only while a write waits.
     let mut stream = TimeoutWriter::new(stream);
     stream.set_timeout(Some(limits.write_timeout));
-    let (router, cut) = (TowerToHyperService::new(router), seat.cut());
+    let (router, cut, leave) = (TowerToHyperService::new(router), seat.cut.clone(), seat.leave.clone());
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Arc::clone(&seat));
         router.call(request)
@@ -162,6 +162,14 @@ async fn serve_connection(app: Arc<App>, stream: Box<dyn Connection>, router: Ro
     let served = tokio::select! {
         served = connection.as_mut() => served,
         () = cut.cancelled() => return,
+        () = leave.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            let Ok(served) = tokio::time::timeout(LEAVE_WITHIN, connection).await else {
+                tracing::debug!("a connection is cut that was asked to leave and did not");
+                return;
+            };
+            served
+        }
         () = app.shutdown.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await

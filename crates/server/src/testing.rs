@@ -67,10 +67,7 @@ impl World {
         change(&mut config);
         let store = Store::memory();
         let made = bootstrap(&store, &clock, Wanted { admin: true, agent: true }).await.unwrap();
-        let other = Org { id: ids::org(), name: "other".into(), created_at: clock.now() };
-        store.org_create(&other).await.unwrap();
-        let project = Project { id: ids::project(), org: other.id, name: "default".into(), created_at: clock.now() };
-        store.project_create(&project).await.unwrap();
+        let other = org_make(&store, &clock, "other").await;
         let issue = |org, role| {
             let (store, clock) = (store.clone(), clock.clone());
             async move {
@@ -80,8 +77,8 @@ impl World {
         };
         let world = Self {
             member: issue(made.org, Role::Member).await,
-            other_admin: issue(other.id, Role::Admin).await,
-            other_agent: issue(other.id, Role::Agent).await,
+            other_admin: issue(other, Role::Admin).await,
+            other_agent: issue(other, Role::Agent).await,
             server: Server::new(config, store.clone()).unwrap(),
             clock: clock.clone(),
             org: made.org,
@@ -164,6 +161,17 @@ impl World {
     /// A token with the role `monitor` in the same org.
     pub async fn monitor(&self) -> Caller {
         self.another(Role::Monitor).await
+    }
+
+    /// The secrets of a member and of an agent of a third org.
+    pub async fn third_org_secrets(&self) -> [String; 2] {
+        let (store, clock) = (&self.app().store, &self.clock);
+        let org = org_make(store, clock, "third").await;
+        let issue = async |role| {
+            let (_, secret) = token_issue(store, clock, org, role, "third".into(), None).await.unwrap();
+            secret.expose_secret().to_owned()
+        };
+        [issue(Role::Member).await, issue(Role::Agent).await]
     }
 
     async fn another(&self, role: Role) -> Caller {
@@ -302,6 +310,15 @@ impl World {
         let path = format!("/agent/v1/runs/{}/finish", held.run);
         assert_eq!(self.agent().post(&path, &body).await.status, StatusCode::NO_CONTENT);
     }
+}
+
+/// An org with a project.
+async fn org_make(store: &Store, clock: &Clock, name: &str) -> OrgId {
+    let org = Org { id: ids::org(), name: name.into(), created_at: clock.now() };
+    store.org_create(&org).await.unwrap();
+    let project = Project { id: ids::project(), org: org.id, name: "default".into(), created_at: clock.now() };
+    store.project_create(&project).await.unwrap();
+    org.id
 }
 
 /// A batch of lines of stdout; one without its line feed goes on.

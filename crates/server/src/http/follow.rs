@@ -2,7 +2,7 @@
 //!
 //! The id of each event is its sequence within the run, so a client that lost its connection says with `Last-Event-ID`
 //! where it was and gets each later entry once and in order, from any server (SPEC S2). A stream that is complete says so
-//! with a last event and ends; one that ends without it (shutdown, an error, the longest life of a stream) is to be
+//! with a last event and ends; one that ends without it (shutdown, a connection that makes room, an error, the longest life of a stream) is to be
 //! resumed. Its token is looked at every second: a revocation ends the stream. What a step costs depends on what is new, not on what is stored.
 
 use std::{sync::Arc, time::Duration};
@@ -18,8 +18,11 @@ use http::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use crate::{app::App, auth::Lasting, config::KEEP_ALIVE_EVERY, gate::Pass, problem::Failure, wakers::Listener};
+use crate::{
+    account::Account, app::App, auth::Lasting, config::KEEP_ALIVE_EVERY, gate::Pass, problem::Failure, wakers::Listener,
+};
 
 /// The media type of server-sent events.
 pub const EVENT_STREAM: &str = "text/event-stream";
@@ -89,14 +92,20 @@ struct Follow<S> {
     ended: bool,
     spoke_at: Instant,
     ends_at: Instant,
+    /// Cancelled when the connection is to leave.
+    leave: CancellationToken,
     // Given back when the stream is dropped.
     _pass: Pass,
 }
 
 impl<S: Source> Follow<S> {
+    fn is_called_off(&self) -> bool {
+        self.app.shutdown.is_cancelled() || self.leave.is_cancelled()
+    }
+
     /// The next bytes of the stream; nothing at its end.
     async fn next(&mut self) -> Option<Bytes> {
-        while !self.ended && !self.app.shutdown.is_cancelled() && Instant::now() < self.ends_at {
+        while !self.ended && !self.is_called_off() && Instant::now() < self.ends_at {
             let heard = self.listener.heard();
             if let Err(failure) = self.token.check(&self.app).await {
                 tracing::info!(%failure, "a stream ends with its token");
@@ -125,6 +134,7 @@ impl<S: Source> Follow<S> {
                 () = heard => {}
                 () = tokio::time::sleep(self.app.config.limits.reread_every) => {}
                 () = self.app.shutdown.cancelled() => {}
+                () = self.leave.cancelled() => {}
             }
         }
         None
@@ -144,13 +154,15 @@ pub async fn respond<S: Source>(
     run: RunId,
     mut source: S,
     pass: Pass,
+    account: &Account,
 ) -> Result<Response, Failure> {
     // What comes between a look that found nothing and the first wait would wake nobody: that look is made again.
     let ahead = Some(source.step(&app).await?).filter(|step| *step != Step::Quiet);
     let now = Instant::now();
     let listener = app.wakers.listen_run(run);
-    let (token, ends_at) = (Lasting::new(&app, token), now + LIFE_MAX);
-    let follow = Follow { app, listener, source, token, ahead, ended: false, spoke_at: now, ends_at, _pass: pass };
+    let (token, ends_at, leave) = (Lasting::new(&app, token), now + LIFE_MAX, account.wait());
+    let follow =
+        Follow { app, listener, source, token, ahead, ended: false, spoke_at: now, ends_at, leave, _pass: pass };
     let body = stream::unfold(follow, |mut follow| async move {
         let bytes = follow.next().await?;
         Some((Ok::<_, std::convert::Infallible>(bytes), follow))

@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Waits until there is something for the agent: runs that it can claim, or word about runs that it holds. Answers with
-/// nothing once `wait_ms` have passed or the server is to end. What it tells of runs is counted before they are claimed.
+/// nothing once `wait_ms` have passed, or the server or the connection is to end. What it tells of runs is counted before they are claimed.
 pub async fn lease_poll(app: &App, token: &Token, poll: Poll, account: &Account) -> Result<Polled, Failure> {
     let received = Received { at: Instant::now(), time: app.now() };
     check_poll(&poll)?;
@@ -42,7 +42,7 @@ pub async fn lease_poll(app: &App, token: &Token, poll: Poll, account: &Account)
     let told = app.wakers.listen_agents(token.org);
     let queue = (poll.claims_max > 0).then(|| app.wakers.listen_queue(token.org));
     let by = Claimant { agent: poll.agent, instance: poll.instance };
-    let mut lasting = Lasting::new(app, token);
+    let (mut lasting, leave) = (Lasting::new(app, token), account.wait());
     // An agent that waits is heard of when it asks: well before it would be held for gone.
     let wait = Duration::from_millis(poll.wait_ms).min(app.config.lease.ttl * 2 / 3);
     let until = received.at + wait;
@@ -54,7 +54,7 @@ pub async fn lease_poll(app: &App, token: &Token, poll: Poll, account: &Account)
         let host = host_heard(app, token, by).await?;
         let polled = look(app, &host, &poll, received, account).await?;
         let left = until.saturating_duration_since(Instant::now());
-        if !polled.is_empty() || left.is_zero() || app.shutdown.is_cancelled() {
+        if !polled.is_empty() || left.is_zero() || app.shutdown.is_cancelled() || leave.is_cancelled() {
             return Ok(polled);
         }
         let nap = left.min(reread_every);
@@ -64,6 +64,7 @@ pub async fn lease_poll(app: &App, token: &Token, poll: Poll, account: &Account)
             // Nothing was heard of: the poll that follows begins with a look.
             () = tokio::time::sleep(nap) => if nap == left { return Ok(Polled::default()) },
             () = app.shutdown.cancelled() => {}
+            () = leave.cancelled() => {}
         }
     }
 }

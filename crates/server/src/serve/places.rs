@@ -1,20 +1,18 @@
 //! Places for connections, and who may have how many.
 //!
 //! A connection is a stranger until a request on it bears a token that works; from then on it counts for whoever asked on it
-//! last. What always holds: strangers keep nobody out, because the oldest makes room for the next one; some places are
-//! never taken by anybody but strangers and agents; one org has clearly fewer than all; and where only known ones are left,
-//! one on which nothing is asked makes room, of whoever has the most.
+//! last. What always holds: strangers keep nobody out, because some places are never taken by anybody else and the oldest
+//! makes room for the next one; and whoever has nothing gets in as long as somebody has two, because where there are no
+//! more places one of theirs is asked to leave: one that is idle, else one that waits, else one at work, the longest first.
+//! One that was asked to leave ends in order, and is cut where that takes longer than [`LEAVE_WITHIN`].
 //!
-//! Left out: what several orgs together keep busy. A connection on which a request is under way makes no room.
+//! Left out: memory ([`crate::account`]).
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -27,7 +25,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{config::ServeLimits, gate::Party, problem::Failure};
 
-/// How long a connection has at least, from its beginning or its last answer, until it makes room.
+/// How long one that was asked to leave may take to end in order.
+pub const LEAVE_WITHIN: Duration = Duration::from_secs(5);
+/// One of as many places, and at least one, is only for strangers and for those who were asked to leave.
+const NEWCOMERS_SHARE: usize = 16;
+/// How long a stranger has at least until it makes room.
 const GRACE: Duration = Duration::from_secs(1);
 /// How long one that was cut may take to be gone before another is looked for.
 const CUT_PAUSE: Duration = Duration::from_millis(1);
@@ -38,17 +40,16 @@ pub struct Places {
     limits: ServeLimits,
     free: Arc<Semaphore>,
     open: Mutex<Open>,
-    arrivals: AtomicU64,
 }
 
 impl Places {
     /// As many as the limits say.
     pub fn new(limits: &ServeLimits) -> Arc<Self> {
         let free = Arc::new(Semaphore::new(limits.connections_max));
-        Arc::new(Self { limits: *limits, free, open: Mutex::default(), arrivals: AtomicU64::default() })
+        Arc::new(Self { limits: *limits, free, open: Mutex::default() })
     }
 
-    /// Waits for a free place, and has somebody make room if there is none.
+    /// Waits for a free place, and has a stranger make room if there is none.
     pub async fn free(&self) -> io::Result<OwnedSemaphorePermit> {
         loop {
             tokio::select! {
@@ -59,25 +60,27 @@ impl Places {
         }
     }
 
-    /// Cuts the connection that can best be spared, once it has had its time.
+    /// Cuts the oldest stranger, once it has had its time. Where there is none, some were asked to leave.
     async fn make_room(&self) {
-        let Some((number, since)) = self.open().spared() else { return sleep(GRACE).await };
+        let oldest = self.open().strangers.first_key_value().map(|(number, (since, _))| (*number, *since));
+        let Some((number, since)) = oldest else { return sleep(GRACE).await };
         sleep_until(since + GRACE).await;
-        let cut = self.open().give_up(number, since);
-        if let Some(line) = cut {
-            tracing::debug!("a connection on which nothing is asked makes room for another");
-            line.cut.cancel();
+        let cut = self.open().strangers.remove(&number);
+        if let Some((_, cut)) = cut {
+            tracing::debug!("a connection on which no token has come makes room for another");
+            cut.cancel();
         }
         sleep(CUT_PAUSE).await;
     }
 
     /// Gives a place to a new connection.
     pub fn seat(self: &Arc<Self>, place: OwnedSemaphorePermit) -> Arc<Seat> {
-        let number = self.arrivals.fetch_add(1, Ordering::Relaxed);
-        let quiet = Mutex::new(Quiet { requests: 0, since: Instant::now() });
-        let line = Arc::new(Line { cut: CancellationToken::new(), quiet });
-        self.open().strangers.insert(number, (Instant::now(), Arc::clone(&line)));
-        Arc::new(Seat { places: Arc::clone(self), number, line, _place: place })
+        let (cut, leave) = (CancellationToken::new(), CancellationToken::new());
+        let mut open = self.open();
+        let number = open.turn();
+        open.strangers.insert(number, (Instant::now(), cut.clone()));
+        drop(open);
+        Arc::new(Seat { places: Arc::clone(self), number, requests: Mutex::default(), cut, leave, _place: place })
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
@@ -85,34 +88,75 @@ impl Places {
     }
 }
 
+/// What is done on a connection; what can better be spared is less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    /// Nothing.
+    Idle,
+    /// A stream or a poll, which end in order at any time.
+    Waits,
+    /// A request that takes its time.
+    Works,
+}
+
+/// Since when a connection is at its stage, as a number that grows, and its own number.
+type Spot = (Stage, u64, u64);
+
+#[derive(Debug)]
+struct Known {
+    party: Party,
+    spot: Spot,
+    leave: CancellationToken,
+}
+
 #[derive(Debug, Default)]
 struct Open {
-    strangers: BTreeMap<u64, (Instant, Arc<Line>)>,
-    known: HashMap<u64, (Party, Arc<Line>)>,
-    counts: HashMap<Party, usize>,
+    strangers: BTreeMap<u64, (Instant, CancellationToken)>,
+    known: HashMap<u64, Known>,
+    /// The connections of each party that has any, the one first that can best be spared.
+    parties: HashMap<Party, BTreeSet<Spot>>,
+    members: usize,
+    turns: u64,
 }
 
 impl Open {
-    fn enter(&mut self, number: u64, party: Party, line: &Arc<Line>) {
-        *self.counts.entry(party).or_default() += 1;
-        self.known.insert(number, (party, Arc::clone(line)));
+    fn turn(&mut self) -> u64 {
+        self.turns += 1;
+        self.turns
     }
 
-    fn leave(&mut self, number: u64) -> Option<(Party, Arc<Line>)> {
+    fn enter(&mut self, number: u64, known: Known) {
+        self.members += usize::from(!known.party.is_agent);
+        self.parties.entry(known.party).or_default().insert(known.spot);
+        self.known.insert(number, known);
+    }
+
+    fn leave(&mut self, number: u64) -> Option<Known> {
         let left = self.known.remove(&number)?;
-        match self.counts.get_mut(&left.0) {
-            Some(count) if *count > 1 => *count -= 1,
-            _ => drop(self.counts.remove(&left.0)),
+        self.members -= usize::from(!left.party.is_agent);
+        if let Some(spots) = self.parties.get_mut(&left.party) {
+            spots.remove(&left.spot);
+            if spots.is_empty() {
+                self.parties.remove(&left.party);
+            }
         }
         Some(left)
     }
 
-    fn count(&self, party: Party) -> usize {
-        self.counts.get(&party).copied().unwrap_or(0)
+    /// The connection is at `stage` from now on; one that is not known has none.
+    fn reach(&mut self, number: u64, stage: Stage) {
+        let turn = self.turn();
+        if let Some(known) = self.leave(number) {
+            self.enter(number, Known { spot: (stage, turn, number), ..known });
+        }
     }
 
-    /// Whether one more of `party` is within the limits.
-    fn check(&self, limits: &ServeLimits, party: Party) -> Result<(), Failure> {
+    fn count(&self, party: Party) -> usize {
+        self.parties.get(&party).map_or(0, BTreeSet::len)
+    }
+
+    /// Whether one more of `party` is within the limits, and who is to leave for it.
+    fn room(&self, limits: &ServeLimits, party: Party) -> Result<Option<u64>, Failure> {
         let of_org = self.count(party) + self.count(party.other());
         let org_max = limits.connections_per_org_max + limits.connections_for_agents;
         let too_many = |whose: &str, count, max, way_out: &str| {
@@ -122,75 +166,62 @@ impl Open {
         if of_org >= org_max {
             return too_many("the org has", of_org, org_max, "close some, or try again");
         }
-        if party.is_agent {
-            return Ok(());
-        }
         let (count, max) = (self.count(party), limits.connections_per_org_max);
-        if count >= max {
+        if !party.is_agent && count >= max {
             return too_many("the org has", count, max, "close some, or try again");
         }
-        let others: usize = self.counts.iter().filter(|(party, _)| !party.is_agent).map(|(_, count)| count).sum();
-        let others_max = limits.connections_max.saturating_sub(limits.connections_for_agents);
-        if others >= others_max {
-            return too_many("all orgs together have", others, others_max, "try again");
+        let newcomers = limits.connections_max.div_ceil(NEWCOMERS_SHARE);
+        let all_max = limits.connections_max.saturating_sub(newcomers).max(1);
+        let members_max = limits.connections_max.saturating_sub(limits.connections_for_agents).min(all_max);
+        let (members_full, full) = (!party.is_agent && self.members >= members_max, self.known.len() >= all_max);
+        if !members_full && !full {
+            return Ok(None);
         }
-        Ok(())
-    }
-
-    /// The connection that can best be spared, and since when it is what it is: the oldest stranger, else the one that has
-    /// been idle for longest, of the party that has the most.
-    fn spared(&self) -> Option<(u64, Instant)> {
-        if let Some((number, (since, _))) = self.strangers.first_key_value() {
-            return Some((*number, *since));
+        match self.spared(party, members_full) {
+            Some(number) => Ok(Some(number)),
+            None if members_full => too_many("all orgs together have", self.members, members_max, "try again"),
+            None => too_many("all orgs together have", self.known.len(), all_max, "try again"),
         }
-        let idle = self.known.iter().filter_map(|(number, (party, line))| Some((*number, *party, line.idle_since()?)));
-        let longest = idle.max_by_key(|(_, party, since)| (self.count(*party), Reverse(*since)));
-        longest.map(|(number, _, since)| (number, since))
     }
 
-    /// Counts the connection no more, if it is still what it was `since` then.
-    fn give_up(&mut self, number: u64, since: Instant) -> Option<Arc<Line>> {
-        if let Some((_, line)) = self.strangers.remove(&number) {
-            return Some(line);
-        }
-        self.known.get(&number).filter(|(_, line)| line.idle_since() == Some(since))?;
-        self.leave(number).map(|(_, line)| line)
-    }
-}
-
-/// What is seen of a connection from outside.
-#[derive(Debug)]
-struct Line {
-    cut: CancellationToken,
-    quiet: Mutex<Quiet>,
-}
-
-#[derive(Debug)]
-struct Quiet {
-    requests: usize,
-    since: Instant,
-}
-
-impl Line {
-    fn quiet(&self) -> MutexGuard<'_, Quiet> {
-        self.quiet.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What each party could spare best, and how many it has.
+    fn offers(&self) -> impl Iterator<Item = (Party, Spot, usize)> + '_ {
+        self.parties.iter().filter_map(|(party, spots)| Some((*party, *spots.first()?, spots.len())))
     }
 
-    fn idle_since(&self) -> Option<Instant> {
-        let quiet = self.quiet();
-        (quiet.requests == 0).then_some(quiet.since)
+    /// The connection that is to leave for one of `party`: an idle one of a party that has no fewer, else one of a party that
+    /// has more all the same once `party` has one more; of whoever has the most.
+    fn spared(&self, party: Party, of_members: bool) -> Option<u64> {
+        let own = self.count(party);
+        let offers = self.offers().filter(|(party, ..)| !(of_members && party.is_agent));
+        let fair = offers.filter(|(_, (stage, ..), count)| match stage {
+            Stage::Idle => *count >= own,
+            Stage::Waits | Stage::Works => *count > own + 1,
+        });
+        let best = fair.max_by_key(|(_, (stage, since, _), count)| (*stage == Stage::Idle, *count, Reverse(*since)));
+        best.map(|(_, (.., number), _)| number)
     }
 }
 
 /// A request that is under way on a connection, until its answer is sent.
 #[derive(Debug)]
-pub struct UnderWay(Arc<Line>);
+pub struct UnderWay(Arc<Seat>);
+
+impl UnderWay {
+    /// The request waits from now on, and is to end in order once this is cancelled.
+    pub fn wait(&self) -> CancellationToken {
+        self.0.places.open().reach(self.0.number, Stage::Waits);
+        self.0.leave.clone()
+    }
+}
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        let mut quiet = self.0.quiet();
-        quiet.requests -= 1;
-        quiet.since = Instant::now();
+        let mut requests = self.0.requests();
+        *requests -= 1;
+        if *requests == 0 {
+            self.0.places.open().reach(self.0.number, Stage::Idle);
+        }
     }
 }
 
@@ -199,37 +230,52 @@ impl Drop for UnderWay {
 pub struct Seat {
     places: Arc<Places>,
     number: u64,
-    line: Arc<Line>,
+    requests: Mutex<usize>,
+    /// Cancelled when the connection is to be gone at once.
+    pub cut: CancellationToken,
+    /// Cancelled when it is to end in order.
+    pub leave: CancellationToken,
     // Given back when the connection has ended.
     _place: OwnedSemaphorePermit,
 }
 
 impl Seat {
-    /// Cancelled when the connection is to make room.
-    pub fn cut(&self) -> CancellationToken {
-        self.line.cut.clone()
+    fn requests(&self) -> MutexGuard<'_, usize> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins a request.
-    pub fn begin(&self) -> UnderWay {
-        self.line.quiet().requests += 1;
-        UnderWay(Arc::clone(&self.line))
+    pub fn begin(self: &Arc<Self>) -> UnderWay {
+        let mut requests = self.requests();
+        *requests += 1;
+        self.places.open().reach(self.number, Stage::Works);
+        drop(requests);
+        UnderWay(Arc::clone(self))
     }
 
-    /// Counts the connection for `party` from now on, and no more for whom it was counted before, or answers `too_many`.
+    /// Counts the connection for `party` from now on, and no more for whom it was counted before, or answers `too_many`. What
+    /// comes on one that is to leave is the last.
     pub fn take(&self, party: Party) -> Result<(), Failure> {
         let mut open = self.places.open();
-        if open.known.get(&self.number).is_some_and(|(holder, _)| *holder == party) {
+        if self.leave.is_cancelled() || open.known.get(&self.number).is_some_and(|known| known.party == party) {
             return Ok(());
         }
         let before = open.leave(self.number);
-        if let Err(refused) = open.check(&self.places.limits, party) {
-            if let Some((holder, line)) = before {
-                open.enter(self.number, holder, &line);
+        let spared = match open.room(&self.places.limits, party) {
+            Ok(spared) => spared,
+            Err(refused) => {
+                if let Some(known) = before {
+                    open.enter(self.number, known);
+                }
+                return Err(refused);
             }
-            return Err(refused);
+        };
+        if let Some(known) = spared.and_then(|number| open.leave(number)) {
+            tracing::debug!("a connection is asked to leave, so that another has its place");
+            known.leave.cancel();
         }
-        open.enter(self.number, party, &self.line);
+        let spot = (Stage::Works, open.turn(), self.number);
+        open.enter(self.number, Known { party, spot, leave: self.leave.clone() });
         open.strangers.remove(&self.number);
         Ok(())
     }
@@ -240,5 +286,48 @@ impl Drop for Seat {
         let mut open = self.places.open();
         open.strangers.remove(&self.number);
         open.leave(self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holm_domain::OrgId;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn open(counts: &[(u128, usize)], stage: Stage) -> Open {
+        let mut open = Open::default();
+        for (org, count) in counts {
+            for _ in 0..*count {
+                let number = open.turn();
+                let known =
+                    Known { party: member(*org), spot: (stage, number, number), leave: CancellationToken::new() };
+                open.enter(number, known);
+            }
+        }
+        open
+    }
+
+    fn member(org: u128) -> Party {
+        Party { org: OrgId::from_uuid(Uuid::from_u128(org)), is_agent: false }
+    }
+
+    #[test]
+    fn who_is_spared_is_found_among_as_many_as_there_are_parties() {
+        let mut open = open(&[(1, 2_000), (2, 2_001)], Stage::Waits);
+        assert_eq!(open.offers().count(), 2);
+        assert_eq!(open.spared(member(3), true), Some(2_001), "the first of whoever has the most");
+        open.reach(2_001, Stage::Works);
+        assert_eq!(open.spared(member(3), true), Some(2_002), "who is at work comes last");
+        open.reach(7, Stage::Idle);
+        assert_eq!(open.spared(member(1), true), Some(7), "and who is idle first");
+        assert_eq!(open.spared(member(2), true), None, "of who has fewer nobody is spared");
+    }
+
+    #[test]
+    fn who_has_nothing_gets_in_as_long_as_somebody_has_two() {
+        assert_eq!(open(&[(1, 1), (2, 2)], Stage::Works).spared(member(3), true), Some(2));
+        assert_eq!(open(&[(1, 1), (2, 1)], Stage::Works).spared(member(3), true), None);
     }
 }

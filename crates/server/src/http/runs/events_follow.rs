@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 
-use axum::{extract::State, response::Response};
+use axum::{
+    extract::{Extension, State},
+    response::Response,
+};
 use holm_api::problem::Problem;
 use http::HeaderMap;
 
 use crate::{
+    account::Account,
     app::App,
     auth::{May, Read},
     http::{
@@ -36,13 +40,14 @@ use crate::{
 pub async fn events_follow(
     State(app): State<Arc<App>>,
     caller: May<Read>,
+    Extension(account): Extension<Arc<Account>>,
     RunPath(id): RunPath,
     Params(from): Params<From>,
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let after = follow::position(&headers, &from)?;
     let pass = app.streams.enter(caller.org())?;
-    follow::respond(app, &caller.token, id, EventSource::new(caller.org(), id, after), pass).await
+    follow::respond(app, &caller.token, id, EventSource::new(caller.org(), id, after), pass, &account).await
 }
 
 #[cfg(test)]

@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 
-use axum::{extract::State, response::Response};
+use axum::{
+    extract::{Extension, State},
+    response::Response,
+};
 use holm_api::{logs::StreamLogs, problem::Problem};
 use holm_domain::error::InvalidField;
 use http::HeaderMap;
 
 use crate::{
+    account::Account,
     app::App,
     auth::{May, Read},
     http::{
@@ -46,6 +50,7 @@ use crate::{
 pub async fn logs_batches(
     State(app): State<Arc<App>>,
     caller: May<Read>,
+    Extension(account): Extension<Arc<Account>>,
     RunPath(id): RunPath,
     Params(query): Params<StreamLogs>,
     headers: HeaderMap,
@@ -65,7 +70,7 @@ pub async fn logs_batches(
         }
     };
     let pass = app.streams.enter(caller.org())?;
-    follow::respond(app, &caller.token, id, BatchSource::new(caller.org(), id, after, upto), pass).await
+    follow::respond(app, &caller.token, id, BatchSource::new(caller.org(), id, after, upto), pass, &account).await
 }
 
 #[cfg(test)]

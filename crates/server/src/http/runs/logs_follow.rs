@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 
-use axum::{extract::State, response::Response};
+use axum::{
+    extract::{Extension, State},
+    response::Response,
+};
 use holm_api::problem::Problem;
 use http::HeaderMap;
 
 use crate::{
+    account::Account,
     app::App,
     auth::{May, Read},
     http::{
@@ -37,6 +41,7 @@ use crate::{
 pub async fn logs_follow(
     State(app): State<Arc<App>>,
     caller: May<Read>,
+    Extension(account): Extension<Arc<Account>>,
     RunPath(id): RunPath,
     Params(from): Params<From>,
     headers: HeaderMap,
@@ -44,7 +49,7 @@ pub async fn logs_follow(
     let after = follow::position(&headers, &from)?;
     ops::logs::readable(&app, caller.org(), id).await?;
     let pass = app.streams.enter(caller.org())?;
-    follow::respond(app, &caller.token, id, LogSource::new(caller.org(), id, after), pass).await
+    follow::respond(app, &caller.token, id, LogSource::new(caller.org(), id, after), pass, &account).await
 }
 
 #[cfg(test)]
