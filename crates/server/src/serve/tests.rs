@@ -1,5 +1,6 @@
 //! Over real sockets: requests, streams that are resumed, limits of connections, and the orderly end.
 
+mod crowd;
 mod greedy;
 
 use std::{net::SocketAddr, time::Duration};
@@ -10,6 +11,7 @@ use holm_domain::ErrorCode;
 use http::{Request, Response, StatusCode, header::AUTHORIZATION};
 use http_body_util::BodyExt as _;
 use hyper::{body::Incoming, client::conn::http1};
+use serde::Serialize;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpStream, UnixStream},
@@ -62,6 +64,12 @@ fn get(secret: &str, path: &str) -> http::request::Builder {
 
 fn empty(builder: http::request::Builder) -> Request<Body> {
     builder.body(Body::empty()).unwrap()
+}
+
+fn post<T: Serialize>(secret: &str, path: &str, body: &T) -> Request<Body> {
+    let body = Body::from(serde_json::to_vec(body).unwrap());
+    let head = Request::post(path).header("host", "holm").header(AUTHORIZATION, format!("Bearer {secret}"));
+    head.header("content-type", "application/json").body(body).unwrap()
 }
 
 /// Events until `count` have come or the stream ends; whether it ended.
@@ -119,12 +127,7 @@ async fn a_waiting_poll_is_answered_when_the_server_ends() {
     let world = World::new().await;
     let serving = Serving::begin(&world).await;
     let poll = holm_api::agent::Poll { wait_ms: 60_000, ..world.poll() };
-    let request = Request::post("/agent/v1/poll")
-        .header("host", "holm")
-        .header(AUTHORIZATION, format!("Bearer {}", world.agent_secret()))
-        .header("content-type", "application/json")
-        .body(Body::from(serde_json::to_vec(&poll).unwrap()))
-        .unwrap();
+    let request = post(world.agent_secret(), "/agent/v1/poll", &poll);
     let stream = TcpStream::connect(serving.address).await.unwrap();
     let asking = tokio::spawn(ask_over(stream, request));
     let begun = Instant::now();
