@@ -7,6 +7,8 @@ use clap::ValueEnum;
 pub enum Mutant {
     /// Writes reach the server under the newest fence, whichever they bear.
     NoFenceCheck,
+    /// Output reaches the server under the newest fence, whichever it bears; other writes are looked at.
+    NoFenceCheckOfAppends,
     /// The shim knows no deadline.
     NoShimDeadline,
     /// Leases count from the answer of the server and not from before the request.
@@ -38,8 +40,9 @@ impl From<Mutant> for Setting {
 
 impl Mutant {
     /// Every mutant.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::NoFenceCheck,
+        Self::NoFenceCheckOfAppends,
         Self::NoShimDeadline,
         Self::DeadlineFromAnswer,
         Self::NoMargin,
@@ -51,6 +54,7 @@ impl Mutant {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::NoFenceCheck => "no-fence-check",
+            Self::NoFenceCheckOfAppends => "no-fence-check-of-appends",
             Self::NoShimDeadline => "no-shim-deadline",
             Self::DeadlineFromAnswer => "deadline-from-answer",
             Self::NoMargin => "no-margin",

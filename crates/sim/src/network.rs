@@ -200,9 +200,12 @@ impl World {
 
     /// What a server gets to see of a request.
     fn forwarded(&self, request: Request) -> Request {
-        let Some(held) = request.writes().filter(|_| self.setting.mutant == Some(Mutant::NoFenceCheck)) else {
-            return request;
+        let is_forged = match self.setting.mutant {
+            Some(Mutant::NoFenceCheck) => true,
+            Some(Mutant::NoFenceCheckOfAppends) => matches!(request, Request::Append(..)),
+            _ => false,
         };
+        let Some(held) = request.writes().filter(|_| is_forged) else { return request };
         let run = self.servers.read(self.servers.store.run_get(self.servers.org, held.run));
         match run.ok().flatten().and_then(|run| run.lease) {
             Some(lease) => request.under(lease.agent, lease.instance, lease.fence),

@@ -51,6 +51,7 @@ fn the_fourth_fifty_seeds_hold_and_are_told_twice_alike() {
 fn caught_by(mutant: Mutant) -> (u64, &'static str) {
     match mutant {
         Mutant::NoFenceCheck => (0, "was taken, and the newest fence is"),
+        Mutant::NoFenceCheckOfAppends => (11, "wrote, and the newest fence was"),
         Mutant::NoShimDeadline => (3, "live at once"),
         Mutant::DeadlineFromAnswer => (499, "live at once"),
         Mutant::WeakSwap => (1, "live at once"),
