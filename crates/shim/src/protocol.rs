@@ -60,6 +60,8 @@ pub struct Launch {
     pub runtime: String,
     /// What the runtime wants to know, in its own form ([`holm_runtime::Prepared::launch`]).
     pub launch: serde_json::Value,
+    /// How much room on the disk an archive of changes leaves free at least, in bytes.
+    pub storage_floor_bytes: u64,
     /// How the shim behaves in time and space.
     #[serde(default)]
     pub tuning: Tuning,
@@ -75,8 +77,6 @@ pub struct Tuning {
     pub answer_ms: u64,
     /// For the whole archive of changes at most, in milliseconds.
     pub changes_ms: u64,
-    /// How much room on the disk an archive of changes leaves free at least, in bytes.
-    pub storage_floor_bytes: u64,
     /// From the polite request to end to the kill, in milliseconds.
     pub terminate_grace_ms: u64,
     /// How much output may lie in the spool that was not acknowledged, in bytes; then the command has to wait.
@@ -95,7 +95,6 @@ impl Default for Tuning {
             ready_ms: 10_000,
             answer_ms: 10_000,
             changes_ms: 600_000,
-            storage_floor_bytes: 0,
             terminate_grace_ms: 10_000,
             spool_bytes_max: 256 * 1024 * 1024,
             disk_full_ms: 300_000,

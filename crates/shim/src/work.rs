@@ -169,7 +169,7 @@ impl Attempt {
     /// Whether the disk stays above its floor with as many bytes more. Output may go below it, archives may not: they are large
     /// and come at once, and would take the room from the output of other runs.
     fn check_room(&self, dir: &Path, bytes: u64) -> Result<(), Ending> {
-        let floor = self.launch.tuning.storage_floor_bytes;
+        let floor = self.launch.storage_floor_bytes;
         let free = free_bytes(dir).map_err(|error| Ending::unkept(&error))?;
         match free.filter(|free| *free < floor.saturating_add(bytes)) {
             None => Ok(()),

@@ -273,7 +273,7 @@ async fn changes_that_trickle_have_a_deadline() {
 #[tokio::test]
 async fn changes_leave_the_floor_of_the_disk_alone() {
     let mut attempted = attempt(Script { changes: Some(vec![0; 1024]), ..honest(b"") });
-    attempted.tuning.storage_floor_bytes = u64::MAX;
+    attempted.storage_floor_bytes = u64::MAX;
     keeps_no_changes(&see_through(attempted).await, Reason::SpoolFailed, "no room left for the changes");
 }
 

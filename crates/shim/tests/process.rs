@@ -122,6 +122,7 @@ fn start_tuned(spec: RunSpec, deadline: Duration, tuning: Tuning) -> Started {
         deadline_us: clock::boot().plus(deadline),
         runtime: "process".into(),
         launch,
+        storage_floor_bytes: 0,
         tuning,
     };
     passing::send(&socket, &launch, &descriptors).unwrap();

@@ -7,7 +7,7 @@ use std::{os::fd::OwnedFd, path::Path, sync::Arc};
 
 use holm_domain::run::{Outcome, Reason, SandboxInfo};
 use holm_runtime::{Descriptor, Error, Prepared, Request, SharedRuntime, Stop, crash::effect, passing};
-use holm_shim::protocol::{DIR_DESCRIPTOR, Launch, Tuning};
+use holm_shim::protocol::{DIR_DESCRIPTOR, Launch};
 use rustix::fs::{Mode, OFlags};
 use tokio::sync::watch;
 
@@ -181,7 +181,8 @@ fn brief<C>(
         deadline_us: orders.deadline,
         runtime: claim.runtime,
         launch,
-        tuning: Tuning { storage_floor_bytes: shared.config.storage_floor_bytes, ..shared.config.tuning },
+        storage_floor_bytes: shared.config.storage_floor_bytes,
+        tuning: shared.config.tuning,
     };
     let id = shim.id().map_err(launch_failed)?;
     let record = ShimRecord { shim: id, sandbox: sandbox.clone() };

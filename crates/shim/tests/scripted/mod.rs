@@ -377,6 +377,7 @@ impl Left {
 pub struct Attempted {
     pub script: Script,
     pub spec: RunSpec,
+    pub storage_floor_bytes: u64,
     pub tuning: Tuning,
     pub deadline: Duration,
     /// How often it has to be killed.
@@ -394,6 +395,7 @@ pub fn attempt(script: Script) -> Attempted {
     Attempted {
         script,
         spec,
+        storage_floor_bytes: 0,
         tuning,
         deadline: Duration::from_secs(60),
         dies_at_kill: 1,
@@ -411,6 +413,7 @@ fn launch(attempted: &Attempted, dir: PathBuf) -> Launch {
         deadline_us: clock::boot().plus(attempted.deadline),
         runtime: "scripted".into(),
         launch: serde_json::Value::Null,
+        storage_floor_bytes: attempted.storage_floor_bytes,
         tuning: attempted.tuning,
     }
 }
