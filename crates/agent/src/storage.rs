@@ -1,7 +1,7 @@
 //! Whether the host has room for what runs leave: below a floor of free space no run is claimed.
 //!
-//! Runs that there are go on, but keep no archive of changes that would go below the floor; should the disk be full
-//! altogether, their output waits for room.
+//! Runs that there are go on, but an archive of changes that would go below the floor waits for room, and so does output
+//! should the disk be full altogether.
 
 use std::path::Path;
 

@@ -35,10 +35,19 @@ impl<'a> Pending<'a> {
         Ok(Self { dir, name, file, bytes: 0, is_complete: false })
     }
 
-    /// Adds a piece.
-    pub fn write(&mut self, piece: &[u8]) -> io::Result<()> {
-        self.file.write_all(piece)?;
-        self.bytes += piece.len() as u64;
+    /// Adds what there is room for of a piece, and takes it off.
+    pub fn write(&mut self, piece: &mut &[u8]) -> io::Result<()> {
+        while !piece.is_empty() {
+            match self.file.write(piece) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    self.bytes += count as u64;
+                    *piece = &piece[count..];
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
         Ok(())
     }
 
@@ -80,7 +89,7 @@ pub fn write_status(dir: &Path, status: &Status) -> io::Result<()> {
     let bytes = Bytes::from(serde_json::to_vec(status)?);
     effect("exit.write", || {
         let mut pending = Pending::begin(dir, EXIT_FILE_NAME)?;
-        pending.write(&bytes)?;
+        pending.write(&mut &bytes[..])?;
         pending.finish().map(|_| ())
     })
 }

@@ -2,26 +2,36 @@
 
 use std::{os::fd::OwnedFd, path::Path, time::Duration};
 
-use holm_domain::run::{EventKind, ExitStatus, event::TEXT_BYTES_MAX};
+use holm_domain::{
+    BootMicros,
+    run::{EventKind, ExitStatus, event::TEXT_BYTES_MAX},
+};
 use holm_runtime::{
     crash::{effect, effect_of},
     room::free_bytes,
 };
 use holm_wire::guest_api::{SendSignal, Setup};
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
+    clock,
     deadline::Input,
     environment, exit,
     guest::{self, ChangesError, CommandResult, Guest, Lanes, Lost, Patience, Readiness, SpawnError, output},
     lane_out,
     outcome::Ending,
     protocol::Phase,
+    spool::{keeper::TRY_AGAIN_AFTER, writer::is_no_room},
     supervise::{Attempt, REFUSALS_WAITING_MAX},
 };
 
 const SIGTERM: u8 = 15;
+/// How much of an archive of changes is asked room for at once, in bytes: the guest chooses how small its pieces are.
+const ROOM_BYTES: u64 = 1 << 20;
 
 impl Attempt {
     /// Works with the guest behind two lanes to the end of the command. It returns by itself when the lanes break.
@@ -139,45 +149,81 @@ impl Attempt {
 
     async fn take_changes(&self, guest: &Guest) -> Result<(), Ending> {
         let limit = Duration::from_millis(self.launch.tuning.changes_ms);
-        let taken = tokio::time::timeout(limit, self.fetch_changes(guest, limit)).await;
-        let late =
-            |_| Err(Ending::Lost(format!("reading the changes: the guest did not come to their end in {limit:?}")));
-        let bytes = taken.unwrap_or_else(late)?;
+        let bytes = self.fetch_changes(guest, limit).await?;
         self.update(|status| status.changes = Some(bytes));
         Ok(())
     }
 
-    /// Keeps the archive of changes; returns its length. What was written is removed where that fails, or is given up.
+    /// Keeps the archive of changes; returns its length. What was written is removed where that fails, or is given up. The
+    /// time for which the disk has no room is not the guest's.
     async fn fetch_changes(&self, guest: &Guest, limit: Duration) -> Result<u64, Ending> {
         let failed = |error: std::io::Error| Ending::unkept(&error);
         let bytes_max = self.launch.spec.limits.changes_bytes_max();
         let dir = self.dir();
         let mut pending = exit::Pending::changes(&dir).map_err(failed)?;
+        let late = |_| Ending::Lost(format!("reading the changes: the guest did not come to their end in {limit:?}"));
+        let mut until = Instant::now() + limit;
         let mut changes = guest.changes(bytes_max, limit).await?;
-        while let Some(piece) = changes.next().await? {
+        let mut room = 0;
+        while let Some(piece) = timeout_at(until, changes.next()).await.map_err(late)?? {
             let length = piece.len() as u64;
             // The guest has measured them; it may lie, and what still runs beside the command may go on writing.
             if pending.bytes() + length > bytes_max {
                 return Err(Ending::ChangesLimit(format!("they take more than {bytes_max} bytes as an archive")));
             }
-            self.check_room(&dir, length)?;
-            pending.write(&piece).map_err(failed)?;
+            let begun = Instant::now();
+            while pending.bytes() + length > room {
+                self.room_for_changes(&dir).await?;
+                room += ROOM_BYTES;
+            }
+            self.write_changes(&mut pending, &piece).await?;
+            until += begun.elapsed();
         }
         effect("changes.keep", || pending.finish()).map_err(failed)
     }
 
-    /// Whether the disk stays above its floor with as many bytes more. Output may go below it, archives may not: they are large
-    /// and come at once, and would take the room from the output of other runs.
-    fn check_room(&self, dir: &Path, bytes: u64) -> Result<(), Ending> {
+    /// Waits until the disk stays above its floor with [`ROOM_BYTES`] more. Output may go below it, archives may not: they are
+    /// large and come at once, and would take the room from the output of other runs.
+    async fn room_for_changes(&self, dir: &Path) -> Result<(), Ending> {
         let floor = self.launch.storage_floor_bytes;
-        let free = free_bytes(dir).map_err(|error| Ending::unkept(&error))?;
-        match free.filter(|free| *free < floor.saturating_add(bytes)) {
-            None => Ok(()),
-            Some(free) => Err(Ending::SpoolFailed(format!(
-                "the host has no room left for the changes of the run: {free} bytes are free, and {floor} are to stay free"
-            ))),
+        let until = self.waits_until();
+        loop {
+            let free = free_bytes(dir).map_err(|error| Ending::unkept(&error))?;
+            let Some(free) = free.filter(|free| *free < floor.saturating_add(ROOM_BYTES)) else {
+                return Ok(());
+            };
+            if !try_again(until).await {
+                return Err(Ending::SpoolFailed(format!(
+                    "the host has no room left for the changes of the run: {free} bytes are free, and {floor} are to stay free"
+                )));
+            }
         }
     }
+
+    /// Writes a piece of an archive, and waits where others took the room for it meanwhile.
+    async fn write_changes(&self, pending: &mut exit::Pending<'_>, mut piece: &[u8]) -> Result<(), Ending> {
+        let until = self.waits_until();
+        while let Err(error) = pending.write(&mut piece) {
+            if !is_no_room(&error) || !try_again(until).await {
+                return Err(Ending::unkept(&error));
+            }
+        }
+        Ok(())
+    }
+
+    /// Until when a wait for a full disk that begins now goes on.
+    fn waits_until(&self) -> BootMicros {
+        clock::boot().plus(Duration::from_millis(self.launch.tuning.disk_full_ms))
+    }
+}
+
+/// Waits until a full disk is worth another try; whether there is one, which there is none of from `until` on.
+async fn try_again(until: BootMicros) -> bool {
+    let now = clock::boot();
+    if now < until {
+        clock::sleep_until(Some(until.min(now.plus(TRY_AGAIN_AFTER)))).await;
+    }
+    now < until
 }
 
 impl From<ChangesError> for Ending {

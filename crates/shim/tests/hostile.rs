@@ -274,13 +274,38 @@ async fn changes_that_trickle_have_a_deadline() {
 async fn changes_leave_the_floor_of_the_disk_alone() {
     let mut attempted = attempt(Script { changes: Some(vec![0; 1024]), ..honest(b"") });
     attempted.storage_floor_bytes = u64::MAX;
-    keeps_no_changes(&see_through(attempted).await, Reason::SpoolFailed, "no room left for the changes");
+    attempted.tuning.disk_full_ms = 600;
+    let left = see_through(attempted).await;
+    keeps_no_changes(&left, Reason::SpoolFailed, "no room left for the changes");
+    assert!(left.took >= Duration::from_millis(600), "they are waited for: {:?}", left.took);
+}
+
+#[tokio::test]
+async fn changes_wait_until_the_disk_is_above_its_floor() {
+    let disk = SmallDisk::new(16 << 20);
+    let ballast = disk.path().join("ballast");
+    std::fs::write(&ballast, vec![1; 12 << 20]).unwrap();
+    let changes: Vec<u8> = (0..3 << 20).map(|n: u32| n.to_le_bytes()[1]).collect();
+    let mut waiting = attempt(Script { changes: Some(changes.clone()), ..honest(b"") });
+    waiting.below = Some(disk.path().to_owned());
+    waiting.storage_floor_bytes = 8 << 20;
+    // Less than it waits for: the time without room is not the guest's.
+    waiting.tuning.changes_ms = 700;
+    let room = std::thread::spawn(|| {
+        std::thread::sleep(Duration::from_millis(1_500));
+        std::fs::remove_file(ballast).unwrap();
+    });
+    let left = see_through(waiting).await;
+    room.join().unwrap();
+    assert_eq!((left.code(), left.status.changes), (0, Some(3 << 20)), "{}", left.message());
+    assert!(std::fs::read(left.dir.path().join(CHANGES_FILE_NAME)).unwrap() == changes);
 }
 
 #[tokio::test]
 async fn changes_on_a_full_disk_give_back_what_they_took() {
     let disk = SmallDisk::new(4 << 20);
     let mut endless = attempt(Script { changes: None, ..honest(b"said\n") });
+    endless.tuning.disk_full_ms = 600;
     endless.below = Some(disk.path().to_owned());
     let left = see_through(endless).await;
     keeps_no_changes(&left, Reason::SpoolFailed, "no room left for the changes");
