@@ -75,7 +75,8 @@ impl Limits {
     }
 
     /// The longest archive of changes that is kept, in bytes. A file of the writable layer takes at least a page of it and, with
-    /// its head, less than twice that in the archive; what takes more is sparse, or has long names.
+    /// its head, less than twice that in the archive; what takes more is sparse, has long names, or takes no page: an empty
+    /// file, a link or a further name has a head of 512 bytes there.
     pub fn changes_bytes_max(&self) -> u64 {
         self.disk_bytes.saturating_mul(2).saturating_add(MIB).min(CHANGES_BYTES_MAX)
     }

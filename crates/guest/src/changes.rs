@@ -18,7 +18,7 @@ use std::{
 
 use bytes::Bytes;
 use holm_wire::{
-    guest_api::IdRange,
+    guest_api::{CHANGES_TOO_DEEP, IdRange},
     http2::{self, Outgoing},
 };
 use rustix::{
@@ -50,10 +50,10 @@ pub enum ChangesError {
     #[error(transparent)]
     Send(#[from] http2::Error),
     /// A folder is nested too deep.
-    #[error("folders are nested deeper than {DEPTH_MAX}")]
+    #[error("{CHANGES_TOO_DEEP} {DEPTH_MAX}")]
     TooDeep,
     /// The archive would be too long.
-    #[error("they take more than {bytes_max} bytes as an archive; {largest}")]
+    #[error("they take more than {bytes_max} bytes as an archive{largest}")]
     TooLong {
         /// What it may take.
         bytes_max: u64,
@@ -65,7 +65,7 @@ pub enum ChangesError {
     Changed,
 }
 
-/// The largest of some files.
+/// The largest of some files; as text nothing where none has a byte.
 #[derive(Debug, Default)]
 pub struct Largest {
     size: u64,
@@ -76,8 +76,11 @@ pub struct Largest {
 impl std::fmt::Display for Largest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { size, occupied, path } = self;
+        if *size == 0 {
+            return Ok(());
+        }
         let shown = String::from_utf8_lossy(path.get(..PATH_BYTES_SHOWN).unwrap_or(path));
-        write!(f, "the largest file seen, `{shown}`, has {size} bytes")?;
+        write!(f, "; the largest file seen, `{shown}`, has {size} bytes")?;
         if occupied < size {
             write!(f, " and occupies {occupied}: it is sparse, and holes are written out")?;
         }

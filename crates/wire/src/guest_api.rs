@@ -10,7 +10,7 @@
 //! | `POST /processes/{id}/signal` | [`SendSignal`] | 204 |
 //! | `GET /processes/{id}` | | 200 [`ProcessStatus`]; with `?wait=1` once it has ended; 500 if the workload broke down under it |
 //! | `GET /result` | | 200 with the bytes of the structured result, 204 if there is none |
-//! | `GET /changes?bytes_max=N` | | 200, a tar archive of what changed in the work dir (see below), or 422 if it would be longer than N bytes |
+//! | `GET /changes?bytes_max=N` | | 200, a tar archive of what changed in the work dir (see below), or 422 if it would be longer than N bytes, or folders are nested too deep ([`CHANGES_TOO_DEEP`]) |
 //! | `POST /quiesce` | | 204; nothing more is written to either lane until the next handshake |
 //! | `POST /post-restore` | [`PostRestore`] | 204 once entropy, clock and names were renewed |
 //! | `POST /goodbye` | | 204; all processes are killed and the guest ends |
@@ -46,6 +46,9 @@ pub const FRAME_BYTES_MAX: usize = http2::FRAME_BYTES as usize - FRAME_HEAD_BYTE
 pub const CHANGES_OPAQUE: &str = "SCHILY.xattr.user.overlay.opaque";
 /// The type flag of a socket in the archive of changes. Tar has none, and leaves capital letters to whoever writes.
 pub const CHANGES_SOCKET: u8 = b'Q';
+
+/// With these words the guest refuses an archive of changes in which folders are nested too deep.
+pub const CHANGES_TOO_DEEP: &str = "folders are nested deeper than";
 
 /// A range of user or group ids of the guest's namespace that is seen from 0 inside the workload's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,6 +5,7 @@ use holm_domain::{
     limits::CHANGES_BYTES_MAX,
     run::{Reason, RootSource},
 };
+use holm_wire::guest_api::CHANGES_TOO_DEEP;
 
 use crate::units::{show_bytes, show_duration};
 
@@ -24,6 +25,9 @@ pub fn of(run: &RunView) -> Option<String> {
         Reason::DiskLimit => more("--disk", show_bytes(limits.disk_bytes)),
         Reason::LogLimit => more("--log-limit", show_bytes(limits.log_bytes)),
         Reason::PidsLimit => more("--pids", limits.pids.to_string()),
+        Reason::ChangesLimit if is_too_deep(run) => {
+            Some("let it nest fewer folders in its work dir, or delete them before the command ends".to_owned())
+        }
         Reason::ChangesLimit if limits.changes_bytes_max() < CHANGES_BYTES_MAX => {
             let had = show_bytes(limits.disk_bytes);
             Some(format!(
@@ -42,6 +46,12 @@ pub fn of(run: &RunView) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// Whether the changes are not kept because of how folders are nested, and not of how much they take.
+fn is_too_deep(run: &RunView) -> bool {
+    let message = run.outcome.as_ref().and_then(|outcome| outcome.message.as_deref());
+    message.is_some_and(|message| message.contains(&format!(": {CHANGES_TOO_DEEP} ")))
 }
 
 /// The flag that gave the path with which the message begins.
@@ -109,6 +119,14 @@ mod tests {
         run.spec.limits.disk_bytes = CHANGES_BYTES_MAX;
         let advice = of(&run).unwrap();
         assert!(advice.contains("delete what") && !advice.contains("--disk"), "{advice}");
+    }
+
+    #[test]
+    fn more_disk_does_not_help_where_folders_are_too_deep() {
+        let mut run = ended(Reason::ChangesLimit, None);
+        run.outcome = Some(Outcome::failed(Reason::ChangesLimit, format!("not kept: {CHANGES_TOO_DEEP} 256")));
+        let advice = of(&run).unwrap();
+        assert!(advice.contains("nest fewer") && !advice.contains("--disk"), "{advice}");
     }
 
     #[test]
