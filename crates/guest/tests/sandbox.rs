@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use holm_wire::{
-    guest_api::{Exit, Failure, SpawnFailure, SpawnFailureKind},
+    guest_api::{CHANGES_TOO_DEEP, Exit, Failure, SpawnFailure, SpawnFailureKind},
     http2,
 };
 use http::{Method, StatusCode};
@@ -309,6 +309,16 @@ async fn changes_that_are_too_long_are_refused_before_they_are_sent() {
         drop(epoch.client.download(&format!("/changes?bytes_max={length}")).await.unwrap());
         let (status, why) = refused(&format!("?bytes_max={}", length - 1)).await;
         assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "what is measured is what is sent: {why}");
+        let script = "cd /work; rm small; for i in 1 2 3 4 5 6 7 8; do : > empty$i; done";
+        let (exit, _) = epoch.run(&spawn_of("root", &["sh", "-c", script])).await;
+        assert_eq!(exit, Exit::Code(0));
+        let (_, why) = refused("?bytes_max=4096").await;
+        assert_eq!(why, "they take more than 4096 bytes as an archive", "there is no largest file");
+        let script = "cd /work; i=0; while [ $i -lt 257 ]; do mkdir d && cd d || exit; i=$((i+1)); done";
+        let (exit, told) = epoch.run(&spawn_of("root", &["sh", "-c", &format!("rm -r /work/d; {script}")])).await;
+        assert_eq!(exit, Exit::Code(0), "{}", told.errors());
+        let (status, why) = refused("?bytes_max=4294967296").await;
+        assert_eq!((status, why), (StatusCode::UNPROCESSABLE_ENTITY, format!("{CHANGES_TOO_DEEP} 256")));
     })
     .await;
 }
