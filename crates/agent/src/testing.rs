@@ -43,6 +43,9 @@ pub(crate) fn spool_batch(dir: &Path, file_first: u64, first_seq: u64, lines: &[
     builder.finish(|bytes| file.write_all(bytes)).unwrap();
 }
 
+/// A number in this file of an attempt is how many events its shim claims to have told from then on; the shim takes it away.
+pub(crate) const EVENTS_CLAIMED_NAME: &str = "events.claimed";
+
 /// What a run's shim does; it travels as the first argument of the run's command.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Script {
@@ -358,6 +361,7 @@ impl ShimUnderScript {
             if self.is_over {
                 return;
             }
+            self.claim_events();
             if self.status.phase == Phase::Running
                 && let Some(outcome) = self.outcome()
             {
@@ -378,6 +382,14 @@ impl ShimUnderScript {
             serde_json::to_writer(&mut file, &SourceEvent { seq: self.status.events, event }).unwrap();
             file.write_all(b"\n").unwrap();
         }
+    }
+
+    fn claim_events(&mut self) {
+        let path = self.launch.dir.join(EVENTS_CLAIMED_NAME);
+        let Ok(claimed) = fs::read_to_string(&path) else { return };
+        self.status.events = claimed.parse().unwrap();
+        self.tell();
+        fs::remove_file(path).unwrap();
     }
 
     fn outcome(&self) -> Option<Outcome> {

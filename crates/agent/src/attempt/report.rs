@@ -92,14 +92,14 @@ impl<C: ControlPlane> Reporter<'_, C> {
 
     /// Sends output and events until the sandbox has ended and nothing is left; returns the end and what was lost.
     async fn stream(&mut self, logs: &mut LogSource) -> Result<(End, Option<String>), ControlError> {
-        let mut events_told = 0;
+        let (mut events_told, mut events_lost) = (0, false);
         let mut loss: Option<String> = None;
         loop {
             let seen = self.seen.borrow_and_update().clone();
             if loss.is_none() {
                 loss = self.send_rest(logs, &seen).await?;
             }
-            events_told = self.send_events(events_told, seen.events).await?;
+            events_told = self.send_events(events_told, seen.events, &mut events_lost).await?;
             if loss.is_some() {
                 // The command would only wait for room in the spool from now on.
                 self.wants.send_modify(|wants| wants.kill = true);
@@ -204,13 +204,15 @@ impl<C: ControlPlane> Reporter<'_, C> {
     }
 
     /// Sends the events beyond the first `told`. Where a request is refused, shorter ones find the event for which it was.
-    async fn send_events(&self, mut told: u64, there: u64) -> Result<u64, ControlError> {
+    /// That some cannot be read is told once and noted in `lost`; of those that come later, each that can be read is sent.
+    async fn send_events(&self, mut told: u64, there: u64, lost: &mut bool) -> Result<u64, ControlError> {
         let mut at_once = EVENTS_MAX;
         while told < there {
             let dir = self.dir.clone();
             let read = tokio::task::spawn_blocking(move || read_events(&dir, told, at_once)).await;
             let events = match read {
                 Ok(Ok(events)) if !events.is_empty() => events,
+                _ if std::mem::replace(lost, true) => return Ok(there),
                 Ok(Ok(_)) => return self.lose_events(there, &format!("they end after {told} of {there}")).await,
                 Ok(Err(error)) => return self.lose_events(there, &error).await,
                 Err(error) => return self.lose_events(there, &error).await,

@@ -4,9 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use holm_domain::run::Outcome;
+use holm_shim::protocol::SourceEvent;
 
 use super::*;
-use crate::journal::ShimRecord;
+use crate::{journal::ShimRecord, testing::EVENTS_CLAIMED_NAME};
 
 /// What is done to the folder of an attempt.
 type Harm = fn(&Path);
@@ -47,6 +48,24 @@ fn found(held_back: Option<Op>, shim_dies: bool, harm: impl Fn(&Path)) -> Found 
 }
 
 impl Found {
+    /// How many events of the run tell that events are lost.
+    fn losses(&self) -> usize {
+        losses(&self.bench.control, self.id)
+    }
+
+    /// The folder of the attempt.
+    fn dir(&self) -> PathBuf {
+        self.bench.temp.path().join(format!("agent/runs/{}.1", self.id))
+    }
+
+    /// The shim claims to have told that many events.
+    fn claim_events(&self, count: u64) {
+        let (draft, claim) = (self.dir().join("claim"), self.dir().join(EVENTS_CLAIMED_NAME));
+        fs::write(&draft, count.to_string()).unwrap();
+        fs::rename(draft, &claim).unwrap();
+        until("the claim", || !claim.exists());
+    }
+
     fn cancelled(self) -> Self {
         self.bench.control.cancel(self.id, Cancel::Kill);
         self
@@ -65,6 +84,11 @@ impl Found {
         self.shim.shim.kill_and_wait(PATIENCE).unwrap();
         aside.exists().then(|| fs::read_to_string(aside.join("damaged")).unwrap())
     }
+}
+
+fn losses(control: &Scripted, id: RunId) -> usize {
+    let is_lost = |event: &&EventKind| matches!(event, EventKind::EventRefused { problem } if problem.contains("lost"));
+    control.world().events.get(&id).map_or(0, |events| events.values().filter(is_lost).count())
 }
 
 fn write(dir: &Path, name: &str, bytes: &[u8]) {
@@ -172,17 +196,30 @@ fn events_that_cannot_be_read_are_told_as_lost() {
     ];
     for harm in harms {
         let found = found(Some(Op::Events), false, harm);
+        until("the word of it", || found.losses() > 0);
+        found.claim_events(3);
         let (control, id) = (found.bench.control.clone(), found.id);
-        let lost = || {
-            let is_lost =
-                |event: &EventKind| matches!(event, EventKind::EventRefused { problem } if problem.contains("lost"));
-            control.world().events.get(&id).is_some_and(|events| events.values().any(is_lost))
-        };
-        until("the word of it", lost);
         let (outcome, aside) = found.cancelled().over();
         assert_eq!(outcome.kind, OutcomeKind::Cancelled, "events decide nothing");
         assert!(aside.expect("it was set aside").contains("events.jsonl"));
+        assert_eq!(losses(&control, id), 1, "it is told once");
     }
+}
+
+#[test]
+fn events_that_can_be_read_after_others_were_lost_are_sent() {
+    let found = found(Some(Op::Events), false, |dir| fs::remove_file(dir.join("events.jsonl")).unwrap());
+    until("the word of it", || found.losses() > 0);
+    let told = |seq| EventKind::ResultRefused { problem: format!("{seq}") };
+    let line = |seq| serde_json::to_string(&SourceEvent { seq, event: told(seq) }).unwrap() + "\n";
+    write(&found.dir(), "events.jsonl", (1..=3).map(line).collect::<String>().as_bytes());
+    found.claim_events(3);
+    let control = found.bench.control.clone();
+    let is_there = || control.world().events[&found.id].values().any(|event| *event == told(3));
+    until("the one that can be read", is_there);
+    assert_eq!(found.losses(), 1);
+    let (outcome, _) = found.cancelled().over();
+    assert_eq!(outcome.kind, OutcomeKind::Cancelled);
 }
 
 #[test]
