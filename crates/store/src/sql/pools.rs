@@ -10,7 +10,7 @@ use std::{
 };
 
 use sqlx::{
-    Connection, PgConnection, Row as _, SqliteConnection,
+    AssertSqlSafe, Connection, PgConnection, Row as _, Sqlite, SqliteConnection, SqlitePool,
     pool::PoolOptions,
     postgres::PgConnectOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
@@ -50,8 +50,8 @@ impl Db {
             let pool = PoolOptions::new().max_connections(connections).acquire_timeout(WAIT_MAX);
             pool.test_before_acquire(false).before_acquire(|connection, _| Box::pin(is_fit(connection)))
         };
-        let writer =
-            when_free(|| pool(1).connect_with(options.clone())).await.map_err(|error| broken(OPENING, error))?;
+        let writer = when_free(WAIT_MAX, |rest| writer(pool(1), &options, rest)).await;
+        let writer = writer.map_err(|error| broken(OPENING, error))?;
         Ok(Self::Sqlite { writer, readers: pool(SQLITE_READERS).connect_lazy_with(options.pragma("query_only", "on")) })
     }
 
@@ -106,8 +106,9 @@ impl Db {
 /// How PostgreSQL is connected to.
 fn postgres_options(url: &str) -> Result<PgConnectOptions> {
     // The URL may bear a password: it is not repeated in the error.
-    let options = PgConnectOptions::from_str(url)
-        .map_err(|_| Error::invalid("the URL of the store", "give `postgres://USER:PASSWORD@HOST/DATABASE`"))?;
+    let options = PgConnectOptions::from_str(url).map_err(|_| {
+        Error::invalid("the URL of the store", "give `postgres://USER:PASSWORD@HOST/DATABASE`")
+    })?;
     Ok(options.application_name("holm").options([
         ("statement_timeout", "30s"),
         ("lock_timeout", "10s"),
@@ -130,15 +131,33 @@ fn create(path: &str) -> io::Result<()> {
 }
 
 /// Opens a SQLite database that others may open at the same time. Where two want to turn a new one to its write-ahead log,
-/// SQLite tells one of them at once that it is locked: waiting for each other, neither would go on.
-async fn when_free<T, F: Future<Output = sqlx::Result<T>>>(mut open: impl FnMut() -> F) -> sqlx::Result<T> {
+/// SQLite tells one of them at once that it is locked: waiting for each other, neither would go on. Each attempt is given
+/// how much of `limit` is left, and waits for locks no longer.
+async fn when_free<T, F: Future<Output = sqlx::Result<T>>>(
+    limit: Duration,
+    mut open: impl FnMut(Duration) -> F,
+) -> sqlx::Result<T> {
     let begun = Instant::now();
+    let mut rest = limit;
     loop {
-        match open().await {
-            Err(error) if is_busy(&error) && begun.elapsed() < WAIT_MAX => tokio::time::sleep(BUSY_PAUSE).await,
+        match open(rest).await {
+            Err(error) if is_busy(&error) && begun.elapsed() < limit => tokio::time::sleep(BUSY_PAUSE).await,
             opened => return opened,
         }
+        rest = limit.saturating_sub(begun.elapsed());
     }
+}
+
+/// The connection that writes, for which to open it waits for locks as long as `rest`. Once it is open it waits as long as any.
+async fn writer(pool: PoolOptions<Sqlite>, options: &SqliteConnectOptions, rest: Duration) -> sqlx::Result<SqlitePool> {
+    let pool = pool.after_connect(|connection, _| {
+        let pragma = format!("pragma busy_timeout = {}", WAIT_MAX.as_millis());
+        Box::pin(async { sqlx::raw_sql(AssertSqlSafe(pragma)).execute(connection).await.map(drop) })
+    });
+    let pool = pool.connect_with(options.clone().busy_timeout(rest)).await?;
+    // Those that take its place are opened as any.
+    pool.set_connect_options(options.clone());
+    Ok(pool)
 }
 
 /// Why there was no connection: a pool that has waited in vain does not say.
@@ -176,4 +195,44 @@ async fn is_fit(connection: &mut SqliteConnection) -> sqlx::Result<bool> {
         connection.ping().await?;
     }
     Ok(!connection.is_in_transaction())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn each_attempt_to_open_a_locked_file_has_what_is_left_of_the_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = SqliteConnectOptions::new().filename(folder.path().join("db")).create_if_missing(true);
+        let mut other = SqliteConnection::connect_with(&options).await.unwrap();
+        sqlx::raw_sql("begin exclusive").execute(&mut other).await.unwrap();
+        let (limit, mut given) = (Duration::from_millis(200), Vec::new());
+        let at_once = options.journal_mode(SqliteJournalMode::Wal).busy_timeout(Duration::ZERO);
+        let opened = when_free(limit, |rest| {
+            given.push(rest);
+            let at_once = at_once.clone();
+            async move { SqliteConnection::connect_with(&at_once).await }
+        });
+        assert!(is_busy(&opened.await.unwrap_err()));
+        assert!(given.len() > 1, "{given:?}");
+        for (pauses, rest) in (0..).zip(&given) {
+            assert!(*rest <= limit.saturating_sub(BUSY_PAUSE * pauses), "{given:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_writes_waits_in_full_however_little_time_was_left_to_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = SqliteConnectOptions::new().filename(folder.path().join("db")).create_if_missing(true);
+        let pool = PoolOptions::new().max_connections(1);
+        let pool = writer(pool, &options.busy_timeout(WAIT_MAX), Duration::ZERO).await.unwrap();
+        for _ in 0..2 {
+            let mut connection = pool.acquire().await.unwrap();
+            let asked = sqlx::query_scalar::<_, i64>("pragma busy_timeout").fetch_one(&mut *connection).await;
+            assert_eq!(u128::try_from(asked.unwrap()).unwrap(), WAIT_MAX.as_millis());
+            // The next one is opened anew.
+            connection.close().await.unwrap();
+        }
+    }
 }
