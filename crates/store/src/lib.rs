@@ -90,7 +90,7 @@ impl Store {
     }
 
     /// Opens the store that `url` names and brings its schema up to date: `memory:`, `sqlite:PATH` or
-    /// `postgres://USER:PASSWORD@HOST/DATABASE`. Large objects go to `blobs`.
+    /// `postgres://USER:PASSWORD@HOST/DATABASE`, with one host. Large objects go to `blobs`.
     pub async fn open(url: &str, blobs: Blobs) -> Result<Self> {
         let backend = match url.split_once(':') {
             Some(("memory", "")) => Backend::Memory(Memory::default()),

@@ -107,8 +107,17 @@ impl Db {
 fn postgres_options(url: &str) -> Result<PgConnectOptions> {
     // The URL may bear a password: it is not repeated in the error.
     let options = PgConnectOptions::from_str(url).map_err(|_| {
-        Error::invalid("the URL of the store", "give `postgres://USER:PASSWORD@HOST/DATABASE`")
+        Error::invalid("the URL of the store", "give `postgres://USER:PASSWORD@HOST/DATABASE`, with one host")
     })?;
+    let socket = options.get_socket().map(|path| path.to_string_lossy().into_owned());
+    let host = socket.unwrap_or_else(|| options.get_host().to_owned());
+    if host.contains(',') {
+        let problem = format!(
+            "`{host}` are several hosts, and one is connected to: give a name or an address that leads to the primary, \
+             also after a failover"
+        );
+        return Err(Error::invalid("the URL of the store", problem));
+    }
     Ok(options.application_name("holm").options([
         ("statement_timeout", "30s"),
         ("lock_timeout", "10s"),
@@ -148,7 +157,7 @@ async fn when_free<T, F: Future<Output = sqlx::Result<T>>>(
     }
 }
 
-/// The connection that writes, for which to open it waits for locks as long as `rest`. Once it is open it waits as long as any.
+/// Opens the connection that writes, which waits for locks as long as `rest` meanwhile; once it is open, as long as any.
 async fn writer(pool: PoolOptions<Sqlite>, options: &SqliteConnectOptions, rest: Duration) -> sqlx::Result<SqlitePool> {
     let pool = pool.after_connect(|connection, _| {
         let pragma = format!("pragma busy_timeout = {}", WAIT_MAX.as_millis());
@@ -234,5 +243,18 @@ mod tests {
             // The next one is opened anew.
             connection.close().await.unwrap();
         }
+    }
+
+    #[test]
+    fn several_hosts_are_refused_by_name() {
+        for url in ["postgres://u:secret@one,two/db", "postgres:///db?host=one,two&password=secret"] {
+            let told = postgres_options(url).unwrap_err().to_string();
+            assert!(told.contains("`one,two`") && told.contains("the primary") && !told.contains("secret"), "{told}");
+        }
+        let told = postgres_options("postgres:///db?host=/one,/two").unwrap_err().to_string();
+        assert!(told.contains("`/one,/two`"), "{told}");
+        let told = postgres_options("postgres://u:secret@one:5432,two:5432/db").unwrap_err().to_string();
+        assert!(told.contains("one host") && !told.contains("secret"), "{told}");
+        assert_eq!(postgres_options("postgres://u:se,cret@one/d,b").unwrap().get_host(), "one");
     }
 }
