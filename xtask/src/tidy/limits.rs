@@ -1,11 +1,12 @@
 //! `docs/limits.md` has every bound in the code: each constant that by its name is one, with its value and its meaning.
 //!
 //! The table is written from the code (`cargo xtask limits`) and compared here, so no bound is missing in it, none is named
-//! that is not there, and none has another value. Left out: what is no item of its own, such as fields of defaults.
+//! that is not there, and none has another value. So are the defaults of the types of [`DEFAULTS`], field by field. Left
+//! out: other bounds that are no item of their own.
 
 use std::collections::BTreeMap;
 
-use syn::{BinOp, Expr, ExprLit, Item, Lit};
+use syn::{BinOp, Expr, ExprLit, Item, Lit, Stmt};
 
 use super::{File, Finding};
 
@@ -34,6 +35,8 @@ const OTHERS: [&str; 16] = [
     "SEND_BUFFER_BYTES",
     "SLOTS",
 ];
+/// Types of which each default is a bound.
+const DEFAULTS: [&str; 2] = ["ServeLimits", "Tuning"];
 /// Files that are there for tests.
 const FOR_TESTS: [&str; 7] =
     ["/tests/", "/testing.rs", "/tests.rs", "/scripted.rs", "/conformance.rs", "/properties.rs", "crates/e2e/"];
@@ -46,7 +49,7 @@ enum Value {
 }
 
 /// Every constant of the checkout by its name, with the file in which it stands.
-type Constants<'a> = BTreeMap<String, Vec<(&'a str, syn::ItemConst)>>;
+type Constants<'a> = BTreeMap<String, Vec<(&'a str, &'a syn::ItemConst)>>;
 
 /// Checks that the page has the table that the code makes.
 pub fn check(files: &[File]) -> Vec<Finding> {
@@ -72,16 +75,23 @@ pub fn page_with_table(page: &str, files: &[File]) -> Option<String> {
 }
 
 fn rows(files: &[File]) -> String {
-    let constants = constants(files);
+    let parsed = parsed(files);
+    let constants = constants(&parsed);
     let mut rows: Vec<(String, String, &str, String)> = Vec::new();
+    let owner = |path: &str| {
+        let within = path.strip_prefix("crates/").unwrap_or(path);
+        within.split_once('/').map_or(within, |(owner, _)| owner).to_owned()
+    };
     for (name, places) in constants.iter().filter(|(name, _)| is_bound(name)) {
         for (path, item) in places {
             if let Some(shown) = shown(name, path, item, &constants) {
-                let within = path.strip_prefix("crates/").unwrap_or(path);
-                let (owner, _) = within.split_once('/').unwrap_or((within, ""));
-                rows.push((owner.to_owned(), name.clone(), path, shown));
+                rows.push((owner(path), name.clone(), path, shown));
             }
         }
+    }
+    for (path, syntax) in &parsed {
+        let defaults = defaults(path, syntax, &constants);
+        rows.extend(defaults.into_iter().map(|(name, shown)| (owner(path), name, *path, shown)));
     }
     rows.sort();
     let row = |(owner, name, path, shown): (String, String, &str, String)| {
@@ -90,18 +100,71 @@ fn rows(files: &[File]) -> String {
     rows.into_iter().map(row).collect()
 }
 
-fn constants(files: &[File]) -> Constants<'_> {
-    let mut constants = Constants::new();
+/// Each file of the crates that is not there for tests alone, with its path.
+fn parsed(files: &[File]) -> Vec<(&str, syn::File)> {
     let of_crates = |file: &&File| file.path.starts_with("crates/") && file.path.ends_with(".rs");
-    for file in files.iter().filter(of_crates).filter(|file| !FOR_TESTS.iter().any(|part| file.path.contains(part))) {
-        let Ok(syntax) = syn::parse_file(&file.text) else { continue };
-        for item in syntax.items {
+    let kept = files.iter().filter(of_crates).filter(|file| !FOR_TESTS.iter().any(|part| file.path.contains(part)));
+    kept.filter_map(|file| Some((file.path.as_str(), syn::parse_file(&file.text).ok()?))).collect()
+}
+
+fn constants<'a>(parsed: &'a [(&'a str, syn::File)]) -> Constants<'a> {
+    let mut constants = Constants::new();
+    for (path, syntax) in parsed {
+        let local = default_bodies(syntax).flat_map(|(_, body)| &body.stmts).filter_map(|statement| match statement {
+            Stmt::Item(item) => Some(item),
+            _ => None,
+        });
+        for item in syntax.items.iter().chain(local) {
             if let Item::Const(item) = item {
-                constants.entry(item.ident.to_string()).or_default().push((file.path.as_str(), item));
+                constants.entry(item.ident.to_string()).or_default().push((*path, item));
             }
         }
     }
     constants
+}
+
+/// The bodies of `Default::default` of the types of [`DEFAULTS`], with the name of the type.
+fn default_bodies(syntax: &syn::File) -> impl Iterator<Item = (&'static str, &syn::Block)> {
+    syntax.items.iter().filter_map(|item| {
+        let Item::Impl(item) = item else { return None };
+        let (_, of, _) = item.trait_.as_ref()?;
+        let syn::Type::Path(own) = &*item.self_ty else { return None };
+        let name = DEFAULTS.into_iter().find(|name| own.path.is_ident(name))?;
+        match item.items.first()? {
+            syn::ImplItem::Fn(function) if of.is_ident("Default") => Some((name, &function.block)),
+            _ => None,
+        }
+    })
+}
+
+/// The fields of the defaults in a file by their names, each with its value and its meaning.
+fn defaults(path: &str, syntax: &syn::File, constants: &Constants<'_>) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for (owner, body) in default_bodies(syntax) {
+        let Some(Stmt::Expr(Expr::Struct(made), None)) = body.stmts.last() else { continue };
+        for given in &made.fields {
+            let syn::Member::Named(field) = &given.member else { continue };
+            let name = field.to_string();
+            let Some(value) = evaluate(&given.expr, path, constants, 0) else { continue };
+            let value = match value {
+                Value::Number(millis) if name.ends_with("_ms") => Value::Micros(millis * 1_000),
+                value => value,
+            };
+            let meaning = meaning(&name, attributes(syntax, owner, field));
+            found.push((format!("{owner}::{name}"), format!("{} | {meaning}", value.shown(name.contains("bytes")))));
+        }
+    }
+    found
+}
+
+/// What stands before a field of a type.
+fn attributes<'a>(syntax: &'a syn::File, owner: &str, field: &syn::Ident) -> &'a [syn::Attribute] {
+    let is_field = |item: &&'a syn::Field| item.ident.as_ref() == Some(field);
+    let of_type = |item: &'a Item| match item {
+        Item::Struct(item) if item.ident == owner => item.fields.iter().find(is_field),
+        _ => None,
+    };
+    syntax.items.iter().find_map(of_type).map_or(&[], |field| &field.attrs)
 }
 
 fn is_bound(name: &str) -> bool {
@@ -116,12 +179,12 @@ fn is_named_as_bound(name: &str) -> bool {
 /// Value and meaning; nothing for what is neither a number nor a time.
 fn shown(name: &str, path: &str, item: &syn::ItemConst, constants: &Constants<'_>) -> Option<String> {
     let value = evaluate(&item.expr, path, constants, 0)?;
-    Some(format!("{} | {}", value.shown(name.contains("BYTES")), meaning(name, item)))
+    Some(format!("{} | {}", value.shown(name.contains("BYTES")), meaning(name, &item.attrs)))
 }
 
 /// The first sentence of its documentation, or the words of its name.
-fn meaning(name: &str, item: &syn::ItemConst) -> String {
-    let lines = item.attrs.iter().filter_map(|attribute| match &attribute.meta {
+fn meaning(name: &str, attributes: &[syn::Attribute]) -> String {
+    let lines = attributes.iter().filter_map(|attribute| match &attribute.meta {
         syn::Meta::NameValue(pair) if pair.path.is_ident("doc") => match &pair.value {
             Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => Some(text.value().trim().to_owned()),
             _ => None,
@@ -238,6 +301,25 @@ const WRITE_TIMEOUT: Duration = Duration::from_millis(1_500);
 const LAUNCH_TIME: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
 const NAME_MAX: &str = \"no number\";
 mod tests { const INNER_MAX: u8 = 1; }
+/// What can be set.
+pub struct Tuning {
+    /// How long the answer may take.
+    pub answer_ms: u64,
+    /// The most that is kept. Not more.
+    pub kept_bytes: usize,
+    pub write_timeout: Duration,
+}
+impl Default for Tuning {
+    fn default() -> Self {
+        const KIB: usize = 1024;
+        Self { answer_ms: 10_000, kept_bytes: 8 * KIB, write_timeout: Duration::from_millis(7) }
+    }
+}
+impl Default for Other {
+    fn default() -> Self {
+        Self { other_max: 3 }
+    }
+}
 ";
 
     fn sound() -> Vec<File> {
@@ -262,6 +344,9 @@ mod tests { const INNER_MAX: u8 = 1; }
                 "| shim | [`LAUNCH_TIME`](../crates/shim/src/a.rs) | 30 s | launch time |",
                 "| shim | [`LINE_BYTES_MAX`](../crates/shim/src/a.rs) | 64 KiB | The longest line, in bytes |",
                 "| shim | [`THINGS_MAX`](../crates/shim/src/a.rs) | 1,048,581 | How many \\| there are |",
+                "| shim | [`Tuning::answer_ms`](../crates/shim/src/a.rs) | 10 s | How long the answer may take |",
+                "| shim | [`Tuning::kept_bytes`](../crates/shim/src/a.rs) | 8 KiB | The most that is kept |",
+                "| shim | [`Tuning::write_timeout`](../crates/shim/src/a.rs) | 7 ms | write timeout |",
                 "| shim | [`WRITE_TIMEOUT`](../crates/shim/src/a.rs) | 1,500 ms | write timeout |",
             ]
         );
@@ -269,9 +354,11 @@ mod tests { const INNER_MAX: u8 = 1; }
 
     #[test]
     fn another_value_a_missing_and_an_invented_bound_are_found() {
-        let changes: [(usize, &str, &str); 3] = [
+        let changes: [(usize, &str, &str); 5] = [
             (0, "64 * 1024", "63 * 1024"),
             (0, "const FEW: usize", "pub const MORE_MAX: u8 = 9; const FEW: usize"),
+            (0, "answer_ms: 10_000", "answer_ms: 10_001"),
+            (0, "KIB: usize = 1024", "KIB: usize = 1000"),
             (3, "| domain |", "| domain | invented | 1 | nothing |\n| domain |"),
         ];
         for (index, from, to) in changes {
