@@ -5,12 +5,13 @@
 //! explain why.
 
 mod database;
+mod deadline;
 mod server;
 mod state;
 
 use std::{fs, path::Path};
 
-use holm_agent::storage::{self, STORAGE_FLOOR_BYTES};
+use holm_agent::storage;
 use holm_domain::pressure::{PressureLimits, Stall, judge};
 use rustix::process::geteuid;
 use serde::Serialize;
@@ -62,11 +63,7 @@ fn missing(name: &'static str, found: impl Into<String>, way_out: impl Into<Stri
 pub async fn execute(session: &Session) -> anyhow::Result<u8> {
     let mut probes = vec![user(), kernel(), user_namespaces(), cgroups(), pressure(Path::new("/proc"))];
     probes.extend([security_modules(), overlay(), vm(), qemu()]);
-    let home = session.home();
-    probes.extend([room("home", &home.0, STORAGE_FLOOR_BYTES), database::probe(session, &home).await]);
-    probes.extend(state::probes(&home));
-    probes.extend(server::probes(session, &home).await);
-    probes.extend(runtimes(session));
+    probes.extend(in_home(session).await);
     let unusable = probes.iter().any(|probe| probe.status == Status::Missing);
     let output = session.output;
     if output.json {
@@ -87,6 +84,18 @@ pub async fn execute(session: &Session) -> anyhow::Result<u8> {
     }
     output.table(["", "WHAT", "FOUND"], &rows)?;
     Ok(u8::from(unusable))
+}
+
+/// What needs the home. Where a folder of it does not answer, nothing more is looked at, which would hang as well.
+async fn in_home(session: &Session) -> Vec<Probe> {
+    let home = session.home();
+    let (mut probes, answers) = state::probes(&home).await;
+    if answers {
+        probes.push(database::probe(session, &home).await);
+        probes.extend(server::probes(session, &home).await);
+        probes.extend(runtimes(session));
+    }
+    probes
 }
 
 fn runtimes(session: &Session) -> Vec<Probe> {

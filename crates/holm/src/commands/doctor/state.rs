@@ -1,4 +1,4 @@
-//! What a server and an agent of this home keep on disks: the folder of large objects, folders on disks of their own, the
+//! The home, and what a server and an agent of it keep on disks: the folder of large objects, folders on disks of their own, the
 //! attempts of an agent that is away, and what was set aside.
 
 use std::{
@@ -10,16 +10,42 @@ use std::{
 use holm_agent::{DAMAGE_NAME, Presence, SET_ASIDE_NAME, presence, storage::STORAGE_FLOOR_BYTES};
 use rustix::fs::{Access, access, statvfs};
 
-use super::{HOME_FREE_BYTES, Probe, good, less, missing, room};
+use super::{
+    HOME_FREE_BYTES, Probe,
+    deadline::{self, LOOK_DEADLINE},
+    good, less, missing, room,
+};
 use crate::{home::Home, units::show_bytes};
 
-/// Looks at all of it.
-pub fn probes(home: &Home) -> Vec<Probe> {
-    let mut probes = Vec::from_iter(apart("server's folder", &home.0, &home.server(), 0));
-    probes.extend(apart("agent's folder", &home.0, &home.agent(), STORAGE_FLOOR_BYTES));
-    probes.push(blobs(&home.blobs()));
-    probes.extend([agent(&home.agent()), set_aside(&home.agent().join(SET_ASIDE_NAME))]);
-    probes
+/// A name, where it is looked, and the look itself.
+type Look = (&'static str, fn(&Home) -> PathBuf, fn(&Home) -> Vec<Probe>);
+
+const SERVER: &str = "server's folder";
+const AGENT: &str = "agent's folder";
+
+const LOOKS: [Look; 6] = [
+    ("home", |home| home.0.clone(), |home| vec![room("home", &home.0, STORAGE_FLOOR_BYTES)]),
+    (SERVER, Home::server, |home| Vec::from_iter(apart(SERVER, &home.0, &home.server(), 0))),
+    (AGENT, Home::agent, |home| Vec::from_iter(apart(AGENT, &home.0, &home.agent(), STORAGE_FLOOR_BYTES))),
+    ("blobs", Home::blobs, |home| vec![blobs(&home.blobs())]),
+    ("agent", Home::agent, |home| vec![agent(&home.agent())]),
+    ("set aside", Home::agent, |home| vec![set_aside(&home.agent().join(SET_ASIDE_NAME))]),
+];
+
+/// Looks at all of it, up to the first that does not answer; returns whether none was such.
+pub async fn probes(home: &Home) -> (Vec<Probe>, bool) {
+    let mut probes = Vec::new();
+    for (name, place, look) in LOOKS {
+        let own = home.clone();
+        match deadline::probes(name, &place(home), LOOK_DEADLINE, move || look(&own)).await {
+            Ok(found) => probes.extend(found),
+            Err(gone) => {
+                probes.push(gone);
+                return (probes, false);
+            }
+        }
+    }
+    (probes, true)
 }
 
 /// The room in a folder of the home that lies on another disk than the home.
