@@ -1,8 +1,10 @@
-//! What a server sends, watched frame by frame: each stream is answered once.
+//! What a server sends, watched frame by frame: each stream is answered once, and no frame is of a kind that HTTP/2 does
+//! not know.
 //!
 //! h2 keeps every informational answer (1xx) until somebody asks for it, and has no bound for them. What always holds here:
 //! behind the first head of a stream no other is let through but the one that ends it, whether anybody asks or not. What a
-//! head says is not looked at.
+//! head says is not looked at. h2 passes over frames of unknown kinds, however many there are, while the buffers in which
+//! they came are kept for the data beside them; here the first one breaks the lane.
 
 use std::{
     collections::BTreeSet,
@@ -19,9 +21,11 @@ const STREAMS_MAX: usize = 1_024;
 const DATA: u8 = 0x0;
 const HEADERS: u8 = 0x1;
 const RST_STREAM: u8 = 0x3;
+/// The last kind that there is (RFC 9113 §6).
+const CONTINUATION: u8 = 0x9;
 const END_STREAM: u8 = 0x1;
 
-/// A lane that breaks when a stream is answered twice.
+/// A lane that breaks when a stream is answered twice, or a frame is of an unknown kind.
 pub struct OneHead<Io> {
     io: Io,
     frames: Frames,
@@ -33,10 +37,14 @@ impl<Io> OneHead<Io> {
     }
 }
 
-/// A stream that was answered twice.
+/// Why a lane breaks.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("stream {0} was answered more than once")]
-struct AnsweredTwice(u32);
+enum Breach {
+    #[error("stream {0} was answered more than once")]
+    AnsweredTwice(u32),
+    #[error("a frame is of kind {0:#x}, and the last that there is is {CONTINUATION:#x}")]
+    UnknownKind(u8),
+}
 
 /// Where in a row of frames the bytes have come to, and what of it counts.
 #[derive(Default)]
@@ -48,7 +56,7 @@ struct Frames {
 }
 
 impl Frames {
-    fn pass(&mut self, mut bytes: &[u8]) -> Result<(), AnsweredTwice> {
+    fn pass(&mut self, mut bytes: &[u8]) -> Result<(), Breach> {
         while !bytes.is_empty() {
             let skipped = self.payload_bytes_left.min(bytes.len());
             self.payload_bytes_left -= skipped;
@@ -65,7 +73,7 @@ impl Frames {
     }
 
     /// Takes note of a frame whose head is there (RFC 9113 §4.1).
-    fn begin(&mut self) -> Result<(), AnsweredTwice> {
+    fn begin(&mut self) -> Result<(), Breach> {
         let [a, b, c, kind, flags, stream @ ..] = self.head;
         self.payload_bytes_left = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
         let stream = u32::from_be_bytes(stream) & !(1 << 31);
@@ -76,7 +84,8 @@ impl Frames {
             DATA | HEADERS if flags & END_STREAM != 0 => {
                 self.answered.remove(&stream);
             }
-            HEADERS if !self.answered.insert(stream) => return Err(AnsweredTwice(stream)),
+            HEADERS if !self.answered.insert(stream) => return Err(Breach::AnsweredTwice(stream)),
+            _ if kind > CONTINUATION => return Err(Breach::UnknownKind(kind)),
             _ => {}
         }
         if self.answered.len() > STREAMS_MAX {
@@ -133,7 +142,7 @@ mod tests {
         [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
     }
 
-    fn pass(row: &[Vec<u8>], piece_bytes: usize) -> Result<(), AnsweredTwice> {
+    fn pass(row: &[Vec<u8>], piece_bytes: usize) -> Result<(), Breach> {
         let mut frames = Frames::default();
         row.concat().chunks(piece_bytes).try_for_each(|piece| frames.pass(piece))
     }
@@ -155,7 +164,16 @@ mod tests {
         let twice = [&row[..2], &[frame(HEADERS, 0, 3, b"")]].concat();
         for piece_bytes in 1..40 {
             assert_eq!(pass(&row, piece_bytes), Ok(()), "{piece_bytes}");
-            assert_eq!(pass(&twice, piece_bytes), Err(AnsweredTwice(3)), "{piece_bytes}");
+            assert_eq!(pass(&twice, piece_bytes), Err(Breach::AnsweredTwice(3)), "{piece_bytes}");
+        }
+    }
+
+    #[test]
+    fn a_frame_of_an_unknown_kind_breaks_the_lane() {
+        let row = [frame(HEADERS, 0, 1, b"first"), frame(CONTINUATION, 0, 1, b"rest"), frame(0xa, 0, 1, b"junk")];
+        for piece_bytes in 1..40 {
+            assert_eq!(pass(&row[..2], piece_bytes), Ok(()), "{piece_bytes}");
+            assert_eq!(pass(&row, piece_bytes), Err(Breach::UnknownKind(0xa)), "{piece_bytes}");
         }
     }
 
@@ -165,6 +183,6 @@ mod tests {
         let streams = 2 * u32::try_from(STREAMS_MAX).unwrap();
         (1..=streams).for_each(|stream| frames.pass(&frame(HEADERS, 0, stream, b"")).unwrap());
         assert_eq!(frames.answered.len(), STREAMS_MAX);
-        assert_eq!(frames.pass(&frame(HEADERS, 0, streams, b"")), Err(AnsweredTwice(streams)));
+        assert_eq!(frames.pass(&frame(HEADERS, 0, streams, b"")), Err(Breach::AnsweredTwice(streams)));
     }
 }
