@@ -40,6 +40,7 @@ const WINDOW_UPDATE: u8 = 0x8;
 const CONTINUATION: u8 = 0x9;
 const END_STREAM: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
+const PADDED: u8 = 0x8;
 
 fn head(length: usize, kind: u8, flags: u8, stream: u32) -> Vec<u8> {
     let length = u32::try_from(length).unwrap().to_be_bytes();
@@ -174,6 +175,15 @@ fn on_the_lane_in() -> Vec<Case> {
         }),
         on(lane, "more data than was asked for", GuestLost, |n| {
             (n < 1_000).then(|| framed(DATA, 0, OUTPUT_STREAM, &[&[1, 0x60, 0xea, 0, 0][..], &[b'y'; 60_000]].concat()))
+        }),
+        on(lane, "data that is padded", GuestLost, |n| {
+            once(
+                n,
+                framed(DATA, PADDED, OUTPUT_STREAM, &[&[3][..], &frame(OutputStream::Stdout, b"x"), &[0; 3]].concat()),
+            )
+        }),
+        on(lane, "a frame of an unknown kind", GuestLost, |n| {
+            once(n, framed(CONTINUATION + 1, 0, OUTPUT_STREAM, b"x"))
         }),
         on(lane, "empty frames without end", GuestLost, |_| Some(framed(DATA, 0, OUTPUT_STREAM, &[]).repeat(100))),
         starting(on(lane, "announcements of an answer whose request is not taken", GuestLost, |n| match n {

@@ -1,10 +1,11 @@
-//! What a server sends, watched frame by frame: each stream is answered once, and no frame is of a kind that HTTP/2 does
-//! not know.
+//! What a server sends, watched frame by frame: each stream is answered once, no frame is of a kind that HTTP/2 does not
+//! know, and no data is padded.
 //!
 //! h2 keeps every informational answer (1xx) until somebody asks for it, and has no bound for them. What always holds here:
 //! behind the first head of a stream no other is let through but the one that ends it, whether anybody asks or not. What a
 //! head says is not looked at. h2 passes over frames of unknown kinds, however many there are, while the buffers in which
-//! they came are kept for the data beside them; here the first one breaks the lane.
+//! they came are kept for the data beside them; here the first one breaks the lane. So does the first frame of data that is
+//! padded: padding fills such a buffer and takes nothing of the stream's window, for h2 gives it back at once.
 
 use std::{
     collections::BTreeSet,
@@ -24,8 +25,9 @@ const RST_STREAM: u8 = 0x3;
 /// The last kind that there is (RFC 9113 §6).
 const CONTINUATION: u8 = 0x9;
 const END_STREAM: u8 = 0x1;
+const PADDED: u8 = 0x8;
 
-/// A lane that breaks when a stream is answered twice, or a frame is of an unknown kind.
+/// A lane that breaks when a stream is answered twice, a frame is of an unknown kind, or data is padded.
 pub struct OneHead<Io> {
     io: Io,
     frames: Frames,
@@ -44,6 +46,8 @@ enum Breach {
     AnsweredTwice(u32),
     #[error("a frame is of kind {0:#x}, and the last that there is is {CONTINUATION:#x}")]
     UnknownKind(u8),
+    #[error("data of stream {0} is padded")]
+    Padded(u32),
 }
 
 /// Where in a row of frames the bytes have come to, and what of it counts.
@@ -78,6 +82,7 @@ impl Frames {
         self.payload_bytes_left = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
         let stream = u32::from_be_bytes(stream) & !(1 << 31);
         match kind {
+            DATA if flags & PADDED != 0 => return Err(Breach::Padded(stream)),
             RST_STREAM => {
                 self.answered.remove(&stream);
             }
@@ -174,6 +179,15 @@ mod tests {
         for piece_bytes in 1..40 {
             assert_eq!(pass(&row[..2], piece_bytes), Ok(()), "{piece_bytes}");
             assert_eq!(pass(&row, piece_bytes), Err(Breach::UnknownKind(0xa)), "{piece_bytes}");
+        }
+    }
+
+    #[test]
+    fn padded_data_breaks_the_lane_and_a_padded_head_does_not() {
+        let row = [frame(HEADERS, PADDED, 1, b"\x01first\0"), frame(DATA, PADDED | END_STREAM, 1, b"\x01x\0")];
+        for piece_bytes in 1..40 {
+            assert_eq!(pass(&row[..1], piece_bytes), Ok(()), "{piece_bytes}");
+            assert_eq!(pass(&row, piece_bytes), Err(Breach::Padded(1)), "{piece_bytes}");
         }
     }
 
