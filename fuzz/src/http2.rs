@@ -57,7 +57,7 @@ async fn recorded() -> (Vec<u8>, Vec<u8>) {
     let answered = tokio::spawn(carry(from_server, to_client));
     let (sender, _refusals) = mpsc::channel(REFUSALS_MAX);
     let serving = tokio::spawn(async move {
-        let server = http2::accept(far, &Settings::HOST).await.expect("a server");
+        let server = http2::accept(far, &Settings::HOST_OUT).await.expect("a server");
         lane_out::serve(server, sender).await
     });
     let (client, driver) = http2::connect(near, &Settings::GUEST).await.expect("a client");
@@ -151,7 +151,7 @@ async fn serve(bytes: Vec<u8>) {
     let length = bytes.len();
     let (sender, mut refusals) = mpsc::channel(REFUSALS_MAX);
     let served = async {
-        if let Ok(server) = http2::accept(lane(bytes), &Settings::HOST).await {
+        if let Ok(server) = http2::accept(lane(bytes), &Settings::HOST_OUT).await {
             lane_out::serve(server, sender).await;
         }
     };

@@ -31,13 +31,17 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// For the side that trusts the other one no more than it has to: the data that it may be made to hold is
+    /// For the host's end of the lane in, which trusts the guest no more than it has to: the data that it may be made to hold is
     /// `streams_max` × `stream_window_bytes` = 64 MiB, and `overhead_bytes_max` of small frames. That is no bound of
     /// memory: a frame that is held keeps the whole buffer in which it was read (8 KiB or more), whatever else came in it.
     /// A window full of the smallest frames of output, 6 bytes each, costs less than that: a command that writes byte by
     /// byte is no attack.
     pub const HOST: Settings =
         Settings { streams_max: 256, stream_window_bytes: 256 * 1024, overhead_bytes_max: 12 * 1024 * 1024 };
+    /// For the host's end of the lane out, where each body is one small question: 256 streams of 8 KiB, which is 2 MiB of
+    /// data, and 256 KiB for small frames of it, which is four for each stream.
+    pub const HOST_OUT: Settings =
+        Settings { streams_max: 256, stream_window_bytes: 8 * 1024, overhead_bytes_max: 256 * 1024 };
     /// For the guest: its peer is the shim, and throughput matters.
     pub const GUEST: Settings =
         Settings { streams_max: 1024, stream_window_bytes: 1024 * 1024, overhead_bytes_max: 1024 * 1024 * 1024 };

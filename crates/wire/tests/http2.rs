@@ -126,6 +126,26 @@ async fn a_window_of_the_smallest_frames_of_output_waits_and_one_of_single_bytes
     assert_eq!(broken.reason(), Some(h2::Reason::ENHANCE_YOUR_CALM), "{broken}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_lane_out_takes_no_more_of_a_body_than_its_window_unread() {
+    let (near, far) = duplex(64 * 1024);
+    let (client, driver) = http2::connect(near, &Settings::GUEST).await.unwrap();
+    let _driver = tokio::spawn(driver);
+    let _unread = tokio::spawn(async move {
+        let mut server = http2::accept(far, &Settings::HOST_OUT).await.unwrap();
+        let mut unread = Vec::new();
+        while let Ok(Some(exchange)) = server.next().await {
+            unread.push(exchange);
+        }
+    });
+    let (mut body, _answer) = client.upload("/").await.unwrap();
+    // The clock is paused: no time passes before the window is known.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    body.send(vec![7; 8 * 1024].into()).await.unwrap();
+    let more = tokio::time::timeout(Duration::from_secs(1), body.send(Bytes::from_static(b"x"))).await;
+    assert!(more.is_err(), "{more:?}");
+}
+
 #[tokio::test]
 async fn large_bodies_go_up_and_broken_ones_are_no_whole_ones() {
     let client = pair().await;

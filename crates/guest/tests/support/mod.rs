@@ -210,7 +210,7 @@ impl Sandbox {
             let _ = driver.await;
         });
         tasks.spawn(async move {
-            let Ok(mut server) = http2::accept(lane_out, &Settings::HOST).await else { return };
+            let Ok(mut server) = http2::accept(lane_out, &Settings::HOST_OUT).await else { return };
             while let Ok(Some(exchange)) = server.next().await {
                 let tell = tell.clone();
                 tokio::spawn(async move {

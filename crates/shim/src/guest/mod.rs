@@ -153,7 +153,7 @@ pub async fn connect(
         let failed = |error: http2::Error| readiness.failed("beginning HTTP/2", error);
         // Each end of a connection begins by itself, but the guest may be slow to begin the second one.
         let (client, driver) = http2::connect(lane_in, &Settings::HOST).await.map_err(failed)?;
-        let requests = http2::accept(lane_out, &Settings::HOST).await.map_err(failed)?;
+        let requests = http2::accept(lane_out, &Settings::HOST_OUT).await.map_err(failed)?;
         Ok(Lanes { guest: Guest { client, answer: patience.answer }, driver, requests })
     };
     match tokio::time::timeout(readiness.left(), connecting).await {
