@@ -15,8 +15,8 @@ use holm_shim::protocol::Tuning;
 use holm_wire::{guest_api::OutputStream, hello::Lane};
 use scripted::{Attack, Script, Then, attempt, frame, honest, see_through};
 
-/// How much more memory than before shim and guest together may have at one instant, in bytes: far less than the 64 MiB that
-/// the shim grants its guest by its windows (`Settings::HOST`).
+/// How much more memory than before shim and guest together may have at one instant, in bytes: far less than what
+/// ends a shim (`MEMORY_BYTES_MAX`).
 const GROWTH_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// The stream of the request for the output: the third of the shim's.
 const OUTPUT_STREAM: u32 = 5;

@@ -26,14 +26,14 @@ pub struct Settings {
     pub streams_max: u32,
     /// How many bytes of one stream may be under way unread.
     pub stream_window_bytes: u32,
-    /// What it may cost, in bytes beyond what they carry, to keep frames of data that are small: h2 counts 256 bytes for each.
+    /// What it may cost, in bytes beyond what they carry, to keep frames of data that are small: h2 counts 256 bytes for each,
+    /// and takes larger frames off that, wherever they are read. It makes an attack longer, and is no bound by itself.
     pub overhead_bytes_max: usize,
 }
 
 impl Settings {
-    /// For the host's end of the lane in, which trusts the guest no more than it has to: the data that it may be made to hold is
-    /// `streams_max` × `stream_window_bytes` = 64 MiB, and `overhead_bytes_max` of small frames. That is no bound of
-    /// memory: a frame that is held keeps the whole buffer in which it was read (8 KiB or more), whatever else came in it.
+    /// For the host's end of the lane in, which trusts the guest no more than it has to: of data it holds at most
+    /// `stream_window_bytes` for each request that is under way. That is no bound of memory: a frame that is held keeps the whole buffer in which it was read (8 KiB or more), whatever else came in it.
     /// A window full of the smallest frames of output, 6 bytes each, costs less than that: a command that writes byte by
     /// byte is no attack.
     pub const HOST: Settings =
