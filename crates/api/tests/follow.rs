@@ -222,6 +222,20 @@ async fn a_server_that_is_not_up_to_it_gets_another_chance() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stream_that_had_begun_waits_for_room_in_a_full_server() {
+    let full =
+        || (0..60).map(|_| Act::Answer("429 x\r\ncontent-type: application/problem+json", problem(429, "too_many")));
+    let began = Instant::now();
+    let resumed = [Act::Stream(logs(1..=2))].into_iter().chain(full()).chain([Act::Stream(log(3) + &end(3))]);
+    let (seen, error) = World::new(resumed.collect()).all(0).await;
+    assert!(error.is_none(), "{error:?}");
+    assert_eq!(seen, [1, 2, 3]);
+    assert!(began.elapsed() > Duration::from_secs(120), "it took more than its patience: {:?}", began.elapsed());
+    let (seen, error) = World::new(full().collect()).all(0).await;
+    assert!(seen.is_empty() && error.unwrap().to_string().contains("because"), "one that had not is refused");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_no_stream_is_an_error() {
     let page = |_| Act::Answer("200 x\r\ncontent-type: text/html", "<h1>Welcome to the hotel</h1>".into());
     let world = World::new((0..NONSENSE_MAX).map(page).collect());

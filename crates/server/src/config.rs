@@ -24,10 +24,10 @@
 //! | searches of one org | `searches_per_org_max` | 8 | 429 `too_many` |
 //! | pages of logs, events or runs that are made for one org at once | `pages_per_org_max` | 8 | 429 `too_many` |
 //! | waiting polls of one org | `polls_per_org_max` | 4,096 | 429 `too_many` |
-//! | connections | `connections_max` | 4,096 | the oldest without a token is cut; where those with one have all but a sixteenth, one of whoever has the most is to leave, else 429 `too_many` |
+//! | connections | `connections_max` | 4,096 | the oldest without a token is cut; where those with one have all but a sixteenth, an idle one of who has more is to leave, else one of whoever has the most, else 429 `too_many`; agents are heard all the same |
 //! | connections of one org, without those of its agents | `connections_per_org_max` | 2,048 | 429 `too_many` |
 //! | connections of one org with those of its agents | `connections_per_org_max` + `connections_for_agents` | 3,072 | 429 `too_many` |
-//! | connections that only agents take, of which newcomers have a sixteenth of all connections first | `connections_for_agents` | 1,024 | for others, one of whoever has the most is to leave, else 429 `too_many` |
+//! | connections that only agents take, of which newcomers have a sixteenth of all connections first | `connections_for_agents` | 1,024 | for others, an idle one of who has more is to leave, else one of whoever has the most, else 429 `too_many` |
 //! | bodies and answers in memory of one org above 64 KiB each, those of agents apart | `held_bytes_per_org_max` | 128 MiB | 429 `too_many` |
 //! | the same of all orgs | `held_bytes_max` | 512 MiB | 429 `too_many` |
 //! | an answer that is not read | `write_timeout` | 60 s | the connection is cut |

@@ -185,16 +185,20 @@ impl Attempt {
     /// Waits until the disk stays above its floor with [`ROOM_BYTES`] more. Output may go below it, archives may not: they are
     /// large and come at once, and would take the room from the output of other runs.
     async fn room_for_changes(&self, dir: &Path) -> Result<(), Ending> {
-        let floor = self.launch.storage_floor_bytes;
+        let needed = self.launch.storage_floor_bytes.saturating_add(ROOM_BYTES);
         let until = self.waits_until();
+        let mut is_told = false;
         loop {
             let free = free_bytes(dir).map_err(|error| Ending::unkept(&error))?;
-            let Some(free) = free.filter(|free| *free < floor.saturating_add(ROOM_BYTES)) else {
+            let Some(free) = free.filter(|free| *free < needed) else {
                 return Ok(());
             };
+            if !std::mem::replace(&mut is_told, true) {
+                tracing::warn!(free, needed, "the disk is full: the changes wait");
+            }
             if !try_again(until).await {
                 return Err(Ending::SpoolFailed(format!(
-                    "the host has no room left for the changes of the run: {free} bytes are free, and {floor} are to stay free"
+                    "the host has no room left for the changes of the run: {free} bytes are free, and {needed} are needed"
                 )));
             }
         }

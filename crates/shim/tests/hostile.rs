@@ -290,9 +290,9 @@ async fn changes_wait_until_the_disk_is_above_its_floor() {
     waiting.below = Some(disk.path().to_owned());
     waiting.storage_floor_bytes = 8 << 20;
     // Less than it waits for: the time without room is not the guest's.
-    waiting.tuning.changes_ms = 700;
+    waiting.tuning.changes_ms = 3_000;
     let room = std::thread::spawn(|| {
-        std::thread::sleep(Duration::from_millis(1_500));
+        std::thread::sleep(Duration::from_millis(4_000));
         std::fs::remove_file(ballast).unwrap();
     });
     let left = see_through(waiting).await;

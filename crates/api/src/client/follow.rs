@@ -3,7 +3,8 @@
 //! What always holds: every entry after the starting sequence is yielded once and in order; what comes again after a
 //! reconnection is dropped by its sequence; a gap is never passed over. What is held in memory is one event or batch. When nothing
 //! new could be read for [`PATIENCE`] of failures, or the same kind of nonsense came [`NONSENSE_MAX`] times in a row, the
-//! follower says so instead of trying for ever; a connection on which merely nothing happens is kept.
+//! follower says so instead of trying for ever; a connection on which merely nothing happens is kept. A stream that had begun
+//! is tried for as long as the server answers that there is no room for it now.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -11,7 +12,10 @@ use std::{
     time::Duration,
 };
 
-use holm_domain::run::{Event, EventKind};
+use holm_domain::{
+    ErrorCode,
+    run::{Event, EventKind},
+};
 use reqwest::Response;
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::time::Instant;
@@ -141,6 +145,8 @@ pub struct Follower<T: Followed> {
     backoff: Duration,
     failing_since: Option<Instant>,
     nonsense: u32,
+    /// Whether there ever was a connection.
+    begun: bool,
     ended: bool,
     last: Option<T::Last>,
     patience: Duration,
@@ -170,6 +176,7 @@ impl<T: Followed> Follower<T> {
             backoff: BACKOFF_FIRST,
             failing_since: None,
             nonsense: 0,
+            begun: false,
             ended: false,
             last: None,
             patience: PATIENCE,
@@ -228,7 +235,11 @@ impl<T: Followed> Follower<T> {
         }
         let Connection { response, reader, .. } = match &mut self.connection {
             Some(connection) => connection,
-            none => none.insert(connect(&self.client, &self.path, self.last_seq).await?),
+            none => {
+                let made = connect(&self.client, &self.path, self.last_seq).await?;
+                self.begun = true;
+                none.insert(made)
+            }
         };
         let decode = |problem: String| self.client.inner.decode_error(problem);
         loop {
@@ -263,6 +274,10 @@ impl<T: Followed> Follower<T> {
             }
         } else if !error.is_transient() {
             return Err(error);
+        }
+        // A server that is full may end a stream for somebody who has none, and has no room for it until others go.
+        if self.begun && error.code() == Some(ErrorCode::TooMany) {
+            self.failing_since = None;
         }
         let now = Instant::now();
         if now - *self.failing_since.get_or_insert(now) >= self.patience {

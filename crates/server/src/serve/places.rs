@@ -4,7 +4,8 @@
 //! last. What always holds: strangers keep nobody out, because some places are never taken by anybody else and the oldest
 //! makes room for the next one; and whoever has nothing gets in as long as somebody has two, because where there are no
 //! more places one of theirs is asked to leave: one that is idle, else one that waits, else one at work, the longest first.
-//! One that was asked to leave ends in order, and is cut where that takes longer than [`LEAVE_WITHIN`].
+//! One that was asked to leave ends in order, and is cut where that takes longer than [`LEAVE_WITHIN`]. An agent for which
+//! nobody can leave is heard all the same, as a stranger.
 //!
 //! Left out: memory ([`crate::account`]).
 
@@ -102,6 +103,16 @@ enum Stage {
 /// Since when a connection is at its stage, as a number that grows, and its own number.
 type Spot = (Stage, u64, u64);
 
+/// Where one more is to go.
+enum Room {
+    /// Anywhere.
+    Free,
+    /// In the place of this one, which is to leave.
+    Of(u64),
+    /// Nowhere: what comes on it is heard, and it makes room as a stranger does.
+    None,
+}
+
 #[derive(Debug)]
 struct Known {
     party: Party,
@@ -155,8 +166,8 @@ impl Open {
         self.parties.get(&party).map_or(0, BTreeSet::len)
     }
 
-    /// Whether one more of `party` is within the limits, and who is to leave for it.
-    fn room(&self, limits: &ServeLimits, party: Party) -> Result<Option<u64>, Failure> {
+    /// Which place there is for one more of `party`, if that is within the limits.
+    fn room(&self, limits: &ServeLimits, party: Party) -> Result<Room, Failure> {
         let of_org = self.count(party) + self.count(party.other());
         let org_max = limits.connections_per_org_max + limits.connections_for_agents;
         let too_many = |whose: &str, count, max, way_out: &str| {
@@ -175,10 +186,11 @@ impl Open {
         let members_max = limits.connections_max.saturating_sub(limits.connections_for_agents).min(all_max);
         let (members_full, full) = (!party.is_agent && self.members >= members_max, self.known.len() >= all_max);
         if !members_full && !full {
-            return Ok(None);
+            return Ok(Room::Free);
         }
         match self.spared(party, members_full) {
-            Some(number) => Ok(Some(number)),
+            Some(number) => Ok(Room::Of(number)),
+            None if party.is_agent => Ok(Room::None),
             None if members_full => too_many("all orgs together have", self.members, members_max, "try again"),
             None => too_many("all orgs together have", self.known.len(), all_max, "try again"),
         }
@@ -189,13 +201,13 @@ impl Open {
         self.parties.iter().filter_map(|(party, spots)| Some((*party, *spots.first()?, spots.len())))
     }
 
-    /// The connection that is to leave for one of `party`: an idle one of a party that has no fewer, else one of a party that
-    /// has more all the same once `party` has one more; of whoever has the most.
+    /// The connection that is to leave for one of `party`: an idle one of its own or of a party that has more, else one of a
+    /// party that has more all the same once `party` has one more; of those of whoever has the most.
     fn spared(&self, party: Party, of_members: bool) -> Option<u64> {
         let own = self.count(party);
         let offers = self.offers().filter(|(party, ..)| !(of_members && party.is_agent));
-        let fair = offers.filter(|(_, (stage, ..), count)| match stage {
-            Stage::Idle => *count >= own,
+        let fair = offers.filter(|(holder, (stage, ..), count)| match stage {
+            Stage::Idle => *count > own || *holder == party,
             Stage::Waits | Stage::Works => *count > own + 1,
         });
         let best = fair.max_by_key(|(_, (stage, since, _), count)| (*stage == Stage::Idle, *count, Reverse(*since)));
@@ -262,7 +274,12 @@ impl Seat {
         }
         let before = open.leave(self.number);
         let spared = match open.room(&self.places.limits, party) {
-            Ok(spared) => spared,
+            Ok(Room::Free) => None,
+            Ok(Room::Of(number)) => Some(number),
+            Ok(Room::None) => {
+                open.strangers.entry(self.number).or_insert_with(|| (Instant::now(), self.cut.clone()));
+                return Ok(());
+            }
             Err(refused) => {
                 if let Some(known) = before {
                     open.enter(self.number, known);

@@ -216,7 +216,7 @@ mod tests {
         let options = SqliteConnectOptions::new().filename(folder.path().join("db")).create_if_missing(true);
         let mut other = SqliteConnection::connect_with(&options).await.unwrap();
         sqlx::raw_sql("begin exclusive").execute(&mut other).await.unwrap();
-        let (limit, mut given) = (Duration::from_millis(200), Vec::new());
+        let (limit, mut given) = (Duration::from_secs(2), Vec::new());
         let at_once = options.journal_mode(SqliteJournalMode::Wal).busy_timeout(Duration::ZERO);
         let opened = when_free(limit, |rest| {
             given.push(rest);

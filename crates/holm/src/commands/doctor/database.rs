@@ -11,7 +11,11 @@ use std::{
 use rustix::process::{Flock, FlockType, Pid, fcntl_getlk};
 use secrecy::ExposeSecret as _;
 
-use super::{Probe, good, less, missing};
+use super::{
+    Probe,
+    deadline::{self, LOOK_DEADLINE},
+    good, less, missing,
+};
 use crate::{home::Home, serve, session::Session, units::show_duration};
 
 /// How long the database may take to answer, and a large file to be read.
@@ -27,6 +31,12 @@ const WRITE_LOCK_AT: u64 = 120;
 /// Where its counter of changes is.
 const CHANGES_AT: u64 = 8;
 
+/// Whether there is such a file.
+async fn there(name: &'static str, path: PathBuf) -> Result<bool, Probe> {
+    let looked = path.clone();
+    deadline::look(name, &path, LOOK_DEADLINE, move || looked.exists()).await
+}
+
 /// Looks at it.
 pub async fn probe(session: &Session, home: &Home) -> Probe {
     let name = "database";
@@ -38,8 +48,12 @@ pub async fn probe(session: &Session, home: &Home) -> Probe {
         },
     };
     let file = url.expose_secret().strip_prefix("sqlite:").map(PathBuf::from);
-    if file.as_ref().is_some_and(|path| !path.exists()) {
-        return good(name, "none yet; the first start of a server makes it");
+    if let Some(path) = &file {
+        match there(name, path.clone()).await {
+            Ok(true) => {}
+            Ok(false) => return good(name, "none yet; the first start of a server makes it"),
+            Err(silent) => return silent,
+        }
     }
     let what = serve::database_name(&url);
     match tokio::time::timeout(DATABASE_DEADLINE, serve::database_ping(url.expose_secret())).await {

@@ -1,6 +1,7 @@
 //! Looks that end: a file system whose disk or server is gone keeps whoever asks it anything.
 //!
-//! Such a look cannot be taken back. It has a thread of its own, which is left behind and ends with the process.
+//! Such a look cannot be taken back. It has a thread of its own, which is left behind and ends with the process, where the
+//! kernel lets it end: a call that nothing may interrupt, of a disk that has died, keeps the process as well.
 
 use std::{io, path::Path, thread, time::Duration};
 
@@ -13,12 +14,12 @@ use crate::units::show_duration;
 pub const LOOK_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What `look` finds at `path`, or word that nothing was found within `deadline`.
-pub async fn probes(
+pub async fn look<T: Send + 'static>(
     name: &'static str,
     path: &Path,
     deadline: Duration,
-    look: impl FnOnce() -> Vec<Probe> + Send + 'static,
-) -> Result<Vec<Probe>, Probe> {
+    look: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Probe> {
     let way_out = "look after its disk, or the server of its file system, or give another folder with --home";
     let not_found = |error| missing(name, format!("{}: {error}", path.display()), way_out);
     answer(deadline, look).await.map_err(not_found)
@@ -54,10 +55,10 @@ mod tests {
             hang.recv().unwrap_or_default();
             vec![good("home", "late")]
         };
-        let probe = probes("home", Path::new("/gone"), Duration::from_secs(1), look).await.unwrap_err();
+        let probe = super::look("home", Path::new("/gone"), Duration::from_secs(1), look).await.unwrap_err();
         assert_eq!((probe.status, probe.found.as_str()), (Status::Missing, "/gone: it does not answer within 1 s"));
         drop(release);
-        let found = probes("home", Path::new("/there"), LOOK_DEADLINE, || vec![good("home", "there")]).await;
+        let found = super::look("home", Path::new("/there"), LOOK_DEADLINE, || vec![good("home", "there")]).await;
         assert_eq!(found.unwrap()[0].found, "there");
     }
 }

@@ -37,7 +37,7 @@ pub async fn probes(home: &Home) -> (Vec<Probe>, bool) {
     let mut probes = Vec::new();
     for (name, place, look) in LOOKS {
         let own = home.clone();
-        match deadline::probes(name, &place(home), LOOK_DEADLINE, move || look(&own)).await {
+        match deadline::look(name, &place(home), LOOK_DEADLINE, move || look(&own)).await {
             Ok(found) => probes.extend(found),
             Err(gone) => {
                 probes.push(gone);
