@@ -545,6 +545,14 @@ impl World {
         }
     }
 
+    /// After a failure: what became of the runs.
+    fn tell_runs(&self) {
+        let listed = self.command().args(["ps", "--all", "--json"]).output();
+        let told =
+            listed.map_or_else(|error| error.to_string(), |ran| String::from_utf8_lossy(&ran.stdout).into_owned());
+        std::io::Write::write_all(&mut std::io::stderr(), format!("Runs:\n{told}\n").as_bytes()).unwrap_or_default();
+    }
+
     /// After a failure: ends everything of this world by its id, without a word.
     fn sweep(&mut self) {
         for (role, running) in &self.processes {
@@ -573,6 +581,7 @@ impl Default for World {
 impl Drop for World {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            self.tell_runs();
             self.sweep();
             self.unmount();
             return;
