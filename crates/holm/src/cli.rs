@@ -14,7 +14,7 @@ use crate::commands;
 Examples:
   holm run echo hello                  run a command on an island and see its output
   holm run --dir . --write-back make   build this directory, and copy the changes back
-  holm run -d -m 512m --timeout 10m ./job.sh
+  holm run -d -m 512m --timeout 10m --dir . ./job.sh
   holm ps -a                           runs of today and before
   holm logs -f RUN                     follow the output of a run
 

@@ -21,7 +21,7 @@ const PAGE: u32 = 200;
 Examples:
   holm ps                      what goes on now
   holm ps -a -n 20             the newest twenty, ended ones too
-  holm ps -a -l nightly --state ended
+  holm ps -a -l job=nightly --state ended
   holm cancel $(holm ps -q)")]
 pub struct PsArgs {
     /// Also runs that have ended

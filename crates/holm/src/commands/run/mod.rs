@@ -28,7 +28,7 @@ Examples:
   holm run -e CI=1 --dir . -m 2g --cpus 2 make test
   holm run --dir . --write-back -- cargo fmt
   holm run --image tar:rootfs.tar -u 1000:1000 -- /bin/sh -c 'id; ls /'
-  holm run -d --timeout 1h ./nightly.sh
+  holm run -d --timeout 1h --dir . ./nightly.sh
 
 Exit codes:
   the command's own; 128 + N if signal N ended it; 124 after --timeout; 127 if the command is
