@@ -59,19 +59,20 @@ impl EventFile {
         self.told() + EVENTS_RESERVED < EVENTS_MAX
     }
 
-    fn told(&self) -> u64 {
+    /// How many events were told, those that wait among them.
+    pub fn told(&self) -> u64 {
         self.written + self.unwritten.len() as u64
     }
 
-    /// Tells an event, and those that wait before it, as far as the disk has room.
-    pub fn append(&mut self, event: EventKind) -> io::Result<()> {
+    /// Tells an event, and those that wait before it, as far as the disk has room; returns whether none waits any more.
+    pub fn append(&mut self, event: EventKind) -> io::Result<bool> {
         if self.told() >= EVENTS_MAX {
             return Err(io::Error::other("the file of events is full"));
         }
         let mut line = serde_json::to_vec(&SourceEvent { seq: self.told() + 1, event })?;
         line.push(b'\n');
         self.unwritten.push_back(line);
-        self.flush().map(|_| ())
+        self.flush()
     }
 
     /// Writes the events that wait; returns whether none does any more.

@@ -13,6 +13,7 @@ pub mod deadline;
 pub mod environment;
 pub mod events;
 pub mod exit;
+pub mod full_disk;
 pub mod guest;
 pub mod lane_out;
 pub mod outcome;
@@ -20,6 +21,7 @@ pub mod protocol;
 pub mod spool;
 pub mod start;
 pub mod supervise;
+mod telling;
 pub mod watchdog;
 mod work;
 

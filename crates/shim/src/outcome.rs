@@ -65,16 +65,19 @@ pub struct Circumstances {
     pub shortage: Shortage,
     /// The time limit of the command.
     pub time_limit: Duration,
+    /// How long what it left waited for room on a full disk of the host.
+    pub waited_for_room: Duration,
 }
 
 /// How the run ended.
 pub fn classify(ending: Ending, circumstances: Circumstances) -> Outcome {
-    let Circumstances { causes, shortage, time_limit } = circumstances;
+    let Circumstances { causes, shortage, time_limit, waited_for_room } = circumstances;
     let exit = if let Ending::Exited(exit) = &ending { Some(*exit) } else { None };
     let forced = if causes.time_limit {
         let message = format!("the command was still running after its time limit of {time_limit:?}");
         // Not the reason of the end, but perhaps of what took so long.
-        Some(Outcome::timed_out([message].into_iter().chain(shortage.sentences()).collect::<Vec<_>>().join("; ")))
+        let slow = shortage.sentences().chain(full_disk(waited_for_room));
+        Some(Outcome::timed_out([message].into_iter().chain(slow).collect::<Vec<_>>().join("; ")))
     } else if causes.lease {
         Some(Outcome::failed(Reason::LeaseExpired, "the sandbox was killed because its lease was not renewed"))
     } else if let Some(how) = causes.cancelled {
@@ -87,10 +90,10 @@ pub fn classify(ending: Ending, circumstances: Circumstances) -> Outcome {
     } else {
         None
     };
-    match forced {
-        Some(outcome) => Outcome { exit, ..outcome },
-        None => unforced(ending, shortage),
-    }
+    let Some(outcome) = forced else { return unforced(ending, shortage) };
+    let lost = if let Ending::SpoolFailed(why) = ending { Some(why) } else { None };
+    let sentences: Vec<String> = outcome.message.into_iter().chain(lost).collect();
+    Outcome { exit, message: Some(clip(sentences.join("; "))), ..outcome }
 }
 
 fn unforced(ending: Ending, shortage: Shortage) -> Outcome {
@@ -114,6 +117,12 @@ fn unforced(ending: Ending, shortage: Shortage) -> Outcome {
         }
         Ending::SpoolFailed(message) => Outcome::failed(Reason::SpoolFailed, clip(message)),
     }
+}
+
+/// What is said of a wait for room.
+fn full_disk(waited: Duration) -> Option<String> {
+    let sentence = || format!("for {waited:.1?} of it the disk of its host was full and its output waited");
+    (!waited.is_zero()).then(sentence)
 }
 
 /// Gives a failure the reason that the kernel knows, if it knows one, and adds what it knows to the message.
@@ -196,7 +205,7 @@ mod tests {
     use super::*;
 
     fn caused(causes: Causes) -> Circumstances {
-        Circumstances { causes, shortage: Shortage::default(), time_limit: Duration::from_secs(60) }
+        Circumstances { causes, time_limit: Duration::from_secs(60), ..Circumstances::default() }
     }
 
     fn endings() -> Vec<Ending> {
@@ -327,6 +336,19 @@ mod tests {
         let late = classify(Ending::Exited(ExitStatus::Code(0)), late);
         assert_eq!((late.reason, late.exit_code()), (Some(Reason::Timeout), 124));
         assert!(late.message.is_some_and(|message| message.contains("60s; the host")));
+    }
+
+    #[test]
+    fn what_a_full_disk_did_to_a_run_that_was_ended_is_said() {
+        let late = caused(Causes { time_limit: true, ..Causes::default() });
+        let told = |ending, circumstances| classify(ending, circumstances).message.unwrap();
+        assert!(!told(Ending::Lost("x".into()), late).contains("full"));
+        let waited = Circumstances { waited_for_room: Duration::from_millis(1_230), ..late };
+        assert!(told(Ending::Lost("x".into()), waited).contains("60s; for 1.2s of it the disk"));
+        for how in [Cancel::Terminate, Cancel::Kill] {
+            let cancelled = caused(Causes { cancelled: Some(how), ..Causes::default() });
+            assert!(told(Ending::SpoolFailed("no room".into()), cancelled).ends_with("on request; no room"));
+        }
     }
 
     #[test]

@@ -81,8 +81,8 @@ pub struct Tuning {
     pub terminate_grace_ms: u64,
     /// How much output may lie in the spool that was not acknowledged, in bytes; then the command has to wait.
     pub spool_bytes_max: u64,
-    /// How long output waits for room on a disk that is full, and the command with it, in milliseconds; then the run is given up.
-    /// Changes wait for as long.
+    /// How long what a run leaves waits for room on a disk that is full, and the command with it, in milliseconds; then the run
+    /// is given up. Output, changes and events have it together, and anew once output found room.
     pub disk_full_ms: u64,
     /// How long what was killed may take to die before that is told, in milliseconds. It is waited for without end.
     pub death_ms: u64,

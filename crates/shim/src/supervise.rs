@@ -9,6 +9,7 @@ use std::{
     cell::{Cell, RefCell},
     io,
     path::PathBuf,
+    rc::Rc,
     sync::Arc,
     time::Duration,
 };
@@ -19,28 +20,24 @@ use holm_domain::{
     run::{EventKind, ExitStatus, Usage},
 };
 use holm_runtime::{Counted, Sandbox, SandboxHandle, crash::effect};
-use holm_wire::{
-    guest_api::{OutputFrame, OutputStream},
-    host_api::Refused,
-};
-use tokio::sync::{mpsc, watch};
+use holm_wire::guest_api::{OutputFrame, OutputStream};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::{
     clock,
     deadline::{Causes, Input},
     events::{EventFile, Refusals},
     exit,
+    full_disk::FullDisk,
     guest::Readiness,
     outcome::{Circumstances, Ending, Shortage, classify},
     protocol::{Command, Launch, Phase, Status},
-    spool::keeper::{Keeper, TRY_AGAIN_AFTER},
+    spool::keeper::Keeper,
     watchdog::{View, Watchdog},
 };
 
 /// How long the work with a guest may still go on after everything in the sandbox was killed: what the lanes hold is read.
 const READ_AFTER_KILL: Duration = Duration::from_secs(5);
-/// How many refusals of a guest's may wait to be counted.
-pub(crate) const REFUSALS_WAITING_MAX: usize = 1_024;
 
 /// One attempt: everything that is written and told of it.
 pub struct Attempt {
@@ -48,8 +45,11 @@ pub struct Attempt {
     pub(crate) watchdog: Watchdog,
     status: watch::Sender<Status>,
     spool: Keeper,
-    events: RefCell<EventFile>,
-    refusals: RefCell<Refusals>,
+    pub(crate) full_disk: Rc<FullDisk>,
+    pub(crate) events: RefCell<EventFile>,
+    /// Notified when an event found no room on the disk.
+    pub(crate) event_waits: Notify,
+    pub(crate) refusals: RefCell<Refusals>,
     output_bytes: Cell<u64>,
     leave: watch::Sender<bool>,
 }
@@ -81,15 +81,18 @@ pub fn first_status(launch: &Launch) -> Status {
 impl Attempt {
     /// Makes the files of an attempt in its folder.
     pub fn new(launch: Launch, watchdog: Watchdog) -> io::Result<Self> {
-        let patience = Duration::from_millis(launch.tuning.disk_full_ms);
-        let spool = Keeper::create(&launch.dir, launch.first_log_seq, launch.tuning.spool_bytes_max, patience)?;
+        let full_disk = Rc::new(FullDisk::new(Duration::from_millis(launch.tuning.disk_full_ms)));
+        let (first_seq, bytes_max) = (launch.first_log_seq, launch.tuning.spool_bytes_max);
+        let spool = Keeper::create(&launch.dir, first_seq, bytes_max, Rc::clone(&full_disk))?;
         let events = EventFile::new(&launch.dir);
         Ok(Self {
             status: watch::Sender::new(first_status(&launch)),
             launch,
             watchdog,
             spool,
+            full_disk,
             events: RefCell::new(events),
+            event_waits: Notify::new(),
             refusals: RefCell::default(),
             output_bytes: Cell::new(0),
             leave: watch::Sender::new(false),
@@ -109,7 +112,10 @@ impl Attempt {
         commands: mpsc::Receiver<Command>,
     ) {
         let attempt = async {
-            self.to_the_end(launched, readiness).await;
+            tokio::select! {
+                () = self.to_the_end(launched, readiness) => {}
+                never = self.write_events_that_wait() => match never {},
+            }
             self.linger().await;
         };
         tokio::select! {
@@ -128,10 +134,7 @@ impl Attempt {
                 (Ending::NotLaunched(error.to_string()), Traces::default())
             }
         };
-        let ending = match self.settle().await {
-            Ok(()) => ending,
-            Err(error) => Ending::unkept(&error),
-        };
+        self.tell_last_events().await;
         let causes = self.watchdog.view().borrow().causes;
         self.tell_end(ending, causes, traces);
     }
@@ -159,6 +162,9 @@ impl Attempt {
         };
         let has_failed = matches!(ending, Ending::Exited(exit) if exit != ExitStatus::Code(0));
         let disk_full = has_failed && handle.disk_is_full() == Some(true);
+        if view.borrow().causes != Causes::default() {
+            self.full_disk.hurry(clock::boot());
+        }
         effect("sandbox.dismiss", || self.watchdog.input(Input::Dismiss));
         // What was read does not wait for a sandbox that does not die, nor the death for a disk that does not write.
         let (written, ()) = tokio::join!(self.spool.end(|| self.progress()), self.death(&mut view));
@@ -183,32 +189,14 @@ impl Attempt {
         tracing::warn!("the sandbox has died after all");
     }
 
-    /// Writes what is still in memory.
-    async fn settle(&self) -> io::Result<()> {
-        self.spool.end(|| self.progress()).await?;
-        for event in std::mem::take(&mut *self.refusals.borrow_mut()).finish() {
-            self.tell(event)?;
-        }
-        self.write_events().await?;
-        self.progress();
-        Ok(())
-    }
-
-    /// Writes the events for which the disk had no room, and waits for it as output does.
-    async fn write_events(&self) -> io::Result<()> {
-        let until = clock::boot().plus(Duration::from_millis(self.launch.tuning.disk_full_ms));
-        while !self.events.borrow_mut().flush()? {
-            if clock::boot() >= until {
-                return Err(io::ErrorKind::StorageFull.into());
-            }
-            tokio::time::sleep(TRY_AGAIN_AFTER).await;
-        }
-        Ok(())
-    }
-
     fn tell_end(&self, ending: Ending, causes: Causes, traces: Traces) {
         let usage = self.usage(&ending, traces.counted);
-        let circumstances = Circumstances { causes, shortage: self.shortage(traces), time_limit: self.time_limit() };
+        let circumstances = Circumstances {
+            causes,
+            shortage: self.shortage(traces),
+            time_limit: self.time_limit(),
+            waited_for_room: self.full_disk.waited(clock::boot()),
+        };
         let outcome = classify(ending, circumstances);
         tracing::info!(?outcome, "the attempt has ended");
         let mut last = self.status.borrow().clone();
@@ -280,8 +268,8 @@ impl Attempt {
                 Command::Extend { fence, deadline_us } => {
                     self.watchdog.input(Input::Extend { fence, deadline: deadline_us });
                 }
-                Command::Cancel(how) => self.watchdog.input(Input::Cancel(how)),
-                Command::Stop {} => self.watchdog.input(Input::Stop),
+                Command::Cancel(how) => self.end_early(Input::Cancel(how)),
+                Command::Stop {} => self.end_early(Input::Stop),
                 Command::Acked { next_seq } => self.spool.acked(next_seq),
                 Command::Quit {} => self.leave(),
             }
@@ -289,6 +277,14 @@ impl Attempt {
         // Whoever sends commands has gone for good: without them no lease could be extended.
         tracing::error!("the control socket is gone");
         std::future::pending::<()>().await;
+    }
+
+    /// Ends the sandbox, or where that is done the wait for room for what it leaves.
+    fn end_early(&self, why: Input) {
+        self.watchdog.input(why);
+        if self.watchdog.view().borrow().killed {
+            self.full_disk.hurry(clock::boot());
+        }
     }
 
     async fn tell_deadline(&self) {
@@ -308,7 +304,7 @@ impl Attempt {
         self.status.send_modify(change);
     }
 
-    fn progress(&self) {
+    pub(crate) fn progress(&self) {
         let (next_seq, events) = (self.spool.next_seq(), self.events.borrow().written());
         self.status.send_if_modified(|status| {
             let changed = (status.next_seq, status.events) != (next_seq, events);
@@ -330,30 +326,6 @@ impl Attempt {
         self.spool.push(stream, taken).map_err(|error| Ending::unkept(&error))?;
         self.output_bytes.set(self.output_bytes.get() + taken.len() as u64);
         if taken.len() < frame.data.len() { Err(Ending::LogLimit(limit)) } else { Ok(()) }
-    }
-
-    /// Tells an event.
-    pub(crate) fn tell(&self, event: EventKind) -> io::Result<()> {
-        effect("event.write", || self.events.borrow_mut().append(event))?;
-        self.progress();
-        Ok(())
-    }
-
-    /// Counts what was refused, as the guest tells of it; returns only when that cannot be told.
-    pub(crate) async fn count_refusals(&self, refusals: &mut mpsc::Receiver<Refused>) -> io::Error {
-        while let Some(refused) = refusals.recv().await {
-            if let Err(error) = self.count_refusal(&refused) {
-                return error;
-            }
-        }
-        std::future::pending().await
-    }
-
-    /// Counts what was refused once.
-    pub(crate) fn count_refusal(&self, refused: &Refused) -> io::Result<()> {
-        let may_tell = self.events.borrow().has_room();
-        let event = self.refusals.borrow_mut().count(refused, may_tell, clock::boot());
-        event.map_or(Ok(()), |event| self.tell(event))
     }
 
     pub(crate) fn dir(&self) -> PathBuf {

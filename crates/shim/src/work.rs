@@ -2,10 +2,7 @@
 
 use std::{os::fd::OwnedFd, path::Path, time::Duration};
 
-use holm_domain::{
-    BootMicros,
-    run::{EventKind, ExitStatus, event::TEXT_BYTES_MAX},
-};
+use holm_domain::run::{EventKind, ExitStatus, event::TEXT_BYTES_MAX};
 use holm_runtime::{
     crash::{effect, effect_of},
     room::free_bytes,
@@ -25,8 +22,9 @@ use crate::{
     lane_out,
     outcome::Ending,
     protocol::Phase,
-    spool::{keeper::TRY_AGAIN_AFTER, writer::is_no_room},
-    supervise::{Attempt, REFUSALS_WAITING_MAX},
+    spool::writer::is_no_room,
+    supervise::Attempt,
+    telling::REFUSALS_WAITING_MAX,
 };
 
 const SIGTERM: u8 = 15;
@@ -186,17 +184,13 @@ impl Attempt {
     /// large and come at once, and would take the room from the output of other runs.
     async fn room_for_changes(&self, dir: &Path) -> Result<(), Ending> {
         let needed = self.launch.storage_floor_bytes.saturating_add(ROOM_BYTES);
-        let until = self.waits_until();
-        let mut is_told = false;
         loop {
             let free = free_bytes(dir).map_err(|error| Ending::unkept(&error))?;
             let Some(free) = free.filter(|free| *free < needed) else {
+                self.full_disk.has_room(clock::boot());
                 return Ok(());
             };
-            if !std::mem::replace(&mut is_told, true) {
-                tracing::warn!(free, needed, "the disk is full: the changes wait");
-            }
-            if !try_again(until).await {
+            if !self.full_disk.wait().await {
                 return Err(Ending::SpoolFailed(format!(
                     "the host has no room left for the changes of the run: {free} bytes are free, and {needed} are needed"
                 )));
@@ -206,28 +200,14 @@ impl Attempt {
 
     /// Writes a piece of an archive, and waits where others took the room for it meanwhile.
     async fn write_changes(&self, pending: &mut exit::Pending<'_>, mut piece: &[u8]) -> Result<(), Ending> {
-        let until = self.waits_until();
         while let Err(error) = pending.write(&mut piece) {
-            if !is_no_room(&error) || !try_again(until).await {
+            if !is_no_room(&error) || !self.full_disk.wait().await {
                 return Err(Ending::unkept(&error));
             }
         }
+        self.full_disk.has_room(clock::boot());
         Ok(())
     }
-
-    /// Until when a wait for a full disk that begins now goes on.
-    fn waits_until(&self) -> BootMicros {
-        clock::boot().plus(Duration::from_millis(self.launch.tuning.disk_full_ms))
-    }
-}
-
-/// Waits until a full disk is worth another try; whether there is one, which there is none of from `until` on.
-async fn try_again(until: BootMicros) -> bool {
-    let now = clock::boot();
-    if now < until {
-        clock::sleep_until(Some(until.min(now.plus(TRY_AGAIN_AFTER)))).await;
-    }
-    now < until
 }
 
 impl From<ChangesError> for Ending {

@@ -3,13 +3,14 @@
 
 mod small_disk;
 
-use std::{io, path::Path, time::Duration};
+use std::{io, path::Path, rc::Rc, time::Duration};
 
 use holm_domain::{
     BootMicros, UnixMicros,
     log::{BATCH_BYTES_MAX, Batch, HEAD_BYTES, Stream, parse_all},
 };
 use holm_shim::{
+    full_disk::FullDisk,
     protocol::SPOOL_DIR_NAME,
     spool::{
         keeper::Keeper,
@@ -331,7 +332,7 @@ fn an_acknowledged_file_that_could_take_more_is_deleted_while_the_disk_is_full()
 async fn a_disk_that_stays_full_is_waited_for_no_longer_than_that() {
     let disk = SmallDisk::new(1 << 20);
     let patience = Duration::from_millis(600);
-    let keeper = Keeper::create(disk.path(), 1, LARGE, patience).unwrap();
+    let keeper = Keeper::create(disk.path(), 1, LARGE, Rc::new(FullDisk::new(patience))).unwrap();
     disk.fill();
     keeper.push(Stream::Stdout, b"lost\n").unwrap();
     let begun = std::time::Instant::now();

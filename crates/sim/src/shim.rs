@@ -11,7 +11,7 @@ use holm_domain::{
 };
 use holm_shim::{
     deadline::{Action, Input, Terms, Verdict},
-    outcome::{Circumstances, Ending, Shortage, classify},
+    outcome::{Circumstances, Ending, classify},
 };
 
 use crate::{
@@ -222,7 +222,7 @@ impl World {
         let time_limit = self.plan.time_limit;
         let Some(shim) = self.shim_at(place) else { return };
         shim.verdict.step(Input::Ended, now);
-        let circumstances = Circumstances { causes: shim.verdict.causes(), shortage: Shortage::default(), time_limit };
+        let circumstances = Circumstances { causes: shim.verdict.causes(), time_limit, ..Circumstances::default() };
         let outcome = classify(ending, circumstances);
         let reason = outcome.reason;
         shim.word = Some(outcome);

@@ -1,14 +1,14 @@
 //! The spool of one attempt: where output is taken in, and the agent's acknowledgements.
 //!
 //! What always holds: output that was taken is written in its order, at the latest when its time has come; while there is no
-//! room, none is taken, so that the command waits, whether it is the spool that is full or the disk below it; for a disk it waits
-//! no longer than a patience. What writes may be dropped at any time and called again: what was begun goes on.
+//! room, none is taken, so that the command waits, whether it is the spool that is full or the disk below it, which is
+//! waited for as long as [`FullDisk`] says. What writes may be dropped at any time and called again: what was begun goes on.
 
 use std::{
     cell::{Cell, RefCell},
     io,
     path::Path,
-    time::Duration,
+    rc::Rc,
 };
 
 use holm_domain::{BootMicros, log::Stream};
@@ -18,10 +18,7 @@ use super::{
     beside::Beside,
     writer::{Append, Appended, TakenBack, Writer},
 };
-use crate::clock;
-
-/// How soon it is tried again to write what found no room on the disk.
-pub const TRY_AGAIN_AFTER: Duration = Duration::from_millis(250);
+use crate::{clock, full_disk::FullDisk};
 
 /// The writer of a spool with the thread that helps it.
 #[derive(Debug)]
@@ -30,30 +27,22 @@ pub struct Keeper {
     beside: RefCell<Beside>,
     pushed: Notify,
     has_room: Notify,
-    /// How long a disk that is full is waited for.
-    patience: Duration,
-    /// Nothing while the disk has room.
-    disk_full: Cell<Option<DiskFull>>,
-}
-
-/// A disk without room.
-#[derive(Debug, Clone, Copy)]
-struct DiskFull {
-    since: BootMicros,
-    tried: BootMicros,
+    full_disk: Rc<FullDisk>,
+    /// When it is tried again to write what found no room on the disk.
+    again_at: Cell<Option<BootMicros>>,
 }
 
 impl Keeper {
     /// An empty spool in `dir`, whose first entry has the sequence `first_seq`; it takes about `bytes_max` bytes of the disk
-    /// at most, and waits for a full one for `patience`.
-    pub fn create(dir: &Path, first_seq: u64, bytes_max: u64, patience: Duration) -> io::Result<Self> {
+    /// at most.
+    pub fn create(dir: &Path, first_seq: u64, bytes_max: u64, full_disk: Rc<FullDisk>) -> io::Result<Self> {
         Ok(Self {
             writer: RefCell::new(Writer::create(dir, first_seq, bytes_max)?),
             beside: RefCell::default(),
             pushed: Notify::new(),
             has_room: Notify::new(),
-            patience,
-            disk_full: Cell::default(),
+            full_disk,
+            again_at: Cell::default(),
         })
     }
 
@@ -128,8 +117,8 @@ impl Keeper {
 
     /// The append that is due; on a disk that was full, not before it is worth another try.
     async fn next_append(&self, now: BootMicros) -> Option<Append> {
-        if let Some(full) = self.disk_full.get() {
-            clock::sleep_until(Some(full.tried.plus(TRY_AGAIN_AFTER))).await;
+        if let Some(again_at) = self.again_at.get() {
+            clock::sleep_until(Some(again_at)).await;
         }
         self.writer.borrow_mut().append(now)
     }
@@ -139,27 +128,16 @@ impl Keeper {
         self.make_room();
         match taken {
             TakenBack::Written => {
-                if self.disk_full.take().is_some() {
-                    tracing::info!("the disk has room again");
+                if self.again_at.take().is_some() {
+                    self.full_disk.has_room_for_output(clock::boot());
                 }
                 written();
             }
-            TakenBack::NoRoom(error) => self.wait_for_disk(error)?,
+            TakenBack::NoRoom(error) => {
+                let again_at = self.full_disk.no_room(clock::boot()).ok_or(error)?;
+                self.again_at.set(Some(again_at));
+            }
         }
-        Ok(())
-    }
-
-    /// Notes that the disk is full; fails when it has been for too long.
-    fn wait_for_disk(&self, error: io::Error) -> io::Result<()> {
-        let now = clock::boot();
-        let since = self.disk_full.get().map_or(now, |full| full.since);
-        if since == now {
-            tracing::warn!(%error, patience = ?self.patience, "the disk is full: the output waits for room");
-        }
-        if now >= since.plus(self.patience) {
-            return Err(error);
-        }
-        self.disk_full.set(Some(DiskFull { since, tried: now }));
         Ok(())
     }
 
