@@ -133,3 +133,24 @@ fn a_full_disk_under_the_agent_costs_no_line_and_no_run() {
     assert!(world.logs(&neighbour).text() == counted(600), "lines are missing, doubled or out of order");
     assert_eq!(world.run(["--", "echo", "new"]).succeeds().text(), "new\n");
 }
+
+#[test]
+fn a_run_that_is_cancelled_on_a_full_disk_ends_soon_and_says_what_is_missing() {
+    if !host::is_root() {
+        return;
+    }
+    let mut world = World::new();
+    world.start_server();
+    let disk = world.small_disk("agent-only", "24m");
+    world.start_agent_with("only", &["--host-storage-floor", "0"]);
+    let run = world.detach(["--", "sh", "-c", "echo kept; sleep 2; seq 300000; exec sleep 1000"]);
+    eventually("its output", || (world.logs(&run).text() == "kept\n").then_some(()));
+    keep_full(&disk, Duration::from_secs(3));
+    world.holm(["cancel", &run]).succeeds();
+    // It would be waited for room for five minutes.
+    let ended = world.until_ended(&run);
+    let outcome = &ended["outcome"];
+    assert_eq!((&outcome["kind"], &ended["fence"]), (&"cancelled".into(), &1.into()), "{ended}");
+    assert!(outcome["message"].as_str().is_some_and(|text| text.contains("no room left")), "{ended}");
+    assert!(world.logs(&run).text().starts_with("kept\n"), "what was stored before is there");
+}
