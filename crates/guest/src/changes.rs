@@ -33,7 +33,8 @@ use archive::{BLOCK_BYTES, Head, Kind};
 /// How deep folders may be nested; each level holds a descriptor.
 const DEPTH_MAX: usize = 256;
 const PIECE_BYTES: usize = 64 * 1024;
-/// How much of the names of files with several names is remembered, in bytes; of what is beyond, each name is written as a file.
+/// How much of the names of files with several names is remembered, in bytes; of what is beyond, each name is written as a
+/// file.
 const FIRST_NAMES_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How much of a path a message shows, in bytes.
 const PATH_BYTES_SHOWN: usize = 1_024;

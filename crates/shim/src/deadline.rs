@@ -4,8 +4,8 @@
 //! ([`Verdict::next_tick`]). The watchdog obeys it.
 //!
 //! What always holds: a sandbox that has not ended is killed at the first step at or after its lease's deadline; a deadline
-//! only ever moves later, and not at all once it has passed; a kill is never taken back, needs nobody's consent, and is repeated
-//! until everything has died. Why a sandbox was ended is kept as a set, because several things may happen at once;
+//! only ever moves later, and not at all once it has passed; a kill is never taken back, needs nobody's consent, and is
+//! repeated until everything has died. Why a sandbox was ended is kept as a set, because several things may happen at once;
 //! [`crate::outcome`] says which of them counts.
 
 use std::time::Duration;

@@ -33,7 +33,8 @@ const HOST_BYTES_MAX: usize = 255;
 /// sandbox that does not die.
 const EVENTS_RESERVED: u64 = DESTINATIONS_MAX as u64 + 3;
 
-/// The file of events. It is made with the first one: most runs have none. Events for which the disk has no room wait in memory.
+/// The file of events. It is made with the first one: most runs have none. Events for which the disk has no room wait in
+/// memory.
 #[derive(Debug)]
 pub struct EventFile {
     path: PathBuf,

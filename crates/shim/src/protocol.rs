@@ -4,8 +4,8 @@
 //! ([`holm_runtime::passing`]). From then on they speak over the socket [`SOCKET_NAME`] in the attempt's folder: lines of
 //! JSON, each at most [`LINE_BYTES_MAX`] long; [`Command`] one way, [`Status`] the other. The shim sends its status on
 //! connect and whenever it changes. What a shim leaves behind for an agent that was away, or if it dies, is [`Status`] in
-//! [`EXIT_FILE_NAME`], the mark [`STARTED_FILE_NAME`], the spool in [`SPOOL_DIR_NAME`], the events in [`EVENTS_FILE_NAME`], and the changes of the work dir
-//! in [`CHANGES_FILE_NAME`].
+//! [`EXIT_FILE_NAME`], the mark [`STARTED_FILE_NAME`], the spool in [`SPOOL_DIR_NAME`], the events in [`EVENTS_FILE_NAME`],
+//! and the changes of the work dir in [`CHANGES_FILE_NAME`].
 
 use std::path::PathBuf;
 
@@ -81,8 +81,8 @@ pub struct Tuning {
     pub terminate_grace_ms: u64,
     /// How much output may lie in the spool that was not acknowledged, in bytes; then the command has to wait.
     pub spool_bytes_max: u64,
-    /// How long what a run leaves waits for room on a disk that is full, and the command with it, in milliseconds; then the run
-    /// is given up. Output, changes and events have it together, and anew once output found room.
+    /// How long what a run leaves waits for room on a disk that is full, and the command with it, in milliseconds; then the
+    /// run is given up. Output, changes and events have it together, and anew once output found room.
     pub disk_full_ms: u64,
     /// How long what was killed may take to die before that is told, in milliseconds. It is waited for without end.
     pub death_ms: u64,

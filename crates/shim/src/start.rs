@@ -1,9 +1,10 @@
 //! The beginning and the end of the process: what it is handed, what it gives up, and what it leaves behind whatever happens.
 //!
-//! The order matters. The agent's user id goes first, before anything is read. The control socket and the watchdog stand before the sandbox is made, so that nothing is ever without
-//! a deadline. The sandbox is made by the main thread, which lives as long as the process: the kernel ties what is in the
-//! sandbox to the thread that made it (PR_SET_PDEATHSIG, prctl(2)). Privileges are given up after that, because what the
-//! shim gives up before would be missing inside, and before the first byte of the guest's is read.
+//! The order matters. The agent's user id goes first, before anything is read. The control socket and the watchdog stand
+//! before the sandbox is made, so that nothing is ever without a deadline. The sandbox is made by the main thread, which
+//! lives as long as the process: the kernel ties what is in the sandbox to the thread that made it (PR_SET_PDEATHSIG,
+//! prctl(2)). Privileges are given up after that, because what the shim gives up before would be missing inside, and before
+//! the first byte of the guest's is read.
 
 use std::{
     io,

@@ -1,5 +1,6 @@
-//! The wire on a virtual machine: the guest that is PID 1 of a `process` sandbox boots under QEMU's microvm machine, speaks the
-//! same wire over virtio-serial with the shim's own client, is saved, restored in another QEMU, and goes on in a new epoch.
+//! The wire on a virtual machine: the guest that is PID 1 of a `process` sandbox boots under QEMU's microvm machine, speaks
+//! the same wire over virtio-serial with the shim's own client, is saved, restored in another QEMU, and goes on in a new
+//! epoch.
 //!
 //! It shows that nothing in wire, guest or shim supposes that both ends share a kernel.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]

@@ -7,8 +7,8 @@
 //!
 //! What always holds: the seed is all that is random, so one seed is one story, of which [`trace::Trace`] keeps the digest;
 //! each seed weighs the faults anew ([`plan::Plan`]), and all of them stay within the fault model of
-//! `docs/architecture.md`; whenever the store may have changed [`check::Checks`] looks whether what must hold does. A [`mutant::Mutant`]
-//! breaks the glue on purpose, to see that this is noticed.
+//! `docs/architecture.md`; whenever the store may have changed [`check::Checks`] looks whether what must hold does. A
+//! [`mutant::Mutant`] breaks the glue on purpose, to see that this is noticed.
 //!
 //! Deliberately left out: polls that wait, events and changes of a run, and the agent's own code around its holder, which
 //! the end-to-end tests have. Each use of the store is one step; what happens within one is the store's own to answer for.

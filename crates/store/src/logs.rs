@@ -162,8 +162,8 @@ impl Store {
         }
     }
 
-    /// The end of a log up to the entry `upto`, in order and without gap: at most about `bytes_max` bytes, and at least one segment
-    /// where there is one. The last may go on behind `upto`.
+    /// The end of a log up to the entry `upto`, in order and without gap: at most about `bytes_max` bytes, and at least one
+    /// segment where there is one. The last may go on behind `upto`.
     pub async fn log_read_back(&self, org: OrgId, run: RunId, upto: u64, bytes_max: usize) -> Result<Vec<Segment>> {
         limit("bytes of a log read", bytes_max, LOG_READ_BYTES_MAX)?;
         let upto = upto.min(NUMBER_MAX);

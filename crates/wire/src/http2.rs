@@ -33,9 +33,9 @@ pub struct Settings {
 
 impl Settings {
     /// For the host's end of the lane in, which trusts the guest no more than it has to: of data it holds at most
-    /// `stream_window_bytes` for each request that is under way. That is no bound of memory: a frame that is held keeps the whole buffer in which it was read (8 KiB or more), whatever else came in it.
-    /// A window full of the smallest frames of output, 6 bytes each, costs less than that: a command that writes byte by
-    /// byte is no attack.
+    /// `stream_window_bytes` for each request that is under way. That is no bound of memory: a frame that is held keeps the
+    /// whole buffer in which it was read (8 KiB or more), whatever else came in it. A window full of the smallest frames of
+    /// output, 6 bytes each, costs less than that: a command that writes byte by byte is no attack.
     pub const HOST: Settings =
         Settings { streams_max: 256, stream_window_bytes: 256 * 1024, overhead_bytes_max: 12 * 1024 * 1024 };
     /// For the host's end of the lane out, where each body is one small question: 256 streams of 8 KiB, which is 2 MiB of

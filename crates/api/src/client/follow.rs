@@ -1,10 +1,10 @@
 //! Follows logs and events of a run across broken connections, and reads logs as batches.
 //!
 //! What always holds: every entry after the starting sequence is yielded once and in order; what comes again after a
-//! reconnection is dropped by its sequence; a gap is never passed over. What is held in memory is one event or batch. When nothing
-//! new could be read for [`PATIENCE`] of failures, or the same kind of nonsense came [`NONSENSE_MAX`] times in a row, the
-//! follower says so instead of trying for ever; a connection on which merely nothing happens is kept. A stream that had begun
-//! is tried for as long as the server answers that there is no room for it now.
+//! reconnection is dropped by its sequence; a gap is never passed over. What is held in memory is one event or batch. When
+//! nothing new could be read for [`PATIENCE`] of failures, or the same kind of nonsense came [`NONSENSE_MAX`] times in a
+//! row, the follower says so instead of trying for ever; a connection on which merely nothing happens is kept. A stream that
+//! had begun is tried for as long as the server answers that there is no room for it now.
 
 use std::{
     hash::{BuildHasher, RandomState},

@@ -7,9 +7,9 @@
 //!
 //! Layout of a batch, numbers little-endian: magic `HLB3`, first sequence (8 bytes), number of entries (4), newest time of
 //! an entry (8), length of the entries (4), length of what follows the head (4), CRC-32 of everything but the magic and
-//! itself (4). What follows is the entries or, where that is shorter, a frame of Zstandard (RFC 8878) with them. Entries lie in
-//! blocks: flags (1), the length of the data (3), the time (8) unless it is that of the block before, and the data. Each line
-//! feed in the data ends an entry, and so does its end: a block is one entry, or many that came at the same time.
+//! itself (4). What follows is the entries or, where that is shorter, a frame of Zstandard (RFC 8878) with them. Entries lie
+//! in blocks: flags (1), the length of the data (3), the time (8) unless it is that of the block before, and the data. Each
+//! line feed in the data ends an entry, and so does its end: a block is one entry, or many that came at the same time.
 
 mod batch;
 mod builder;

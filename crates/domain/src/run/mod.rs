@@ -4,8 +4,9 @@
 //! ([`spec`]), how it ended ([`outcome`]), what it used ([`usage`]) and what is told of it ([`event`]). The transitions that
 //! involve a lease are in [`crate::lease::grant`]; those that do not are here.
 //!
-//! What always holds: a run that has ended never changes again, but that its log is deleted once; its lease is there exactly while its state is one that an
-//! agent owns; a run whose sandbox has ended is never queued again; `fence` never decreases; every state that is not final has a deadline ([`Run::deadline`]).
+//! What always holds: a run that has ended never changes again, but that its log is deleted once; its lease is there exactly
+//! while its state is one that an agent owns; a run whose sandbox has ended is never queued again; `fence` never decreases;
+//! every state that is not final has a deadline ([`Run::deadline`]).
 
 pub mod event;
 pub mod outcome;

@@ -204,8 +204,8 @@ fn start_of(path: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// The label that a process bears: shim and launcher after their verb, with nothing but ids behind it; the guest in its environment,
-/// which nobody inside may read, as its command line can be.
+/// The label that a process bears: shim and launcher after their verb, with nothing but ids behind it; the guest in its
+/// environment, which nobody inside may read, as its command line can be.
 fn label_of(command: &[u8], environment: impl FnOnce() -> Option<Vec<u8>>) -> Option<String> {
     let arguments: Vec<&[u8]> = command.strip_suffix(&[0])?.split(|byte| *byte == 0).collect();
     let label = match arguments.as_slice() {

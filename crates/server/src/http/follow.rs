@@ -2,8 +2,9 @@
 //!
 //! The id of each event is its sequence within the run, so a client that lost its connection says with `Last-Event-ID`
 //! where it was and gets each later entry once and in order, from any server (SPEC S2). A stream that is complete says so
-//! with a last event and ends; one that ends without it (shutdown, a connection that makes room, an error, the longest life of a stream) is to be
-//! resumed. Its token is looked at every second: a revocation ends the stream. What a step costs depends on what is new, not on what is stored.
+//! with a last event and ends; one that ends without it (shutdown, a connection that makes room, an error, the longest life
+//! of a stream) is to be resumed. Its token is looked at every second: a revocation ends the stream. What a step costs
+//! depends on what is new, not on what is stored.
 
 use std::{sync::Arc, time::Duration};
 

@@ -14,7 +14,8 @@ use crate::{app::App, problem::Failure};
 /// How many logs are looked for together.
 const PAGE: u32 = 256;
 
-/// Seals every log that is worth it now; returns how many there were. One that cannot be sealed is told, and stands in nobody's way.
+/// Seals every log that is worth it now; returns how many there were. One that cannot be sealed is told, and stands in
+/// nobody's way.
 pub async fn seal(app: &App, told: &mut Told<RunId>) -> Result<u64, Failure> {
     let (mut logs, mut after) = (0, None);
     loop {

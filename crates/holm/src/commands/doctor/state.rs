@@ -1,5 +1,5 @@
-//! The home, and what a server and an agent of it keep on disks: the folder of large objects, folders on disks of their own, the
-//! attempts of an agent that is away, and what was set aside.
+//! The home, and what a server and an agent of it keep on disks: the folder of large objects, folders on disks of their own,
+//! the attempts of an agent that is away, and what was set aside.
 
 use std::{
     fs, io,

@@ -29,11 +29,11 @@ use crate::{
 /// (4), a CRC-32 of everything but `HLB3` and itself (4); then the entries or, where that is shorter, a frame of Zstandard
 /// with them. Entries lie in blocks: flags (1; bit 0: standard error, bit 1: the last line goes on, bit 2: it has a time), the
 /// length of the data (3), the time (8) unless it is that of the block before, and the data, in which each line feed ends an
-/// entry, and so does its end. Numbers are little-endian. Between batches `HLBK` may stand, which means nothing; at the end of what was asked for stands `HLBE` with the last sequence (8),
-/// or, behind all of the log of a run that has ended, `HLBR` with the last sequence (8), a length (4) and as much JSON: the
-/// run as `GET /v1/runs/{id}` has it.
-/// A stream that ends without it is to be resumed after the last sequence that was received. The first batch may begin
-/// before, and the last may go on behind, what was asked for.
+/// entry, and so does its end. Numbers are little-endian. Between batches `HLBK` may stand, which means nothing; at the end
+/// of what was asked for stands `HLBE` with the last sequence (8), or, behind all of the log of a run that has ended, `HLBR`
+/// with the last sequence (8), a length (4) and as much JSON: the run as `GET /v1/runs/{id}` has it. A stream that ends
+/// without it is to be resumed after the last sequence that was received. The first batch may begin before, and the last may
+/// go on behind, what was asked for.
 #[utoipa::path(
     get, path = "/v1/runs/{id}/logs/batches", tag = "logs", operation_id = "log_batches",
     params(
