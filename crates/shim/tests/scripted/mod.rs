@@ -63,7 +63,7 @@ pub struct Script {
     pub result: Option<Vec<u8>>,
     /// `None`: as long as the shim takes it.
     pub changes: Option<Vec<u8>>,
-    /// How long each piece of endless changes takes.
+    /// How long each piece of the changes takes.
     pub changes_pause: Duration,
     /// Why there are no changes.
     pub changes_refusal: Option<&'static str>,
@@ -267,16 +267,18 @@ impl Played {
             "/changes" if let Some(why) = script.changes_refusal => {
                 answer.failure(StatusCode::UNPROCESSABLE_ENTITY, why.to_owned()).await
             }
-            "/changes" => match &script.changes {
-                Some(changes) => answer.bytes(StatusCode::OK, changes.clone().into()).await,
-                None => {
-                    let mut out = answer.stream(StatusCode::OK)?;
-                    loop {
-                        out.send(Bytes::from_static(&[0; 60_000])).await?;
-                        tokio::time::sleep(script.changes_pause).await;
-                    }
+            "/changes" => {
+                let mut out = answer.stream(StatusCode::OK)?;
+                let pieces: Box<dyn Iterator<Item = &[u8]> + Send> = match &script.changes {
+                    Some(changes) => Box::new(changes.chunks(60_000)),
+                    None => Box::new(std::iter::repeat(&[0; 60_000][..])),
+                };
+                for piece in pieces {
+                    out.send(Bytes::copy_from_slice(piece)).await?;
+                    tokio::time::sleep(script.changes_pause).await;
                 }
-            },
+                out.finish()
+            }
             other => panic!("the shim asked for {other}"),
         }
     }
