@@ -61,6 +61,8 @@ pub(crate) struct Script {
     pub(crate) dies: Option<Death>,
     /// What is told.
     pub(crate) events: Vec<EventKind>,
+    /// How many more could not be written.
+    pub(crate) events_unwritten: u64,
     /// The structured result.
     pub(crate) result: Option<String>,
     /// The archive of changes.
@@ -321,6 +323,7 @@ impl ShimUnderScript {
             deadline_us: launch.deadline_us,
             next_seq: launch.first_log_seq,
             events: 0,
+            events_unwritten: 0,
             unenforced: vec!["landlock: not here".to_owned()],
             outcome: None,
             usage: Usage::default(),
@@ -415,6 +418,7 @@ impl ShimUnderScript {
         }
         self.status.phase = Phase::Ended;
         self.status.outcome = Some(outcome);
+        self.status.events_unwritten = self.script.events_unwritten;
         self.status.result = self.script.result.clone().map(Into::into);
         let path = self.launch.dir.join(EXIT_FILE_NAME);
         let draft = path.with_extension("draft");

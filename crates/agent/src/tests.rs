@@ -148,6 +148,23 @@ fn a_run_from_claim_to_nothing_being_left() {
 }
 
 #[test]
+fn events_that_could_not_be_written_are_told_of_and_are_no_damage() {
+    let bench = Bench::new();
+    let told = EventKind::EgressRefused { host: "a".into(), port: 1, protocol: "tcp".into(), count: 1 };
+    let script = Script { events: vec![told.clone()], events_unwritten: 2, ..bench.script(&["x"]) };
+    let id = bench.control.submit(script.spec());
+    let agent = bench.start();
+    assert_eq!(bench.ended(id).outcome.unwrap().kind, OutcomeKind::Succeeded, "events decide nothing");
+    let stored: Vec<EventKind> = bench.control.world().events[&id].values().cloned().collect();
+    let [first, EventKind::EventRefused { problem }] = &stored[..] else { panic!("{stored:?}") };
+    assert_eq!((first, problem.contains("2 events are lost")), (&told, true), "{problem}");
+    bench.clean();
+    let aside = fs::read_dir(bench.temp.path().join("agent/set-aside")).unwrap();
+    assert_eq!(aside.count(), 0, "nothing is damaged");
+    agent.stop(Shutdown::Leave);
+}
+
+#[test]
 fn a_bad_event_does_not_take_the_later_ones_along() {
     let bench = Bench::new();
     let told = |host: &str| EventKind::EgressRefused { host: host.into(), port: 1, protocol: "tcp".into(), count: 1 };

@@ -200,6 +200,9 @@ impl Verdict {
             self.causes.time_limit = true;
         }
         let grace_over = self.grace_ends_at.is_some_and(|at| now >= at);
+        if grace_over && !self.is_killed() {
+            self.causes.cancelled = self.causes.cancelled.or(Some(Cancel::Terminate));
+        }
         let again = self.kill_again_at.is_some_and(|at| now >= at);
         if again || (!self.is_killed() && (self.causes.lease || self.causes.time_limit || grace_over)) {
             return self.kill(now);
@@ -211,8 +214,9 @@ impl Verdict {
         if self.is_killed() || self.causes.cancelled >= Some(how) {
             return None;
         }
-        // There is no command left that could be asked.
+        // There is no command left that could be asked; what goes on has the grace to come to its end.
         if self.finished && how == Cancel::Terminate {
+            self.grace_ends_at.get_or_insert(now.plus(self.terms.terminate_grace));
             return None;
         }
         self.causes.cancelled = Some(how);
@@ -302,6 +306,14 @@ mod tests {
         assert_eq!(verdict.next_tick(), Some(secs(11)), "asking again does not prolong the grace");
         assert_eq!(verdict.step(Input::Tick, secs(11)), Some(Action::Kill));
         assert_eq!(verdict.causes().cancelled, Some(Cancel::Terminate));
+
+        let mut finished = self::verdict();
+        finished.step(Input::Finished, secs(1));
+        assert_eq!(finished.step(Input::Cancel(Cancel::Terminate), secs(2)), None, "nobody is left who could be asked");
+        assert_eq!((finished.causes(), finished.next_tick()), (Causes::default(), Some(secs(12))));
+        assert_eq!(finished.step(Input::Cancel(Cancel::Terminate), secs(5)), None);
+        assert_eq!(finished.step(Input::Tick, secs(12)), Some(Action::Kill));
+        assert_eq!(finished.causes().cancelled, Some(Cancel::Terminate));
 
         let mut verdict = self::verdict();
         verdict.step(Input::Cancel(Cancel::Terminate), secs(1));

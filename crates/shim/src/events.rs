@@ -60,9 +60,13 @@ impl EventFile {
         self.told() + EVENTS_RESERVED < EVENTS_MAX
     }
 
-    /// How many events were told, those that wait among them.
-    pub fn told(&self) -> u64 {
-        self.written + self.unwritten.len() as u64
+    /// How many events were told and are not in the file.
+    pub fn unwritten(&self) -> u64 {
+        self.unwritten.len() as u64
+    }
+
+    fn told(&self) -> u64 {
+        self.written + self.unwritten()
     }
 
     /// Tells an event, and those that wait before it, as far as the disk has room; returns whether none waits any more.

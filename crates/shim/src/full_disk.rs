@@ -1,8 +1,8 @@
 //! The wait of an attempt for a disk that is full: one for its output, its changes and its last events.
 //!
-//! What always holds: all of them together are waited for no longer than a patience, which output that is written makes
-//! whole again, so that a disk that has room now and then is not given up; and no longer than [`HURRIED_WITHIN`] once the run
-//! was ended by force. What decides takes the time as an argument.
+//! What always holds: all of them together are waited for no longer than a patience, which output that waited and is written
+//! makes whole again, so that a disk that has room now and then is not given up; and no longer than [`HURRIED_WITHIN`] once
+//! the run was ended by force. What decides takes the time as an argument.
 
 use std::{cell::Cell, time::Duration};
 
@@ -26,26 +26,26 @@ struct Wait {
     left: Duration,
     /// Since when it is waited, if it is.
     since: Option<BootMicros>,
-    /// How long it was waited, without the wait that goes on.
+    /// How long it was waited before the hurry, without the wait that goes on.
     waited: Duration,
+    /// Whether the run was ended by force.
+    is_hurried: bool,
 }
 
 impl Wait {
     /// The wait that goes on has come to its end.
     fn paused(self, now: BootMicros) -> Self {
-        let spell = self.spell(now);
-        Self { left: self.left.saturating_sub(spell), since: None, waited: self.waited + spell, ..self }
-    }
-
-    fn spell(&self, now: BootMicros) -> Duration {
-        self.since.map_or(Duration::ZERO, |since| now.since(since))
+        let spell = self.since.map_or(Duration::ZERO, |since| now.since(since));
+        let waited = if self.is_hurried { self.waited } else { self.waited + spell };
+        Self { left: self.left.saturating_sub(spell), since: None, waited, ..self }
     }
 }
 
 impl FullDisk {
-    /// A disk with room, which is waited for for `patience` should it be full.
+    /// A disk with room; once it is full, it is waited for as long as `patience`.
     pub fn new(patience: Duration) -> Self {
-        Self(Cell::new(Wait { patience, left: patience, since: None, waited: Duration::ZERO }))
+        let waited = Duration::ZERO;
+        Self(Cell::new(Wait { patience, left: patience, since: None, waited, is_hurried: false }))
     }
 
     /// Notes that there was no room; says when it is to be tried again, unless the patience is over.
@@ -68,25 +68,27 @@ impl FullDisk {
         }
     }
 
-    /// Notes that there was room for output.
+    /// Notes that there was room for output that waited.
     pub fn has_room_for_output(&self, now: BootMicros) {
         self.has_room(now);
         let wait = self.0.get();
-        self.0.set(Wait { left: wait.patience, ..wait });
+        if !wait.is_hurried {
+            self.0.set(Wait { left: wait.patience, ..wait });
+        }
     }
 
     /// The run was ended by force: nobody is to wait long for word of it.
     pub fn hurry(&self, now: BootMicros) {
         let wait = self.0.get();
-        let (patience, is_waiting) = (wait.patience.min(HURRIED_WITHIN), wait.since.is_some());
-        let paused = wait.paused(now);
-        self.0.set(Wait { patience, left: paused.left.min(patience), since: is_waiting.then_some(now), ..paused });
+        if !wait.is_hurried {
+            let (since, paused) = (wait.since.map(|_| now), wait.paused(now));
+            self.0.set(Wait { left: paused.left.min(HURRIED_WITHIN), since, is_hurried: true, ..paused });
+        }
     }
 
-    /// How long it was waited altogether.
+    /// How long it was waited altogether, up to the hurry.
     pub fn waited(&self, now: BootMicros) -> Duration {
-        let wait = self.0.get();
-        wait.waited + wait.spell(now)
+        self.0.get().paused(now).waited
     }
 
     /// Waits until it is worth another try to write what found no room; whether it is, which it is not once the patience is
@@ -159,10 +161,16 @@ mod tests {
         assert_eq!(given_up_after(&disk, killed), HURRIED_WITHIN);
         let end = killed.plus(HURRIED_WITHIN);
         disk.hurry(end);
-        assert_eq!((disk.no_room(end), disk.waited(end)), (None, PATIENCE / 2 + HURRIED_WITHIN));
+        assert_eq!((disk.no_room(end), disk.waited(end)), (None, PATIENCE / 2), "what follows took nobody's time");
         let disk = FullDisk::new(PATIENCE);
         disk.hurry(START);
-        assert_eq!(given_up_after(&disk, killed), HURRIED_WITHIN, "it begins with what finds no room");
+        assert!(disk.no_room(killed).is_some());
+        disk.has_room_for_output(killed.plus(HURRIED_WITHIN / 5));
+        assert_eq!(
+            given_up_after(&disk, end),
+            HURRIED_WITHIN * 4 / 5,
+            "it begins with what finds no room, and not anew"
+        );
     }
 
     #[test]

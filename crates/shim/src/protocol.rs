@@ -81,8 +81,8 @@ pub struct Tuning {
     pub terminate_grace_ms: u64,
     /// How much output may lie in the spool that was not acknowledged, in bytes; then the command has to wait.
     pub spool_bytes_max: u64,
-    /// How long what a run leaves waits for room on a disk that is full, and the command with it, in milliseconds; then the
-    /// run is given up. Output, changes and events have it together, and anew once output found room.
+    /// How long what a run leaves waits for room on a disk that is full, and the command with it, in milliseconds. Output,
+    /// changes and events have it together, and anew once output found room; a run whose output or changes do not is given up.
     pub disk_full_ms: u64,
     /// How long what was killed may take to die before that is told, in milliseconds. It is waited for without end.
     pub death_ms: u64,
@@ -154,8 +154,11 @@ pub struct Status {
     pub deadline_us: BootMicros,
     /// The sequence after the last log entry in the spool.
     pub next_seq: u64,
-    /// How many events were told; they have the sequences 1 to this.
+    /// How many events are in the file; they have the sequences 1 to this.
     pub events: u64,
+    /// How many more were told by the end and could not be written: they are lost.
+    #[serde(default)]
+    pub events_unwritten: u64,
     /// What the guest says it cannot enforce; known before the command is started.
     pub unenforced: Vec<String>,
     /// How the run ended, when it has.

@@ -7,6 +7,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    convert::Infallible,
     io,
     path::PathBuf,
     rc::Rc,
@@ -17,7 +18,7 @@ use std::{
 use holm_domain::{
     BootMicros,
     log::Stream,
-    run::{EventKind, ExitStatus, Usage},
+    run::{Cancel, EventKind, ExitStatus, Usage},
 };
 use holm_runtime::{Counted, Sandbox, SandboxHandle, crash::effect};
 use holm_wire::guest_api::{OutputFrame, OutputStream};
@@ -28,7 +29,7 @@ use crate::{
     deadline::{Causes, Input},
     events::{EventFile, Refusals},
     exit,
-    full_disk::FullDisk,
+    full_disk::{FullDisk, TRY_AGAIN_AFTER},
     guest::Readiness,
     outcome::{Circumstances, Ending, Shortage, classify},
     protocol::{Command, Launch, Phase, Status},
@@ -52,6 +53,9 @@ pub struct Attempt {
     pub(crate) refusals: RefCell<Refusals>,
     output_bytes: Cell<u64>,
     leave: watch::Sender<bool>,
+    /// How the run was cancelled when nothing was left of it but what waits for room.
+    cut_short: Cell<Option<Cancel>>,
+    is_status_kept: Cell<bool>,
 }
 
 /// What the host's kernel says of a sandbox that has died.
@@ -69,6 +73,7 @@ pub fn first_status(launch: &Launch) -> Status {
         deadline_us: launch.deadline_us,
         next_seq: launch.first_log_seq,
         events: 0,
+        events_unwritten: 0,
         unenforced: Vec::new(),
         outcome: None,
         usage: Usage::default(),
@@ -96,6 +101,8 @@ impl Attempt {
             refusals: RefCell::default(),
             output_bytes: Cell::new(0),
             leave: watch::Sender::new(false),
+            cut_short: Cell::default(),
+            is_status_kept: Cell::default(),
         })
     }
 
@@ -135,7 +142,10 @@ impl Attempt {
             }
         };
         self.tell_last_events().await;
-        let causes = self.watchdog.view().borrow().causes;
+        let mut causes = self.watchdog.view().borrow().causes;
+        if matches!(ending, Ending::SpoolFailed(_)) {
+            causes.cancelled = causes.cancelled.or(self.cut_short.get());
+        }
         self.tell_end(ending, causes, traces);
     }
 
@@ -156,16 +166,15 @@ impl Attempt {
             tokio::select! {
                 ending = &mut work => ending,
                 why = stopped(&mut view) => {
+                    self.hurry_if_forced();
                     tokio::time::timeout(READ_AFTER_KILL, work).await.unwrap_or_else(|_| Ending::Lost(why.to_owned()))
                 }
             }
         };
         let has_failed = matches!(ending, Ending::Exited(exit) if exit != ExitStatus::Code(0));
         let disk_full = has_failed && handle.disk_is_full() == Some(true);
-        if view.borrow().causes != Causes::default() {
-            self.full_disk.hurry(clock::boot());
-        }
         effect("sandbox.dismiss", || self.watchdog.input(Input::Dismiss));
+        self.hurry_if_forced();
         // What was read does not wait for a sandbox that does not die, nor the death for a disk that does not write.
         let (written, ()) = tokio::join!(self.spool.end(|| self.progress()), self.death(&mut view));
         let ending = written.map_or_else(|error| Ending::unkept(&error), |()| ending);
@@ -180,10 +189,7 @@ impl Attempt {
         }
         tracing::error!(?patience, "the sandbox was killed and does not die; kills go on");
         let waited_ms = self.launch.tuning.death_ms;
-        if let Err(error) = self.tell(EventKind::SandboxUndying { waited_ms }) {
-            // The phase says the same to the agent.
-            tracing::error!(%error, "the event cannot be written");
-        }
+        self.tell(EventKind::SandboxUndying { waited_ms });
         self.update(|status| status.phase = Phase::Undying);
         ended(view).await;
         tracing::warn!("the sandbox has died after all");
@@ -209,9 +215,10 @@ impl Attempt {
             tracing::warn!(%error, "the changes of a run that did not succeed cannot be removed");
         }
         last.outcome = Some(outcome);
-        if let Err(error) = exit::write_status(&self.launch.dir, &last) {
+        match exit::write_status(&self.launch.dir, &last) {
+            Ok(()) => self.is_status_kept.set(true),
             // The agent that is connected, or connects while the shim lingers, is told all the same.
-            tracing::error!(%error, "the final status cannot be written");
+            Err(error) => tracing::error!(%error, "the final status cannot be written"),
         }
         self.status.send_replace(last);
     }
@@ -252,13 +259,24 @@ impl Attempt {
         };
         tokio::select! {
             () = alone => tracing::warn!("no agent came for what is left of the attempt"),
+            never = self.keep_status() => match never {},
             left = leave.wait_for(|leave| *leave) => { let _ = left; }
         }
     }
 
+    /// Writes the final status as soon as that is possible, should it not have been: an agent finds it without this process.
+    async fn keep_status(&self) -> Infallible {
+        let last = self.status.borrow().clone();
+        while !self.is_status_kept.get() {
+            tokio::time::sleep(TRY_AGAIN_AFTER).await;
+            self.is_status_kept.set(exit::write_status(&self.launch.dir, &last).is_ok());
+        }
+        std::future::pending().await
+    }
+
     /// Leaves as soon as that is possible; a sandbox that lives is killed.
     pub fn leave(&self) {
-        self.watchdog.input(Input::Shutdown);
+        self.end_early(Input::Shutdown);
         self.leave.send_replace(true);
     }
 
@@ -268,7 +286,10 @@ impl Attempt {
                 Command::Extend { fence, deadline_us } => {
                     self.watchdog.input(Input::Extend { fence, deadline: deadline_us });
                 }
-                Command::Cancel(how) => self.end_early(Input::Cancel(how)),
+                Command::Cancel(how) => {
+                    self.end_early(Input::Cancel(how));
+                    self.cut_short.set(self.cut_short.get().max(Some(how)));
+                }
                 Command::Stop {} => self.end_early(Input::Stop),
                 Command::Acked { next_seq } => self.spool.acked(next_seq),
                 Command::Quit {} => self.leave(),
@@ -279,10 +300,16 @@ impl Attempt {
         std::future::pending::<()>().await;
     }
 
-    /// Ends the sandbox, or where that is done the wait for room for what it leaves.
+    /// Ends the sandbox. Where that is done already, what it left is waited for room no longer than shortly.
     fn end_early(&self, why: Input) {
         self.watchdog.input(why);
         if self.watchdog.view().borrow().killed {
+            self.full_disk.hurry(clock::boot());
+        }
+    }
+
+    fn hurry_if_forced(&self) {
+        if self.watchdog.view().borrow().causes != Causes::default() {
             self.full_disk.hurry(clock::boot());
         }
     }

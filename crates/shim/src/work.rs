@@ -16,7 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     clock,
-    deadline::Input,
+    deadline::{Causes, Input},
     environment, exit,
     guest::{self, ChangesError, CommandResult, Guest, Lanes, Lost, Patience, Readiness, SpawnError, output},
     lane_out,
@@ -72,7 +72,7 @@ impl Attempt {
         self.update(|status| status.unenforced = unenforced);
         let done = tokio::select! {
             done = self.command(&guest, &env) => done,
-            error = self.count_refusals(&mut refusals) => Err(Ending::unkept(&error)),
+            never = self.count_refusals(&mut refusals) => match never {},
             why = serving => {
                 let why = why.unwrap_or_else(|error| error.to_string());
                 Err(Ending::Lost(format!("the lane out of the sandbox ended: {why}")))
@@ -80,7 +80,7 @@ impl Attempt {
         };
         // What the guest told of before the end belongs to the run as well.
         while let Ok(refused) = refusals.try_recv() {
-            self.count_refusal(&refused).map_err(|error| Ending::unkept(&error))?;
+            self.count_refusal(&refused);
         }
         done
     }
@@ -101,9 +101,10 @@ impl Attempt {
             never = self.pass_on_termination(guest, process) => match never {},
         };
         self.watchdog.input(Input::Finished);
-        self.take_result(result)?;
+        self.take_result(result);
         let keeps_changes = self.launch.spec.work_dir.as_ref().is_some_and(|work_dir| work_dir.keep_changes);
-        if keeps_changes && exit == ExitStatus::Code(0) {
+        let is_to_succeed = exit == ExitStatus::Code(0) && self.watchdog.view().borrow().causes == Causes::default();
+        if keeps_changes && is_to_succeed {
             self.take_changes(guest).await?;
         }
         Ok(exit)
@@ -132,17 +133,15 @@ impl Attempt {
         std::future::pending().await
     }
 
-    fn take_result(&self, result: CommandResult) -> Result<(), Ending> {
+    fn take_result(&self, result: CommandResult) {
         match result {
             CommandResult::None => {}
             CommandResult::Json(value) => self.update(|status| status.result = Some(value)),
             CommandResult::Refused(mut problem) => {
                 problem.truncate(problem.floor_char_boundary(TEXT_BYTES_MAX));
-                let told = self.tell(EventKind::ResultRefused { problem });
-                told.map_err(|error| Ending::unkept(&error))?;
+                self.tell(EventKind::ResultRefused { problem });
             }
         }
-        Ok(())
     }
 
     async fn take_changes(&self, guest: &Guest) -> Result<(), Ending> {
@@ -158,11 +157,12 @@ impl Attempt {
         let failed = |error: std::io::Error| Ending::unkept(&error);
         let bytes_max = self.launch.spec.limits.changes_bytes_max();
         let dir = self.dir();
+        self.room_for_changes(&dir).await?;
+        let mut room = ROOM_BYTES;
         let mut pending = exit::Pending::changes(&dir).map_err(failed)?;
         let late = |_| Ending::Lost(format!("reading the changes: the guest did not come to their end in {limit:?}"));
         let mut until = Instant::now() + limit;
         let mut changes = guest.changes(bytes_max, limit).await?;
-        let mut room = 0;
         while let Some(piece) = timeout_at(until, changes.next()).await.map_err(late)?? {
             let length = piece.len() as u64;
             // The guest has measured them; it may lie, and what still runs beside the command may go on writing.

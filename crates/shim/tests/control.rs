@@ -25,6 +25,7 @@ fn status(next_seq: u64) -> Status {
         deadline_us: BootMicros(5),
         next_seq,
         events: 0,
+        events_unwritten: 0,
         unenforced: Vec::new(),
         outcome: None,
         usage: Usage::default(),

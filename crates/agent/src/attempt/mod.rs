@@ -153,7 +153,7 @@ async fn tell_not_made<C: ControlPlane>(shared: &Shared<C>, claim: &Claim, not_m
         NotMade::Failed(outcome) => outcome,
     };
     tracing::info!(run = %attempt.run, fence = attempt.fence, ?outcome, "the sandbox was not made");
-    let end = End { outcome, usage: None, result: None, changes: None, next_seq: None };
+    let end = End::without_traces(outcome);
     match report::tell_end(shared, attempt, end, claim.first_log_seq).await {
         Ok(()) => Way::Reported,
         Err(error) => {

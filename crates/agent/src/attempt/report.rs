@@ -105,6 +105,10 @@ impl<C: ControlPlane> Reporter<'_, C> {
                 self.wants.send_modify(|wants| wants.kill = true);
             }
             if let Some(end) = seen.end {
+                if end.events_unwritten > 0 {
+                    let problem = format!("{} events are lost: the host could not write them", end.events_unwritten);
+                    self.tell_instead(events_told + 1, problem).await?;
+                }
                 return Ok((end, loss));
             }
             self.wait_for_news(logs, loss.is_none() && logs.has_more(seen.next_seq)).await?;

@@ -17,6 +17,15 @@ pub(crate) struct End {
     pub(crate) changes: Option<u64>,
     /// The sequence after the last log entry, where the shim lived to tell it.
     pub(crate) next_seq: Option<u64>,
+    /// How many events could not be written.
+    pub(crate) events_unwritten: u64,
+}
+
+impl End {
+    /// An end of which nothing is known but the outcome.
+    pub(crate) fn without_traces(outcome: Outcome) -> Self {
+        Self { outcome, usage: None, result: None, changes: None, next_seq: None, events_unwritten: 0 }
+    }
 }
 
 /// What is known of a sandbox.
@@ -26,7 +35,7 @@ pub(crate) struct Seen {
     pub(crate) started: bool,
     /// The sequence after the last log entry in the spool; a hint that there is more to read.
     pub(crate) next_seq: u64,
-    /// How many events there are.
+    /// How many events are in the file.
     pub(crate) events: u64,
     /// What the guest could not enforce.
     pub(crate) unenforced: Vec<String>,
@@ -66,6 +75,7 @@ impl Seen {
                 result: status.result.clone(),
                 changes: status.changes,
                 next_seq: Some(status.next_seq),
+                events_unwritten: status.events_unwritten,
             });
         }
     }
@@ -81,7 +91,7 @@ impl Seen {
         };
         let why = unreadable.map(|problem| format!("; how it ended cannot be read: {problem}")).unwrap_or_default();
         let outcome = Outcome::failed(reason, format!("{message}{why}"));
-        self.end = Some(End { outcome, usage: None, result: None, changes: None, next_seq: None });
+        self.end = Some(End::without_traces(outcome));
     }
 }
 
@@ -129,6 +139,7 @@ pub(crate) mod tests {
             deadline_us: BootMicros(0),
             next_seq: 7,
             events: 1,
+            events_unwritten: 0,
             unenforced: vec!["landlock: no".to_owned()],
             outcome,
             usage: Usage { pids_peak: Some(4), ..Usage::default() },

@@ -12,6 +12,9 @@ use crate::{
     small_disk::SmallDisk,
 };
 
+/// Far below the five minutes for which a full disk is waited for, and far above what a slow machine needs.
+const SOON: Duration = Duration::from_secs(20);
+
 #[tokio::test]
 async fn changes_leave_the_floor_of_the_disk_alone() {
     let mut attempted = attempt(Script { changes: Some(vec![0; 1024]), ..honest(b"") });
@@ -123,7 +126,8 @@ async fn on_a_full_disk_the_end_of_a_run_that_was_killed_is_told_soon() {
     for (left, kind) in [(late, OutcomeKind::TimedOut), (cancelled, OutcomeKind::Cancelled)] {
         assert_eq!(left.status.outcome.as_ref().unwrap().kind, kind);
         assert!(left.message().contains("no room left for what the run leaves"), "{}", left.message());
-        assert_eq!((left.events.len(), left.status.events), (0, 1), "that one is lost is for the agent to see");
+        assert_eq!((left.events.len(), left.status.events_unwritten), (0, 1));
+        assert!(left.took < SOON, "{:?}", left.took);
     }
 }
 
@@ -143,9 +147,42 @@ async fn a_run_that_is_cancelled_while_what_it_left_waits_for_room_ends_soon() {
     let running = cancelled_once(|status| status.phase >= Phase::Running);
     let (running, ended) = tokio::join!(running, cancelled_once(|status| status.result.is_some()));
     for left in [running, ended] {
+        assert_eq!(left.status.outcome.as_ref().unwrap().kind, OutcomeKind::Cancelled);
         assert!(left.message().contains("no room left for what the run leaves"), "{}", left.message());
         assert_eq!(left.output, b"");
+        assert!(left.took < SOON, "{:?}", left.took);
     }
+}
+
+#[tokio::test]
+async fn a_run_that_is_cancelled_while_its_changes_wait_ends_soon() {
+    let times: [fn(&Status) -> bool; 2] = [|status| status.phase >= Phase::Running, |status| status.result.is_some()];
+    for commands_once in times {
+        let mut waiting = attempt(Script { result: Some(b"1".to_vec()), ..honest(b"said\n") });
+        waiting.storage_floor_bytes = u64::MAX;
+        waiting.tuning.terminate_grace_ms = 500;
+        waiting.commands = vec![Command::Cancel(Cancel::Terminate)];
+        waiting.commands_once = commands_once;
+        let left = see_through(waiting).await;
+        assert_eq!(left.status.outcome.as_ref().unwrap().kind, OutcomeKind::Cancelled);
+        assert_eq!(left.status.changes, None);
+        assert_eq!(left.output, b"said\n");
+        assert!(left.took < SOON, "{:?}", left.took);
+    }
+}
+
+#[tokio::test]
+async fn what_waits_for_room_after_the_end_is_not_said_to_have_held_the_command_up() {
+    let disk = SmallDisk::new(1 << 20);
+    disk.fill();
+    let refused = Refused { host: "10.0.0.1".into(), port: 80, protocol: "tcp".into(), count: 1 };
+    let mut silent = attempt(Script { refused: vec![refused], then: Then::Hang, ..honest(b"") });
+    silent.below = Some(disk.path().to_owned());
+    silent.spec.limits.timeout_ms = 1_000;
+    silent.tuning.disk_full_ms = 600;
+    let left = see_through(silent).await;
+    assert_eq!((left.code(), left.status.events_unwritten), (124, 1));
+    assert!(!left.message().contains("the disk"), "{}", left.message());
 }
 
 #[tokio::test]
@@ -158,7 +195,7 @@ async fn no_run_fails_by_events_for_which_there_is_no_room() {
     silent.below = Some(disk.path().to_owned());
     silent.tuning.disk_full_ms = 600;
     let left = see_through(silent).await;
-    assert_eq!((left.code(), left.events.len(), left.status.events), (0, 0, 1), "{}", left.message());
+    assert_eq!((left.code(), left.events.len(), left.status.events_unwritten), (0, 0, 1), "{}", left.message());
     assert!(left.took >= Duration::from_millis(600), "they are waited for: {:?}", left.took);
 }
 
