@@ -3,7 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use holm_domain::run::{Cancel, EventKind, OutcomeKind, Reason};
-use holm_shim::protocol::{CHANGES_FILE_NAME, Command, Phase, Status};
+use holm_shim::protocol::{CHANGES_FILE_NAME, Command, EXIT_FILE_NAME, Phase, Status};
 use holm_wire::{guest_api::OutputStream, host_api::Refused};
 
 use crate::{
@@ -197,6 +197,26 @@ async fn no_run_fails_by_events_for_which_there_is_no_room() {
     let left = see_through(silent).await;
     assert_eq!((left.code(), left.events.len(), left.status.events_unwritten), (0, 0, 1), "{}", left.message());
     assert!(left.took >= Duration::from_millis(600), "they are waited for: {:?}", left.took);
+}
+
+#[tokio::test]
+async fn the_final_status_is_kept_once_there_is_room() {
+    let disk = SmallDisk::new(1 << 20);
+    let ballast = disk.fill();
+    let mut silent = attempt(honest(b""));
+    silent.spec.work_dir = None;
+    silent.below = Some(disk.path().to_owned());
+    silent.leaves_after = Duration::from_secs(3);
+    let room = std::thread::spawn(|| {
+        std::thread::sleep(Duration::from_secs(1));
+        std::fs::remove_file(ballast).unwrap();
+    });
+    // That what is told in the end lies there belongs to each attempt whose disk is not full then.
+    let left = see_through(silent).await;
+    room.join().unwrap();
+    assert_eq!(left.code(), 0, "{}", left.message());
+    let bytes = std::fs::read(left.dir.path().join(EXIT_FILE_NAME)).unwrap();
+    assert_eq!(serde_json::from_slice::<Status>(&bytes).unwrap(), left.status);
 }
 
 #[tokio::test]

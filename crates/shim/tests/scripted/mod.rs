@@ -387,6 +387,8 @@ pub struct Attempted {
     pub commands: Vec<Command>,
     /// When the commands are sent.
     pub commands_once: fn(&Status) -> bool,
+    /// How long after the end its agent lets it go.
+    pub leaves_after: Duration,
     /// Where its folder is made, if not where all are.
     pub below: Option<PathBuf>,
 }
@@ -404,6 +406,7 @@ pub fn attempt(script: Script) -> Attempted {
         dies_at_kill: 1,
         commands: Vec::new(),
         commands_once: |status| status.phase >= Phase::Running,
+        leaves_after: Duration::ZERO,
         below: None,
     }
 }
@@ -486,6 +489,7 @@ pub async fn see_through(attempted: Attempted) -> Left {
         // An end is never written before there is one.
         assert!(!undying || client::read_exit(dir.path()).unwrap().is_none());
         statuses.wait_for(|status| status.phase == Phase::Ended).await.unwrap();
+        tokio::time::sleep(attempted.leaves_after).await;
         attempt.leave();
     };
     let both = async { tokio::join!(attempt.see_through(Ok(sandbox), readiness, commands), agent) };
