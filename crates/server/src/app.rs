@@ -13,6 +13,7 @@ use crate::{
     gate::{Gate, Gates},
     metrics::Metrics,
     problem::Failure,
+    told::UnreadableRuns,
     wakers::Wakers,
 };
 
@@ -29,6 +30,8 @@ pub struct App {
     pub wakers: Wakers,
     /// What is counted.
     pub metrics: Metrics,
+    /// Runs that agents hold or wait for and that cannot be read.
+    pub unreadable: UnreadableRuns,
     /// Live streams of each org.
     pub streams: Arc<Gate>,
     /// Searches in logs of each org.
@@ -55,7 +58,9 @@ fn held_gate(limits: &ServeLimits) -> Arc<Gate> {
 impl App {
     /// Puts the parts together.
     pub fn new(config: Config, store: Store) -> Self {
+        let metrics = Metrics::default();
         Self {
+            unreadable: UnreadableRuns::counting(metrics.unreadable_runs()),
             streams: Gate::new("streams", config.limits.streams_per_org_max),
             searches: Gate::new("searches", config.limits.searches_per_org_max),
             pages: Gate::new("pages", config.limits.pages_per_org_max),
@@ -66,7 +71,7 @@ impl App {
             store,
             tokens: KnownTokens::default(),
             wakers: Wakers::default(),
-            metrics: Metrics::default(),
+            metrics,
             activity: Arc::default(),
             shutdown: CancellationToken::new(),
         }

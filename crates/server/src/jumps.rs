@@ -19,11 +19,11 @@ use serde_json::json;
 use crate::{
     auth::known::TRUSTED_FOR,
     tasks::{
-        Told,
         expire::expire,
         reap::{bring_nearer, reap},
     },
     testing::World,
+    told::Told,
 };
 
 const SECOND: Duration = Duration::from_secs(1);

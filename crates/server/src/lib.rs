@@ -20,6 +20,8 @@ mod app;
 pub mod auth;
 pub mod clock;
 pub mod config;
+#[cfg(test)]
+mod damaged_rows;
 pub mod direct;
 mod gate;
 mod http;
@@ -33,6 +35,7 @@ mod serve;
 mod tasks;
 #[cfg(test)]
 mod testing;
+mod told;
 mod wakers;
 
 use std::sync::Arc;

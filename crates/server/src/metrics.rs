@@ -107,6 +107,7 @@ pub struct Metrics {
     queue_waits: Histogram,
     renewals: Family<Word, Counter>,
     ends: Family<Word, Counter>,
+    unreadable_runs: Counter,
     log_bytes: Counter,
     rounds: Family<Round, Counter>,
     done: Family<Word, Counter>,
@@ -134,6 +135,7 @@ impl Default for Metrics {
             queue_waits: waits(),
             renewals: Family::default(),
             ends: Family::default(),
+            unreadable_runs: Counter::default(),
             log_bytes: Counter::default(),
             rounds: Family::default(),
             done: Family::default(),
@@ -172,6 +174,8 @@ impl Metrics {
         to.register("queue_wait_seconds", help, self.queue_waits.clone());
         to.register("lease_renewals", "Renewals that were asked for, lease by lease", self.renewals.clone());
         to.register("runs_ended", "Runs that this server ended", self.ends.clone());
+        let help = "Runs that could not be read when agents asked for work or told what they hold, counted each time";
+        to.register("unreadable_runs", help, self.unreadable_runs.clone());
         let help = "Bytes of log batches that were stored, as agents send them";
         to.register("log_appended_bytes", help, self.log_bytes.clone());
         to.register("task_rounds", "Rounds of the tasks of the server", self.rounds.clone());
@@ -210,6 +214,11 @@ impl Metrics {
     /// Notes the end of a run.
     pub fn ended(&self, outcome: &Outcome) {
         self.ends.get_or_create(&[("outcome", outcome_word(outcome.kind))]).inc();
+    }
+
+    /// Where runs are counted that agents hold or wait for and that cannot be read.
+    pub fn unreadable_runs(&self) -> Counter {
+        self.unreadable_runs.clone()
     }
 
     /// Notes bytes of log batches that were stored.

@@ -1,4 +1,4 @@
-//! A server in memory with two orgs, and callers with each role, for the tests of this crate.
+//! A server with two orgs, in memory unless a test brings a store, and callers with each role, for the tests of this crate.
 
 use std::{sync::Arc, time::Duration};
 
@@ -62,10 +62,13 @@ impl World {
     }
 
     pub async fn with_config(change: impl FnOnce(&mut Config)) -> Self {
+        Self::on_store(Store::memory(), change).await
+    }
+
+    pub async fn on_store(store: Store, change: impl FnOnce(&mut Config)) -> Self {
         let clock = Clock::manual(UnixMicros(1_700_000_000_000_000));
         let mut config = Config { clock: clock.clone(), ..Config::default() };
         change(&mut config);
-        let store = Store::memory();
         let made = bootstrap(&store, &clock, Wanted { admin: true, agent: true }).await.unwrap();
         let other = org_make(&store, &clock, "other").await;
         let issue = |org, role| {

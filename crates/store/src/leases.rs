@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use holm_domain::{AgentId, OrgId, UnixMicros, run::Run};
 
 use crate::{
-    Backend, Error, Result, Store,
+    Backend, Error, Result, RunRow, Store,
     error::{limit, page},
     runs,
     sql::{Db, Row, args, queries},
@@ -80,8 +80,8 @@ impl Store {
         }
     }
 
-    /// The runs that `agent` holds a lease of, at most [`LEASES_PAGE_MAX`].
-    pub async fn runs_of_agent(&self, org: OrgId, agent: AgentId) -> Result<Vec<Run>> {
+    /// The runs that `agent` holds a lease of, at most [`LEASES_PAGE_MAX`]. One that cannot be read is among them.
+    pub async fn runs_of_agent(&self, org: OrgId, agent: AgentId) -> Result<Vec<RunRow>> {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.turn().await.runs_of_agent(org, agent)),
             Backend::Sql(db) => runs_of_agent(db, org, agent).await,
@@ -119,8 +119,8 @@ pub(crate) fn due(row: &Row, at: &str) -> Result<Due> {
     Ok(Due { place, run: runs::read(row) })
 }
 
-async fn runs_of_agent(db: &Db, org: OrgId, agent: AgentId) -> Result<Vec<Run>> {
-    db.rows(RUNS_OF_AGENT, args![org, agent, LEASES_PAGE_MAX]).await?.iter().map(runs::read).collect()
+async fn runs_of_agent(db: &Db, org: OrgId, agent: AgentId) -> Result<Vec<RunRow>> {
+    db.rows(RUNS_OF_AGENT, args![org, agent, LEASES_PAGE_MAX]).await?.iter().map(runs::read_row).collect()
 }
 
 async fn lease_counts(db: &Db, org: OrgId) -> Result<BTreeMap<AgentId, u32>> {

@@ -10,7 +10,8 @@
 //! - an append under a fence that is not the newest changes nothing; an append that is repeated is stored once;
 //! - a deletion, of a run or of its log, notes in its transaction that objects are doomed, and they are removed from that
 //!   note;
-//! - a row that cannot be read is an error that names it ([`Error::Corrupt`]), never a row that is skipped;
+//! - a row that cannot be read is an error that names it ([`Error::Corrupt`]), never a row that is skipped; where servers
+//!   look after many runs at once it is the answer of that row alone ([`Due`], [`RunRow`]) and holds no other up;
 //! - SQL is one constant a query, the same text for both engines.
 //!
 //! Left out: who may ask (`holm-server`), retries of conflicts (the caller decides anew), search in logs.
@@ -49,7 +50,9 @@ pub use logs::{
 };
 pub use orgs::Org;
 pub use projects::{PROJECTS_MAX, Project};
-pub use runs::{FILTER_LABELS_MAX, IDEMPOTENCY_KEY_BYTES_MAX, Idempotency, Inserted, RUNS_PAGE_MAX, RunFilter, Saved};
+pub use runs::{
+    FILTER_LABELS_MAX, IDEMPOTENCY_KEY_BYTES_MAX, Idempotency, Inserted, RUNS_PAGE_MAX, RunFilter, RunRow, Saved,
+};
 pub use tokens::TOKENS_MAX;
 
 pub use memory::Between;

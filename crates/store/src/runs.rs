@@ -53,6 +53,15 @@ pub struct Saved {
     pub last_event_seq: u64,
 }
 
+/// A run as it was found, by itself: one that cannot be read hides no other.
+#[derive(Debug)]
+pub struct RunRow {
+    /// The id of the run, as its row has it.
+    pub id: String,
+    /// The run, or why it cannot be read.
+    pub run: Result<Run>,
+}
+
 /// Which runs are listed: those that meet every part that is given.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RunFilter {
@@ -110,12 +119,13 @@ impl Store {
         }
     }
 
-    /// Up to `limit` queued runs of the org, oldest first: the candidates for a claim.
-    pub async fn run_queue(&self, org: OrgId, limit: u32) -> Result<Vec<Run>> {
+    /// Up to `limit` queued runs of the org behind the first `skip`, oldest first: the candidates for a claim. Those that
+    /// cannot be read are among them, each at its place.
+    pub async fn run_queue(&self, org: OrgId, skip: u32, limit: u32) -> Result<Vec<RunRow>> {
         let limit = page(limit, RUNS_PAGE_MAX)?;
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.turn().await.run_queue(org, limit)),
-            Backend::Sql(db) => sql::run_queue(db, org, limit).await,
+            Backend::Memory(memory) => Ok(memory.turn().await.run_queue(org, skip as usize, limit)),
+            Backend::Sql(db) => sql::run_queue(db, org, skip, limit).await,
         }
     }
 
@@ -154,7 +164,7 @@ impl Store {
 
 #[cfg(test)]
 pub(crate) use sql::QUERIES;
-pub(crate) use sql::{changed_or_gone, leases_renew, read};
+pub(crate) use sql::{changed_or_gone, leases_renew, read, read_row};
 
 /// Refuses a run whose version is not the one behind the version on which it was decided.
 pub(crate) fn follows(expect_version: u64, run: &Run) -> Result<()> {

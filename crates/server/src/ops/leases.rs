@@ -1,29 +1,35 @@
 //! The server's half of the lease protocol: claim, renew ([`renew`]), start, end of the sandbox, finish (SPEC L1, L2).
 //!
 //! Decisions come from [`holm_domain::lease::grant`] and [`holm_domain::schedule`]; the compare-and-swap of the store makes
-//! them safe with any number of servers. An operation under a fence that is not the newest changes nothing.
+//! them safe with any number of servers. An operation under a fence that is not the newest changes nothing. A run that cannot
+//! be read holds no other up: it is told once ([`UnreadableRuns`](crate::told::UnreadableRuns)), not claimed, and nothing is
+//! said to an agent that holds it.
 
 pub mod renew;
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use futures_util::future::OptionFuture;
 use holm_api::agent::{
     ClaimedRun, Directive, DirectiveKind, FinishRun, HeldLease, LOG_GAP_FIELD, Poll, Polled, SandboxEnded, StartRun,
 };
 use holm_domain::{
-    ErrorCode, RunId, UnixMicros,
+    ErrorCode, OrgId, RunId, UnixMicros,
     access::Token,
     error::InvalidField,
     host::{Capacity, Host},
     lease::{Claimant, grant},
     limits::RESULT_BYTES_MAX,
-    run::{Cancel, Outcome, OutcomeKind, Reason, Run},
+    run::{Cancel, Decision, Outcome, OutcomeKind, Reason, Run},
     schedule,
 };
+use holm_store::RunRow;
 use tokio::time::Instant;
 
-use super::{hosts::host_heard, revise, revise_from, run_of, runs::spec_bytes, save};
+use super::{hosts::host_heard, revise, revise_from, run_of, runs::spec_bytes, try_save};
 use crate::{
     account::Account,
     app::App,
@@ -104,10 +110,11 @@ async fn look(app: &App, host: &Host, poll: &Poll, received: Received, account: 
     }
     let queue = async {
         // Nobody asks for runs: they need not be looked for.
-        if claims_max == 0 { Ok(Vec::new()) } else { app.store.run_queue(host.org, QUEUE_LOOK_MAX).await }
+        if claims_max == 0 { Ok(Vec::new()) } else { candidates(app, host.org).await }
     };
     let (stored, queue) = tokio::try_join!(app.store.runs_of_agent(host.org, host.id), queue)?;
-    let directives = directives(host, &poll.held, &stored);
+    let (stored, unreadable) = readable(app, stored);
+    let directives = directives(host, &poll.held, &stored, &unreadable);
     let mut room = Room::new(poll, claims_max, account);
     let mut claimed = lease_claim_again(app, host, poll, &stored, &mut room, received).await?;
     claimed.extend(lease_claim(app, host, queue, &mut room, received).await?);
@@ -118,10 +125,52 @@ async fn look(app: &App, host: &Host, poll: &Poll, received: Received, account: 
     }
 }
 
+/// The runs of `rows` that can be read, and the ids of those that cannot, of which it is told.
+fn readable(app: &App, rows: Vec<RunRow>) -> (Vec<Run>, HashSet<String>) {
+    let (mut runs, mut unreadable) = (Vec::with_capacity(rows.len()), HashSet::new());
+    for RunRow { id, run } in rows {
+        match run {
+            Ok(run) => runs.push(run),
+            Err(error) => {
+                app.unreadable.tell(&id, &error);
+                unreadable.insert(id);
+            }
+        }
+    }
+    (runs, unreadable)
+}
+
+/// Up to [`QUEUE_LOOK_MAX`] runs of the queue that can be read, oldest first.
+///
+/// One that cannot be read is passed over and not counted: nobody can decide on it, not even that it waited too long, so it
+/// stands first in the queue until its row is repaired, and as many of them as one look has candidates would block it for
+/// good. So the look goes on behind them; what bounds it is the queue. What others claim meanwhile may hide a run from this
+/// look, and not from the next.
+async fn candidates(app: &App, org: OrgId) -> holm_store::Result<Vec<Run>> {
+    let (mut candidates, mut skip) = (Vec::new(), 0);
+    loop {
+        let page = app.store.run_queue(org, skip, QUEUE_LOOK_MAX).await?;
+        let is_last = page.len() < QUEUE_LOOK_MAX as usize;
+        candidates.extend(readable(app, page).0);
+        if is_last || candidates.len() >= QUEUE_LOOK_MAX as usize {
+            candidates.truncate(QUEUE_LOOK_MAX as usize);
+            return Ok(candidates);
+        }
+        skip += QUEUE_LOOK_MAX;
+    }
+}
+
 /// What the agent does not know yet of the runs that it says it holds.
-fn directives(host: &Host, held: &[HeldLease], stored: &[Run]) -> Vec<Directive> {
+///
+/// Of a run that cannot be read nothing is said, least of all that its lease is stale: the agent may hold it, and would kill
+/// what it should not. It goes on with what it was told last until its lease, which nobody can renew, has run out; then the
+/// deadline of its shim ends it, as if no server answered.
+fn directives(host: &Host, held: &[HeldLease], stored: &[Run], unreadable: &HashSet<String>) -> Vec<Directive> {
     let stored: HashMap<RunId, &Run> = stored.iter().map(|run| (run.id, run)).collect();
     let directive = |lease: &HeldLease| {
+        if unreadable.contains(&lease.run.to_string()) {
+            return None;
+        }
         let run = stored.get(&lease.run).filter(|run| grant::held(run, host.id, lease.fence).is_ok());
         let what = match run.map(|run| run.cancel) {
             None => DirectiveKind::Stale,
@@ -193,7 +242,7 @@ async fn lease_claim_again(
         let Some(decision) = grant::claim_again(run, claimant(host), app.now(), &app.config.lease) else { continue };
         let Some(runtime) = schedule::runtime_for(&run.spec, host) else { continue };
         let Some(bytes) = room.hold(app, run)? else { break };
-        let Some(next_log_seq) = save(app, run.version, &decision).await? else {
+        let Some(next_log_seq) = grant_save(app, run, &decision).await? else {
             room.account.spare(bytes);
             continue;
         };
@@ -233,10 +282,22 @@ async fn grant_one(app: &App, host: &Host, run: &Run, received: Received) -> Res
     let Some(runtime) = schedule::runtime_for(&run.spec, host) else { return Ok(None) };
     let ttl_ms = received.ttl_ms(app.config.lease.ttl);
     let Some(decision) = grant::claim(run, claimant(host), app.now(), &app.config.lease) else { return Ok(None) };
-    let Some(next_log_seq) = save(app, run.version, &decision).await? else { return Ok(None) };
+    let Some(next_log_seq) = grant_save(app, run, &decision).await? else { return Ok(None) };
     tracing::info!(run = %run.id, agent = %host.id, fence = decision.run.fence, "claimed");
     app.metrics.claimed(decision.run.claimed_at.map(|at| at.since(run.queued_at)).unwrap_or_default());
     Ok(Some(told(decision.run, runtime, ttl_ms, next_log_seq)))
+}
+
+/// Saves the decision that grants `run`. Nothing if somebody else was faster, or if what is stored beside its row cannot be
+/// read: then it is told, and holds no other up.
+async fn grant_save(app: &App, run: &Run, decision: &Decision) -> Result<Option<u64>, Failure> {
+    match try_save(app, run.version, decision).await {
+        Err(error @ holm_store::Error::Corrupt { .. }) => {
+            app.unreadable.tell(run.id, &error);
+            Ok(None)
+        }
+        saved => Ok(saved?),
+    }
 }
 
 /// The process that was heard.

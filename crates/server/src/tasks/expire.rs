@@ -9,8 +9,7 @@ use std::time::Duration;
 use holm_domain::{UnixMicros, run::Run};
 use holm_store::{Due, DuePlace, Error};
 
-use super::Told;
-use crate::{app::App, problem::Failure};
+use crate::{app::App, problem::Failure, told::Told};
 
 /// How many runs are looked at together.
 const PAGE: u32 = 256;

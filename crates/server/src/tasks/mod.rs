@@ -10,49 +10,16 @@ pub mod reap;
 pub mod seal;
 pub mod sweep;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use holm_store::DuePlace;
-use prometheus_client::metrics::counter::Counter;
 
-use crate::{app::App, metrics::Task, problem::Failure};
+use crate::{app::App, metrics::Task, problem::Failure, told::Told};
 
 /// How often logs are looked for that are worth sealing, where nobody knows of one.
 const SEAL_EVERY: Duration = Duration::from_secs(60);
 /// How often objects of deleted runs and logs are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
-/// Of how many things it is remembered that their trouble was told.
-const TOLD_MAX: usize = 10_000;
-
-/// Things whose trouble was told already, so that it does not fill the log. It is counted each time.
-#[derive(Debug)]
-pub struct Told<K> {
-    about: BTreeSet<K>,
-    troubles: Counter,
-}
-
-impl<K> Told<K> {
-    /// Counts in `troubles`.
-    pub fn counting(troubles: Counter) -> Self {
-        Self { about: BTreeSet::new(), troubles }
-    }
-}
-
-#[cfg(test)]
-impl<K> Default for Told<K> {
-    fn default() -> Self {
-        Self::counting(Counter::default())
-    }
-}
-
-impl<K: Ord> Told<K> {
-    fn tell(&mut self, about: K, error: &holm_store::Error, what: &'static str) {
-        self.troubles.inc();
-        if self.about.len() < TOLD_MAX && self.about.insert(about) {
-            tracing::error!(%error, "{what}");
-        }
-    }
-}
 
 /// Counts a round of `task`, and tells that it failed, with what becomes of that.
 fn count(app: &App, task: Task, done: Result<u64, Failure>, otherwise: &'static str) {

@@ -13,8 +13,7 @@ use holm_domain::{
 };
 use holm_store::{Due, DuePlace, Error};
 
-use super::Told;
-use crate::{app::App, ops, problem::Failure};
+use crate::{app::App, ops, problem::Failure, told::Told};
 
 /// How many runs are looked at together.
 const PAGE: u32 = 256;

@@ -8,8 +8,7 @@
 use holm_domain::RunId;
 use holm_store::{Error, Sealable};
 
-use super::Told;
-use crate::{app::App, problem::Failure};
+use crate::{app::App, problem::Failure, told::Told};
 
 /// How many logs are looked for together.
 const PAGE: u32 = 256;

@@ -8,8 +8,7 @@ use std::time::Duration;
 use holm_domain::{RunId, UnixMicros};
 use holm_store::{DoomedPart, Error};
 
-use super::Told;
-use crate::{app::App, problem::Failure};
+use crate::{app::App, problem::Failure, told::Told};
 
 /// How many of them are looked at together.
 const PAGE: u32 = 256;

@@ -10,7 +10,7 @@ use holm_domain::{
 use super::{Memory, Row, State, Stored};
 use crate::{
     Doomed, DoomedPart, Due, DuePlace, Error, EventAppended, Idempotency, Inserted, LEASES_PAGE_MAX, LogAppended,
-    Renewal, Result, RunCensus, RunFilter, Saved, Segment,
+    Renewal, Result, RunCensus, RunFilter, RunRow, Saved, Segment,
     logs::{Attempt, Chunk, newest_at},
 };
 
@@ -45,6 +45,11 @@ impl Row {
 fn as_stored(run: &Run) -> Run {
     let result = run.result.clone().filter(|result| !result.is_null());
     Run { result, ..run.clone() }
+}
+
+/// In memory every run can be read.
+fn found(run: &Run) -> RunRow {
+    RunRow { id: run.id.to_string(), run: Ok(run.clone()) }
 }
 
 fn fence_of(run: &Run) -> u64 {
@@ -104,12 +109,12 @@ impl Memory {
             .collect()
     }
 
-    pub(crate) fn run_queue(&self, org: OrgId, limit: usize) -> Vec<Run> {
+    pub(crate) fn run_queue(&self, org: OrgId, skip: usize, limit: usize) -> Vec<RunRow> {
         let state = self.lock();
         let queued = state.runs.values().map(|row| &row.run).filter(|run| run.org == org);
         let mut queued: Vec<&Run> = queued.filter(|run| run.state == RunState::Queued).collect();
         queued.sort_by_key(|run| (run.queued_at, run.id));
-        queued.into_iter().take(limit).cloned().collect()
+        queued.into_iter().skip(skip).take(limit).map(found).collect()
     }
 
     pub(crate) fn run_census(&self) -> RunCensus {
@@ -237,11 +242,11 @@ impl Memory {
         due.into_iter().take(limit).map(|(place, run)| Due { place, run: Ok(run.clone()) }).collect()
     }
 
-    pub(crate) fn runs_of_agent(&self, org: OrgId, agent: AgentId) -> Vec<Run> {
+    pub(crate) fn runs_of_agent(&self, org: OrgId, agent: AgentId) -> Vec<RunRow> {
         let state = self.lock();
         let of_org = state.runs.values().map(|row| &row.run).filter(|run| run.org == org);
         let held = of_org.filter(|run| run.lease.is_some_and(|lease| lease.agent == agent));
-        held.take(LEASES_PAGE_MAX as usize).cloned().collect()
+        held.take(LEASES_PAGE_MAX as usize).map(found).collect()
     }
 
     pub(crate) fn lease_counts(&self, org: OrgId) -> BTreeMap<AgentId, u32> {

@@ -5,7 +5,7 @@ use holm_domain::{
     run::{EventKind, Run, RunState},
 };
 
-use super::{FILTER_LABELS_MAX, Idempotency, Inserted, RunFilter, Saved};
+use super::{FILTER_LABELS_MAX, Idempotency, Inserted, RunFilter, RunRow, Saved};
 use crate::{
     Error, LOG_INLINE_BYTES, LOG_SEGMENT_BYTES, Renewal, Result,
     events::event_save,
@@ -57,7 +57,7 @@ queries! {
         and exists (select 1 from run_labels m where m.org = $1 and m.key = $18 and m.value = $19 and m.run = r.id)
         and exists (select 1 from run_labels m where m.org = $1 and m.key = $20 and m.value = $21 and m.run = r.id)");
     RUN_QUEUE = "select id, org, version, state, body from runs where org = $1 and state = 'queued'
-        order by queued_at, id limit $2 + 0";
+        order by queued_at, id limit $3 + 0 offset $2 + 0";
     RUN_SAVE = "update runs set state = $4, version = $5, fence = $6, deadline_at = $7, body = $8, log_kept_since = $9
         where org = $1 and id = $2 and version = $3";
     RUN_SAVE_LEASE = "insert into leases (org, run, agent, fence, version, expires_at) values ($1, $2, $3, $4, $5, $6)
@@ -88,6 +88,11 @@ pub(crate) fn read(row: &Row) -> Result<Run> {
         return Err(row.corrupt("the columns contradict the body"));
     }
     Ok(run)
+}
+
+/// Reads a run by itself.
+pub(crate) fn read_row(row: &Row) -> Result<RunRow> {
+    Ok(RunRow { id: row.of("runs", "id")?.text("id")?, run: read(row) })
 }
 
 fn fence_of(run: &Run) -> u64 {
@@ -190,8 +195,8 @@ fn list_query(filter: &RunFilter) -> Query {
     }
 }
 
-pub(super) async fn run_queue(db: &Db, org: OrgId, limit: usize) -> Result<Vec<Run>> {
-    db.rows(RUN_QUEUE, args![org, limit]).await?.iter().map(read).collect()
+pub(super) async fn run_queue(db: &Db, org: OrgId, skip: u32, limit: usize) -> Result<Vec<RunRow>> {
+    db.rows(RUN_QUEUE, args![org, skip, limit]).await?.iter().map(read_row).collect()
 }
 
 pub(super) async fn run_save(

@@ -17,7 +17,7 @@ use holm_domain::{
 };
 use holm_store::{Error, EventAppended, LogAppended, Renewal, Store};
 
-use crate::support::{Fixture, Tenant, batch, cases, claimant, config, entry, refused, save};
+use crate::support::{Fixture, Tenant, batch, cases, claimant, config, entry, read, refused, save};
 
 cases!(
     two_claimers_never_both_win,
@@ -81,7 +81,7 @@ async fn many_claimers_empty_a_queue_once(fixture: Fixture) {
         tokio::spawn(async move {
             let mut won = Vec::new();
             for _ in 0..1_000 {
-                let queue = store.run_queue(org, 4).await.expect("a queue");
+                let queue = read(store.run_queue(org, 0, 4).await.expect("a queue"));
                 if queue.is_empty() {
                     return won;
                 }

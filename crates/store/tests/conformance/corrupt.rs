@@ -1,14 +1,15 @@
-//! What cannot be read is told with its table and key, by every query that meets it, and never skipped.
+//! What cannot be read is told with its table and key, by every query that meets it, and never skipped. Where many runs are
+//! looked after at once it is told in its place, and the others are there.
 
 use std::str::FromStr;
 
-use holm_domain::{AgentId, TokenId, UnixMicros, access::Token, host::Host, run::Run};
-use holm_store::{Blobs, Error, Result, RunFilter, Store};
+use holm_domain::{AgentId, RunId, TokenId, UnixMicros, access::Token, host::Host, lease::grant, run::Run};
+use holm_store::{Blobs, Error, Result, RunFilter, RunRow, Store};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, SqliteConnection};
 
 use crate::{
     postgres::TestDatabase,
-    support::{Engine, Fixture, Tenant, batch, host, on, token},
+    support::{Engine, Fixture, Tenant, batch, claimant, config, host, on, token},
 };
 
 /// Changes the database behind the store's back.
@@ -40,6 +41,7 @@ macro_rules! cases_in_sql {
 
 cases_in_sql!(
     a_run_that_cannot_be_read_is_named_everywhere,
+    runs_of_an_agent_and_of_a_queue_are_read_one_by_one,
     columns_that_contradict_the_body_are_seen,
     other_rows_that_cannot_be_read_are_named,
     a_missing_or_changed_log_is_seen,
@@ -64,7 +66,24 @@ async fn everywhere(tenant: &Tenant, run: &Run) {
     assert_eq!(due.iter().filter(|due| due.run.is_ok()).count(), 1, "it hides no other");
     let mine = due.into_iter().find_map(|due| due.run.err()).expect("one cannot be read");
     corrupt(Err::<(), _>(mine), "runs", run.id);
-    corrupt(store.runs_of_agent(tenant.org, agent).await, "runs", run.id);
+    let held = store.runs_of_agent(tenant.org, agent).await.expect("it is said of it alone");
+    one_by_one(held, &[(run.id, false)]);
+}
+
+/// The rows are these, in this order, each with whether it can be read; one that cannot be is named.
+#[track_caller]
+fn one_by_one(rows: Vec<RunRow>, wanted: &[(RunId, bool)]) {
+    let ids: Vec<String> = wanted.iter().map(|(id, _)| id.to_string()).collect();
+    assert_eq!(rows.iter().map(|row| row.id.clone()).collect::<Vec<_>>(), ids);
+    for (row, (id, is_whole)) in rows.into_iter().zip(wanted) {
+        match row.run {
+            Ok(run) => assert_eq!((run.id, true), (*id, *is_whole)),
+            Err(error) => {
+                assert!(!is_whole, "{error}");
+                corrupt(Err::<(), _>(error), "runs", id);
+            }
+        }
+    }
 }
 
 async fn a_run_that_cannot_be_read_is_named_everywhere(fixture: Fixture) {
@@ -75,8 +94,28 @@ async fn a_run_that_cannot_be_read_is_named_everywhere(fixture: Fixture) {
         tamper(&fixture, &format!("update runs set body = '{body}' where id = '{}'", run.id)).await;
         everywhere(&tenant, &run).await;
     }
-    tamper(&fixture, &format!("update runs set body = 'x' where state = 'queued' and org = '{}'", tenant.org)).await;
-    assert!(matches!(tenant.store.run_queue(tenant.org, 10).await, Err(Error::Corrupt { table: "runs", .. })));
+}
+
+async fn runs_of_an_agent_and_of_a_queue_are_read_one_by_one(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let (store, holder) = (&tenant.store, claimant());
+    let (mut held, mut queued) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let run = tenant.queued().await;
+        let decision = grant::claim(&run, holder, UnixMicros(2_000), &config()).expect("claimable");
+        tenant.save(&decision).await.expect("claimed");
+        held.push(run.id);
+        queued.push(tenant.queued().await.id);
+    }
+    for id in [held[1], queued[0], queued[1]] {
+        tamper(&fixture, &format!("update runs set body = 'x' where id = '{id}'")).await;
+    }
+    let of_agent = store.runs_of_agent(tenant.org, holder.agent).await.expect("a row each");
+    one_by_one(of_agent, &[(held[0], true), (held[1], false), (held[2], true)]);
+    let queue = async |skip, limit| store.run_queue(tenant.org, skip, limit).await.expect("a row each");
+    one_by_one(queue(0, 10).await, &[(queued[0], false), (queued[1], false), (queued[2], true)]);
+    one_by_one(queue(0, 2).await, &[(queued[0], false), (queued[1], false)]);
+    one_by_one(queue(2, 2).await, &[(queued[2], true)]);
 }
 
 async fn columns_that_contradict_the_body_are_seen(fixture: Fixture) {

@@ -10,7 +10,7 @@ use holm_domain::{
 };
 use holm_store::{BlobKey, Doomed, DoomedPart, Error, Inserted, Project, RUNS_PAGE_MAX, RunCensus, RunFilter};
 
-use crate::support::{Fixture, Tenant, batch, cases, claimant, config, refused, sandbox, save, uuid};
+use crate::support::{Fixture, Tenant, batch, cases, claimant, config, read, refused, sandbox, save, uuid};
 
 cases!(
     every_field_of_a_run_survives,
@@ -231,10 +231,12 @@ async fn the_queue_is_oldest_first(fixture: Fixture) {
     expected.sort();
     other.queued().await;
     let claimed = tenant.claimed().await;
-    let queue = fixture.store.run_queue(tenant.org, 3).await.expect("a queue");
-    let ids: Vec<(i64, RunId)> = queue.iter().map(|run| (run.queued_at.0, run.id)).collect();
+    let queue = fixture.store.run_queue(tenant.org, 0, 3).await.expect("a queue");
+    let ids: Vec<(i64, RunId)> = read(queue).iter().map(|run| (run.queued_at.0, run.id)).collect();
     assert_eq!(ids, expected[..3]);
-    let whole = fixture.store.run_queue(tenant.org, 10).await.expect("a queue");
+    let rest = fixture.store.run_queue(tenant.org, 3, 3).await.expect("a queue");
+    assert_eq!(read(rest).iter().map(|run| run.id).collect::<Vec<_>>(), [expected[3].1]);
+    let whole = read(fixture.store.run_queue(tenant.org, 0, 10).await.expect("a queue"));
     assert!(whole.iter().all(|run| run.id != claimed.id) && whole.len() == 4);
 }
 
@@ -275,11 +277,11 @@ async fn leases_are_found_by_agent(fixture: Fixture) {
         held.push(decision.run);
     }
     let store = &fixture.store;
-    assert_eq!(store.runs_of_agent(tenant.org, one).await.expect("read"), held[..2]);
+    assert_eq!(read(store.runs_of_agent(tenant.org, one).await.expect("read")), held[..2]);
     assert_eq!(store.lease_counts(tenant.org).await.expect("counted"), BTreeMap::from([(one, 2), (two, 1)]));
     let expired = grant::expire(&held[0], UnixMicros(i64::MAX), &config()).expect("expired");
     tenant.save(&expired).await.expect("saved");
-    assert_eq!(store.runs_of_agent(tenant.org, one).await.expect("read"), held[1..2]);
+    assert_eq!(read(store.runs_of_agent(tenant.org, one).await.expect("read")), held[1..2]);
     let anew = grant::claim(&expired.run, holders[1], UnixMicros(3_000), &config()).expect("claimable");
     tenant.save(&anew).await.expect("claimed");
     assert_eq!(store.lease_counts(tenant.org).await.expect("counted"), BTreeMap::from([(one, 1), (two, 2)]));
@@ -358,7 +360,7 @@ async fn a_deleted_run_leaves_nothing(fixture: Fixture) {
     assert_eq!(store.run_get(tenant.org, run.id).await.expect("read"), None);
     assert_eq!(tenant.event_seqs(run.id).await, Vec::<u64>::new());
     assert_eq!(tenant.log(run.id).await, Vec::<Vec<u8>>::new());
-    assert_eq!(store.runs_of_agent(tenant.org, run.lease.expect("leased").agent).await.expect("read"), []);
+    assert!(store.runs_of_agent(tenant.org, run.lease.expect("leased").agent).await.expect("read").is_empty());
     assert_eq!(store.blobs().delete_of_run(tenant.org, run.id).await.expect("listed"), 0, "no object is left");
     let anew = Run { id: RunId::from_uuid(uuid()), ..first };
     assert_eq!(tenant.insert_once(&anew, "key", 1).await.expect("inserted"), Inserted::New, "the key is free again");

@@ -15,7 +15,7 @@ use holm_domain::{
     log::{BatchBuilder, PACKED_BYTES_MIN, Stream, parse_all},
     run::{Admission, Decision, EventKind, Run, RunSpec, SandboxInfo, admit},
 };
-use holm_store::{Blobs, Idempotency, Inserted, Org, Project, Result, RunFilter, Saved, Segment, Store};
+use holm_store::{Blobs, Idempotency, Inserted, Org, Project, Result, RunFilter, RunRow, Saved, Segment, Store};
 use uuid::Uuid;
 
 use crate::postgres::TestDatabase;
@@ -204,6 +204,16 @@ impl Tenant {
 pub async fn save(store: &Store, decision: &Decision) -> Result<Saved> {
     let Decision { run, events } = decision;
     store.run_save(run.version - 1, run, events, run.deadline(&config()), UnixMicros(3_000)).await
+}
+
+/// The runs of rows that can all be read and bear the ids of their runs.
+pub fn read(rows: Vec<RunRow>) -> Vec<Run> {
+    let one = |row: RunRow| {
+        let run = row.run.expect("a run");
+        assert_eq!(row.id, run.id.to_string());
+        run
+    };
+    rows.into_iter().map(one).collect()
 }
 
 /// The data of the entries after `after`, checked to follow it without gap.

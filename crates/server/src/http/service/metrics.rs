@@ -79,7 +79,7 @@ mod tests {
         assert!(stale.status.is_client_error());
         world.queue_run().await;
         world.clock.advance(Duration::from_secs(7));
-        let mut told = crate::tasks::Told::counting(world.app().metrics.troubles(crate::metrics::Task::Seal));
+        let mut told = crate::told::Told::counting(world.app().metrics.troubles(crate::metrics::Task::Seal));
         crate::tasks::seal::seal(world.app(), &mut told).await.unwrap();
         let live = scrape(&world).await;
         for (series, value) in [
@@ -88,6 +88,7 @@ mod tests {
             ("holm_lease_renewals_total{outcome=\"renewed\"}", 1.0),
             ("holm_lease_renewals_total{outcome=\"refused\"}", 1.0),
             ("holm_lease_renewals_total{outcome=\"unreadable\"}", 0.0),
+            ("holm_unreadable_runs_total", 0.0),
             ("holm_runs{state=\"queued\"}", 1.0),
             ("holm_runs{state=\"claimed\"}", 1.0),
             ("holm_runs{state=\"running\"}", 0.0),

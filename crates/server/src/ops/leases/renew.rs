@@ -74,13 +74,10 @@ async fn renew_together(
     if leases.len() == 1 {
         return Ok(answers);
     }
-    let stored = match app.store.runs_of_agent(token.org, by.agent).await {
-        Ok(stored) => stored,
-        // One of them cannot be read. Each is looked for by itself then, so that it holds no other up.
-        Err(holm_store::Error::Corrupt { .. }) => return Ok(answers),
-        Err(error) => return Err(error.into()),
-    };
-    let stored: HashMap<RunId, Run> = stored.into_iter().map(|run| (run.id, run)).collect();
+    // One that cannot be read has no answer here, and is told when it is looked for by itself.
+    let rows = app.store.runs_of_agent(token.org, by.agent).await?;
+    let stored: HashMap<RunId, Run> =
+        rows.into_iter().filter_map(|row| row.run.ok()).map(|run| (run.id, run)).collect();
     let mut decided = Vec::new();
     for (index, lease) in leases.iter().enumerate() {
         let Some(run) = stored.get(&lease.run) else { continue };
@@ -119,7 +116,10 @@ async fn renew_alone(
         }
         Err(failure) if failure.code() == ErrorCode::Internal => {
             let (problem, cause) = failure.into_parts();
-            tracing::error!(%run, fence, cause, "a lease cannot be renewed: {problem}");
+            match cause {
+                Some(cause) => app.unreadable.tell(run, &cause),
+                None => app.unreadable.tell(run, &problem),
+            }
             Ok(None)
         }
         Err(failure) => Err(failure),

@@ -1,0 +1,155 @@
+//! What holds when single rows of the database are damaged: the runs beside them go on, and nobody is told anything of a run
+//! about which nothing is known.
+
+use std::{
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use holm_api::agent::{DirectiveKind, HeldLease, Poll, Polled, Renew, Renewed};
+use holm_domain::RunId;
+use http::StatusCode;
+use serde_json::json;
+use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection};
+
+use crate::{config::QUEUE_LOOK_MAX, testing::World};
+
+/// A server whose database is a file, and the file.
+struct OnFile {
+    world: World,
+    url: String,
+    _folder: tempfile::TempDir,
+}
+
+impl OnFile {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("holm.db").display());
+        let store = holm_store::Store::open(&url, holm_store::Blobs::memory()).await.unwrap();
+        Self { world: World::on_store(store, |_| {}).await, url, _folder: folder }
+    }
+
+    /// Changes rows behind the server's back.
+    async fn tamper(&self, sql: String) {
+        let mut database = SqliteConnection::connect(&self.url).await.unwrap();
+        let changed = sqlx::query(AssertSqlSafe(sql)).execute(&mut database).await.unwrap();
+        assert!(changed.rows_affected() > 0, "the test changes something");
+        database.close().await.unwrap();
+    }
+
+    async fn damage(&self, run: RunId) {
+        self.tamper(format!("update runs set body = 'x' where id = '{run}'")).await;
+    }
+
+    async fn poll(&self, held: &[HeldLease], claims_max: u32) -> Polled {
+        let poll = Poll { held: held.to_vec(), claims_max, ..self.world.poll() };
+        self.world.agent().post("/agent/v1/poll", &poll).await.json(StatusCode::OK)
+    }
+
+    async fn renew(&self, held: &[HeldLease]) -> Vec<(RunId, Option<u64>)> {
+        let leases = held.iter().copied().map(Into::into).collect();
+        let body = Renew { agent: self.world.agent_id, instance: self.world.instance, leases };
+        let renewed: Renewed = self.world.agent().post("/agent/v1/renew", &body).await.json(StatusCode::OK);
+        renewed.leases.into_iter().map(|lease| (lease.run, lease.ttl_ms)).collect()
+    }
+
+    async fn counted(&self) -> f64 {
+        let text = self.world.admin().get("/metrics").await.body;
+        let text = String::from_utf8(text.to_vec()).unwrap();
+        let sample = text.lines().find_map(|line| line.strip_prefix("holm_unreadable_runs_total "));
+        sample.unwrap().parse().unwrap()
+    }
+}
+
+/// What this thread logs at the level of errors.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn keep(&self) -> tracing::subscriber::DefaultGuard {
+        let log = self.clone();
+        let keeper = tracing_subscriber::fmt().with_max_level(tracing::Level::ERROR).with_ansi(false);
+        tracing::subscriber::set_default(keeper.with_writer(move || log.clone()).finish())
+    }
+
+    /// How many lines name the run.
+    fn lines_about(&self, run: RunId) -> usize {
+        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        text.lines().filter(|line| line.contains("ERROR") && line.contains(&run.to_string())).count()
+    }
+}
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn an_agent_hears_of_its_good_runs_and_nothing_of_the_damaged_one() {
+    let server = OnFile::new().await;
+    let world = &server.world;
+    let (good, damaged, cancelled) = (world.claim_run().await, world.claim_run().await, world.claim_run().await);
+    world.member().post(&format!("/v1/runs/{}/cancel", cancelled.run), &json!({})).await;
+    server.damage(damaged.run).await;
+
+    let held = [good, damaged, HeldLease { fence: damaged.fence + 1, ..damaged }, cancelled];
+    let polled = server.poll(&held, 0).await;
+    let told: Vec<_> = polled.directives.iter().map(|directive| (directive.run, directive.what)).collect();
+    assert_eq!(told, [(cancelled.run, DirectiveKind::Terminate)]);
+    let renewed = server.renew(&[good, damaged, cancelled]).await;
+    assert_eq!(renewed, [(good.run, Some(30_000)), (cancelled.run, Some(30_000))]);
+    assert_eq!(server.renew(&[damaged]).await, [], "nor is it refused");
+
+    world.clock.advance(Duration::from_secs(20));
+    let again = server.poll(&[cancelled], 8).await;
+    let claimed: Vec<_> = again.claimed.iter().map(|claimed| claimed.run).collect();
+    assert_eq!(claimed, [good.run], "what it does not list is granted once more, the damaged one aside");
+}
+
+#[tokio::test]
+async fn runs_behind_damaged_ones_are_claimed_however_many_stand_first() {
+    let server = OnFile::new().await;
+    let world = &server.world;
+    for _ in 0..=QUEUE_LOOK_MAX {
+        world.queue_run().await;
+    }
+    server.tamper("update runs set body = 'x' where state = 'queued'".to_owned()).await;
+    let (first, damaged, last) = (world.queue_run().await, world.queue_run().await, world.queue_run().await);
+    server.damage(damaged).await;
+    let claimed = server.poll(&[], 8).await.claimed;
+    assert_eq!(claimed.iter().map(|claimed| claimed.run).collect::<Vec<_>>(), [first, last]);
+}
+
+#[tokio::test]
+async fn a_run_whose_log_head_is_damaged_is_passed_over() {
+    let server = OnFile::new().await;
+    let world = &server.world;
+    let (damaged, good) = (world.queue_run().await, world.queue_run().await);
+    server.tamper(format!("update log_heads set next_log_seq = -1 where run = '{damaged}'")).await;
+    let claimed = server.poll(&[], 8).await.claimed;
+    assert_eq!(claimed.iter().map(|claimed| claimed.run).collect::<Vec<_>>(), [good]);
+}
+
+#[tokio::test]
+async fn each_damaged_run_is_told_once_and_counted_each_time() {
+    let server = OnFile::new().await;
+    let world = &server.world;
+    let (good, damaged, waiting) = (world.claim_run().await, world.claim_run().await, world.queue_run().await);
+    server.damage(damaged.run).await;
+    server.damage(waiting).await;
+    let log = Log::default();
+    let _kept = log.keep();
+    assert_eq!(server.counted().await, 0.0);
+    for _ in 0..3 {
+        assert!(server.poll(&[good, damaged], 8).await.is_empty());
+        server.renew(&[good, damaged]).await;
+    }
+    assert_eq!([good.run, damaged.run, waiting].map(|run| log.lines_about(run)), [0, 1, 1]);
+    assert_eq!(server.counted().await, 9.0);
+}

@@ -1,0 +1,63 @@
+//! Troubles that come again and again and are told once.
+//!
+//! What cannot be read stays so until somebody repairs it, and is met at every look. The log tells of it once in the life of
+//! a server; it is counted each time.
+
+use std::{
+    collections::BTreeSet,
+    fmt::Display,
+    sync::{Mutex, PoisonError},
+};
+
+use prometheus_client::metrics::counter::Counter;
+
+/// Of how many things it is remembered that their trouble was told.
+const TOLD_MAX: usize = 10_000;
+
+/// Things whose trouble was told already, so that it does not fill the log. It is counted each time.
+#[derive(Debug)]
+pub struct Told<K> {
+    about: BTreeSet<K>,
+    troubles: Counter,
+}
+
+impl<K> Told<K> {
+    /// Counts in `troubles`.
+    pub fn counting(troubles: Counter) -> Self {
+        Self { about: BTreeSet::new(), troubles }
+    }
+}
+
+#[cfg(test)]
+impl<K> Default for Told<K> {
+    fn default() -> Self {
+        Self::counting(Counter::default())
+    }
+}
+
+impl<K: Ord> Told<K> {
+    /// Tells what came of `error`, unless it was told of `about` before.
+    pub fn tell(&mut self, about: K, error: &dyn Display, what: &'static str) {
+        self.troubles.inc();
+        if self.about.len() < TOLD_MAX && self.about.insert(about) {
+            tracing::error!(%error, "{what}");
+        }
+    }
+}
+
+/// Runs that agents hold or wait for and that cannot be read: each is told once, whichever agent's question meets it first.
+#[derive(Debug)]
+pub struct UnreadableRuns(Mutex<Told<String>>);
+
+impl UnreadableRuns {
+    /// Counts in `troubles`.
+    pub fn counting(troubles: Counter) -> Self {
+        Self(Mutex::new(Told::counting(troubles)))
+    }
+
+    /// Tells of the run with the id `run`; `error` names it.
+    pub fn tell(&self, run: impl Display, error: &dyn Display) {
+        let what = "a run cannot be read: it is not claimed and no lease of it is renewed until its row is repaired";
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).tell(run.to_string(), error, what);
+    }
+}
