@@ -78,10 +78,10 @@ impl Postgres {
 
     /// What it answers to a query, as text.
     #[track_caller]
-    fn asked(&self, query: &str) -> String {
+    pub fn asked(&self, query: &str) -> String {
         let mut command = self.command("psql");
         command.args(["-h", "127.0.0.1", "-U", USER, "-p", &self.port.to_string(), "-d", "postgres"]);
-        run(command.args(["--no-psqlrc", "--tuples-only", "--no-align", "-c", query])).succeeds().word()
+        run(command.args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "-c", query])).succeeds().word()
     }
 
     fn data(&self) -> PathBuf {

@@ -257,6 +257,91 @@ fn a_sqlite_file_that_is_damaged_is_named_with_the_way_out_and_left_as_it_is() {
     }
 }
 
+/// Executes a statement on the file of a database beside the server that has it open; what it returns.
+fn asked(world: &World, statement: &str) -> String {
+    let script = "import sqlite3, sys\nfile = sqlite3.connect(sys.argv[1], timeout=30)\n\
+                  rows = file.execute(sys.argv[2]).fetchall()\nfile.commit()\nprint(*[row[0] for row in rows])\n";
+    let mut python = std::process::Command::new("python3");
+    ran::run(python.args(["-c", script]).arg(file(world)).arg(statement)).succeeds().word()
+}
+
+/// Leases that are short enough to be waited for.
+const SHORT_LEASES: [&str; 4] = ["--lease-ttl", "3s", "--lease-margin", "1s"];
+/// Lives until it is told to end, and shows that it does.
+const LIVES: &str = r#"
+import os, sys, time
+while not os.path.exists("/seen/enough"):
+    open(f"/seen/{sys.argv[1]}", "w").close()
+    time.sleep(0.02)
+"#;
+
+/// One agent holds two runs and waits for two more; of both pairs one is damaged, and mended at the end, by `asked`.
+fn a_damaged_row_harms_one_run(world: &mut World, asked: impl Fn(&World, &str) -> String) {
+    world.start_server_with(&SHORT_LEASES);
+    world.start_agent("only");
+    let seen = world.folder("seen");
+    let mount = format!("{}:/seen", seen.display());
+    let lives = |world: &World, name: &str| {
+        let run = world.detach(["--mount", &mount, "--", "/usr/bin/python3", "-c", LIVES, name]);
+        world.until_state(&run, "running");
+        eventually("it lives", || seen.join(name).exists().then_some(run.clone()))
+    };
+    let (good, held) = (lives(world, "good"), lives(world, "held"));
+    world.holm(["hosts", "cordon", "only"]).succeeds();
+    let (waiting, last) = (world.detach(["--", "true"]), world.detach(["--", "true"]));
+    // Whoever read the row before saves nothing over it: the version is another one.
+    let (harm, mend) =
+        ("body = 'x' || body, version = version + 1000", "body = substr(body, 2), version = version - 1000");
+    let change = |run: &String, how: &str| {
+        assert_eq!(&asked(world, &format!("update runs set {how} where id = '{run}' returning id")), run);
+    };
+    for run in [&held, &waiting] {
+        change(run, harm);
+    }
+    world.holm(["hosts", "uncordon", "only"]).succeeds();
+    assert_eq!(world.until_ended(&last)["outcome"]["kind"], "succeeded", "it was not held up");
+    let beats = |name: &str| {
+        let path = seen.join(name);
+        if path.exists() {
+            fs::remove_file(&path).expect("a file");
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        path.exists()
+    };
+    eventually("the deadline of the damaged one ends it", || (!beats("held")).then_some(()));
+    assert!(beats("good"), "the lease beside it was renewed");
+    fs::write(seen.join("enough"), "").expect("a file");
+    let ended = world.until_ended(&good);
+    assert_eq!((&ended["outcome"]["kind"], &ended["attempt"]), (&"succeeded".into(), &1.into()), "{ended}");
+    for damaged in [&held, &waiting] {
+        world.http().get(&format!("/v1/runs/{damaged}")).is_problem(500, "internal");
+    }
+    let metrics = world.http().get("/metrics").is(200);
+    let counted = String::from_utf8_lossy(&metrics.body).contains("holm_unreadable_runs_total 0");
+    assert!(!counted, "they were met");
+    for run in [&held, &waiting] {
+        change(run, mend);
+    }
+    let attempts = [&held, &waiting].map(|run| {
+        let ended = world.until_ended(run);
+        assert_eq!(ended["outcome"]["kind"], "succeeded", "{ended}");
+        ended["attempt"].as_u64()
+    });
+    assert_eq!(attempts, [Some(2), Some(1)], "what was lost with the lease is made anew");
+}
+
+#[test]
+fn a_damaged_row_of_a_run_on_sqlite_harms_no_other_run() {
+    a_damaged_row_harms_one_run(&mut World::on_file(), asked);
+}
+
+#[test]
+fn a_damaged_row_of_a_run_on_postgres_harms_no_other_run() {
+    let postgres = Postgres::start();
+    let mut world = World::on_database(&postgres.url(postgres.port()));
+    a_damaged_row_harms_one_run(&mut world, |_, statement| postgres.asked(statement));
+}
+
 #[test]
 fn doctor_explains_what_the_server_stands_on() {
     let mut world = World::on_file();
