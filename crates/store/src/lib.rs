@@ -21,6 +21,7 @@ mod census;
 mod doomed;
 mod error;
 mod events;
+mod examined;
 mod hosts;
 mod leases;
 mod logs;
@@ -42,6 +43,7 @@ pub use census::RunCensus;
 pub use doomed::{DOOMED_PAGE_MAX, Doomed, DoomedPart};
 pub use error::{Cause, Error, Result};
 pub use events::{EVENTS_APPEND_MAX, EVENTS_PAGE_MAX, EventAppended};
+pub use examined::{ExaminedRuns, RUNS_EXAMINED_MAX, runs_examine};
 pub use hosts::HOSTS_MAX;
 pub use leases::{Due, DuePlace, LEASES_PAGE_MAX, RENEWALS_MAX, Renewal};
 pub use logs::{

@@ -90,7 +90,7 @@ fn a_postgres_that_is_slow_or_silent_for_a_while_costs_no_line_and_no_run() {
     let mut world = World::on_database(&postgres.url(proxy.port()));
     world.start_server();
     world.start_agent("only");
-    let followed = Followed::begin(&world, 1_200);
+    let followed = Followed::begin(&world, 1_600);
     until_more_lines(&world, &followed.run);
     proxy.delays(Duration::from_millis(80));
     until_more_lines(&world, &followed.run);
@@ -310,6 +310,7 @@ fn a_damaged_row_harms_one_run(world: &mut World, asked: impl Fn(&World, &str) -
     };
     eventually("the deadline of the damaged one ends it", || (!beats("held")).then_some(()));
     assert!(beats("good"), "the lease beside it was renewed");
+    world.doctor_says(0, &["2 of the 3 that have not ended cannot be read", &held, &waiting, "restore the database"]);
     fs::write(seen.join("enough"), "").expect("a file");
     let ended = world.until_ended(&good);
     assert_eq!((&ended["outcome"]["kind"], &ended["attempt"]), (&"succeeded".into(), &1.into()), "{ended}");
@@ -346,7 +347,16 @@ fn a_damaged_row_of_a_run_on_postgres_harms_no_other_run() {
 fn doctor_explains_what_the_server_stands_on() {
     let mut world = World::on_file();
     world.start_up();
-    world.doctor_says(0, &["holm.db is whole", "blobs", "set aside", "the server's agrees with this machine's"]);
+    world.doctor_says(
+        0,
+        &[
+            "holm.db is whole",
+            "the 0 that have not ended can be read",
+            "blobs",
+            "set aside",
+            "the server's agrees with this machine's",
+        ],
+    );
     world.doctor_says(0, &["at work", "1 of 1 take runs", "both ends of the newest 0 can be read"]);
     world.stop_up().exits(0);
     let blobs = world.home().join("server/blobs");

@@ -91,7 +91,7 @@ async fn in_home(session: &Session) -> Vec<Probe> {
     let home = session.home();
     let (mut probes, answers) = state::probes(&home).await;
     if answers {
-        probes.push(database::probe(session, &home).await);
+        probes.extend(database::probes(session, &home).await);
         probes.extend(server::probes(session, &home).await);
         probes.extend(runtimes(session));
     }

@@ -94,6 +94,11 @@ pub async fn database_ping(url: &str) -> anyhow::Result<Option<Duration>> {
     Ok(holm_store::reach(url).await?)
 }
 
+/// Reads the runs that have not ended in the database that `url` names. Nothing is changed.
+pub async fn runs_examine(url: &str) -> anyhow::Result<holm_store::ExaminedRuns> {
+    Ok(holm_store::runs_examine(url).await?)
+}
+
 /// The `process` runtime of the agent under `home`.
 pub fn process_runtime(home: &Home, lending: agent::Lending) -> anyhow::Result<SharedRuntime> {
     let mut config = ProcessConfig::new(label(home)?, home.agent().join("images"));

@@ -10,7 +10,7 @@ use std::{
 };
 
 use sqlx::{
-    AssertSqlSafe, Connection, PgConnection, Row as _, Sqlite, SqliteConnection, SqlitePool,
+    AssertSqlSafe, Connection, Database, PgConnection, Row as _, Sqlite, SqliteConnection, SqlitePool,
     pool::PoolOptions,
     postgres::PgConnectOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
@@ -66,6 +66,26 @@ impl Db {
         if said == "ok" { Ok(()) } else { Err(Error::Damaged { problem: said }) }
     }
 
+    /// Opens a database that is there, to look at it and change nothing. Nothing where it has no tables of Holm's yet.
+    pub(crate) async fn look(url: &str) -> Result<Option<Self>> {
+        let (db, has_tables) = match url.strip_prefix("sqlite:") {
+            Some(path) => {
+                let options = SqliteConnectOptions::new().filename(Path::new(path)).read_only(true);
+                let pool: SqlitePool = for_one().connect_lazy_with(options.busy_timeout(WAIT_MAX));
+                let asked = sqlx::query_scalar("select exists (select 1 from sqlite_master where name = 'runs')");
+                let has_tables: sqlx::Result<bool> = in_time(asked.fetch_one(&pool)).await;
+                (Self::Sqlite { writer: pool.clone(), readers: pool }, has_tables)
+            }
+            None => {
+                let pool = for_one().connect_lazy_with(postgres_options(url)?);
+                let asked = sqlx::query_scalar("select to_regclass('runs') is not null");
+                let has_tables = in_time(asked.fetch_one(&pool)).await;
+                (Self::Postgres(pool), has_tables)
+            }
+        };
+        Ok(has_tables.map_err(|error| broken(OPENING, error))?.then_some(db))
+    }
+
     /// Connects to a database of PostgreSQL as it is.
     pub(crate) async fn reach_postgres(url: &str) -> Result<Self> {
         let options = postgres_options(url)?;
@@ -101,6 +121,11 @@ impl Db {
         };
         within(WAIT_MAX, asking).await.map_err(|error| broken(OPENING, error))
     }
+}
+
+/// A pool of one connection, for somebody who looks and goes.
+fn for_one<D: Database>() -> PoolOptions<D> {
+    PoolOptions::new().max_connections(1).acquire_timeout(WAIT_MAX).test_before_acquire(false)
 }
 
 /// How PostgreSQL is connected to.

@@ -3,8 +3,14 @@
 
 use std::str::FromStr;
 
-use holm_domain::{AgentId, RunId, TokenId, UnixMicros, access::Token, host::Host, lease::grant, run::Run};
-use holm_store::{Blobs, Error, Result, RunFilter, RunRow, Store};
+use holm_domain::{
+    AgentId, RunId, TokenId, UnixMicros,
+    access::Token,
+    host::Host,
+    lease::grant,
+    run::{Cancel, Run},
+};
+use holm_store::{Blobs, Error, Result, RunFilter, RunRow, Store, runs_examine};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, SqliteConnection};
 
 use crate::{
@@ -42,6 +48,7 @@ macro_rules! cases_in_sql {
 cases_in_sql!(
     a_run_that_cannot_be_read_is_named_everywhere,
     runs_of_an_agent_and_of_a_queue_are_read_one_by_one,
+    runs_that_have_not_ended_are_examined_from_outside,
     columns_that_contradict_the_body_are_seen,
     other_rows_that_cannot_be_read_are_named,
     a_missing_or_changed_log_is_seen,
@@ -116,6 +123,29 @@ async fn runs_of_an_agent_and_of_a_queue_are_read_one_by_one(fixture: Fixture) {
     one_by_one(queue(0, 10).await, &[(queued[0], false), (queued[1], false), (queued[2], true)]);
     one_by_one(queue(0, 2).await, &[(queued[0], false), (queued[1], false)]);
     one_by_one(queue(2, 2).await, &[(queued[2], true)]);
+}
+
+async fn runs_that_have_not_ended_are_examined_from_outside(fixture: Fixture) {
+    let (tenant, other) = (fixture.tenant().await, fixture.tenant().await);
+    let examined = async || {
+        let found = runs_examine(&fixture.url).await.expect("examined");
+        (found.count, found.unreadable.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    assert_eq!(examined().await, (0, Vec::new()));
+    // More than a page, of two orgs.
+    let mut last = other.claimed().await.id;
+    for _ in 0..501 {
+        last = tenant.queued().await.id;
+    }
+    let ended = other.queued().await.request_cancel(Cancel::Kill, UnixMicros(9)).expect("cancelled");
+    other.save(&ended).await.expect("saved");
+    assert_eq!(examined().await, (502, Vec::new()), "those that have ended are left out");
+    for id in [last, ended.run.id] {
+        tamper(&fixture, &format!("update runs set body = 'x' where id = '{id}'")).await;
+    }
+    let (count, unreadable) = examined().await;
+    assert_eq!((count, unreadable.len()), (502, 1));
+    assert!(unreadable[0].contains(&last.to_string()), "{unreadable:?}");
 }
 
 async fn columns_that_contradict_the_body_are_seen(fixture: Fixture) {

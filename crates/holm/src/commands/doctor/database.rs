@@ -1,4 +1,4 @@
-//! The database: whether it answers, is whole and takes writes, and how long that takes.
+//! The database: whether it answers, is whole and takes writes, and how long that takes; and whether its runs can be read.
 
 use std::{
     fs::File,
@@ -8,11 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use holm_store::{ExaminedRuns, RUNS_EXAMINED_MAX};
 use rustix::process::{Flock, FlockType, Pid, fcntl_getlk};
-use secrecy::ExposeSecret as _;
+use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{
-    Probe,
+    Probe, Status,
     deadline::{self, LOOK_DEADLINE},
     good, less, missing,
 };
@@ -30,6 +31,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 const WRITE_LOCK_AT: u64 = 120;
 /// Where its counter of changes is.
 const CHANGES_AT: u64 = 8;
+/// How many runs that cannot be read are named.
+const RUNS_NAMED_MAX: usize = 3;
 
 /// Whether there is such a file.
 async fn there(name: &'static str, path: PathBuf) -> Result<bool, Probe> {
@@ -37,34 +40,42 @@ async fn there(name: &'static str, path: PathBuf) -> Result<bool, Probe> {
     deadline::look(name, &path, LOOK_DEADLINE, move || looked.exists()).await
 }
 
-/// Looks at it.
-pub async fn probe(session: &Session, home: &Home) -> Probe {
+/// Looks at it, and at the runs in it if it can be read.
+pub async fn probes(session: &Session, home: &Home) -> Vec<Probe> {
     let name = "database";
     let url = match &session.config.file.server.database {
         Some(url) => url.clone(),
         None => match serve::own_database(home) {
             Ok(url) => url,
-            Err(error) => return missing(name, format!("{error:#}"), "see the message"),
+            Err(error) => return vec![missing(name, format!("{error:#}"), "see the message")],
         },
     };
     let file = url.expose_secret().strip_prefix("sqlite:").map(PathBuf::from);
     if let Some(path) = &file {
         match there(name, path.clone()).await {
             Ok(true) => {}
-            Ok(false) => return good(name, "none yet; the first start of a server makes it"),
-            Err(silent) => return silent,
+            Ok(false) => return vec![good(name, "none yet; the first start of a server makes it")],
+            Err(silent) => return vec![silent],
         }
     }
-    let what = serve::database_name(&url);
+    let mut probes = vec![itself(&url, file).await];
+    if probes[0].status != Status::Missing {
+        probes.push(runs(&url).await);
+    }
+    probes
+}
+
+async fn itself(url: &SecretString, file: Option<PathBuf>) -> Probe {
+    let name = "database";
+    let what = serve::database_name(url);
     match tokio::time::timeout(DATABASE_DEADLINE, serve::database_ping(url.expose_secret())).await {
         Ok(Ok(answer_time)) => match (file, answer_time) {
             (Some(path), _) => whole(&path).await,
             (None, answer_time) => answers(what, answer_time.unwrap_or_default()),
         },
-        // What a database says may quote the URL, and the URL has a password in it.
         Ok(Err(error)) => {
-            let problem = error.to_string().replace(url.expose_secret(), "the database");
-            missing(name, format!("{what}: {problem}"), "see the message; without it no server works")
+            let found = format!("{what}: {}", without_url(&error, url));
+            missing(name, found, "see the message; without it no server works")
         }
         Err(_) if file.is_some() => less(
             name,
@@ -73,6 +84,35 @@ pub async fn probe(session: &Session, home: &Home) -> Probe {
         ),
         Err(_) => missing(name, format!("the one {what} does not answer"), "start PostgreSQL, or correct the URL"),
     }
+}
+
+/// What a database says may quote the URL, and the URL has a password in it.
+fn without_url(error: &anyhow::Error, url: &SecretString) -> String {
+    error.to_string().replace(url.expose_secret(), "the database")
+}
+
+/// Whether the runs that have not ended can be read.
+async fn runs(url: &SecretString) -> Probe {
+    let name = "runs";
+    match tokio::time::timeout(DATABASE_DEADLINE, serve::runs_examine(url.expose_secret())).await {
+        Ok(Ok(examined)) => judge(&examined),
+        Ok(Err(error)) => less(name, without_url(&error, url), "see the message"),
+        Err(_) => less(name, format!("not read within {}", show_duration(DATABASE_DEADLINE)), "look again"),
+    }
+}
+
+fn judge(ExaminedRuns { count, unreadable }: &ExaminedRuns) -> Probe {
+    let name = "runs";
+    let first = if *count < RUNS_EXAMINED_MAX { "" } else { "first " };
+    if unreadable.is_empty() {
+        return good(name, format!("the {first}{count} that have not ended can be read"));
+    }
+    let named: Vec<String> = unreadable.iter().take(RUNS_NAMED_MAX).map(ToString::to_string).collect();
+    let found =
+        format!("{} of the {first}{count} that have not ended cannot be read; {}", unreadable.len(), named.join("; "));
+    let way_out = "restore the database from a copy, and look after its disk; until then nobody executes these runs or renews \
+                   their leases, and other runs go on";
+    less(name, found, way_out)
 }
 
 /// What there is to say of a server of PostgreSQL that answers within `answer_time`.

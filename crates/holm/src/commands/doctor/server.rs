@@ -104,7 +104,13 @@ async fn logs(client: &Client) -> Probe {
     let newest = ListRuns { limit: Some(LOGS_MAX), ..ListRuns::default() };
     let runs = match timeout(ANSWER_DEADLINE, client.run_list(&newest)).await {
         Ok(Ok(page)) => page.runs,
-        Ok(Err(error)) => return less(name, error.to_string(), "ask with a token that may see runs"),
+        Ok(Err(error)) => {
+            return less(
+                name,
+                error.to_string(),
+                "ask with a token that may see runs; see `runs` above, and the log of the server",
+            );
+        }
         Err(_) => return less(name, format!("not told within {}", show_duration(ANSWER_DEADLINE)), "look again"),
     };
     let until = Instant::now() + LOGS_DEADLINE;
