@@ -14,7 +14,7 @@ use holm_shim::{
 use tokio::time::{sleep, timeout};
 
 use crate::{
-    attempt::{Origin, converse::Link, orders::Told},
+    attempt::{Origin, converse::Link},
     clock,
     control::ControlPlane,
     journal::{Claim, Record, ShimRecord, Unreadable},
@@ -187,7 +187,7 @@ async fn ask(dir: &Path, process: &ShimProcess) -> Option<(Link, Status)> {
         if let Ok((commands, mut statuses)) = connect(dir).await
             && let Ok(Some(status)) = statuses.next().await
         {
-            return Some((Link { commands, statuses, told: Told::default() }, status));
+            return Some((Link::new((commands, statuses)), status));
         }
         tokio::select! {
             _ = process.gone() => return None,

@@ -46,6 +46,8 @@ pub struct Config {
     pub patience: Duration,
     /// How long a shim that was spawned may take until it answers on its socket.
     pub answer_within: Duration,
+    /// How long a shim may take to answer that its lease was renewed until it is killed. Its disk may be slow.
+    pub silent_within: Duration,
     /// How long a shim that was told to end may take until it is killed.
     pub quit_within: Duration,
 }
@@ -69,6 +71,7 @@ impl Config {
             reap_every: Duration::from_secs(30),
             patience: Duration::from_secs(3_600),
             answer_within: Duration::from_secs(10),
+            silent_within: Duration::from_secs(30),
             quit_within: Duration::from_secs(5),
         }
     }

@@ -59,6 +59,8 @@ pub(crate) struct Script {
     pub(crate) code: u8,
     /// Where the shim is killed.
     pub(crate) dies: Option<Death>,
+    /// Whether the shim does nothing more once the command runs, and lives.
+    pub(crate) stands_still: bool,
     /// What is told.
     pub(crate) events: Vec<EventKind>,
     /// How many more could not be written.
@@ -361,6 +363,9 @@ impl ShimUnderScript {
         self.tell();
         loop {
             self.serve(&listener);
+            while self.script.stands_still && self.connection.is_some() {
+                std::thread::park();
+            }
             if self.is_over {
                 return;
             }
@@ -460,8 +465,9 @@ impl ShimUnderScript {
         match command {
             Command::Extend { fence, deadline_us } if fence == self.status.fence => {
                 self.status.deadline_us = self.status.deadline_us.max(deadline_us);
+                self.tell();
             }
-            Command::Extend { .. } => {}
+            Command::Extend { .. } => self.tell(),
             Command::Cancel(how) => self.cancel = self.cancel.max(Some(how)),
             Command::Stop {} => self.status.deadline_us = BootMicros(0),
             Command::Acked { next_seq } if next_seq == self.status.next_seq => {

@@ -71,6 +71,7 @@ impl Bench {
             reap_every: Duration::from_millis(100),
             renew_retry: Duration::from_millis(50),
             quit_within: Duration::from_secs(2),
+            silent_within: Duration::from_secs(5),
             ..Config::new(self.temp.path().join("agent"), "bench", self.capacity)
         }
     }
@@ -267,6 +268,18 @@ fn a_shim_that_dies_is_told_by_how_far_it_was() {
         assert_eq!((outcome.kind, outcome.reason), (kind, reason), "{death:?}");
         assert_eq!(bench.control.text(id), text, "{death:?}: what it wrote is kept");
     }
+    bench.clean();
+    agent.stop(Shutdown::Leave);
+}
+
+#[test]
+fn a_shim_that_stands_still_is_killed_while_its_lease_is_renewed() {
+    let bench = Bench::with_ttl(Duration::from_secs(3));
+    let id = bench.control.submit(Script { stands_still: true, ..bench.endless() }.spec());
+    let agent = bench.start();
+    let outcome = bench.ended(id).outcome.unwrap();
+    assert_eq!(outcome.reason, Some(Reason::GuestLost), "{outcome:?}");
+    assert_eq!((bench.starts(id, 1), bench.starts(id, 2)), (1, 0), "the lease was held until nothing of it lived");
     bench.clean();
     agent.stop(Shutdown::Leave);
 }

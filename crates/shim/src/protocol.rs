@@ -109,7 +109,8 @@ impl Default for Tuning {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Command {
-    /// The lease was renewed. A deadline that is not later, or of another fence, changes nothing.
+    /// The lease was renewed. A deadline that is not later, or of another fence, changes nothing. It is answered with the
+    /// status in any case: an agent does not hold the lease of a sandbox whose shim is silent.
     Extend {
         /// The number of the lease.
         fence: u64,

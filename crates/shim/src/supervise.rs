@@ -128,7 +128,6 @@ impl Attempt {
         tokio::select! {
             () = attempt => {}
             () = self.obey(commands) => {}
-            () = self.tell_deadline() => {}
         }
     }
 
@@ -285,6 +284,9 @@ impl Attempt {
             match command {
                 Command::Extend { fence, deadline_us } => {
                     self.watchdog.input(Input::Extend { fence, deadline: deadline_us });
+                    let deadline_us = self.watchdog.view().borrow().deadline;
+                    // Also where that changes nothing: the agent waits for an answer.
+                    self.update(|status| status.deadline_us = deadline_us);
                 }
                 Command::Cancel(how) => {
                     self.end_early(Input::Cancel(how));
@@ -311,18 +313,6 @@ impl Attempt {
     fn hurry_if_forced(&self) {
         if self.watchdog.view().borrow().causes != Causes::default() {
             self.full_disk.hurry(clock::boot());
-        }
-    }
-
-    async fn tell_deadline(&self) {
-        let mut view = self.watchdog.view();
-        loop {
-            let deadline_us = view.borrow_and_update().deadline;
-            self.status
-                .send_if_modified(|status| std::mem::replace(&mut status.deadline_us, deadline_us) != deadline_us);
-            if view.changed().await.is_err() {
-                return std::future::pending().await;
-            }
         }
     }
 

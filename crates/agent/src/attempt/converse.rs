@@ -22,6 +22,9 @@ const CONNECT_EVERY: Duration = Duration::from_millis(2);
 /// How long it may take to read what a shim had said before it died; it lies in this host's memory.
 const LAST_WORDS_WITHIN: Duration = Duration::from_secs(1);
 
+/// How late a timer is where this agent did not run.
+const HELD_UP_AFTER: Duration = Duration::from_secs(1);
+
 /// How the conversation ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Over {
@@ -48,6 +51,15 @@ pub(crate) struct Link {
     pub(crate) commands: Commands,
     pub(crate) statuses: Statuses,
     pub(crate) told: Told,
+    /// When it was told something that it answers, if it has not yet.
+    asked_at: Option<Instant>,
+}
+
+impl Link {
+    /// A connection over which nothing was told yet.
+    pub(crate) fn new((commands, statuses): (Commands, Statuses)) -> Self {
+        Self { commands, statuses, told: Told::default(), asked_at: None }
+    }
 }
 
 /// The shim as far as there is one.
@@ -113,10 +125,17 @@ async fn gone(process: &Option<ShimProcess>) {
     }
 }
 
+async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
 async fn connected(dir: &Path) -> Link {
     loop {
-        if let Ok((commands, statuses)) = client::connect(dir).await {
-            return Link { commands, statuses, told: Told::default() };
+        if let Ok(connection) = client::connect(dir).await {
+            return Link::new(connection);
         }
         tokio::time::sleep(CONNECT_EVERY).await;
     }
@@ -131,6 +150,7 @@ pub(crate) struct Conversation<'a> {
     pub(crate) wants: watch::Receiver<Wants>,
     pub(crate) seen: watch::Sender<Seen>,
     pub(crate) answer_within: Duration,
+    pub(crate) silent_within: Duration,
 }
 
 impl Conversation<'_> {
@@ -146,9 +166,11 @@ impl Conversation<'_> {
             if let Some(over) = self.heed(&orders).await {
                 return over;
             }
-            let silence_ends = silent_since + self.answer_within;
-            let is_silent = self.shim.link.is_none() && self.shim.process.is_some();
+            let is_unheard = self.shim.link.is_none() && self.shim.process.is_some();
+            let silence_ends = self.silence_ends(silent_since);
+            // What the shim said comes before the time that it took.
             tokio::select! {
+                biased;
                 result = &mut report => return over(result),
                 Ok(()) = self.orders.changed() => {}
                 Ok(()) = self.wants.changed() => {}
@@ -159,18 +181,37 @@ impl Conversation<'_> {
                         silent_since = Instant::now();
                     }
                 },
-                link = connected(self.dir), if is_silent => self.shim.link = Some(link),
+                link = connected(self.dir), if is_unheard => self.shim.link = Some(link),
                 () = gone(&self.shim.process) => {
                     self.shim.process = None;
                     self.hear_last().await;
                 }
                 () = &mut settling, if self.shim.process.is_none() && !is_settled => is_settled = true,
-                () = tokio::time::sleep_until(silence_ends), if is_silent => {
-                    tracing::error!(dir = %self.dir.display(), "a shim does not answer; it is killed");
-                    self.shim.kill();
+                () = until(silence_ends), if self.shim.process.is_some() => {
                     silent_since = Instant::now();
+                    self.end_silence(silence_ends, silent_since);
                 }
             }
+        }
+    }
+
+    /// When it is given up that the shim answers, or answers again; nothing while nothing was asked.
+    fn silence_ends(&self, silent_since: Instant) -> Option<Instant> {
+        match &self.shim.link {
+            None => Some(silent_since + self.answer_within),
+            Some(link) => link.asked_at.map(|asked_at| asked_at + self.silent_within),
+        }
+    }
+
+    /// The shim has not answered in time: the lease of a sandbox for which nobody enforces it must not be held. Where this
+    /// agent was itself held up, the shim may have been as well, and has its time once more.
+    fn end_silence(&mut self, ended_at: Option<Instant>, now: Instant) {
+        if let Some(link) = &mut self.shim.link {
+            link.asked_at = Some(now);
+        }
+        if ended_at.is_some_and(|ended_at| now < ended_at + HELD_UP_AFTER) {
+            tracing::error!(dir = %self.dir.display(), "a shim does not answer; it is killed");
+            self.shim.kill();
         }
     }
 
@@ -190,7 +231,10 @@ impl Conversation<'_> {
         }
     }
 
-    fn take(&self, status: &Status) {
+    fn take(&mut self, status: &Status) {
+        if let Some(link) = &mut self.shim.link {
+            link.asked_at = None;
+        }
         self.seen.send_if_modified(|seen| {
             let before = seen.clone();
             seen.take(self.fence, status);
@@ -215,6 +259,9 @@ impl Conversation<'_> {
         let wants = *self.wants.borrow_and_update();
         if let Some(link) = &mut self.shim.link {
             let due = link.told.due(self.fence, orders, &wants);
+            if due.iter().any(|command| matches!(command, Command::Extend { .. })) {
+                link.asked_at.get_or_insert_with(Instant::now);
+            }
             self.shim.send(&due).await;
         }
         None

@@ -202,6 +202,7 @@ async fn converse<C: ControlPlane>(
         wants: wants_of_reporter,
         seen,
         answer_within: shared.config.answer_within,
+        silent_within: shared.config.silent_within,
     };
     let over = conversation.run(reporter, Settler { shared, stay, dir: &dir }).await;
     match over {

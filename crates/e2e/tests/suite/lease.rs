@@ -91,6 +91,23 @@ fn a_killed_agent_is_killed_with_its_sandbox_when_nobody_comes_back() {
 }
 
 #[test]
+fn a_stopped_shim_is_killed_with_its_sandbox() {
+    let mut world = World::with_short_leases();
+    world.start_agent("only");
+    let word = unique("86391");
+    let id = world.detach(["--", "bash", "-c", &format!("exec -a {word} sleep 86391")]);
+    eventually("it runs", || (!host::find(&word).is_empty()).then_some(()));
+    let shim = host::find(&id).into_iter().find(|pid| host::command_line(*pid).contains(" shim "));
+    send(shim.expect("a shim"), Signal::STOP);
+    // The agent lives and renews the lease; what it tells the shim has no effect.
+    world.holm(["cancel", "--kill", &id]).succeeds();
+    let ended = world.until_ended(&id);
+    assert_eq!((&ended["outcome"]["reason"], &ended["fence"]), (&"guest_lost".into(), &1.into()), "{ended}");
+    assert!(host::find(&word).is_empty(), "something of it lives");
+    assert_eq!(world.run(["--", "echo", "next"]).succeeds().text(), "next\n");
+}
+
+#[test]
 fn a_run_whose_agents_all_vanish_is_lost_and_says_so() {
     // Long enough that no lease runs out by itself on a machine that does much else: each would be an attempt.
     let mut world = World::with_config("lease_ttl = \"4s\"\nlease_margin = \"1s\"\nattempts_max = 2\n", "");
