@@ -19,13 +19,13 @@ mod writeback;
 
 use std::{ffi::OsString, process::ExitCode};
 
-use clap::{Parser as _, error::ErrorKind};
+use clap::{CommandFactory as _, Parser as _, builder::Styles, error::ErrorKind};
 use holm_domain::run::outcome::EXIT_HOLM;
 
 use cli::{Cli, Command};
 use commands::Usage;
 use config::{Config, Environment};
-use output::{EXIT_PIPE, Output};
+use output::{EXIT_PIPE, Output, escaped_lines};
 use session::Session;
 
 /// The exit code of a command line that is not understood, as most programs have it.
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     }
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
-        Err(error) => return ExitCode::from(not_understood(&error, is_run(&args))),
+        Err(error) => return ExitCode::from(not_understood(&error, &args)),
     };
     let escaped = matches!(&cli.command, Command::Run(run) if is_escaped(&args, run.command.len()));
     ExitCode::from(execute(cli, escaped))
@@ -129,17 +129,33 @@ fn exit_holm() -> u8 {
 }
 
 /// Shows what clap says: help and version are what was asked for, everything else is an error.
-fn not_understood(error: &clap::Error, is_run: bool) -> u8 {
-    let printed = error.print();
+fn not_understood(error: &clap::Error, args: &[OsString]) -> u8 {
+    let output = Output::new(false, false);
+    let printed = match quoting(args).filter(|_| error.use_stderr()) {
+        Some(text) => {
+            output.stderr_verbatim(&text);
+            Ok(())
+        }
+        None => error.print(),
+    };
     if error.kind() == ErrorKind::InvalidSubcommand {
-        Output::new(false, false).stderr_verbatim("To run a command in a sandbox: `holm run COMMAND…`\n");
+        output.stderr_verbatim("To run a command in a sandbox: `holm run COMMAND…`\n");
     }
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion if printed.is_err() => EXIT_PIPE,
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => 0,
-        _ if is_run => exit_holm(),
+        _ if is_run(args) => exit_holm(),
         _ => EXIT_USAGE,
     }
+}
+
+/// What clap says of a command line, without its colours, where it quotes something that would steer a terminal; nothing
+/// where its own words may stay. With its colours, those that it quotes could not be told from them.
+fn quoting(args: &[OsString]) -> Option<String> {
+    let error = Cli::command().styles(Styles::plain()).try_get_matches_from(args).err()?;
+    let said = error.render().ansi().to_string();
+    let tame = escaped_lines(&said);
+    (tame != said).then_some(tame)
 }
 
 /// Whether the command is `run`, in a command line that could not be understood as a whole.
@@ -158,8 +174,6 @@ fn is_run(args: &[OsString]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
@@ -204,6 +218,20 @@ mod tests {
         assert!(is_run("holm --server run --json run --nonsense"));
         assert!(!is_run("holm --server run ps"));
         assert!(!is_run("holm ps run"));
+    }
+
+    #[test]
+    fn what_is_quoted_of_a_command_line_steers_nothing() {
+        let quoted = |words: &[&str]| quoting(&words.iter().map(OsString::from).collect::<Vec<_>>());
+        for words in [["holm", "ps", "--last", "five"], ["holm", "pss", "", ""], ["holm", "logs", "--tail", "x"]] {
+            assert_eq!(quoted(&words), None, "clap's own words have nothing to be escaped");
+        }
+        let nasty = "\x1b[31m\x1b]0;PWN\x07\u{202e}";
+        for words in [["holm", "ps", "--last", nasty], ["holm", nasty, "", ""], ["holm", "show", nasty, ""]] {
+            let said = quoted(&words).unwrap();
+            assert!(said.starts_with("error: ") && said.contains(r"\u{1b}[31m\u{1b}]0;PWN\u{7}\u{202e}"), "{said:?}");
+            assert!(said.lines().count() > 1 && !said.chars().any(|c| tame::steers(c) && c != '\n'), "{said:?}");
+        }
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Everything that is printed. No other module writes to the standard streams.
 //!
 //! What always holds: results go to standard output, messages of Holm's own to standard error as `holm: …`; a closed pipe
-//! ends the program as SIGPIPE would, without a word; text that comes from elsewhere is shown with its control characters
-//! escaped; the output of a command that the user asked for stays as it is, and is tamed ([`crate::tame`]) on a terminal.
+//! ends the program as SIGPIPE would, without a word; text that comes from elsewhere is shown with what would steer a
+//! terminal escaped, messages of Holm's own as a whole, for they quote much; the output of a command that the user asked for
+//! stays as it is, and is tamed ([`crate::tame`]) on a terminal.
 
 use std::{
     fmt::Write as _,
@@ -14,7 +15,7 @@ use std::{
 use holm_domain::log::Stream;
 use serde::Serialize;
 
-use crate::tame::Tamer;
+use crate::tame::{self, Tamer};
 
 /// The exit code of a program that SIGPIPE ended, as shells tell it.
 pub const EXIT_PIPE: u8 = 141;
@@ -79,22 +80,31 @@ impl Output {
         Self { json, quiet, color_out, color_err }
     }
 
-    /// A line of the result.
+    /// A line of the result; on a terminal only its colours are obeyed.
     pub fn line(&self, text: impl AsRef<str>) -> io::Result<()> {
         let mut out = io::stdout().lock();
-        out.write_all(text.as_ref().as_bytes())?;
+        if out.is_terminal() {
+            out.write_all(&tame::line(text.as_ref()))?;
+        } else {
+            out.write_all(text.as_ref().as_bytes())?;
+        }
         out.write_all(b"\n")?;
         out.flush()
     }
 
     /// The result as one JSON value.
     pub fn value(&self, value: &impl Serialize) -> io::Result<()> {
-        self.line(serde_json::to_string_pretty(value).map_err(io::Error::other)?)
+        self.json_line(serde_json::to_string_pretty(value))
     }
 
     /// One JSON value on a line of its own, for results that come bit by bit.
     pub fn value_line(&self, value: &impl Serialize) -> io::Result<()> {
-        self.line(serde_json::to_string(value).map_err(io::Error::other)?)
+        self.json_line(serde_json::to_string(value))
+    }
+
+    fn json_line(&self, text: serde_json::Result<String>) -> io::Result<()> {
+        let text = text.map_err(io::Error::other)?;
+        if io::stdout().is_terminal() { self.line(escaped_json(&text)) } else { self.line(text) }
     }
 
     /// Text as it is, without a line feed of its own.
@@ -163,11 +173,7 @@ impl Output {
 
     fn stderr(&self, tone: Tone, text: &str) {
         let prefix = if self.color_err { format!("\x1b[{}mholm:\x1b[0m", tone.code()) } else { "holm:".to_owned() };
-        let mut lines = String::new();
-        for line in text.lines() {
-            // Writing to a String cannot fail.
-            let _infallible = writeln!(lines, "{prefix} {line}");
-        }
+        let lines: String = text.lines().map(|line| format!("{prefix} {}\n", escaped(line))).collect();
         // Where even standard error is gone nobody is left to be told.
         let _nobody_listens = io::stderr().lock().write_all(lines.as_bytes());
     }
@@ -253,22 +259,69 @@ fn wait_writable(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Text from elsewhere with its control characters escaped, so that it cannot steer the terminal.
+/// Text from elsewhere on one line, with every character that would steer the terminal escaped.
 pub fn escaped(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+        if tame::steers(c) { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
+}
+
+/// The same for text of several lines, which stay.
+pub fn escaped_lines(text: &str) -> String {
+    text.split('\n').map(escaped).collect::<Vec<_>>().join("\n")
+}
+
+/// The same JSON with every character that would steer the terminal escaped as JSON has it (RFC 8259 §7). Line feeds are
+/// between its values only.
+fn escaped_json(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if tame::steers(c) && c != '\n' {
+            // Writing to a String cannot fail.
+            let _infallible = write!(shown, "\\u{:04x}", u32::from(c));
+        } else {
+            shown.push(c);
+        }
     }
     shown
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
-    fn control_characters_are_shown_and_not_obeyed() {
+    fn what_would_steer_is_shown_and_not_obeyed() {
         assert_eq!(escaped("a\x1b[2Jb\n\u{9b}é"), "a\\u{1b}[2Jb\\n\\u{9b}é");
+        assert_eq!(escaped("a\u{202e}b\u{2067}\u{61c}"), "a\\u{202e}b\\u{2067}\\u{61c}");
+        assert_eq!(escaped_lines("a\x07\nb\r\n"), "a\\u{7}\nb\\r\n");
+    }
+
+    fn nasty() -> impl Strategy<Value = String> {
+        let steering =
+            prop::sample::select(vec!['\x1b', '\x7f', '\u{9b}', '\u{202e}', '\u{2066}', '\u{200f}', '\n', '"']);
+        prop::collection::vec(prop_oneof![any::<char>(), steering], 0..30).prop_map(String::from_iter)
+    }
+
+    proptest! {
+        #[test]
+        fn escaped_text_steers_nothing_and_stays_as_it_is(text in nasty()) {
+            let shown = escaped(&text);
+            prop_assert!(!shown.chars().any(tame::steers));
+            prop_assert_eq!(escaped(&shown), shown);
+        }
+
+        #[test]
+        fn escaped_json_means_the_same(text in nasty()) {
+            let value = serde_json::json!({ &text: [text] });
+            let shown = escaped_json(&serde_json::to_string_pretty(&value).unwrap());
+            prop_assert!(!shown.chars().any(|c| tame::steers(c) && c != '\n'));
+            prop_assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap(), value);
+        }
     }
 
     fn raw(stdout: File, stderr: File) -> RawStreams {

@@ -5,7 +5,7 @@
 
 use std::io::{self, IsTerminal as _};
 
-use crate::output::Output;
+use crate::output::{Output, escaped};
 
 /// How wide a terminal is that does not say.
 const COLUMNS: usize = 80;
@@ -35,7 +35,7 @@ impl StatusLine {
     /// Shows `text` in place of what was shown.
     pub fn show(&mut self, text: &str) {
         if self.is_on {
-            let line = cut(&format!("holm: {text}"), columns());
+            let line = cut(&format!("holm: {}", escaped(text)), columns());
             self.output.stderr_verbatim(&format!("{ERASE}{line}"));
             self.is_shown = true;
         }

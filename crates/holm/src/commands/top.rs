@@ -99,7 +99,7 @@ async fn watch(
         tokio::select! {
             next = next => match next {
                 Ok(next) => seen = next,
-                Err(error) if error.is_transient() => trouble = Some(format!("{error}; trying again")),
+                Err(error) if error.is_transient() => trouble = Some(format!("{}; trying again", escaped(&error.to_string()))),
                 Err(error) => return Err(error.into()),
             },
             () = keys.quit() => return Ok(()),
