@@ -9,6 +9,7 @@
 
 pub mod host;
 pub mod http;
+pub mod impostor;
 pub mod leftovers;
 pub mod noise;
 pub mod postgres;
@@ -21,6 +22,7 @@ pub mod world;
 
 use std::time::{Duration, Instant};
 
+pub use impostor::Impostor;
 pub use ran::{Ran, Running};
 pub use terminal::OnTerminal;
 pub use world::World;
