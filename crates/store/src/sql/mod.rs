@@ -2,7 +2,8 @@
 //!
 //! What always holds: a transaction that is dropped is rolled back; on SQLite there is one writing connection, whose
 //! transactions begin as writers, so none of them fails half-way for want of the lock; every wait has a limit; a database
-//! that is damaged is told apart from one that does not answer; nothing is asked of a PostgreSQL server that takes no writes.
+//! that is damaged is told apart from one that does not answer; no file of SQLite is opened whose write-ahead log is damaged;
+//! nothing is asked of a PostgreSQL server that takes no writes.
 
 pub(crate) mod migrate;
 mod pools;
@@ -10,6 +11,7 @@ mod pools;
 mod prepared;
 mod row;
 mod value;
+mod wal;
 
 use std::{future::Future, io, time::Duration};
 

@@ -16,7 +16,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
-use super::{Db, WAIT_MAX, broken, in_time, is_busy, within};
+use super::{Db, WAIT_MAX, broken, in_time, is_busy, wal, within};
 use crate::{Error, Result};
 
 const OPENING: &str = "open the database";
@@ -37,6 +37,7 @@ impl Db {
         if path.is_empty() || path.starts_with(":memory:") {
             return Err(Error::invalid("the URL of the store", "give the path of a file after `sqlite:`"));
         }
+        wal::examine(path).await?;
         create(path).map_err(|error| Error::unavailable(OPENING, error))?;
         let options = SqliteConnectOptions::new()
             .filename(Path::new(path))
@@ -57,6 +58,7 @@ impl Db {
 
     /// Reads a file of SQLite that is there, and looks whether all of it fits together. It may be in use.
     pub(crate) async fn examine_sqlite(path: &str) -> Result<()> {
+        wal::examine(path).await?;
         let options = SqliteConnectOptions::new().filename(Path::new(path)).read_only(true).busy_timeout(WAIT_MAX);
         let connection = SqliteConnection::connect_with(&options).await;
         let mut connection = connection.map_err(|error| broken(OPENING, error))?;
@@ -70,6 +72,7 @@ impl Db {
     pub(crate) async fn look(url: &str) -> Result<Option<Self>> {
         let (db, has_tables) = match url.strip_prefix("sqlite:") {
             Some(path) => {
+                wal::examine(path).await?;
                 let options = SqliteConnectOptions::new().filename(Path::new(path)).read_only(true);
                 let pool: SqlitePool = for_one().connect_lazy_with(options.busy_timeout(WAIT_MAX));
                 let asked = sqlx::query_scalar("select exists (select 1 from sqlite_master where name = 'runs')");
