@@ -1,6 +1,6 @@
 //! Databases that stop, are slow, are locked or are damaged, under live runs and those who follow them.
 
-use std::{fs, io::Write as _, path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf, time::Duration};
 
 use holm_e2e::{Running, World, eventually, host, noise, postgres::Postgres, proxy::Proxy, ran};
 
@@ -225,27 +225,50 @@ fn a_server_waits_for_a_locked_file_when_it_starts_and_says_so_when_that_is_too_
     assert_eq!(world.logs(&run).text(), "kept\n");
 }
 
-/// What is done to the file of a database.
-type Harm = fn(&mut fs::File);
+/// Nothing stops in order, and what was stored last lies beside the file, in its log.
+fn killed(world: &mut World) -> PathBuf {
+    world.kill_up();
+    world.home().join("server/holm.db-wal")
+}
+
+fn stopped(world: &mut World) -> PathBuf {
+    world.stop_up().exits(0);
+    gathered(world)
+}
+
+/// How a server ends, and which of its files is damaged then.
+type End = fn(&mut World) -> PathBuf;
+/// What is done to it.
+type Harm = fn(&mut Vec<u8>);
 
 /// What is said of each.
-const HARMS: [(Harm, &str); 3] = [
-    (|file| file.write_all(&[0x55; 4_096]).expect("a page"), "is not a database"),
-    (|file| file.set_len(4_096).expect("a length"), "malformed"),
-    (|file| file.set_len(0).expect("a length"), "is empty"),
+const HARMS: [(End, Harm, &str); 5] = [
+    (stopped, |file| file[..4_096].fill(0x55), "is not a database"),
+    (stopped, |file| file.truncate(4_096), "malformed"),
+    (stopped, |file| file.clear(), "is empty"),
+    (killed, |log| flip(log, 3), "holm.db-wal` is broken at byte"),
+    (killed, |log| flip(log, usize::MAX), "holm.db-wal` is broken at byte 0"),
 ];
+
+/// Makes 4,000 bytes others, after a part of those that there are.
+fn flip(bytes: &mut [u8], part: usize) {
+    let begin = bytes.len() / part;
+    bytes[begin..begin + 4_000].iter_mut().for_each(|byte| *byte ^= 0x55);
+}
 
 #[test]
 fn a_sqlite_file_that_is_damaged_is_named_with_the_way_out_and_left_as_it_is() {
-    for (harm, words) in HARMS {
+    for (end, harm, words) in HARMS {
         let mut world = World::on_file();
         world.start_up();
-        world.run(["--", "echo", "kept"]).succeeds();
-        world.stop_up().exits(0);
-        let path = gathered(&world);
+        for _ in 0..3 {
+            world.run(["--", "echo", "kept"]).succeeds();
+        }
+        let path = end(&mut world);
         let whole = fs::read(&path).expect("a database");
-        harm(&mut fs::OpenOptions::new().write(true).open(&path).expect("a database"));
-        let harmed = fs::read(&path).expect("a database");
+        let mut harmed = whole.clone();
+        harm(&mut harmed);
+        fs::write(&path, &harmed).expect("a database");
         let way_out = "restore it from a copy";
         world.holm(["up", "--private"]).exits(1).complains_of(&["holm.db", words, way_out]);
         world.run(["--", "true"]).exits(125).complains_of(&["holm.db", words, way_out]);
@@ -253,8 +276,32 @@ fn a_sqlite_file_that_is_damaged_is_named_with_the_way_out_and_left_as_it_is() {
         assert!(fs::read(&path).expect("a database") == harmed, "it was changed");
         fs::write(&path, whole).expect("a copy");
         world.start_up();
+        let runs = world.all_runs();
+        assert_eq!(runs.len(), 3, "{runs:?}");
+        for run in runs {
+            assert_eq!((&run["state"], &run["attempt"]), (&"ended".into(), &1.into()), "{run}");
+        }
         assert_eq!(world.logs(&world.newest()).text(), "kept\n");
     }
+}
+
+/// The server that has it open knows what the log holds, and goes on; doctor says what a restart would meet.
+#[test]
+fn a_log_of_sqlite_that_is_damaged_under_a_live_server_is_told() {
+    let mut world = World::on_file();
+    world.start_up();
+    world.run(["--", "echo", "kept"]).succeeds();
+    world.doctor_says(0, &["holm.db is whole"]);
+    let path = world.home().join("server/holm.db-wal");
+    let mut log = fs::read(&path).expect("a log");
+    // Its head alone, which is read by nobody who has the file open.
+    log[12..16].fill(0x55);
+    let file = fs::OpenOptions::new().write(true).open(&path).expect("a log");
+    std::os::unix::fs::FileExt::write_all_at(&file, &log[..32], 0).expect("its head");
+    world.doctor_says(1, &["holm.db-wal` is broken at byte 0", "restore it from a copy"]);
+    assert_eq!(world.logs(&world.newest()).text(), "kept\n");
+    world.kill_up();
+    world.holm(["up", "--private"]).exits(1).complains_of(&["is broken at byte 0"]);
 }
 
 /// Executes a statement on the file of a database beside the server that has it open; what it returns.
