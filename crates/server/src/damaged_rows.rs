@@ -7,8 +7,11 @@ use std::{
     time::Duration,
 };
 
-use holm_api::agent::{DirectiveKind, HeldLease, Poll, Polled, Renew, Renewed};
-use holm_domain::RunId;
+use holm_api::{
+    agent::{DirectiveKind, HeldLease, Poll, Polled, Renew, Renewed},
+    logs::LogPage,
+};
+use holm_domain::{ErrorCode, RunId};
 use http::StatusCode;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection};
@@ -152,4 +155,46 @@ async fn each_damaged_run_is_told_once_and_counted_each_time() {
     }
     assert_eq!([good.run, damaged.run, waiting].map(|run| log.lines_about(run)), [0, 1, 1]);
     assert_eq!(server.counted().await, 9.0);
+}
+
+#[tokio::test]
+async fn a_log_whose_end_is_gone_is_read_up_to_there_and_nowhere_to_an_end() {
+    let server = OnFile::new().await;
+    let world = &server.world;
+    let held = world.claim_run().await;
+    world.append_log(held, 1, &["a\n", "b\n"]).await;
+    world.append_log(held, 3, &["c\n", "d\n"]).await;
+    let logs = format!("/v1/runs/{}/logs", held.run);
+    let read = |query: &str| {
+        let (path, member) = (format!("{logs}{query}"), world.member());
+        async move { member.get(&path).await }
+    };
+    let of_run = format!("where run = '{}'", held.run);
+    server.tamper(format!("delete from log_segments {of_run} and last_seq = 4")).await;
+    for has_ended in [false, true] {
+        if has_ended {
+            world.finish(held, 5).await;
+        }
+        let page: LogPage = read("").await.json(StatusCode::OK);
+        assert_eq!((page.entries.len(), page.last_seq, page.complete), (2, 2, false));
+        for query in ["?after=2", "/search?text=d", "/range?tail=1", "/range?since=9000000000000000"] {
+            read(query).await.problem(ErrorCode::LogDamaged);
+        }
+        let rest = world.member().follow(&format!("{logs}/follow")).await.rest().await;
+        assert_eq!(rest, ["1 log a\n", "2 log b\n"], "no end is told");
+        for query in ["", "?follow=true"] {
+            let batches = read(&format!("/batches{query}")).await;
+            assert!(!batches.body.windows(4).any(|word| word == b"HLBE" || word == b"HLBR"), "no end is told");
+        }
+        read("/batches?after=2").await.problem(ErrorCode::LogDamaged);
+        read("/follow?after=2").await.problem(ErrorCode::LogDamaged);
+    }
+    server.tamper(format!("delete from log_segments {of_run}")).await;
+    for query in ["", "/search?text=d", "/range?tail=1", "/range?since=0", "/batches", "/follow"] {
+        read(query).await.problem(ErrorCode::LogDamaged);
+    }
+    server.tamper(format!("delete from log_heads {of_run}")).await;
+    for query in ["", "/search?text=d", "/range", "/batches", "/follow"] {
+        read(query).await.problem(ErrorCode::LogDamaged);
+    }
 }

@@ -484,3 +484,28 @@ fn a_log_whose_object_is_damaged_or_gone_says_so_and_other_logs_go_on() {
     assert!(world.holm(["logs", "-n", "1", &whole]).succeeds().text().starts_with("5000 "));
     assert_eq!(world.run(["--", "echo", "new"]).succeeds().text(), "new\n");
 }
+
+#[test]
+fn a_log_whose_end_is_gone_is_shown_up_to_there_and_said_to_be_damaged() {
+    let mut world = World::on_file();
+    world.start_up();
+    // More than one segment holds.
+    let lines = 60_000;
+    world.run(noise::command(lines)).succeeds();
+    let run = world.newest();
+    let of_run = format!("delete from log_segments where run = '{run}'");
+    let last = "and last_seq = (select max(last_seq) from log_segments)";
+    assert_ne!(asked(&world, &format!("{of_run} {last} returning last_seq")), "");
+    world.doctor_says(0, &["1 of the newest 1 cannot be read", &run]);
+    let whole = noise::written(&noise::program(1, lines));
+    for all in [&["logs", &run][..], &["logs", "-f", &run]] {
+        let shown = world.holm(all).exits(1).complains_of(&["log_damaged"]).text().to_owned();
+        assert!(!shown.is_empty() && shown.len() < whole.len() && whole.starts_with(&shown), "what is there");
+    }
+    let beyond = ["logs", "--since", "2100-01-01T00:00:00Z", &run];
+    for part in [&["logs", "--tail", "2", &run][..], &["logs", "--search", "59999 ", &run], &beyond] {
+        world.holm(part).exits(1).complains_of(&["log_damaged"]);
+    }
+    asked(&world, &format!("{of_run} returning last_seq"));
+    assert_eq!(world.holm(["logs", &run]).exits(1).complains_of(&["log_damaged"]).text(), "");
+}

@@ -110,6 +110,14 @@ pub(crate) async fn read_on(app: &App, run: &Run, after: u64, bytes_max: usize) 
     Ok(read?)
 }
 
+/// The sequence that the next entry of a log must have, for those who read it: to them its damage is that of the log.
+pub async fn log_head(app: &App, org: OrgId, id: RunId) -> Result<u64, Failure> {
+    app.store.log_head(org, id).await.map_err(|error| match error {
+        Error::Corrupt { .. } => Failure::log_damaged(error),
+        other => other.into(),
+    })
+}
+
 /// Up to `limit` entries after the sequence `after`; fewer where they are large.
 pub async fn log_page(app: &App, org: OrgId, id: RunId, after: u64, limit: u32) -> Result<LogPage, Failure> {
     unless_deleted(app, org, id, |run| page(app, run, after, limit)).await
@@ -134,7 +142,7 @@ async fn page(app: &App, run: Run, after: u64, limit: u32) -> Result<LogPage, Fa
         }
     }
     let last_seq = entries.last().map_or(after, |entry| entry.seq);
-    let complete = state == RunState::Ended && last_seq.saturating_add(1) >= app.store.log_head(org, id).await?;
+    let complete = state == RunState::Ended && last_seq.saturating_add(1) >= log_head(app, org, id).await?;
     Ok(LogPage { entries, last_seq, complete })
 }
 
@@ -224,7 +232,7 @@ impl Source for LogSource {
         if run.state != RunState::Ended {
             return Ok(Step::Quiet);
         }
-        let head = app.store.log_head(self.org, self.run).await?;
+        let head = log_head(app, self.org, self.run).await?;
         let mut out = Vec::new();
         write_event(&mut out, "end", None, &LogEnd { last_seq: head.saturating_sub(1) })?;
         Ok(Step::End(out.into()))

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     BlobKey, Blobs, Error, Result,
-    sql::{Db, Fields, Row, args, encode, queries},
+    sql::{Args, Db, Fields, Query, Row, args, encode, queries},
 };
 
 /// The most rows that one read looks at, and that one blob is sealed from.
@@ -31,13 +31,13 @@ queries! {
         where org = $1 and run = $2 and fence = $3 and next_log_seq = $4 returning unsealed_bytes, newest_at";
     LOG_APPEND_SEGMENT = "insert into log_segments (org, run, first_seq, last_seq, size, newest_at, data, blob_key, parts)
         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
-    /// Segments after `$3` whose predecessors hold fewer than `$4` bytes.
-    LOG_READ = "select s.first_seq, s.last_seq, s.size, s.data, s.blob_key, s.parts
-        from (select c.last_seq, sum(c.size) over (order by c.last_seq) - c.size as bytes_before
+    /// The head, beside each of the segments after `$3` whose predecessors hold fewer than `$4` bytes.
+    LOG_READ = "select h.next_log_seq, s.first_seq, s.last_seq, s.size, s.data, s.blob_key, s.parts from log_heads h
+        left join (select c.last_seq, sum(c.size) over (order by c.last_seq) - c.size as bytes_before
           from (select last_seq, size from log_segments where org = $1 and run = $2 and last_seq > $3
-            order by last_seq limit $5 + 0) c) w
-        join log_segments s on s.org = $1 and s.run = $2 and s.last_seq = w.last_seq
-        where w.bytes_before < $4 order by s.last_seq";
+            order by last_seq limit $5 + 0) c) w on w.bytes_before < $4
+        left join log_segments s on s.org = $1 and s.run = $2 and s.last_seq = w.last_seq
+        where h.org = $1 and h.run = $2 order by s.last_seq";
     /// Segments in rows, the oldest first, that hold at most `$3` bytes together; at least one.
     LOG_SEAL_ROWS = "select s.first_seq, s.last_seq, s.size, s.newest_at, s.data, s.blob_key, s.parts
         from (select c.last_seq, sum(c.size) over (order by c.last_seq) as bytes
@@ -45,17 +45,25 @@ queries! {
             order by last_seq limit $4 + 0) c) w
         join log_segments s on s.org = $1 and s.run = $2 and s.last_seq = w.last_seq
         where w.bytes <= $3 and s.data is not null order by s.last_seq";
-    /// The first segment that reaches a time: the newest times never fall along a log.
-    LOG_AT = "select first_seq from log_segments where org = $1 and run = $2 and newest_at >= $3
-        order by newest_at, last_seq limit 1";
-    /// Segments up to the one that holds `$3`, the last first, whose successors hold fewer than `$4` bytes.
-    LOG_READ_BACK = "select s.first_seq, s.last_seq, s.size, s.data, s.blob_key, s.parts
-        from (select c.last_seq, sum(c.size) over (order by c.last_seq desc) - c.size as bytes_after
+    /// The head, the end of the segments, and the first that reaches a time: the newest times never fall along a log.
+    LOG_AT = "select next_log_seq,
+          (select max(last_seq) from log_segments where org = $1 and run = $2) as last_seq,
+          (select first_seq from log_segments where org = $1 and run = $2 and newest_at >= $3
+            order by newest_at, last_seq limit 1) as first_seq
+        from log_heads where org = $1 and run = $2";
+    /// The head, beside each of the segments up to the one that holds `$3`, the last first, whose successors hold fewer
+    /// than `$4` bytes.
+    LOG_READ_BACK = "select h.next_log_seq, s.first_seq, s.last_seq, s.size, s.data, s.blob_key, s.parts from log_heads h
+        left join (select c.last_seq, sum(c.size) over (order by c.last_seq desc) - c.size as bytes_after
           from (select last_seq, size from log_segments where org = $1 and run = $2 and last_seq <= coalesce(
             (select min(last_seq) from log_segments where org = $1 and run = $2 and last_seq >= $3), $3)
-            order by last_seq desc limit $5 + 0) c) w
-        join log_segments s on s.org = $1 and s.run = $2 and s.last_seq = w.last_seq
-        where w.bytes_after < $4 order by s.last_seq desc";
+            order by last_seq desc limit $5 + 0) c) w on w.bytes_after < $4
+        left join log_segments s on s.org = $1 and s.run = $2 and s.last_seq = w.last_seq
+        where h.org = $1 and h.run = $2 order by s.last_seq desc";
+    /// The run, where its log is to be there: it was not deleted.
+    LOG_EXPECTED = "select id from runs where org = $1 and id = $2 and (state <> 'ended' or log_kept_since is not null)";
+    LOG_HEADLESS = "select id from runs where org = $1 and id = $2
+        and not exists (select 1 from log_heads where org = $1 and run = $2)";
     LOG_SEALABLE = "select org, run, seal_from from log_heads
         where unsealed_bytes >= seal_from and run > $1 order by run limit $2 + 0";
     LOG_SEAL = "update log_heads set unsealed_bytes = unsealed_bytes - $3 where org = $1 and run = $2";
@@ -113,13 +121,36 @@ fn parts(row: &Fields<'_>, first_seq: u64, last_seq: u64) -> Result<Vec<Part>> {
 }
 
 pub(crate) async fn log_head(db: &Db, org: OrgId, run: RunId) -> Result<u64> {
-    let row = db.row(LOG_HEAD, args![org, run]).await?.ok_or(Error::NotFound { what: "run" })?;
-    row.under("log_heads", run).number("next_log_seq")
+    head(db, org, run).await?.under("log_heads", run).number("next_log_seq")
+}
+
+async fn head(db: &Db, org: OrgId, run: RunId) -> Result<Row> {
+    match db.row(LOG_HEAD, args![org, run]).await? {
+        Some(row) => Ok(row),
+        None if is_headless(db, org, run).await? => {
+            Err(Error::corrupt("log_heads", run.to_string(), "the row is missing"))
+        }
+        None => Err(Error::NotFound { what: "run" }),
+    }
+}
+
+/// Whether there is a run without the row that each has.
+async fn is_headless(db: &Db, org: OrgId, run: RunId) -> Result<bool> {
+    Ok(db.row(LOG_HEADLESS, args![org, run]).await?.is_some())
+}
+
+/// A log whose end or whose beginning is not there is damaged, unless it was deleted, with its run or without. Rows and head
+/// go in one transaction with what says so, therefore this may be asked behind the look that found them gone.
+async fn deleted_or(db: &Db, org: OrgId, run: RunId, problem: String) -> Result<()> {
+    match db.row(LOG_EXPECTED, args![org, run]).await? {
+        Some(_) => Err(Error::corrupt("log_segments", run.to_string(), problem)),
+        None => Ok(()),
+    }
 }
 
 /// Why the head does not take the append; nothing if it does.
 async fn refused(db: &Db, org: OrgId, run: RunId, fence: u64, chunk: &Chunk) -> Result<Option<Attempt>> {
-    let row = db.row(LOG_HEAD, args![org, run]).await?.ok_or(Error::NotFound { what: "run" })?;
+    let row = head(db, org, run).await?;
     let head = row.under("log_heads", run);
     Ok(Attempt::refused(head.number("fence")?, head.number("next_log_seq")?, fence, chunk))
 }
@@ -183,6 +214,42 @@ async fn clean_if_gone(blobs: &Blobs, org: OrgId, run: RunId, error: Error) -> E
     error
 }
 
+/// A log at one instant: the sequence that its next entry must have, and the rows that were asked for.
+struct Found {
+    next: u64,
+    rows: Vec<Row>,
+}
+
+async fn find(db: &Db, query: Query, args: Args, org: OrgId, run: RunId) -> Result<Found> {
+    let mut rows = db.rows(query, args).await?;
+    let Some(first) = rows.first() else {
+        if is_headless(db, org, run).await? {
+            return Err(Error::corrupt("log_segments", run.to_string(), "the head of the log is missing"));
+        }
+        return Ok(Found { next: 1, rows });
+    };
+    let next = first.under("log_heads", run).number("next_log_seq")?;
+    let is_segment = first.under("log_segments", run).number_if_any("last_seq")?.is_some();
+    if !is_segment {
+        rows.clear();
+    }
+    Ok(Found { next, rows })
+}
+
+/// Reads a row of a log whose next entry must be `next`.
+fn read_before(next: u64, row: &Row, org: OrgId, run: RunId) -> Result<Stored> {
+    let stored = read(row, org, run)?;
+    if stored.last_seq < next {
+        return Ok(stored);
+    }
+    let problem = format!(
+        "the segment up to {} lies behind the end of the log, which is {}",
+        stored.last_seq,
+        next.saturating_sub(1)
+    );
+    Err(Error::corrupt("log_segments", run.to_string(), problem))
+}
+
 pub(super) async fn log_read(
     db: &Db,
     blobs: &Blobs,
@@ -192,12 +259,16 @@ pub(super) async fn log_read(
     bytes_max: usize,
 ) -> Result<Vec<Segment>> {
     let bytes_max = bytes_max.max(1) as u64;
-    let rows = db.rows(LOG_READ, args![org, run, after, bytes_max, ROWS_MAX]).await?;
+    let Found { next, rows } = find(db, LOG_READ, args![org, run, after, bytes_max, ROWS_MAX], org, run).await?;
+    if rows.is_empty() && after + 1 < next {
+        let problem = format!("the segments from {} to the end, {}, are missing", after + 1, next - 1);
+        deleted_or(db, org, run, problem).await?;
+    }
     let mut segments = Vec::new();
     let mut taken = 0u64;
     let mut reached = after;
     for row in &rows {
-        let stored = read(row, org, run)?;
+        let stored = read_before(next, row, org, run)?;
         if stored.first_seq > reached + 1 {
             let problem = format!("the segment between {reached} and {} is missing", stored.first_seq);
             return Err(Error::corrupt("log_segments", run.to_string(), problem));
@@ -223,13 +294,21 @@ pub(super) async fn log_read_back(
     bytes_max: usize,
 ) -> Result<Vec<Segment>> {
     let bytes_max = bytes_max.max(1) as u64;
-    let rows = db.rows(LOG_READ_BACK, args![org, run, upto, bytes_max, ROWS_MAX]).await?;
+    let Found { next, rows } = find(db, LOG_READ_BACK, args![org, run, upto, bytes_max, ROWS_MAX], org, run).await?;
+    let end = upto.min(next.saturating_sub(1));
+    if rows.is_empty() && end > 0 {
+        deleted_or(db, org, run, format!("the segment with {end} is missing")).await?;
+    }
     let mut backwards = Vec::new();
     let (mut taken, mut follows) = (0u64, None);
     for row in &rows {
-        let stored = read(row, org, run)?;
-        if follows.is_some_and(|first_seq| stored.last_seq + 1 != first_seq) {
-            let problem = format!("the segment after {} is missing", stored.last_seq);
+        let stored = read_before(next, row, org, run)?;
+        let missing = match follows {
+            Some(first_seq) => (stored.last_seq + 1 != first_seq).then_some(stored.last_seq + 1),
+            None => (end > 0 && !(stored.first_seq..=stored.last_seq).contains(&end)).then_some(end),
+        };
+        if let Some(missing) = missing {
+            let problem = format!("the segment with {missing} is missing");
             return Err(Error::corrupt("log_segments", run.to_string(), problem));
         }
         follows = Some(stored.first_seq);
@@ -245,8 +324,16 @@ pub(super) async fn log_read_back(
 }
 
 pub(super) async fn log_at(db: &Db, org: OrgId, run: RunId, at: UnixMicros) -> Result<Option<u64>> {
-    let row = db.row(LOG_AT, args![org, run, at]).await?;
-    row.map(|row| row.under("log_segments", run).number("first_seq")).transpose()
+    let Found { next, rows } = find(db, LOG_AT, args![org, run, at], org, run).await?;
+    let (end, found) = match rows.first().map(|row| row.under("log_segments", run)) {
+        Some(row) => (row.number("last_seq")?, row.number_if_any("first_seq")?),
+        None => (0, None),
+    };
+    if found.is_none() && end + 1 != next {
+        let problem = format!("the segments end with {end}, and the log with {}", next.saturating_sub(1));
+        deleted_or(db, org, run, problem).await?;
+    }
+    Ok(found)
 }
 
 /// What of a stored segment lies after `after`: about `bytes_max` bytes, and whether that is all of it.
@@ -304,7 +391,7 @@ pub(super) async fn log_seal(db: &Db, blobs: &Blobs, org: OrgId, run: RunId, byt
     let bytes_min = bytes_min.max(1) as u64;
     let mut sealed = Sealed::default();
     for _ in 0..SEALS_MAX {
-        let row = db.row(LOG_HEAD, args![org, run]).await?.ok_or(Error::NotFound { what: "run" })?;
+        let row = head(db, org, run).await?;
         if row.under("log_heads", run).number("unsealed_bytes")? < bytes_min {
             break;
         }

@@ -81,7 +81,17 @@ impl Fields<'_> {
     /// A number that is never negative.
     pub(crate) fn number(&self, column: &str) -> Result<u64> {
         let number = self.get::<i64>(column)?;
-        u64::try_from(number).map_err(|_| self.corrupt(format!("`{column}` is {number}")))
+        u64::try_from(number).map_err(|_| self.negative(column, number))
+    }
+
+    /// A number that is never negative and may be missing.
+    pub(crate) fn number_if_any(&self, column: &str) -> Result<Option<u64>> {
+        let number = self.get::<Option<i64>>(column)?;
+        number.map(|number| u64::try_from(number).map_err(|_| self.negative(column, number))).transpose()
+    }
+
+    fn negative(&self, column: &str, number: i64) -> Error {
+        self.corrupt(format!("`{column}` is {number}"))
     }
 
     /// An instant.

@@ -15,7 +15,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, SqliteConnection};
 
 use crate::{
     postgres::TestDatabase,
-    support::{Engine, Fixture, Tenant, batch, claimant, config, host, on, token},
+    support::{Engine, Fixture, Tenant, batch, claimant, config, entries_of, host, on, token},
 };
 
 /// Changes the database behind the store's back.
@@ -52,6 +52,9 @@ cases_in_sql!(
     columns_that_contradict_the_body_are_seen,
     other_rows_that_cannot_be_read_are_named,
     a_missing_or_changed_log_is_seen,
+    a_log_that_ends_before_its_head_is_damaged,
+    a_log_that_begins_late_is_damaged_backwards_too,
+    a_head_that_contradicts_its_log_is_damage,
     a_database_of_a_newer_program_is_refused,
 );
 
@@ -223,6 +226,94 @@ async fn a_missing_or_changed_log_is_seen(fixture: Fixture) {
     tamper(&fixture, "delete from log_segments where last_seq = 20").await;
     corrupt(read(0).await, "log_segments", run);
     corrupt(read(15).await, "log_segments", run);
+}
+
+/// A log of three segments of ten entries each, the last in a row or, where its entries are large, in a blob.
+async fn three_segments(tenant: &Tenant, length: usize) -> Run {
+    let run = tenant.claimed().await;
+    for (first, length) in [(1u64, 10), (11, 10), (21, length)] {
+        let bytes = batch(first, 10, length);
+        tenant.store.log_append(tenant.org, run.id, 1, first, first + 9, bytes).await.expect("appended");
+    }
+    run
+}
+
+async fn a_log_that_ends_before_its_head_is_damaged(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let (store, org) = (&tenant.store, tenant.org);
+    for (length, is_sealed) in [(10, false), (60_000, false), (10, true)] {
+        let run = three_segments(&tenant, length).await.id;
+        let read = |after| store.log_read(org, run, after, 1 << 20);
+        let back = |upto| store.log_read_back(org, run, upto, 1);
+        let of_run = format!("from log_segments where run = '{run}'");
+        tamper(&fixture, &format!("delete {of_run} and last_seq = 30")).await;
+        if is_sealed {
+            assert_eq!(store.log_seal(org, run, 1).await.expect("sealed").blobs, 1);
+        }
+        assert_eq!(entries_of(&read(0).await.expect("what is there"), 0).len(), 20);
+        assert_eq!(entries_of(&read(15).await.expect("what is there"), 15).len(), 5);
+        for after in [20, 25, 29] {
+            corrupt(read(after).await, "log_segments", run);
+        }
+        assert_eq!(read(30).await.expect("nothing is behind it"), []);
+        assert!(!back(20).await.expect("what is there").is_empty());
+        for upto in [21, 30, u64::MAX] {
+            corrupt(back(upto).await, "log_segments", run);
+        }
+        assert_eq!(store.log_at(org, run, UnixMicros(0)).await.expect("what is there"), Some(1));
+        corrupt(store.log_at(org, run, UnixMicros(i64::MAX)).await, "log_segments", run);
+
+        store.log_append(org, run, 1, 31, 40, batch(31, 10, 10)).await.expect("the log goes on");
+        corrupt(read(20).await, "log_segments", run);
+        corrupt(back(25).await, "log_segments", run);
+        assert_eq!(entries_of(&read(30).await.expect("what is behind it"), 30).len(), 10);
+
+        tamper(&fixture, &format!("delete {of_run}")).await;
+        corrupt(read(0).await, "log_segments", run);
+        corrupt(read(39).await, "log_segments", run);
+        corrupt(back(1).await, "log_segments", run);
+        corrupt(store.log_at(org, run, UnixMicros(0)).await, "log_segments", run);
+        assert_eq!(read(40).await.expect("nothing is behind it"), []);
+        let elsewhere = fixture.tenant().await.org;
+        assert_eq!(store.log_read(elsewhere, run, 0, 1).await.expect("nothing of another's"), []);
+    }
+    let empty = tenant.claimed().await.id;
+    assert_eq!(store.log_read(org, empty, 0, 1).await.expect("it is empty"), []);
+    assert_eq!(store.log_read_back(org, empty, u64::MAX, 1).await.expect("it is empty"), []);
+    assert_eq!(store.log_at(org, empty, UnixMicros(0)).await.expect("it is empty"), None);
+}
+
+async fn a_log_that_begins_late_is_damaged_backwards_too(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let run = three_segments(&tenant, 10).await.id;
+    tamper(&fixture, "delete from log_segments where last_seq = 10").await;
+    let back = |upto| tenant.store.log_read_back(tenant.org, run, upto, 1 << 20);
+    corrupt(tenant.store.log_read(tenant.org, run, 0, 1).await, "log_segments", run);
+    assert_eq!(back(30).await.expect("what is there").len(), 2);
+    for upto in [10, 1] {
+        corrupt(back(upto).await, "log_segments", run);
+    }
+}
+
+async fn a_head_that_contradicts_its_log_is_damage(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let (store, org) = (&tenant.store, tenant.org);
+    let run = three_segments(&tenant, 10).await.id;
+    let read = |after| store.log_read(org, run, after, 1 << 20);
+    let back = |upto| store.log_read_back(org, run, upto, 1);
+    for next in [0, 1, 21, 41] {
+        tamper(&fixture, &format!("update log_heads set next_log_seq = {next}")).await;
+        corrupt(read(if next < 30 { 20 } else { 30 }).await, "log_segments", run);
+        corrupt(back(u64::MAX).await, "log_segments", run);
+        corrupt(store.log_at(org, run, UnixMicros(i64::MAX)).await, "log_segments", run);
+    }
+    // Its segments go with it.
+    tamper(&fixture, "delete from log_heads").await;
+    corrupt(read(0).await, "log_segments", run);
+    corrupt(back(u64::MAX).await, "log_segments", run);
+    corrupt(store.log_at(org, run, UnixMicros(0)).await, "log_segments", run);
+    corrupt(store.log_head(org, run).await, "log_heads", run);
+    corrupt(store.log_append(org, run, 1, 31, 31, batch(31, 1, 10)).await, "log_heads", run);
 }
 
 async fn a_database_of_a_newer_program_is_refused(fixture: Fixture) {

@@ -23,6 +23,7 @@ cases!(
     a_deletion_that_is_not_decided_changes_nothing,
     two_servers_delete_a_log_once,
     sealing_a_log_that_is_deleted_brings_nothing_back,
+    a_log_that_is_deleted_while_it_is_read_is_not_damaged,
     objects_of_deleted_logs_are_swept_whoever_crashed,
 );
 
@@ -207,6 +208,33 @@ async fn sealing_a_log_that_is_deleted_brings_nothing_back(fixture: Fixture) {
         }
         let objects: Vec<_> = other.blobs().list_of_run(tenant.org, run.id).try_collect().await.expect("listed");
         assert_eq!(objects, []);
+    }
+}
+
+async fn a_log_that_is_deleted_while_it_is_read_is_not_damaged(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let other = fixture.second_server().await;
+    for with_its_run in [false, true].repeat(5) {
+        let claimed = tenant.claimed().await;
+        for seq in 1..=10u64 {
+            tenant.store.log_append(tenant.org, claimed.id, 1, seq, seq, batch(seq, 1, 10)).await.expect("appended");
+        }
+        let run = end(&tenant, &claimed, 40).await;
+        let (store, org, id) = (other.clone(), tenant.org, run.id);
+        let reading = tokio::spawn(async move {
+            while !store.log_read(org, id, 0, 1_000).await.expect("all or nothing").is_empty() {
+                store.log_read(org, id, 9, 1_000).await.expect("all or nothing");
+                store.log_read_back(org, id, u64::MAX, 1).await.expect("all or nothing");
+                store.log_at(org, id, UnixMicros(i64::MAX)).await.expect("all or nothing");
+            }
+        });
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        if with_its_run {
+            tenant.store.run_delete(org, id, run.version, UnixMicros(50)).await.expect("deleted");
+        } else {
+            delete(&tenant.store, &run).await.expect("deleted");
+        }
+        reading.await.expect("nothing looked damaged");
     }
 }
 

@@ -65,7 +65,7 @@ pub async fn logs_batches(
             );
         }
         (false, upto) => {
-            let last_seq = app.store.log_head(caller.org(), id).await?.saturating_sub(1);
+            let last_seq = ops::logs::log_head(&app, caller.org(), id).await?.saturating_sub(1);
             Some(upto.unwrap_or(last_seq).min(last_seq))
         }
     };

@@ -11,7 +11,7 @@ use holm_domain::{
 };
 use holm_store::Segment;
 
-use super::{batches, opened, unless_deleted};
+use super::{batches, log_head, opened, unless_deleted};
 use crate::{app::App, problem::Failure};
 
 /// How many bytes of batches one look reads.
@@ -26,7 +26,7 @@ pub async fn log_range(app: &App, org: OrgId, id: RunId, of: &LogRangeOf) -> Res
 async fn range(app: &App, run: Run, of: &LogRangeOf) -> Result<LogRange, Failure> {
     let Run { org, id, state, .. } = run;
     let mut open = state != RunState::Ended;
-    let mut last_seq = app.store.log_head(org, id).await?.saturating_sub(1);
+    let mut last_seq = log_head(app, org, id).await?.saturating_sub(1);
     let mut after = 0;
     if let Some(since) = of.since {
         after = first_at(app, org, id, since).await?.map_or(last_seq, |seq| seq - 1);

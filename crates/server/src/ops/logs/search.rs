@@ -19,7 +19,7 @@ use holm_store::Segment;
 use regex::bytes::{Regex, RegexBuilder};
 use tokio::time::Instant;
 
-use super::{batches, opened, unless_deleted};
+use super::{batches, log_head, opened, unless_deleted};
 use crate::{
     app::App,
     config::{ENTRIES_PAGE_DEFAULT, ENTRIES_PAGE_MAX, LOG_PAGE_BYTES_MAX},
@@ -48,7 +48,7 @@ pub async fn log_search(app: &App, org: OrgId, id: RunId, query: &SearchLogs) ->
 async fn search(app: &App, run: Run, query: &SearchLogs, regex: Regex, limit: u64) -> Result<LogMatches, Failure> {
     let Run { org, id, .. } = run;
     let _pass = app.searches.enter(org)?;
-    let last_seq = app.store.log_head(org, id).await?.saturating_sub(1);
+    let last_seq = log_head(app, org, id).await?.saturating_sub(1);
     let (after, upto) = (query.after.unwrap_or(0), query.upto.unwrap_or(u64::MAX).min(last_seq));
     let ends_at = Instant::now() + LOOKS_FOR;
     let mut search =
