@@ -135,6 +135,10 @@ pub struct ListRuns {
 pub struct RunPage {
     /// The runs.
     pub runs: Vec<RunView>,
+    /// Runs of this page that cannot be read, because their rows are damaged.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub unreadable: Vec<RunId>,
     /// Present while there are more.
     pub next_cursor: Option<String>,
 }

@@ -10,6 +10,7 @@ use std::{
 use holm_api::{
     agent::{DirectiveKind, HeldLease, Poll, Polled, Renew, Renewed},
     logs::LogPage,
+    runs::RunPage,
 };
 use holm_domain::{ErrorCode, RunId};
 use http::StatusCode;
@@ -155,6 +156,42 @@ async fn each_damaged_run_is_told_once_and_counted_each_time() {
     }
     assert_eq!([good.run, damaged.run, waiting].map(|run| log.lines_about(run)), [0, 1, 1]);
     assert_eq!(server.counted().await, 9.0);
+}
+
+#[tokio::test]
+async fn a_list_shows_the_good_runs_and_names_the_damaged_ones() {
+    let server = OnFile::new().await;
+    let world = &server.world;
+    let mut ids = Vec::new();
+    for _ in 0..5 {
+        ids.push(world.queue_run().await);
+    }
+    for place in [0, 2, 3] {
+        server.damage(ids[place]).await;
+    }
+    let list = |query: String| {
+        let (path, member) = (format!("/v1/runs?{query}"), world.member());
+        async move { member.get(&path).await.json::<RunPage>(StatusCode::OK) }
+    };
+    let shown = |page: &RunPage| page.runs.iter().map(|run| run.id).collect::<Vec<_>>();
+    for query in ["", "state=queued", "project=default"] {
+        let all = list(query.to_owned()).await;
+        assert_eq!((shown(&all), all.next_cursor), (vec![ids[4], ids[1]], None));
+        assert_eq!(all.unreadable, [ids[3], ids[2], ids[0]]);
+    }
+    let (mut runs, mut unreadable, mut pages, mut query) = (Vec::new(), Vec::new(), 0, "limit=1".to_owned());
+    loop {
+        let page = list(query).await;
+        assert_eq!(page.runs.len() + page.unreadable.len(), 1, "one that cannot be read takes its place");
+        runs.extend(shown(&page));
+        unreadable.extend(page.unreadable);
+        pages += 1;
+        let Some(cursor) = page.next_cursor else { break };
+        query = format!("limit=1&cursor={cursor}");
+    }
+    assert_eq!((runs, unreadable, pages), (vec![ids[4], ids[1]], vec![ids[3], ids[2], ids[0]], 5));
+    let whole = world.other_org().get("/v1/runs").await;
+    assert!(!String::from_utf8_lossy(&whole.body).contains("unreadable"), "only where there are any");
 }
 
 #[tokio::test]

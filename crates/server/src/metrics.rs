@@ -174,7 +174,7 @@ impl Metrics {
         to.register("queue_wait_seconds", help, self.queue_waits.clone());
         to.register("lease_renewals", "Renewals that were asked for, lease by lease", self.renewals.clone());
         to.register("runs_ended", "Runs that this server ended", self.ends.clone());
-        let help = "Runs that could not be read when agents asked for work or told what they hold, counted each time";
+        let help = "Runs that could not be read when agents asked for work or told what they hold, or runs were listed, each time";
         to.register("unreadable_runs", help, self.unreadable_runs.clone());
         let help = "Bytes of log batches that were stored, as agents send them";
         to.register("log_appended_bytes", help, self.log_bytes.clone());

@@ -45,7 +45,7 @@ impl<K: Ord> Told<K> {
     }
 }
 
-/// Runs that agents hold or wait for and that cannot be read: each is told once, whichever agent's question meets it first.
+/// Runs that cannot be read: each is told once, whoever's question meets it first, an agent's or that for a list.
 #[derive(Debug)]
 pub struct UnreadableRuns(Mutex<Told<String>>);
 

@@ -53,7 +53,10 @@ impl World {
         let listed = self.servers.read(store.run_list(org, &RunFilter::default(), None, RUNS_PAGE_MAX));
         match listed {
             // One step takes in one run at most, so their order is that of the story.
-            Ok(runs) => runs.iter().for_each(|run| self.meet(run.id)),
+            Ok(rows) => rows.into_iter().for_each(|row| match row.run {
+                Ok(run) => self.meet(run.id),
+                Err(error) => self.violated(format!("{} cannot be read: {error}", row.id)),
+            }),
             Err(error) => self.violated(format!("the runs cannot be read: {error}")),
         }
     }

@@ -102,15 +102,15 @@ impl Store {
         }
     }
 
-    /// Up to `limit` runs of the org that meet `filter`, newest first; only runs older than `before`, where it is given.
-    /// Going from page to page, each run that was there at the first page is seen exactly once, whatever is added.
+    /// Up to `limit` runs of the org that meet `filter`, newest first; only runs older than `before`, where it is given. Those
+    /// that cannot be read are among them, each at its place. Going from page to page, each run that was there at the first page is seen exactly once, whatever is added.
     pub async fn run_list(
         &self,
         org: OrgId,
         filter: &RunFilter,
         before: Option<RunId>,
         limit: u32,
-    ) -> Result<Vec<Run>> {
+    ) -> Result<Vec<RunRow>> {
         let rows_max = page(limit, RUNS_PAGE_MAX)?;
         self::limit("labels of a filter", filter.labels.len(), FILTER_LABELS_MAX)?;
         match &self.backend {

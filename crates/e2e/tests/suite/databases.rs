@@ -364,6 +364,8 @@ fn a_damaged_row_harms_one_run(world: &mut World, asked: impl Fn(&World, &str) -
     for damaged in [&held, &waiting] {
         world.http().get(&format!("/v1/runs/{damaged}")).is_problem(500, "internal");
     }
+    let listed = world.holm(["ps", "-a", "-q"]).succeeds().complains_of(&["2 runs cannot be read", &held, &waiting]);
+    assert_eq!(listed.text().lines().collect::<Vec<_>>(), [&last, &good]);
     let metrics = world.http().get("/metrics").is(200);
     let counted = String::from_utf8_lossy(&metrics.body).contains("holm_unreadable_runs_total 0");
     assert!(!counted, "they were met");

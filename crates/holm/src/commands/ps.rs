@@ -2,7 +2,7 @@
 
 use clap::Args;
 use holm_api::runs::{ListRuns, RunView};
-use holm_domain::run::RunState;
+use holm_domain::{RunId, run::RunState};
 
 use super::{Usage, ago, status};
 use crate::{
@@ -48,13 +48,14 @@ pub struct PsArgs {
 pub async fn execute(session: &Session, args: &PsArgs) -> anyhow::Result<u8> {
     let query = query(args)?;
     let client = session.client().await?;
-    let mut runs: Vec<RunView> = Vec::new();
+    let (mut runs, mut unreadable) = (Vec::<RunView>::new(), Vec::new());
     let mut cursor = None;
     while (runs.len() as u32) < args.last {
         let limit = Some((args.last - runs.len() as u32).min(PAGE));
         let page = client.run_list(&ListRuns { limit, cursor, ..query.clone() }).await?;
         cursor = page.next_cursor;
         runs.extend(page.runs);
+        unreadable.extend(page.unreadable);
         if cursor.is_none() {
             break;
         }
@@ -68,7 +69,19 @@ pub async fn execute(session: &Session, args: &PsArgs) -> anyhow::Result<u8> {
         let rows: Vec<[Cell; 4]> = runs.iter().map(row).collect();
         output.table(["RUN", "COMMAND", "CREATED", "STATUS"], &rows)?;
     }
+    if let Some(told) = told_unreadable(&unreadable) {
+        output.error(told);
+    }
     Ok(0)
+}
+
+/// What is said of runs that a list cannot show; nothing where it shows all.
+pub fn told_unreadable(ids: &[RunId]) -> Option<String> {
+    let named = ids.iter().map(RunId::to_string).collect::<Vec<_>>().join(", ");
+    let (what, why) =
+        if ids.len() == 1 { ("run", "its row in the database is") } else { ("runs", "their rows in the database are") };
+    let told = format!("{} {what} cannot be read, because {why} damaged: {named}", ids.len());
+    (!ids.is_empty()).then_some(told)
 }
 
 fn row(run: &RunView) -> [Cell; 4] {
@@ -129,6 +142,16 @@ mod tests {
         assert_eq!(command(&argv(&["sh", "-c", "echo 'a'", ""])), "sh -c 'echo '\\''a'\\''' ''");
         assert_eq!(command(&argv(&["a\x1b[0m"])), "'a\\u{1b}[0m'");
         assert_eq!(command(&argv(&["x".repeat(100).as_str()])).chars().count(), COMMAND_CHARS_MAX);
+    }
+
+    #[test]
+    fn runs_that_cannot_be_shown_are_named() {
+        let [one, other] = [1, 2].map(|n| RunId::from_uuid(uuid::Uuid::from_u128(n)));
+        assert_eq!(told_unreadable(&[]), None);
+        let told = told_unreadable(&[one]).unwrap();
+        assert_eq!(told, format!("1 run cannot be read, because its row in the database is damaged: {one}"));
+        let told = told_unreadable(&[one, other]).unwrap();
+        assert!(told.starts_with("2 runs cannot be read") && told.ends_with(&format!("{one}, {other}")), "{told}");
     }
 
     #[test]

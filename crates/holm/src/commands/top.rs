@@ -14,7 +14,7 @@ use holm_api::{
     hosts::HostView,
     runs::{ListRuns, RunView},
 };
-use holm_domain::run::RunState;
+use holm_domain::{RunId, run::RunState};
 use serde::Serialize;
 use tokio::time::sleep;
 
@@ -54,6 +54,8 @@ pub struct TopArgs {
 #[derive(Serialize)]
 struct Seen {
     runs: Vec<RunView>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unreadable: Vec<RunId>,
     hosts: Vec<HostView>,
 }
 
@@ -112,13 +114,14 @@ async fn look(client: &Client, args: &TopArgs) -> Result<Seen, ClientError> {
     let live = RunState::ALL.iter().filter(|state| **state != RunState::Ended);
     let state = Some(live.map(|state| state.as_str()).collect::<Vec<_>>().join(","));
     let query = ListRuns { project: args.project.clone(), state, limit: Some(PAGE), ..ListRuns::default() };
-    let (mut runs, mut cursor) = (Vec::new(), None);
+    let (mut runs, mut unreadable, mut cursor) = (Vec::new(), Vec::new(), None);
     loop {
         let page = client.run_list(&ListRuns { cursor, ..query.clone() }).await?;
         runs.extend(page.runs);
+        unreadable.extend(page.unreadable);
         cursor = page.next_cursor;
-        if cursor.is_none() || runs.len() >= RUNS_MAX {
-            return Ok(Seen { runs, hosts: client.host_list().await?.hosts });
+        if cursor.is_none() || runs.len() + unreadable.len() >= RUNS_MAX {
+            return Ok(Seen { runs, unreadable, hosts: client.host_list().await?.hosts });
         }
     }
 }
@@ -138,7 +141,8 @@ fn lines(output: Output, seen: &Seen) -> Vec<String> {
     );
     let rows: Vec<[Cell; 9]> = seen.runs.iter().map(|run| row(run, &seen.hosts)).collect();
     let table = output.table_lines(["RUN", "COMMAND", "HOST", "STATE", "AGE", "CPU", "CPUS", "MEMORY", "PIDS"], &rows);
-    [summary, String::new()].into_iter().chain(table).collect()
+    let summary = [summary].into_iter().chain(ps::told_unreadable(&seen.unreadable));
+    summary.chain([String::new()]).chain(table).collect()
 }
 
 fn row(run: &RunView, hosts: &[HostView]) -> [Cell; 9] {

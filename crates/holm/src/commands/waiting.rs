@@ -28,7 +28,8 @@ pub async fn why(client: &Client, run: &RunView) -> Result<String, ClientError> 
     let on_hosts = RunState::ALL.iter().filter(|state| !matches!(state, RunState::Queued | RunState::Ended));
     let state = Some(on_hosts.map(|state| state.as_str()).collect::<Vec<_>>().join(","));
     let page = client.run_list(&ListRuns { state, limit: Some(LIVE_MAX), ..ListRuns::default() }).await?;
-    let held = page.next_cursor.is_none().then(|| held(&page.runs));
+    let is_all = page.next_cursor.is_none() && page.unreadable.is_empty();
+    let held = is_all.then(|| held(&page.runs));
     let of_memory = held.and_then(|held| of_memory(&run.spec, &hosts, &held));
     Ok(of_memory.unwrap_or_else(|| "a host will take it".to_owned()))
 }

@@ -58,7 +58,7 @@ pub async fn settled(activity: &Activity) {
 async fn is_busy(client: &Client) -> bool {
     let query = ListRuns { state: Some(LIVE.to_owned()), limit: Some(1), ..ListRuns::default() };
     match client.run_list(&query).await {
-        Ok(page) => !page.runs.is_empty(),
+        Ok(page) => !page.runs.is_empty() || !page.unreadable.is_empty(),
         Err(error) => {
             tracing::warn!(%error, "whether there are runs cannot be told");
             true

@@ -7,7 +7,7 @@ use holm_domain::{
     error::InvalidField,
     run::{Admission, Cancel, Run, RunState, admit},
 };
-use holm_store::{Idempotency, Inserted, RunFilter};
+use holm_store::{Idempotency, Inserted, RunFilter, RunRow};
 use sha2::{Digest as _, Sha256};
 
 use super::{revise_from, run_of, tokens::check_name};
@@ -70,29 +70,52 @@ fn idempotency(key: String, body: &CreateRun) -> Result<Idempotency, Failure> {
 /// How many runs are read at a time: large ones end a page before many of them are in memory.
 const READ_MAX: usize = 16;
 
-/// Runs of the org, newest first, after `before`, and whether there are more; fewer than `limit` where they are large.
+/// A page of runs.
+#[derive(Debug, Default)]
+pub struct Listed {
+    /// The runs, newest first.
+    pub runs: Vec<Run>,
+    /// Those of the page that cannot be read, newest first.
+    pub unreadable: Vec<RunId>,
+    /// The last run of the page, where there are more.
+    pub before: Option<RunId>,
+}
+
+/// Runs of the org, newest first, after `before`; fewer than `limit` where they are large.
 pub async fn run_list(
     app: &App,
     org: OrgId,
     filter: &RunFilter,
     before: Option<RunId>,
     limit: u32,
-) -> Result<(Vec<Run>, bool), Failure> {
-    let (mut runs, mut bytes) = (Vec::<Run>::new(), 0);
+) -> Result<Listed, Failure> {
+    let (mut listed, mut count, mut bytes, mut before) = (Listed::default(), 0, 0, before);
     loop {
-        let wanted = (limit as usize + 1 - runs.len()).min(READ_MAX);
-        let before = runs.last().map(|run| run.id).or(before);
+        let wanted = (limit as usize + 1 - count).min(READ_MAX);
         let read = app.store.run_list(org, filter, before, wanted as u32).await?;
         let is_last = read.len() < wanted;
-        for run in read {
-            if runs.len() >= limit as usize || bytes >= RUNS_PAGE_BYTES_MAX {
-                return Ok((runs, true));
+        for RunRow { id, run } in read {
+            if count >= limit as usize || bytes >= RUNS_PAGE_BYTES_MAX {
+                return Ok(Listed { before, ..listed });
             }
-            bytes += spec_bytes(&run)?;
-            runs.push(run);
+            match run {
+                Ok(run) => {
+                    bytes += spec_bytes(&run)?;
+                    before = Some(run.id);
+                    listed.runs.push(run);
+                }
+                Err(error) => {
+                    app.unreadable.tell(&id, &error);
+                    // One that has not even an id cannot be told of, and the page cannot go on behind it.
+                    let id = id.parse().map_err(|_| error)?;
+                    before = Some(id);
+                    listed.unreadable.push(id);
+                }
+            }
+            count += 1;
         }
         if is_last {
-            return Ok((runs, false));
+            return Ok(listed);
         }
     }
 }

@@ -99,13 +99,13 @@ impl Memory {
         self.lock().row(org, id).map(|row| row.run.clone())
     }
 
-    pub(crate) fn run_list(&self, org: OrgId, filter: &RunFilter, before: Option<RunId>, limit: usize) -> Vec<Run> {
+    pub(crate) fn run_list(&self, org: OrgId, filter: &RunFilter, before: Option<RunId>, limit: usize) -> Vec<RunRow> {
         let state = self.lock();
         let newest_first = state.runs.values().rev().map(|row| &row.run);
         newest_first
             .filter(|run| run.org == org && before.is_none_or(|before| run.id < before) && meets(run, filter))
             .take(limit)
-            .cloned()
+            .map(found)
             .collect()
     }
 

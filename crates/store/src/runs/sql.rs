@@ -171,7 +171,7 @@ pub(super) async fn run_list(
     filter: &RunFilter,
     before: Option<RunId>,
     limit: usize,
-) -> Result<Vec<Run>> {
+) -> Result<Vec<RunRow>> {
     let before = before.map_or_else(|| AFTER_ALL.to_owned(), |id| id.to_string());
     let project = filter.project.map_or_else(String::new, |id| id.to_string());
     let states: String = filter.states.iter().map(|state| format!(",{},", state.as_str())).collect();
@@ -181,7 +181,7 @@ pub(super) async fn run_list(
         let labels = filter.labels.iter().cycle().take(FILTER_LABELS_MAX);
         values.extend(labels.flat_map(|(key, value)| [Value::from(key.as_str()), Value::from(value.as_str())]));
     }
-    db.rows(query, values).await?.iter().map(read).collect()
+    db.rows(query, values).await?.iter().map(read_row).collect()
 }
 
 /// The query whose index fits the filter best.

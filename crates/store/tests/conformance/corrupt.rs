@@ -8,7 +8,7 @@ use holm_domain::{
     access::Token,
     host::Host,
     lease::grant,
-    run::{Cancel, Run},
+    run::{Cancel, Run, RunState},
 };
 use holm_store::{Blobs, Error, Result, RunFilter, RunRow, Store, runs_examine};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, SqliteConnection};
@@ -47,6 +47,7 @@ macro_rules! cases_in_sql {
 
 cases_in_sql!(
     a_run_that_cannot_be_read_is_named_everywhere,
+    runs_of_a_list_are_read_one_by_one,
     runs_of_an_agent_and_of_a_queue_are_read_one_by_one,
     runs_that_have_not_ended_are_examined_from_outside,
     columns_that_contradict_the_body_are_seen,
@@ -70,7 +71,6 @@ async fn everywhere(tenant: &Tenant, run: &Run) {
     let store = &tenant.store;
     let agent = run.lease.expect("leased").agent;
     corrupt(store.run_get(tenant.org, run.id).await, "runs", run.id);
-    corrupt(store.run_list(tenant.org, &RunFilter::default(), None, 10).await, "runs", run.id);
     let due = store.runs_due(UnixMicros(i64::MAX), None, 10).await.expect("the others are there");
     assert_eq!(due.len(), 2);
     assert_eq!(due.iter().filter(|due| due.run.is_ok()).count(), 1, "it hides no other");
@@ -78,6 +78,9 @@ async fn everywhere(tenant: &Tenant, run: &Run) {
     corrupt(Err::<(), _>(mine), "runs", run.id);
     let held = store.runs_of_agent(tenant.org, agent).await.expect("it is said of it alone");
     one_by_one(held, &[(run.id, false)]);
+    let listed = store.run_list(tenant.org, &RunFilter::default(), None, 10).await.expect("it is said of it alone");
+    assert_eq!(listed.len(), 2);
+    one_by_one(listed.into_iter().filter(|row| row.id == run.id.to_string()).collect(), &[(run.id, false)]);
 }
 
 /// The rows are these, in this order, each with whether it can be read; one that cannot be is named.
@@ -103,6 +106,21 @@ async fn a_run_that_cannot_be_read_is_named_everywhere(fixture: Fixture) {
     for body in [r#"{"v":2,"is":{}}"#, r#"{"v":1,"is":{}}"#, r#"{"v":1"#, "", "null", r#"{"is":1}"#] {
         tamper(&fixture, &format!("update runs set body = '{body}' where id = '{}'", run.id)).await;
         everywhere(&tenant, &run).await;
+    }
+}
+
+async fn runs_of_a_list_are_read_one_by_one(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let ids = [tenant.queued().await.id, tenant.claimed().await.id, tenant.queued().await.id];
+    for id in [ids[0], ids[1]] {
+        tamper(&fixture, &format!("update runs set body = 'x' where id = '{id}'")).await;
+    }
+    let project = RunFilter { project: Some(tenant.project), ..RunFilter::default() };
+    let live = RunFilter { states: vec![RunState::Queued, RunState::Claimed], ..RunFilter::default() };
+    for filter in [RunFilter::default(), project, live] {
+        let list = async |before, limit| tenant.store.run_list(tenant.org, &filter, before, limit).await.expect("rows");
+        one_by_one(list(None, 10).await, &[(ids[2], true), (ids[1], false), (ids[0], false)]);
+        one_by_one(list(Some(ids[2]), 1).await, &[(ids[1], false)]);
     }
 }
 

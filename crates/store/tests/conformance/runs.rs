@@ -206,7 +206,7 @@ async fn pages_are_stable_while_runs_are_added(fixture: Fixture) {
     let mut seen = Vec::new();
     let mut before = None;
     for _ in 0..100 {
-        let page = tenant.store.run_list(tenant.org, &RunFilter::default(), before, 3).await.expect("a page");
+        let page = read(tenant.store.run_list(tenant.org, &RunFilter::default(), before, 3).await.expect("a page"));
         let Some(last) = page.last() else { break };
         before = Some(last.id);
         seen.extend(page.into_iter().map(|run| run.id));

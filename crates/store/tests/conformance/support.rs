@@ -177,7 +177,7 @@ impl Tenant {
 
     pub async fn listed(&self, filter: &RunFilter) -> Vec<RunId> {
         let runs = self.store.run_list(self.org, filter, None, 1_000).await.expect("a list");
-        runs.into_iter().map(|run| run.id).collect()
+        read(runs).into_iter().map(|run| run.id).collect()
     }
 
     /// The sequences of all events of a run.

@@ -18,14 +18,15 @@ use crate::{
         cursor,
         extract::{Params, within},
     },
-    ops,
+    ops::{self, runs::Listed},
     problem::Failure,
 };
 
 /// List runs
 ///
 /// Newest first. Going on with `next_cursor` shows each run that was there at the first page once, whatever is added
-/// meanwhile. A page has fewer than `limit` runs when they are large.
+/// meanwhile. A page has fewer than `limit` runs when they are large. One that cannot be read hides no other: it is named in
+/// `unreadable`.
 #[utoipa::path(
     get, path = "/v1/runs", tag = "runs", operation_id = "run_list",
     params(ListRuns),
@@ -48,11 +49,10 @@ pub async fn list(
     let described = describe(&filter);
     let before = query.cursor.map(|given| cursor::decode(org, &described, &given)).transpose()?;
     let _pass = app.pages.enter(org)?;
-    let (runs, more) = ops::runs::run_list(&app, org, &filter, before, limit).await?;
-    let last = runs.last().filter(|_| more);
-    let next_cursor = last.map(|run| cursor::encode(org, &described, run.id));
+    let Listed { runs, unreadable, before } = ops::runs::run_list(&app, org, &filter, before, limit).await?;
+    let next_cursor = before.map(|last| cursor::encode(org, &described, last));
     let runs = runs.into_iter().map(RunView::from).collect();
-    Ok(axum::Json(RunPage { runs, next_cursor }))
+    Ok(axum::Json(RunPage { runs, unreadable, next_cursor }))
 }
 
 async fn filter(app: &App, org: OrgId, query: &ListRuns) -> Result<RunFilter, Failure> {
