@@ -43,6 +43,11 @@ impl Problem {
             request_id: None,
         }
     }
+
+    /// Whether only the log of the server says why, under the number of the request.
+    fn refers_to_log(&self) -> bool {
+        matches!(self.code, ErrorCode::Internal | ErrorCode::LogDamaged)
+    }
 }
 
 impl From<InvalidField> for Problem {
@@ -54,11 +59,29 @@ impl From<InvalidField> for Problem {
 
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.field {
-            Some(field) => write!(f, "{field}: {} ({})", self.detail, self.code),
-            None => write!(f, "{} ({})", self.detail, self.code),
+        if let Some(field) = &self.field {
+            write!(f, "{field}: ")?;
+        }
+        write!(f, "{} ({}", self.detail, self.code)?;
+        match &self.request_id {
+            Some(id) if self.refers_to_log() => write!(f, ", request {id})"),
+            _ => f.write_str(")"),
         }
     }
 }
 
 impl std::error::Error for Problem {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_the_request_is_told_where_the_log_has_more() {
+        let told = |code| Problem { request_id: Some("req_1".to_owned()), ..Problem::new(code, "no") }.to_string();
+        assert_eq!(told(ErrorCode::Internal), "no (internal, request req_1)");
+        assert_eq!(told(ErrorCode::LogDamaged), "no (log_damaged, request req_1)");
+        assert_eq!(told(ErrorCode::NotFound), "no (not_found)");
+        assert_eq!(Problem::new(ErrorCode::Internal, "no").to_string(), "no (internal)");
+    }
+}

@@ -72,8 +72,8 @@ fn document(app: &App, response: &mut Response, id: &str, method: &Method, uri: 
     };
     app.metrics.refused(failure.code());
     let (mut problem, cause) = failure.into_parts();
-    problem.request_id = Some(id.to_owned());
     let cause = cause.or_else(|| Some(problem.to_string()));
+    problem.request_id = Some(id.to_owned());
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     *response.status_mut() = status;
     response.headers_mut().remove(http::header::CONTENT_LENGTH);
