@@ -43,6 +43,9 @@ pub enum FolderError {
     /// Another agent uses it.
     #[error("another agent is at work in {0}: stop it first, or give this one a folder of its own")]
     Locked(PathBuf),
+    /// Something in it is not what an agent left there.
+    #[error(transparent)]
+    Damaged(Damage),
     /// A file or folder cannot be made, read or written.
     #[error("{path}: {source}")]
     Io {
@@ -51,6 +54,18 @@ pub enum FolderError {
         /// Why.
         source: io::Error,
     },
+}
+
+/// What keeps an agent from starting and does not mend by itself.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {problem}; {way_out}")]
+pub struct Damage {
+    /// The file or folder.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub problem: String,
+    /// What to do about it.
+    pub way_out: &'static str,
 }
 
 /// Adds the path to an error.
@@ -75,14 +90,42 @@ fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
     fs::set_permissions(path, Permissions::from_mode(mode))
 }
 
+/// Refuses what is in the place of a folder.
+fn check_dir(path: &Path) -> Result<(), FolderError> {
+    let is_dir = match fs::metadata(path) {
+        Ok(meta) => meta.is_dir(),
+        // A link that leads nowhere is in its place.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::symlink_metadata(path).is_err(),
+        Err(error) => return at(path, Err(error)),
+    };
+    if is_dir {
+        return Ok(());
+    }
+    let way_out = "move it away, and the agent makes the folder";
+    Err(FolderError::Damaged(Damage { path: path.to_owned(), problem: "it is no folder".to_owned(), way_out }))
+}
+
+fn own_dir(path: &Path) -> Result<(), FolderError> {
+    check_dir(path)?;
+    at(path, make_dir(path, 0o700))
+}
+
+/// Looks at the folders in which an agent in `path` could not work as they are; nothing is made. Those that are not there
+/// are made at its start.
+pub(crate) fn check(path: &Path) -> Vec<FolderError> {
+    if let Err(error) = check_dir(path) {
+        return vec![error];
+    }
+    [RUNS_NAME, SET_ASIDE_NAME].into_iter().filter_map(|name| check_dir(&path.join(name)).err()).collect()
+}
+
 impl Folder {
     /// Makes the folder if it is not there, and locks it.
     pub(crate) fn open(path: &Path) -> Result<Self, FolderError> {
         let parent = path.parent().unwrap_or(Path::new("/"));
         at(parent, fs::create_dir_all(parent))?;
         // Shims run under ids of their own; each gets its attempt's folder as a descriptor, so none has to come through here.
-        let mode = 0o700;
-        at(path, make_dir(path, mode))?;
+        own_dir(path)?;
         let lock_path = path.join(LOCK_NAME);
         let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
         let lock = at(&lock_path, lock)?;
@@ -96,8 +139,8 @@ impl Folder {
             }
         }
         let folder = Self { path: path.to_owned(), _lock: lock };
-        at(&folder.runs(), make_dir(&folder.runs(), mode))?;
-        at(&folder.set_aside(), make_dir(&folder.set_aside(), 0o700))?;
+        own_dir(&folder.runs())?;
+        own_dir(&folder.set_aside())?;
         Ok(folder)
     }
 
@@ -289,7 +332,7 @@ pub(crate) fn read_own(path: &Path, bytes_max: u64) -> io::Result<Option<Vec<u8>
     let mut bytes = Vec::new();
     file.take(bytes_max + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > bytes_max {
-        return Err(io::Error::other(format!("it is longer than {bytes_max} bytes")));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("it is longer than {bytes_max} bytes")));
     }
     Ok(Some(bytes))
 }
@@ -322,6 +365,33 @@ mod tests {
         drop(first);
         assert_eq!(presence(&path).unwrap(), Presence::Away { attempts: 1 });
         Folder::open(&path).unwrap();
+    }
+
+    #[test]
+    fn what_is_in_the_place_of_a_folder_is_told_with_the_way_out_which_works() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("agent");
+        assert!(check(&path).is_empty(), "what is not there is made");
+        for name in ["", RUNS_NAME, SET_ASIDE_NAME] {
+            let place = path.join(name);
+            let aside = temp.path().join("aside");
+            for is_link in [false, true] {
+                drop(Folder::open(&path).unwrap());
+                fs::rename(&place, &aside).unwrap();
+                let place = place.components().as_path();
+                let made =
+                    if is_link { std::os::unix::fs::symlink("nowhere", place) } else { fs::write(place, "a file") };
+                made.unwrap();
+                let [error] = &check(&path)[..] else { panic!("{name}: {:?}", check(&path)) };
+                let opened = Folder::open(&path).unwrap_err();
+                assert_eq!(error.to_string(), opened.to_string());
+                assert!(matches!(error, FolderError::Damaged(damage) if damage.path == place), "{error}");
+                fs::remove_file(place).unwrap();
+                fs::remove_dir_all(&aside).unwrap();
+            }
+        }
+        Folder::open(&path).unwrap();
+        assert!(check(&path).is_empty());
     }
 
     #[test]

@@ -45,7 +45,8 @@ use holm_domain::{
 use holm_runtime::registry::Registry;
 use tokio::sync::mpsc;
 
-pub use folder::{DAMAGE_NAME, FolderError, Presence, SET_ASIDE_NAME, presence};
+pub use folder::{DAMAGE_NAME, Damage, FolderError, Presence, SET_ASIDE_NAME, presence};
+pub use ids::examine;
 pub use keeper::Shutdown;
 pub use shim_process::ShimProgram;
 pub use station::Config;

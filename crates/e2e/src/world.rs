@@ -153,7 +153,7 @@ impl World {
         path
     }
 
-    /// A file system of its own, of that size, at a place in the world's folder; for root only.
+    /// A file system of its own, of that size and with further options, at a place in the world's folder; for root only.
     #[track_caller]
     pub fn small_disk(&mut self, place: &str, size: &str) -> PathBuf {
         let path = self.folder(place);
@@ -162,6 +162,13 @@ impl World {
         assert!(mounted.is_ok_and(|status| status.success()), "cannot mount a tmpfs at {}", path.display());
         self.disks.push(path.clone());
         path
+    }
+
+    /// Gives a small disk room for more files.
+    #[track_caller]
+    pub fn more_files(&self, disk: &Path) {
+        let mounted = Command::new("mount").args(["-o", "remount,nr_inodes=10000"]).arg(disk).status();
+        assert!(mounted.is_ok_and(|status| status.success()), "cannot remount {}", disk.display());
     }
 
     /// What `holm up` has said on its standard output.

@@ -1,12 +1,12 @@
 //! The server of this machine: found, or started in the background.
 //!
 //! What always holds: at most one server has a home, because it holds the lock of it; whoever starts one waits until it
-//! answers, or says why it does not with the end of its log. Several that start at once end up with the same server: the
+//! answers, or says why it does not with the end of its log, or with its last word where the log could not be written. Several that start at once end up with the same server: the
 //! processes that come second end by themselves ([`EXIT_LOCKED`]), and who started them goes on waiting.
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Read as _, Seek as _, SeekFrom},
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -18,6 +18,7 @@ use holm_api::client::{Client, Endpoint};
 use crate::{
     config::{Source, read_token},
     home::{Home, open_nofollow},
+    output::{escaped, told},
 };
 
 /// The exit code of `holm up` when another one has the home (EX_TEMPFAIL of sysexits.h).
@@ -30,6 +31,8 @@ const POLL_EVERY: Duration = Duration::from_millis(5);
 /// When the log is longer it is put aside before the next start.
 const LOG_BYTES_MAX: u64 = 4 * 1024 * 1024;
 const LOG_TAIL_BYTES: u64 = 4 * 1024;
+/// The most of its last word that a server tells its starter, in bytes. A pipe holds it, so nobody waits for who reads it.
+const LAST_WORD_BYTES_MAX: usize = 4 * 1024;
 
 /// A client of the server of this machine, which is started if it does not run.
 pub async fn connect_or_start(home: &Home) -> anyhow::Result<Client> {
@@ -89,7 +92,9 @@ async fn start(home: &Home) -> anyhow::Result<Client> {
         }
         match (settle_until, child.try_wait()?) {
             (None, Some(status)) if lost_the_race(status) => settle_until = Some(Instant::now() + SETTLE),
-            (None, Some(status)) => bail!("the server could not start ({status}); {}", tail(home)),
+            (None, Some(status)) => {
+                bail!("the server could not start ({status}); {}", why(home, &last_word(&mut child)))
+            }
             (Some(until), _) if Instant::now() > until => {
                 // The one that had the lock may have been about to end.
                 child = spawn(home)?;
@@ -114,13 +119,42 @@ fn spawn(home: &Home) -> anyhow::Result<Child> {
         .arg(&home.0)
         .current_dir("/")
         .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
+        .stdout(Stdio::piped())
         .stderr(log);
     // The server is this machine's own: what names another one is not for it.
     for name in ["HOLM_SERVER", "HOLM_TOKEN", "HOLM_TOKEN_FILE", "HOLM_CONTEXT"] {
         command.env_remove(name);
     }
     command.spawn().context("cannot start `holm up` in the background")
+}
+
+/// The last word of a server in the background to its starter, for whom the log may not have had room.
+pub fn tell_starter(error: &anyhow::Error) {
+    let told = told(error);
+    let word = &told[..told.floor_char_boundary(LAST_WORD_BYTES_MAX)];
+    // The log is told all of it, and whoever started this may have gone.
+    let _nobody_listens = io::stdout().write_all(word.as_bytes()).and_then(|()| io::stdout().flush());
+}
+
+/// What a server that has ended left in its pipe; nothing is waited for.
+fn last_word(child: &mut Child) -> String {
+    let mut bytes = Vec::new();
+    if let Some(pipe) = child.stdout.take()
+        && rustix::io::ioctl_fionbio(&pipe, true).is_ok()
+    {
+        // What was read before an error is what there is.
+        let _read = pipe.take(LAST_WORD_BYTES_MAX as u64).read_to_end(&mut bytes);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Why a server did not start: the end of its log, and its last word if that is not in there.
+fn why(home: &Home, last_word: &str) -> String {
+    let tail = tail(home);
+    match last_word.lines().next_back().map(escaped) {
+        Some(end) if !tail.contains(&end) => format!("{tail}; it said: {}", escaped(last_word)),
+        _ => tail,
+    }
 }
 
 fn open_log(home: &Home) -> io::Result<File> {
@@ -142,8 +176,7 @@ fn tail(home: &Home) -> String {
         file.take(LOG_TAIL_BYTES).read_to_end(&mut bytes)?;
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let lines: Vec<&str> = text.lines().collect();
-        let last: Vec<String> =
-            lines.iter().skip(lines.len().saturating_sub(10)).map(|line| crate::output::escaped(line)).collect();
+        let last: Vec<String> = lines.iter().skip(lines.len().saturating_sub(10)).map(|line| escaped(line)).collect();
         Ok(last.join("\n"))
     };
     match read() {

@@ -82,11 +82,17 @@ fn execute(cli: Cli, escaped: bool) -> u8 {
     {
         return failed(output, &error.into(), true);
     }
+    let is_detached = matches!(&cli.command, Command::Up(args) if args.detached);
     let done = match Config::load(&cli.global, &Environment::of_process()) {
         Ok(config) => dispatch(Session { config, output }, cli.command),
         Err(error) => Err(error),
     };
-    done.unwrap_or_else(|error| failed(output, &error, is_run))
+    done.unwrap_or_else(|error| {
+        if is_detached {
+            local::tell_starter(&error);
+        }
+        failed(output, &error, is_run)
+    })
 }
 
 fn dispatch(session: Session, command: Command) -> anyhow::Result<u8> {
@@ -112,7 +118,7 @@ fn failed(output: Output, error: &anyhow::Error, is_run: bool) -> u8 {
     if error.chain().any(broken_pipe) {
         return EXIT_PIPE;
     }
-    let told = format!("{error:#}");
+    let told = output::told(error);
     output.error(&told);
     if let Some(way_out) = commands::way_out::of(error, &told) {
         output.error(way_out);

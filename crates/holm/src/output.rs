@@ -259,6 +259,18 @@ fn wait_writable(file: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// An error with its causes, each told once: many an error names its cause in its own text as well.
+pub fn told(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !told.ends_with(&cause) {
+            told.push_str(if told.is_empty() { "" } else { ": " });
+            told.push_str(&cause);
+        }
+    }
+    told
+}
+
 /// Text from elsewhere on one line, with every character that would steer the terminal escaped.
 pub fn escaped(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
@@ -322,6 +334,20 @@ mod tests {
             prop_assert!(!shown.chars().any(|c| tame::steers(c) && c != '\n'));
             prop_assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap(), value);
         }
+    }
+
+    #[test]
+    fn each_cause_is_told_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("/x: {source}")]
+        struct At {
+            source: io::Error,
+        }
+        let at = || At { source: io::Error::other("it is full") };
+        assert_eq!(told(&anyhow::Error::from(at()).context("the agent")), "the agent: /x: it is full");
+        let wrapped = anyhow::Error::from(io::Error::other("it is full")).context("/x").context("the agent");
+        assert_eq!(told(&wrapped), "the agent: /x: it is full");
+        assert_eq!(told(&anyhow::anyhow!("alone")), "alone");
     }
 
     fn raw(stdout: File, stderr: File) -> RawStreams {

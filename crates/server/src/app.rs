@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use holm_domain::{ErrorCode, UnixMicros};
 use holm_store::Store;
+use rustix::fs::StatVfs;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     activity::Activity,
     auth::known::KnownTokens,
-    config::{Config, ServeLimits},
+    config::{Config, STORAGE_FLOOR_FILES, ServeLimits},
     gate::{Gate, Gates},
     metrics::Metrics,
     problem::Failure,
@@ -83,20 +84,52 @@ impl App {
         let stat = rustix::fs::statvfs(&floor.dir).map_err(|error| {
             Failure::unavailable("the room that is left for the server's data cannot be told; try again", error)
         })?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        // A file system of no blocks at all does not say how much it has.
-        if stat.f_blocks == 0 || free >= floor.bytes {
-            return Ok(());
+        match shortage(&stat, floor.bytes) {
+            None => Ok(()),
+            Some(why) => {
+                let detail = format!("{why}; make room, it takes runs again by itself");
+                Err(Failure::new(ErrorCode::StorageFull, detail))
+            }
         }
-        let detail = format!(
-            "{free} bytes are free for the server's data, less than the floor of {}; make room, it takes runs again by itself",
-            floor.bytes
-        );
-        Err(Failure::new(ErrorCode::StorageFull, detail))
     }
 
     /// The time now.
     pub fn now(&self) -> UnixMicros {
         self.config.clock.now()
+    }
+}
+
+/// What is missing below a floor of bytes, or of files that can be made. A floor of 0 asks for neither.
+fn shortage(stat: &StatVfs, floor_bytes: u64) -> Option<String> {
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    // A file system of no blocks at all does not say how much it has, and one of no files has no limit of them.
+    if stat.f_blocks > 0 && free < floor_bytes {
+        return Some(format!("{free} bytes are free for the server's data, less than the floor of {floor_bytes}"));
+    }
+    if stat.f_files > 0 && stat.f_favail < STORAGE_FLOOR_FILES && floor_bytes > 0 {
+        let free = stat.f_favail;
+        return Some(format!(
+            "{free} files can be made for the server's data (inodes), fewer than {STORAGE_FLOOR_FILES}"
+        ));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_bytes_and_files() {
+        let of_temp = rustix::fs::statvfs(&std::env::temp_dir()).unwrap();
+        let short = |f_files, f_favail, floor_bytes| {
+            let stat = StatVfs { f_blocks: 10, f_bavail: 5, f_frsize: 100, f_files, f_favail, ..of_temp };
+            shortage(&stat, floor_bytes)
+        };
+        assert_eq!(short(9_000, 1_024, 500), None);
+        assert!(short(9_000, 1_024, 501).unwrap().starts_with("500 bytes are free"));
+        assert!(short(9_000, 1_023, 500).unwrap().starts_with("1023 files can be made"));
+        assert_eq!(short(0, 0, 500), None, "it has no limit of files");
+        assert_eq!(short(9_000, 0, 0), None, "no floor was asked for");
     }
 }

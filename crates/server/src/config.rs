@@ -35,7 +35,7 @@
 //! | a request, until its answer begins | `request_timeout` | 30 s | 504 `deadline_exceeded` |
 //! | an upload of changes | `upload_timeout`, `upload_idle_timeout` | 1 h, 30 s | 504 `deadline_exceeded` |
 //! | the time for which logs are kept | `log_retention` | for ever | deleted, 410 `logs_deleted` |
-//! | new runs, output and changes while the disk is nearly full | `storage` | 256 MiB free | 507 `storage_full` |
+//! | new runs, output and changes while the disk is nearly full | `storage` | 256 MiB free, room for 1,024 files | 507 `storage_full` |
 //! | attempts of a compare-and-swap | [`SWAPS_MAX`] | 16 | 503 `unavailable` |
 //! | the end of the server | `drain_timeout` | 10 s | connections are cut |
 
@@ -106,6 +106,8 @@ pub struct Config {
 
 /// The least room where nobody says, in bytes.
 pub const STORAGE_FLOOR_BYTES: u64 = 256 * 1024 * 1024;
+/// How many files it must be possible to make, where there is a floor: each large object is one.
+pub const STORAGE_FLOOR_FILES: u64 = 1024;
 
 /// The shortest time for which logs are kept: who follows a run is still to hear its end.
 pub const LOG_RETENTION_MIN: Duration = Duration::from_secs(1);
@@ -130,7 +132,7 @@ impl Config {
     }
 }
 
-/// How much room must be left on a file system.
+/// How much room must be left on a file system, besides that for [`STORAGE_FLOOR_FILES`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StorageFloor {
     /// A folder on it.

@@ -363,6 +363,7 @@ fn a_damaged_row_harms_one_run(world: &mut World, asked: impl Fn(&World, &str) -
     assert_eq!((&ended["outcome"]["kind"], &ended["attempt"]), (&"succeeded".into(), &1.into()), "{ended}");
     for damaged in [&held, &waiting] {
         world.http().get(&format!("/v1/runs/{damaged}")).is_problem(500, "internal");
+        world.holm(["show", damaged]).exits(1).complains_of(&["under the number of the request (internal, request "]);
     }
     let listed = world.holm(["ps", "-a", "-q"]).succeeds().complains_of(&["2 runs cannot be read", &held, &waiting]);
     assert_eq!(listed.text().lines().collect::<Vec<_>>(), [&last, &good]);
@@ -477,7 +478,7 @@ fn a_log_whose_object_is_damaged_or_gone_says_so_and_other_logs_go_on() {
     objects(&world, &gone).into_iter().for_each(|path| fs::remove_file(path).expect("an object"));
     world.doctor_says(0, &["2 of the newest 3 cannot be read", &gone, "restore the folder of blobs"]);
     for run in [&damaged, &gone] {
-        world.holm(["logs", run]).exits(1).complains_of(&["log_damaged"]);
+        world.holm(["logs", run]).exits(1).complains_of(&["(log_damaged, request "]);
         for query in ["", "/search?text=nowhere", "/range?tail=1"] {
             world.http().get(&format!("/v1/runs/{run}/logs{query}")).is_problem(500, "log_damaged");
         }

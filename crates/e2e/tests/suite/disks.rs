@@ -1,5 +1,5 @@
-//! Disks that are full: under the database, under the objects, under an agent. Floors of free space are off here, which
-//! would have seen it coming; for root only, who can make a file system to fill.
+//! Disks that are full, of bytes or of files: under the database, under the objects, under an agent, under a home that is new.
+//! Floors of free space, which would have seen it coming, are off where a disk is filled; for root only, who can make a file system to fill.
 
 use std::{
     fs,
@@ -153,4 +153,57 @@ fn a_run_that_is_cancelled_on_a_full_disk_ends_soon_and_says_what_is_missing() {
     assert_eq!((&outcome["kind"], &ended["fence"]), (&"cancelled".into(), &1.into()), "{ended}");
     assert!(outcome["message"].as_str().is_some_and(|text| text.contains("no room left")), "{ended}");
     assert!(world.logs(&run).text().starts_with("kept\n"), "what was stored before is there");
+}
+
+/// Bytes are free there, and no file can be made.
+#[test]
+fn a_disk_without_room_for_files_takes_no_runs_until_it_has_some() {
+    if !host::is_root() {
+        return;
+    }
+    let mut world = World::new();
+    world.start_server();
+    let disk = world.small_disk("agent-only", "1g,nr_inodes=60");
+    world.start_agent("only");
+    let run = world.detach(["--", "echo", "waited"]);
+    let hosts = eventually("the server was told", || {
+        let hosts = world.holm(["hosts"]).succeeds();
+        hosts.text().contains("files can be made (inodes), fewer than").then_some(hosts)
+    });
+    assert!(hosts.text().contains("it takes nothing new"), "{hosts}");
+    let doctor = world.holm(["doctor", "--home", &disk.display().to_string()]).exits(1);
+    assert!(doctor.text().contains("files can be made (inodes), fewer than"), "{doctor}");
+    assert_eq!(world.show(&run)["state"], "queued");
+    world.more_files(&disk);
+    assert_eq!(world.until_ended(&run)["outcome"]["kind"], "succeeded");
+    assert_eq!(world.logs(&run).text(), "waited\n");
+}
+
+#[test]
+fn a_server_without_room_for_files_refuses_runs_until_it_has_some() {
+    if !host::is_root() {
+        return;
+    }
+    let mut world = World::new();
+    let disk = world.small_disk("home", "1g,nr_inodes=60");
+    world.start_up();
+    world.run(["--", "true"]).exits(125).complains_of(&["files can be made", "(inodes)", "storage_full"]);
+    world.doctor_says(1, &["files can be made (inodes), fewer than"]);
+    world.more_files(&disk);
+    assert_eq!(world.run(["--", "echo", "room"]).succeeds().text(), "room\n");
+    world.doctor_says(0, &["home"]);
+}
+
+/// Not even the log of the server has room then.
+#[test]
+fn a_first_command_on_a_full_disk_says_so() {
+    if !host::is_root() {
+        return;
+    }
+    let mut world = World::new();
+    let disk = world.small_disk("home", "1m");
+    fill(&disk);
+    let full = ["up.log is empty; it said: cannot lock", "No space left on device", "make room on that disk", "--home"];
+    world.run(["--", "true"]).exits(125).complains_of(&full);
+    world.doctor_says(1, &["full: 0 bytes are free"]);
 }

@@ -3,6 +3,7 @@
 //! `cargo xtask test` runs it on SQLite, on PostgreSQL and as a plain user. What differs by privileges asks
 //! [`holm_e2e::host::is_root`] and then asserts one thing or the other, so nothing is skipped.
 
+mod agent_folder;
 mod api;
 mod attempts;
 mod basics;

@@ -11,13 +11,13 @@ mod state;
 
 use std::{fs, path::Path};
 
-use holm_agent::storage;
+use holm_agent::{Damage, storage};
 use holm_domain::pressure::{PressureLimits, Stall, judge};
 use rustix::process::geteuid;
 use serde::Serialize;
 
 use crate::{
-    output::{Cell, Tone, escaped},
+    output::{Cell, Tone, escaped, told},
     session::Session,
     units::show_bytes,
 };
@@ -101,7 +101,13 @@ async fn in_home(session: &Session) -> Vec<Probe> {
 fn runtimes(session: &Session) -> Vec<Probe> {
     let runtime = match crate::serve::process_runtime(&session.home(), crate::serve::agent::Lending::default()) {
         Ok(runtime) => runtime,
-        Err(error) => return vec![missing("runtime process", format!("{error:#}"), "see the message")],
+        Err(error) => {
+            let (found, way_out) = match error.downcast::<Damage>() {
+                Ok(Damage { path, problem, way_out }) => (format!("{}: {problem}", path.display()), way_out),
+                Err(error) => (told(&error), "look as the user of the agent, and look after that disk"),
+            };
+            return vec![missing("runtime process", found, way_out)];
+        }
     };
     let info = runtime.fingerprint();
     let mut probes = Vec::new();
@@ -268,15 +274,15 @@ fn qemu() -> Probe {
     good("VMMs", found.join(", "))
 }
 
-/// The room in a folder, or in the one in which it will be made. Where runs leave something, none is claimed below `floor`
-/// bytes.
+/// The room in a folder, or in the one in which it will be made, for bytes and for files. Where runs leave something, none is
+/// claimed below `floor` bytes.
 fn room(name: &'static str, folder: &Path, floor: u64) -> Probe {
     let existing = folder.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     if let Err(error) = rustix::fs::access(existing, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK) {
         let found = format!("{} cannot be written: {error}", existing.display());
         return missing(name, found, "give a folder that is yours with --home or HOLM_HOME");
     }
-    if let Some(why) = storage::shortage(existing, floor) {
+    if let Some(why) = storage::shortage(existing, floor).or_else(|| storage::shortage_of_files(existing)) {
         let way_out = "make room, give another folder with --home, or another floor with --host-storage-floor";
         return missing(name, format!("{}: {why}", folder.display()), way_out);
     }

@@ -13,6 +13,7 @@ use super::{Config, Environment, LOCAL, Target, file};
 use crate::{
     home::{Home, Served},
     local,
+    output::told,
     serve::server::log_retention,
     units,
 };
@@ -74,7 +75,7 @@ pub fn contradictions(config: &Config, env: &Environment) -> Vec<Finding> {
             "set HOLM_SERVER as well, or unset it",
         )),
         Ok(_) => {}
-        Err(problem) => findings.push(error("server", format!("{problem:#}"), "see the message")),
+        Err(problem) => findings.push(error("server", told(&problem), "see the message")),
     }
     contexts(config, &mut findings);
     server_table(config, &mut findings);
@@ -116,7 +117,7 @@ fn contexts(config: &Config, findings: &mut Vec<Finding>) {
                     format!("`holm login --as {name} {}`", entry.server),
                 ));
             }
-            Err(problem) => findings.push(error(key("token"), format!("{problem:#}"), "give a token that works")),
+            Err(problem) => findings.push(error(key("token"), told(&problem), "give a token that works")),
         }
         has_secret |= entry.token.is_some();
     }
@@ -209,7 +210,7 @@ async fn local_server(home: &Path) -> Option<Finding> {
         Ok(Served::By(pid)) => match local::connect(&home).await {
             Ok(Some(_)) => None,
             other => {
-                let why = other.err().map(|error| format!(": {error:#}")).unwrap_or_default();
+                let why = other.err().map(|error| format!(": {}", told(&error))).unwrap_or_default();
                 let who = pid.map(|pid| format!(" (process {pid})")).unwrap_or_default();
                 let problem = format!("a server{who} has the lock and does not answer{why}");
                 Some(error(home.socket().display(), problem, format!("see {}, or `holm down`", home.log().display())))

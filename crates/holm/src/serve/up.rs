@@ -105,7 +105,11 @@ async fn up(session: Session, args: UpArgs, home: Home, _lock: HomeLock) -> anyh
     let agent = agent::agent(&home, own, &args.host, &session.config.file.agent, lending)?;
     let stop_server = CancellationToken::new();
     let mut serving = tokio::spawn(server.serve(listeners, stop_server.clone()));
-    announce(&session, &urls, &home)?;
+    if args.detached {
+        tracing::info!(?urls, "listening");
+    } else {
+        announce(&session, &urls, &home)?;
+    }
     let (tell, told) = tokio::sync::oneshot::channel();
     let shutdown = async { told.await.unwrap_or(Shutdown::Leave) };
     let idle = async {

@@ -20,7 +20,7 @@ mod sys;
 mod tree;
 
 pub use image::{Budget as ImageBudget, LIMITS as IMAGE_LIMITS, READY_WITHIN as IMAGE_READY_WITHIN};
-pub use label::Label;
+pub use label::{InvalidLabel, Label};
 pub use runtime::ProcessRuntime;
 
 /// A folder inside that holds what is the guest's own, such as the layers of the work dir.

@@ -17,7 +17,7 @@ use super::{
     deadline::{self, LOOK_DEADLINE},
     good, less, missing,
 };
-use crate::{home::Home, serve, session::Session, units::show_duration};
+use crate::{home::Home, output::told, serve, session::Session, units::show_duration};
 
 /// How long the database may take to answer, and a large file to be read.
 const DATABASE_DEADLINE: Duration = Duration::from_secs(20);
@@ -47,7 +47,7 @@ pub async fn probes(session: &Session, home: &Home) -> Vec<Probe> {
         Some(url) => url.clone(),
         None => match serve::own_database(home) {
             Ok(url) => url,
-            Err(error) => return vec![missing(name, format!("{error:#}"), "see the message")],
+            Err(error) => return vec![missing(name, told(&error), "see the message")],
         },
     };
     let file = url.expose_secret().strip_prefix("sqlite:").map(PathBuf::from);

@@ -7,8 +7,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use holm_agent::{DAMAGE_NAME, Presence, SET_ASIDE_NAME, presence, storage::STORAGE_FLOOR_BYTES};
-use rustix::fs::{Access, access, statvfs};
+use holm_agent::{
+    DAMAGE_NAME, Damage, FolderError, Presence, SET_ASIDE_NAME, examine, presence,
+    storage::{STORAGE_FLOOR_BYTES, shortage_of_files},
+};
+use rustix::{
+    fs::{Access, access, statvfs},
+    process::geteuid,
+};
 
 use super::{
     HOME_FREE_BYTES, Probe,
@@ -28,7 +34,7 @@ const LOOKS: [Look; 6] = [
     (SERVER, Home::server, |home| Vec::from_iter(apart(SERVER, &home.0, &home.server(), 0))),
     (AGENT, Home::agent, |home| Vec::from_iter(apart(AGENT, &home.0, &home.agent(), STORAGE_FLOOR_BYTES))),
     ("blobs", Home::blobs, |home| vec![blobs(&home.blobs())]),
-    ("agent", Home::agent, |home| vec![agent(&home.agent())]),
+    ("agent", Home::agent, |home| agent(&home.agent())),
     ("set aside", Home::agent, |home| vec![set_aside(&home.agent().join(SET_ASIDE_NAME))]),
 ];
 
@@ -77,13 +83,38 @@ fn blobs(path: &Path) -> Probe {
             format!("{}: {} free, {} are needed", path.display(), show_bytes(free), show_bytes(HOME_FREE_BYTES));
         return missing(name, found, "make room there; what waits to be stored is then stored");
     }
+    if let Some(why) = shortage_of_files(path) {
+        return missing(name, format!("{}: {why}", path.display()), "remove files there, or give it a larger disk");
+    }
     match access(path, Access::WRITE_OK | Access::EXEC_OK) {
         Ok(()) => good(name, path.display().to_string()),
         Err(error) => missing(name, format!("{} cannot be written: {error}", path.display()), "give it to this user"),
     }
 }
 
-fn agent(path: &Path) -> Probe {
+/// Whether an agent can work in that folder, and whether one does.
+fn agent(path: &Path) -> Vec<Probe> {
+    let name = "agent";
+    if let Ok(meta) = fs::symlink_metadata(path)
+        && meta.uid() != geteuid().as_raw()
+    {
+        let found = format!("{} belongs to user {}", path.display(), meta.uid());
+        return vec![less(name, found, "look as the user of the agent")];
+    }
+    let damaged: Vec<Probe> = examine(path).into_iter().map(|error| unusable(name, error)).collect();
+    if damaged.is_empty() { vec![at_work(path)] } else { damaged }
+}
+
+fn unusable(name: &'static str, error: FolderError) -> Probe {
+    match error {
+        FolderError::Damaged(Damage { path, problem, way_out }) => {
+            missing(name, format!("{}: {problem}", path.display()), way_out)
+        }
+        error => missing(name, error.to_string(), "look after that disk, and give the file to this user"),
+    }
+}
+
+fn at_work(path: &Path) -> Probe {
     let name = "agent";
     match presence(path) {
         Ok(Presence::Never) => good(name, "none was here yet"),
@@ -94,7 +125,7 @@ fn agent(path: &Path) -> Probe {
                            why, or that of the kernel (`dmesg`) does where memory ran out";
             less(name, format!("none is at work, and {attempts} of its attempts wait for one"), way_out)
         }
-        Err(error) => less(name, error.to_string(), "look as the user of the agent"),
+        Err(error) => unusable(name, error),
     }
 }
 
@@ -102,7 +133,10 @@ fn set_aside(path: &Path) -> Probe {
     let name = "set aside";
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return good(name, "nothing"),
+        // What is in its place is the agent's matter, and was told there.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return good(name, "nothing");
+        }
         Err(error) => return less(name, format!("{}: {error}", path.display()), "look as the user of the agent"),
     };
     let mut found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
@@ -130,15 +164,33 @@ mod tests {
         assert_eq!(look(Path::new("/proc")).unwrap().status, Status::Missing);
     }
 
+    fn one(mut probes: Vec<Probe>) -> Probe {
+        assert_eq!(probes.len(), 1, "{probes:?}");
+        probes.remove(0)
+    }
+
     #[test]
     fn attempts_without_an_agent_are_told() {
         let home = tempfile::tempdir().unwrap();
-        assert_eq!(agent(home.path()).status, Status::Good);
+        assert_eq!(one(agent(home.path())).status, Status::Good);
         fs::write(home.path().join("lock"), "").unwrap();
         fs::create_dir_all(home.path().join("runs")).unwrap();
-        assert_eq!(agent(home.path()).status, Status::Good);
+        assert_eq!(one(agent(home.path())).status, Status::Good);
         fs::create_dir(home.path().join("runs/one")).unwrap();
-        let left = agent(home.path());
+        let left = one(agent(home.path()));
         assert_eq!((left.status, left.found.starts_with("none is at work, and 1 of")), (Status::Less, true));
+    }
+
+    #[test]
+    fn whatever_keeps_an_agent_from_starting_is_told_each_by_itself() {
+        let home = tempfile::tempdir().unwrap();
+        for name in ["runs", "set-aside", "id"] {
+            fs::write(home.path().join(name), "").unwrap();
+        }
+        let found = agent(home.path());
+        assert!(found.iter().all(|probe| probe.status == Status::Missing && probe.way_out.is_some()), "{found:?}");
+        let told: Vec<&str> = found.iter().map(|probe| probe.found.rsplit_once('/').unwrap().1).collect();
+        assert_eq!(told, ["runs: it is no folder", "set-aside: it is no folder", "id: it is empty"]);
+        assert_eq!(set_aside(&home.path().join("set-aside")).status, Status::Good, "it is not told twice");
     }
 }
