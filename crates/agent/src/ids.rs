@@ -14,7 +14,7 @@ use crate::folder::{Damage, FolderError, check, read_own, write_durably};
 
 const FILE_NAME: &str = "id";
 const INSTANCE_FILE_NAME: &str = "instance";
-/// The most that is read of either, in bytes.
+/// The most that is read of a file with an identity, in bytes.
 const ID_BYTES_MAX: u64 = 256;
 
 const ID_WAY_OUT: &str = "remove it: the agent is a new host then, whose cordon is to be asked for again, and what it had is \

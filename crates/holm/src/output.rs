@@ -184,6 +184,18 @@ impl Output {
     }
 }
 
+/// An error with its causes, each told once: many an error names its cause in its own text as well.
+pub fn told(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !told.ends_with(&cause) {
+            told.push_str(if told.is_empty() { "" } else { ": " });
+            told.push_str(&cause);
+        }
+    }
+    told
+}
+
 /// The standard streams without buffers between, for the bytes of a command: exact, or tamed where they go to a terminal.
 ///
 /// No command has a terminal of its own yet. The output of one that has is the terminal's, and must not be tamed.
@@ -259,18 +271,6 @@ fn wait_writable(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// An error with its causes, each told once: many an error names its cause in its own text as well.
-pub fn told(error: &anyhow::Error) -> String {
-    let mut told = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if !told.ends_with(&cause) {
-            told.push_str(if told.is_empty() { "" } else { ": " });
-            told.push_str(&cause);
-        }
-    }
-    told
-}
-
 /// Text from elsewhere on one line, with every character that would steer the terminal escaped.
 pub fn escaped(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
@@ -336,20 +336,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn each_cause_is_told_once() {
-        #[derive(Debug, thiserror::Error)]
-        #[error("/x: {source}")]
-        struct At {
-            source: io::Error,
-        }
-        let at = || At { source: io::Error::other("it is full") };
-        assert_eq!(told(&anyhow::Error::from(at()).context("the agent")), "the agent: /x: it is full");
-        let wrapped = anyhow::Error::from(io::Error::other("it is full")).context("/x").context("the agent");
-        assert_eq!(told(&wrapped), "the agent: /x: it is full");
-        assert_eq!(told(&anyhow::anyhow!("alone")), "alone");
-    }
-
     fn raw(stdout: File, stderr: File) -> RawStreams {
         let exact = |file| RawStream { file, tamer: None };
         RawStreams { stdout: exact(stdout), stderr: exact(stderr) }
@@ -379,5 +365,18 @@ mod tests {
         let stderr = stdout.try_clone().unwrap();
         let error = raw(stdout, stderr).write(Stream::Stderr, b"x").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+    #[test]
+    fn each_cause_is_told_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("/x: {source}")]
+        struct At {
+            source: io::Error,
+        }
+        let at = || At { source: io::Error::other("it is full") };
+        assert_eq!(told(&anyhow::Error::from(at()).context("the agent")), "the agent: /x: it is full");
+        let wrapped = anyhow::Error::from(io::Error::other("it is full")).context("/x").context("the agent");
+        assert_eq!(told(&wrapped), "the agent: /x: it is full");
+        assert_eq!(told(&anyhow::anyhow!("alone")), "alone");
     }
 }

@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn room_is_bytes_and_files() {
-        let of_temp = rustix::fs::statvfs(&std::env::temp_dir()).unwrap();
+        let of_temp = rustix::fs::statvfs(std::env::temp_dir()).unwrap();
         let short = |f_files, f_favail, floor_bytes| {
             let stat = StatVfs { f_blocks: 10, f_bavail: 5, f_frsize: 100, f_files, f_favail, ..of_temp };
             shortage(&stat, floor_bytes)
