@@ -105,18 +105,29 @@ fn check_dir(path: &Path) -> Result<(), FolderError> {
     Err(FolderError::Damaged(Damage { path: path.to_owned(), problem: "it is no folder".to_owned(), way_out }))
 }
 
+/// Refuses a folder in the place of the lock.
+fn check_lock(path: &Path) -> Result<(), FolderError> {
+    if !path.is_dir() {
+        return Ok(());
+    }
+    let way_out = "move it away, and the agent makes the file";
+    Err(FolderError::Damaged(Damage { path: path.to_owned(), problem: "it is a folder".to_owned(), way_out }))
+}
+
 fn own_dir(path: &Path) -> Result<(), FolderError> {
     check_dir(path)?;
     at(path, make_dir(path, 0o700))
 }
 
-/// Looks at the folders in which an agent in `path` could not work as they are; nothing is made. Those that are not there
+/// What of the lock and the folders of an agent in `path` keeps it from starting; nothing is made. Those that are not there
 /// are made at its start.
 pub(crate) fn check(path: &Path) -> Vec<FolderError> {
     if let Err(error) = check_dir(path) {
         return vec![error];
     }
-    [RUNS_NAME, SET_ASIDE_NAME].into_iter().filter_map(|name| check_dir(&path.join(name)).err()).collect()
+    let places =
+        [check_lock(&path.join(LOCK_NAME)), check_dir(&path.join(RUNS_NAME)), check_dir(&path.join(SET_ASIDE_NAME))];
+    places.into_iter().filter_map(Result::err).collect()
 }
 
 impl Folder {
@@ -127,6 +138,7 @@ impl Folder {
         // Shims run under ids of their own; each gets its attempt's folder as a descriptor, so none has to come through here.
         own_dir(path)?;
         let lock_path = path.join(LOCK_NAME);
+        check_lock(&lock_path)?;
         let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
         let lock = at(&lock_path, lock)?;
         let begun = Instant::now();
@@ -390,6 +402,12 @@ mod tests {
                 fs::remove_dir_all(&aside).unwrap();
             }
         }
+        fs::remove_file(path.join(LOCK_NAME)).unwrap();
+        fs::create_dir(path.join(LOCK_NAME)).unwrap();
+        let told = Folder::open(&path).unwrap_err().to_string();
+        assert!(told.ends_with("lock: it is a folder; move it away, and the agent makes the file"), "{told}");
+        assert_eq!(check(&path).iter().map(ToString::to_string).collect::<Vec<_>>(), [told]);
+        fs::remove_dir(path.join(LOCK_NAME)).unwrap();
         Folder::open(&path).unwrap();
         assert!(check(&path).is_empty());
     }
