@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use holm_runtime::AttemptId;
+use holm_runtime::{AttemptId, crash::effect};
 use holm_shim::protocol::SPOOL_DIR_NAME;
 use rustix::fs::{FlockOperation, OFlags, flock};
 
@@ -215,7 +215,8 @@ impl Folder {
         let mut removed = Vec::new();
         for (number, (since, is_dir, path)) in found.into_iter().enumerate() {
             if number >= SET_ASIDE_MAX || is_old(&since) {
-                at(&path, if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) })?;
+                let remove = || if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                at(&path, effect("aside.remove", remove))?;
                 removed.push(path);
             }
         }
@@ -228,7 +229,7 @@ impl Folder {
         for number in 0..1_000 {
             let target = self.set_aside().join(format!("{name}.{number}"));
             if !target.exists() {
-                at(path, fs::rename(path, &target))?;
+                at(path, effect("attempt.set_aside", || fs::rename(path, &target)))?;
                 return Ok(target);
             }
         }
@@ -290,7 +291,7 @@ pub(crate) fn hand_over(dir: &Path, ids: Option<(u32, u32)>) -> Result<(), Folde
 /// this note instead of being removed.
 pub(crate) fn note_damage(dir: &Path, problem: &str) {
     let note = format!("{}\n", &problem[..problem.floor_char_boundary(DAMAGE_BYTES_MAX as usize - 1)]);
-    if let Err(error) = write_whole(dir, DAMAGE_NAME, note.as_bytes()) {
+    if let Err(error) = effect("attempt.note", || write_whole(dir, DAMAGE_NAME, note.as_bytes())) {
         tracing::error!(%error, "noting what is damaged");
     }
 }

@@ -8,6 +8,7 @@
 use std::{io, path::Path};
 
 use holm_domain::{AgentId, InstanceId};
+use holm_runtime::crash::effect;
 use rustix::io::Errno;
 
 use crate::folder::{Damage, FolderError, check, read_own, write_durably};
@@ -29,7 +30,7 @@ pub(crate) fn load_or_draw(dir: &Path) -> Result<AgentId, FolderError> {
     }
     #[allow(clippy::disallowed_methods)] // This is the module that may.
     let id = AgentId::from_uuid(uuid::Uuid::now_v7());
-    write_durably(dir, FILE_NAME, format!("{id}\n").as_bytes())?;
+    effect("agent.id", || write_durably(dir, FILE_NAME, format!("{id}\n").as_bytes()))?;
     Ok(id)
 }
 
@@ -66,7 +67,7 @@ pub(crate) fn draw_process(dir: &Path) -> Result<Process, FolderError> {
     let after = predecessor(dir)?;
     #[allow(clippy::disallowed_methods)] // This is the module that may.
     let instance = InstanceId::from_uuid(uuid::Uuid::now_v7());
-    write_durably(dir, INSTANCE_FILE_NAME, format!("{instance}\n").as_bytes())?;
+    effect("agent.instance", || write_durably(dir, INSTANCE_FILE_NAME, format!("{instance}\n").as_bytes()))?;
     Ok(Process { instance, after })
 }
 

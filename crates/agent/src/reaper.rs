@@ -85,7 +85,10 @@ pub(crate) fn clear_attempt<C>(shared: &Shared<C>, stay: Stay) -> bool {
 fn clear_folder<C>(shared: &Shared<C>, stay: &Stay, dir: &Path) -> Result<bool, FolderError> {
     let (record, shim) = (Record::read(dir, stay.attempt()), ShimRecord::read(dir));
     // A shim that the journal does not name any more bears the label of its attempt: it goes with what else bears that.
-    let is_stopped = effect("shim.kill", || !matches!(&shim, Ok(Some(record)) if !kill_shim(dir, record)));
+    let is_stopped = match &shim {
+        Ok(Some(record)) => effect("shim.kill", || kill_shim(dir, record)),
+        _ => true,
+    };
     let is_removed = match &record {
         Ok(Some(record)) => {
             let mut resources = record.resources.clone();

@@ -9,17 +9,22 @@
 use std::{
     collections::BTreeSet,
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
+    process::Command,
     sync::Mutex,
     thread,
 };
 
-use holm_e2e::{Ran, Running, World, eventually, host};
+use holm_e2e::{Ran, Running, World, eventually, host, ran::run};
 
 const LINES: u32 = 40;
 /// Leases short enough that a run whose agent died with its claim begins anew soon.
 const SERVER: &str = "lease_ttl = \"3s\"\nlease_margin = \"1s\"\n";
+/// The folder of an attempt of which nothing can be read.
+const DAMAGED: &str = "run_00000000000000000000000007.1";
+/// How many folders the agent keeps that it set aside.
+const KEPT_ASIDE: usize = 16;
 /// How many points a test tries at once: most of the time each of them waits.
 const AT_ONCE: usize = 2;
 /// Set to `all` for every point on every store; otherwise PostgreSQL and a plain user get a fifth.
@@ -45,6 +50,32 @@ enum Scene {
     Fresh,
     /// After another one was killed under the run.
     Recovering,
+}
+
+/// What an earlier agent left: an attempt with a damaged journal, as much set aside as is kept, and halves of images.
+fn leave_behind(agent: &Path) {
+    let folder = |path: PathBuf| {
+        fs::create_dir_all(&path).expect("a folder");
+        path
+    };
+    fs::write(folder(agent.join("runs").join(DAMAGED)).join("journal.json"), "damaged").expect("a file");
+    (0..KEPT_ASIDE).for_each(|number| drop(folder(agent.join(format!("set-aside/earlier-{number}")))));
+    let digests = ["1", "2", "3"].map(|digit| digit.repeat(64));
+    for half in [format!("unfinished-{}", digests[0]), format!("gone-{}", digests[1]), digests[2].clone()] {
+        folder(agent.join("images").join(half).join("root/etc"));
+    }
+}
+
+/// An archive whose programs are those of the host, which is mounted at `/usr`.
+fn archive(world: &World) -> PathBuf {
+    let root = world.folder("root");
+    fs::create_dir(root.join("usr")).expect("a folder");
+    for name in ["bin", "lib", "lib64", "sbin"] {
+        symlink(format!("usr/{name}"), root.join(name)).expect("a link");
+    }
+    let archive = world.dir().join("root.tar");
+    run(Command::new("tar").arg("-C").arg(root).arg("-cf").arg(&archive).arg(".")).succeeds();
+    archive
 }
 
 /// Where what the crashing processes read and write lies; shims have ids of their own.
@@ -96,6 +127,7 @@ struct Play {
     world: World,
     stage: Stage,
     folder: PathBuf,
+    archive: Option<PathBuf>,
     client: Option<Running>,
     up_died: bool,
 }
@@ -107,10 +139,12 @@ impl Play {
         let stage = Stage::new(&world);
         let folder = world.folder("work");
         fs::write(folder.join("changed"), "old\n").expect("a file");
-        let mut play = Self { world, stage, folder, client: None, up_died: false };
+        let mut play = Self { world, stage, folder, archive: None, client: None, up_died: false };
         let variables = variables(&play.stage);
         match scene {
             Scene::Fresh => {
+                leave_behind(&play.agent());
+                play.archive = Some(archive(&play.world));
                 play.world.launch_up(&variables);
                 play.until_served();
                 play.submit();
@@ -127,6 +161,11 @@ impl Play {
         play
     }
 
+    /// The agent's folder.
+    fn agent(&self) -> PathBuf {
+        self.world.home().join("agent")
+    }
+
     fn submit(&mut self) {
         // By its socket: a client that looks for the server of this machine would start one where there is none.
         let mut command = self.world.command();
@@ -135,7 +174,11 @@ impl Play {
         command.env("HOLM_TOKEN_FILE", home.join("token"));
         let folder = self.folder.to_str().expect("a path");
         let script = script();
-        command.args(["run", "--dir", folder, "--write-back", "--", "bash", "-c", &script]);
+        command.args(["run", "--dir", folder, "--write-back"]);
+        if let Some(archive) = &self.archive {
+            command.args(["--mount", "/usr:/usr:ro", "--root", &format!("tar:{}", archive.display())]);
+        }
+        command.args(["--", "bash", "-c", &script]);
         self.client = Some(Running::start(&mut command));
     }
 
@@ -198,6 +241,30 @@ impl Play {
             assert!(all_lines().starts_with(ran.text()), "{ran}");
             assert_eq!(changed, "old\n", "nothing is written back of a run that failed");
         }
+        if self.archive.is_some() {
+            self.judge_what_was_left();
+        }
+    }
+
+    /// What [`leave_behind`] left was looked after, and the image is whole.
+    fn judge_what_was_left(&self) {
+        let agent = self.agent();
+        let names = |folder: &str| -> Vec<String> {
+            let found = fs::read_dir(agent.join(folder)).expect("a folder").flatten();
+            found.map(|entry| entry.file_name().into_string().expect("UTF-8")).collect()
+        };
+        eventually("the damaged attempt is set aside, and no more is kept than may be", || {
+            let aside = names("set-aside");
+            (names("runs").is_empty() && aside.len() == KEPT_ASIDE).then_some(())
+        });
+        let noted = agent.join(format!("set-aside/{DAMAGED}.0/damaged"));
+        assert!(fs::read_to_string(&noted).is_ok_and(|note| note.contains("journal.json")), "{}", noted.display());
+        eventually("there is one image, and half of none", || {
+            let images = names("images");
+            let images: Vec<_> = images.iter().filter(|name| *name != "known" && !name.ends_with(".lock")).collect();
+            let [image] = images[..] else { return None };
+            (image.len() == 64 && agent.join("images").join(image).join("bytes").exists()).then_some(())
+        });
     }
 }
 

@@ -15,7 +15,7 @@ use rustix::{
 };
 
 use super::{Watch, image};
-use crate::{Context, Error};
+use crate::{Context, Error, crash::effect};
 
 /// How often a lock that another one holds is tried again.
 const TRY_EVERY: Duration = Duration::from_millis(20);
@@ -63,7 +63,8 @@ impl Lock {
 
     /// Removes the file of a lock that is owned.
     pub fn remove(&self) -> Result<(), Error> {
-        fs::remove_file(&self.path).context(|| format!("removing {}", self.path.display()))
+        let removed = effect("image.lock.remove", || fs::remove_file(&self.path));
+        removed.context(|| format!("removing {}", self.path.display()))
     }
 
     fn wait(&mut self, operation: FlockOperation, watch: &Watch<'_>) -> Result<(), Error> {

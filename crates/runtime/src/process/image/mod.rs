@@ -34,7 +34,7 @@ use std::{
 use rustix::fs::syncfs;
 
 use super::lend::Lent;
-use crate::{Context, Error, Stop, archive::Limits};
+use crate::{Context, Error, Stop, archive::Limits, crash::effect};
 use lock::Lock;
 
 /// How much of an archive is taken.
@@ -211,9 +211,10 @@ fn make(
     let [unfinished, folder] = [format!("unfinished-{digest}"), digest.to_owned()].map(|name| dir.join(name));
     shelf::remove(&unfinished)?;
     shelf::discard(dir, digest)?;
-    let made = fill(&unfinished).and_then(|()| {
+    let made = effect("image.fill", || fill(&unfinished)).and_then(|()| {
         watch.check().map_err(image)?;
-        fs::rename(&unfinished, &folder).context(|| format!("keeping {}", folder.display()))?;
+        let kept = effect("image.keep", || fs::rename(&unfinished, &folder));
+        kept.context(|| format!("keeping {}", folder.display()))?;
         // The name before anybody relies on it.
         let dir_file = File::open(dir).context(|| format!("opening {}", dir.display()))?;
         dir_file.sync_all().context(|| format!("writing {} to the disk", dir.display()))

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{Images, lock::Lock};
-use crate::{Context, Error, StepReport};
+use crate::{Context, Error, StepReport, crash::effect};
 
 /// The most digests of archives that are remembered.
 const KNOWN_MAX: usize = 1_024;
@@ -25,7 +25,7 @@ pub fn size_of(dir: &Path, digest: &str) -> Option<u64> {
 
 /// Removes a folder with everything in it, if it is there.
 pub fn remove(path: &Path) -> Result<(), Error> {
-    match fs::remove_dir_all(path) {
+    match effect("image.remove", || fs::remove_dir_all(path)) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
@@ -36,7 +36,7 @@ pub fn remove(path: &Path) -> Result<(), Error> {
 pub fn discard(dir: &Path, digest: &str) -> Result<(), Error> {
     let (folder, gone) = (dir.join(digest), dir.join(format!("gone-{digest}")));
     remove(&gone)?;
-    match fs::rename(&folder, &gone) {
+    match effect("image.withdraw", || fs::rename(&folder, &gone)) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         renamed => renamed.context(|| format!("renaming {}", folder.display()))?,
     }
