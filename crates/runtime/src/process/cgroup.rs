@@ -15,7 +15,7 @@ use holm_domain::limits::Limits;
 use rustix::fs::{Access, Mode, OFlags, access, open};
 
 use super::meters;
-use crate::{Context, Descriptor, Error};
+use crate::{Context, Descriptor, Error, crash::effect};
 
 /// The tasks of a sandbox that are not the workload's, at their most: the guest, which has one thread, and the init of the
 /// workload; before there is an init, the launcher and the guest. All that is left of the limit is the workload's.
@@ -208,7 +208,7 @@ impl Layout {
             if hierarchy.unified {
                 hierarchy.enable()?;
             }
-            match fs::create_dir(&group) {
+            match effect("group.make", || fs::create_dir(&group)) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                     return Err(error).context(|| format!("making control group {}", group.display()));
                 }

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     AttemptId, Context, Descriptor, Error, Prepared, Request, Resources, Runtime, Sandbox, ShimIdentity, StepReport,
-    Stop, crash::effect, guest,
+    Stop, guest,
 };
 
 /// The name of this runtime.
@@ -199,7 +199,7 @@ impl Runtime for ProcessRuntime {
         };
         binds.extend(making.binds(lending, spec)?);
         // Last, so that a request that cannot be met leaves none behind even for a moment.
-        making.descriptors.extend(effect("groups.create", || host.groups.create(&label, &spec.limits))?);
+        making.descriptors.extend(host.groups.create(&label, &spec.limits)?);
         let set_id = spec.allow_sudo && slot.is_some();
         let setup = setup(request, &binds, slot.is_some());
         let env = env(spec);
