@@ -134,6 +134,7 @@ impl Folder {
     /// Makes the folder if it is not there, and locks it.
     pub(crate) fn open(path: &Path) -> Result<Self, FolderError> {
         let parent = path.parent().unwrap_or(Path::new("/"));
+        // No effect: nothing of an attempt, and it stays.
         at(parent, fs::create_dir_all(parent))?;
         // Shims run under ids of their own; each gets its attempt's folder as a descriptor, so none has to come through here.
         own_dir(path)?;
@@ -215,8 +216,9 @@ impl Folder {
         let mut removed = Vec::new();
         for (number, (since, is_dir, path)) in found.into_iter().enumerate() {
             if number >= SET_ASIDE_MAX || is_old(&since) {
-                let remove = || if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-                at(&path, effect("aside.remove", remove))?;
+                let done =
+                    effect("aside.remove", || if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) });
+                at(&path, done)?;
                 removed.push(path);
             }
         }
@@ -306,6 +308,7 @@ pub(crate) fn noted_damage(dir: &Path) -> Option<String> {
 pub(crate) fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), FolderError> {
     let draft = write_draft(dir, name, bytes, true)?;
     let path = dir.join(name);
+    // Effect: that of whoever has the file written.
     at(&path, fs::rename(draft, &path))?;
     at(dir, File::open(dir).and_then(|dir| dir.sync_all()))
 }
@@ -314,11 +317,13 @@ pub(crate) fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), 
 pub(crate) fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), FolderError> {
     let draft = write_draft(dir, name, bytes, false)?;
     let path = dir.join(name);
+    // Effect: that of whoever has the file written.
     at(&path, fs::rename(draft, &path))
 }
 
 fn write_draft(dir: &Path, name: &str, bytes: &[u8], sync: bool) -> Result<PathBuf, FolderError> {
     let path = dir.join(format!(".{name}.draft"));
+    // Effect: that of whoever has the file written.
     match fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return at(&path, Err(error)),
         _ => {}

@@ -111,7 +111,7 @@ fn clear_folder<C>(shared: &Shared<C>, stay: &Stay, dir: &Path) -> Result<bool, 
         tracing::error!(problem, aside = %aside.display(), "the folder of an attempt was set aside");
         return Ok(true);
     }
-    effect("attempt.remove", || remove_dir(dir))?;
+    remove_dir(dir)?;
     Ok(true)
 }
 
@@ -124,7 +124,7 @@ fn kill_shim(dir: &Path, record: &ShimRecord) -> bool {
 }
 
 fn remove_dir(dir: &Path) -> Result<(), FolderError> {
-    match std::fs::remove_dir_all(dir) {
+    match effect("attempt.remove", || std::fs::remove_dir_all(dir)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => crate::folder::at(dir, Err(error)),
         _ => Ok(()),
     }

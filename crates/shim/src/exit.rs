@@ -58,6 +58,7 @@ impl<'a> Pending<'a> {
 
     /// Gives the file its name; returns its length.
     pub fn finish(mut self) -> io::Result<u64> {
+        // Effect: that of whoever has the file written.
         std::fs::rename(part(self.dir, self.name), self.dir.join(self.name))?;
         self.is_complete = true;
         Ok(self.bytes)
@@ -67,6 +68,7 @@ impl<'a> Pending<'a> {
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
         if !self.is_complete
+            // No effect: nobody reads what is not complete.
             && let Err(error) = std::fs::remove_file(part(self.dir, self.name))
         {
             // It is in the way until the attempt's folder goes.
@@ -81,6 +83,7 @@ fn part(dir: &Path, name: &str) -> PathBuf {
 
 /// Removes the archive of changes of a run that did not succeed after all.
 pub fn discard_changes(dir: &Path) -> io::Result<()> {
+    // No effect: a run without the final status, which is written afterwards, has failed and keeps none.
     std::fs::remove_file(dir.join(CHANGES_FILE_NAME))
 }
 

@@ -1,6 +1,8 @@
-//! Rules for Rust files: how they begin, how long they and their functions are, where `unsafe` may stand, what may panic.
+//! Rules for Rust files: how they begin, how long they and their functions are, where `unsafe` may stand, what may panic,
+//! and which steps on the file system need a name.
 //!
-//! Files are parsed, so strings and comments are never mistaken for code.
+//! Files are parsed, so strings and comments are never mistaken for code. Left out: what a file system is changed by besides
+//! [`STEPS`], such as a file that is opened and so made.
 
 use syn::visit::Visit;
 
@@ -14,6 +16,24 @@ const FILE_LINES_MAX: usize = 800;
 const FUNCTION_LINES_MAX: usize = 70;
 /// The only crates that may contain `unsafe`.
 const UNSAFE_ALLOWED: [&str; 2] = ["crates/runtime/", "crates/guest/"];
+
+/// Where a step whose trace outlives its process has a name (`holm_runtime::crash`), at which a test has the process die.
+const EFFECTS_IN: [&str; 3] = ["crates/agent/src/", "crates/runtime/src/process/", "crates/shim/src/"];
+/// Such steps: type or module, and function.
+const STEPS: [(&str, &str); 10] = [
+    ("File", "create"),
+    ("File", "create_new"),
+    ("fs", "create_dir"),
+    ("fs", "create_dir_all"),
+    ("fs", "hard_link"),
+    ("fs", "remove_dir"),
+    ("fs", "remove_dir_all"),
+    ("fs", "remove_file"),
+    ("fs", "rename"),
+    ("fs", "write"),
+];
+/// How the line before such a step begins that stands within the effect of a caller, or is none; what follows says which or why.
+const REMARKS: [&str; 2] = ["// Effect: ", "// No effect: "];
 
 /// Checks all Rust files.
 pub fn check_all(files: &[File]) -> Vec<Finding> {
@@ -74,6 +94,9 @@ struct Visitor<'a> {
     path: &'a str,
     lines: Vec<&'a str>,
     unsafe_allowed: bool,
+    effects_wanted: bool,
+    /// How many effects deep this is.
+    effects: usize,
     /// How many items deep this is within test code, where panics are the point.
     tests: usize,
     findings: Vec<Finding>,
@@ -85,6 +108,8 @@ impl<'a> Visitor<'a> {
             path: &file.path,
             lines: file.text.lines().collect(),
             unsafe_allowed: UNSAFE_ALLOWED.iter().any(|folder| file.path.starts_with(folder)),
+            effects_wanted: EFFECTS_IN.iter().any(|folder| file.path.starts_with(folder)),
+            effects: 0,
             tests: usize::from(of_tests || is_test_file(&file.path)),
             findings: Vec::new(),
         }
@@ -112,12 +137,35 @@ impl<'a> Visitor<'a> {
         }
     }
 
+    fn check_step(&mut self, called: &syn::ExprPath) {
+        let line = called.path.segments.first().map_or(0, |first| first.ident.span().start().line);
+        let before = line.checked_sub(2).and_then(|before| self.lines.get(before)).map_or("", |before| before.trim());
+        let is_remarked = REMARKS.iter().any(|remark| before.starts_with(remark));
+        if self.effects_wanted && self.effects == 0 && self.tests == 0 && is_step(&called.path) && !is_remarked {
+            let [within, none] = REMARKS.map(str::trim_end);
+            let problem = format!(
+                "a step that outlives its process: name it (`effect`), or say `{within}` or `{none}` before it"
+            );
+            self.found(called.path.segments[0].ident.span(), problem);
+        }
+    }
+
     fn within_tests(&mut self, attributes: &[syn::Attribute], visit: impl FnOnce(&mut Self)) {
         let entered = usize::from(attributes.iter().any(is_test_attribute));
         self.tests += entered;
         visit(self);
         self.tests -= entered;
     }
+}
+
+fn is_step(called: &syn::Path) -> bool {
+    let mut names = called.segments.iter().rev().map(|segment| &segment.ident);
+    let (Some(function), Some(of)) = (names.next(), names.next()) else { return false };
+    STEPS.iter().any(|(owner, name)| of == owner && function == name)
+}
+
+fn is_effect(called: &syn::Path) -> bool {
+    called.segments.last().is_some_and(|last| last.ident == "effect" || last.ident == "effect_of")
 }
 
 /// Files that are compiled for tests only.
@@ -177,6 +225,17 @@ impl<'ast> Visit<'ast> for Visitor<'_> {
     fn visit_expr_unsafe(&mut self, item: &'ast syn::ExprUnsafe) {
         self.check_unsafe(Some(&item.unsafe_token));
         syn::visit::visit_expr_unsafe(self, item);
+    }
+
+    fn visit_expr_call(&mut self, item: &'ast syn::ExprCall) {
+        let mut entered = 0;
+        if let syn::Expr::Path(called) = &*item.func {
+            entered = usize::from(is_effect(&called.path));
+            self.check_step(called);
+        }
+        self.effects += entered;
+        syn::visit::visit_expr_call(self, item);
+        self.effects -= entered;
     }
 
     fn visit_expr_method_call(&mut self, item: &'ast syn::ExprMethodCall) {
@@ -239,6 +298,27 @@ mod tests {
         only("crates/a/src/a.rs", "//! A.\n#[cfg(not(test))]\nfn a() { b.unwrap(); }\n", "outside tests");
         assert!(found("crates/a/tests/a.rs", "//! A.\nfn a() { b.unwrap(); }\n").is_empty());
         assert!(found("crates/a/src/a.rs", "//! A.\n#[tokio::test]\nasync fn a() { b.unwrap(); }\n").is_empty());
+    }
+
+    #[test]
+    fn steps_that_outlive_their_process_have_a_name() {
+        let step = |text: &str| format!("//! A.\nfn a() {{\n    {text};\n}}\n");
+        for text in [
+            "std::fs::rename(b, c)",
+            "at(b, fs::remove_file(b))",
+            "File::create(b)",
+            "effect(\"d\", b); fs::write(b, c)",
+        ] {
+            only("crates/agent/src/a.rs", &step(text), "a.rs:3: a step that outlives");
+            assert!(found("crates/server/src/a.rs", &step(text)).is_empty());
+        }
+        let named = ["crash::effect(\"d\", || fs::rename(b, c))", "effect_of(\"d\", async { fs::write(b, c) }).await"];
+        let others = ["fs::read(b)", "write(b, c)", "b.create(c)", "// Effect: `d`.\n    fs::write(b, c)"];
+        for text in named.iter().chain(&others).chain(&["// No effect: why.\n    fs::write(b, c)"]) {
+            assert!(found("crates/shim/src/a.rs", &step(text)).is_empty(), "{text}");
+        }
+        let tested = "//! A.\n#[test]\nfn a() { fs::write(b, c); }\n";
+        assert!(found("crates/runtime/src/process/a.rs", tested).is_empty());
     }
 
     #[test]

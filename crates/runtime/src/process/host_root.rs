@@ -266,6 +266,7 @@ impl Seen {
 }
 
 fn folder(path: &Path, mode: u32) -> io::Result<()> {
+    // Effect: `image.fill`.
     match fs::create_dir(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
@@ -274,6 +275,7 @@ fn folder(path: &Path, mode: u32) -> io::Result<()> {
 }
 
 fn file(path: &Path, mode: u32, content: &mut impl Read) -> io::Result<()> {
+    // Effect: `image.fill`.
     let mut file = File::create_new(path)?;
     io::copy(content, &mut file)?;
     file.flush()?;

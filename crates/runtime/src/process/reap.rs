@@ -116,6 +116,7 @@ fn kill_until_none(name: &str, resources: &Resources) -> Result<(), Error> {
         for group in &resources.cgroups {
             let kill = group.join("cgroup.kill");
             if is_ours(group, name) && kill.exists() {
+                // Effect: `processes.kill`.
                 match fs::write(&kill, "1") {
                     Err(error) if !gone(&error) => return Err(error).context(|| format!("writing {}", kill.display())),
                     _ => {}
@@ -287,6 +288,7 @@ fn remove_group(group: &Path, name: &str) -> Result<(), Error> {
     let deadline = Instant::now() + REMOVE_TIME;
     for folder in below(group)?.iter().rev().chain([&group.to_owned()]) {
         loop {
+            // Effect: `group.remove`.
             match fs::remove_dir(folder) {
                 Ok(()) => break,
                 Err(error) if gone(&error) => break,

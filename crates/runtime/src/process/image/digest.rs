@@ -37,6 +37,7 @@ pub fn digest(known: &Path, file: &mut File, watch: &Watch<'_>) -> io::Result<St
     if let Some(before) = key
         && self::key(file)?.as_ref() == Some(&before)
     {
+        // No effect: a part of it is no digest, and read as none.
         fs::write(known.join(before), &digest)?;
     }
     Ok(digest)

@@ -235,6 +235,7 @@ fn make_root(unfinished: &Path) -> Result<PathBuf, Error> {
 /// What it takes of the budget.
 fn write_size(unfinished: &Path, bytes: u64) -> Result<(), Error> {
     let size = unfinished.join("bytes");
+    // Effect: `image.fill`.
     fs::write(&size, bytes.to_string()).context(|| format!("writing {}", size.display()))
 }
 

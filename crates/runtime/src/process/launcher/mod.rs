@@ -84,6 +84,7 @@ fn report(errors: &OwnedFd, error: &Error) {
 fn start(socket: &UnixStream, plan: &Blueprint, mut parts: Vec<Descriptor>, errors: &OwnedFd) -> Result<(), Error> {
     die_with_parent()?;
     alive(socket)?;
+    // No effect: it goes with the process.
     fs::write("/proc/self/oom_score_adj", OOM_SCORE).context(|| "setting the OOM score".to_owned())?;
     join_groups(&mut parts)?;
     if plan.mapped {
@@ -139,6 +140,7 @@ fn enter_namespace(userns: &OwnedFd) -> Result<(), Error> {
 fn make_namespace() -> Result<(), Error> {
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     sys::unshare_namespaces(UnshareFlags::NEWUSER).context(|| "making a user namespace".to_owned())?;
+    // No effect: it goes with the process.
     let map = |file: &str, text: String| fs::write(file, text).context(|| format!("writing {file}"));
     map("/proc/self/setgroups", "deny".to_owned())?;
     map("/proc/self/uid_map", format!("0 {uid} 1"))?;
