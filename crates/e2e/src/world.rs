@@ -298,7 +298,19 @@ impl World {
     /// What became of `holm up`, if it has ended.
     #[track_caller]
     pub fn up_ended(&mut self) -> Option<Ran> {
-        let index = self.processes.iter().position(|(role, _)| *role == Role::Up).expect("`holm up` was started");
+        self.ended(&Role::Up)
+    }
+
+    /// What became of an agent, if it has ended.
+    #[track_caller]
+    pub fn agent_ended(&mut self, name: &str) -> Option<Ran> {
+        self.ended(&Role::Agent(name.to_owned()))
+    }
+
+    #[track_caller]
+    fn ended(&mut self, wanted: &Role) -> Option<Ran> {
+        let index = self.processes.iter().position(|(role, _)| role == wanted);
+        let index = index.unwrap_or_else(|| panic!("{wanted:?} was not started"));
         if self.processes[index].1.is_alive() {
             return None;
         }
@@ -315,10 +327,8 @@ impl World {
     /// The same with further flags.
     #[track_caller]
     pub fn start_agent_with(&mut self, name: &str, flags: &[&str]) {
-        let home = self.dir.path().join(format!("agent-{name}"));
-        let mut command = self.command_in(&home);
-        command.env("HOLM_TOKEN_FILE", self.agent_token());
-        self.start(Role::Agent(name.to_owned()), command.args(["agent", "--name", name, "--lend", "/:rw"]).args(flags));
+        let mut command = self.agent_command(name);
+        self.start(Role::Agent(name.to_owned()), command.args(flags));
         let http = self.http();
         eventually(&format!("agent {name} registered"), || {
             self.check_alive();
@@ -326,6 +336,27 @@ impl World {
             let known = hosts["hosts"].as_array().into_iter().flatten().any(|host| host["name"] == name);
             known.then_some(())
         });
+    }
+
+    /// Starts an agent with further variables and does not wait for it: it may end by itself.
+    #[track_caller]
+    pub fn launch_agent(&mut self, name: &str, variables: &[(&str, PathBuf)]) {
+        let mut command = self.agent_command(name);
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
+        self.start(Role::Agent(name.to_owned()), &mut command);
+    }
+
+    #[track_caller]
+    fn agent_command(&self, name: &str) -> Command {
+        let mut command = self.command_in(&self.agent_home(name));
+        command.env("HOLM_TOKEN_FILE", self.agent_token());
+        command.args(["agent", "--name", name, "--lend", "/:rw"]);
+        command
+    }
+
+    /// The state folder of an agent.
+    pub fn agent_home(&self, name: &str) -> PathBuf {
+        self.dir.path().join(format!("agent-{name}"))
     }
 
     /// The file with a token for agents, made when it is asked for first.

@@ -2,9 +2,9 @@
 //! there in order and nothing of it twice, and nothing is left on the host.
 //!
 //! The steps are those that the code names (`holm_runtime::crash`). They are found out by runs that note each of them, and a
-//! step that no such run reaches fails the test. A crash of `holm up` is one of server and agent together, so it stands for
-//! both; its run must succeed all the same. A run whose shim dies has lost who looks after it, and ends as failed with a
-//! reason, unless its end had been noted.
+//! step that no such run reaches fails the test. A crash of `holm up` is one of server and agent together; where they are apart
+//! the agent dies alone, while the server holds its poll and its leases. Either way the run must succeed all the same. A run
+//! whose shim dies has lost who looks after it, and ends as failed with a reason, unless its end had been noted.
 
 use std::{
     collections::BTreeSet,
@@ -21,13 +21,24 @@ use holm_e2e::{Ran, Running, World, eventually, host, ran::run};
 const LINES: u32 = 40;
 /// Leases short enough that a run whose agent died with its claim begins anew soon.
 const SERVER: &str = "lease_ttl = \"3s\"\nlease_margin = \"1s\"\n";
+/// The name of an agent that is apart from its server.
+const AGENT: &str = "a1";
+/// At which points one dies unless it is to be all of them: it is known, has claimed, and has told of each part of a run.
+const APART: [&str; 6] = [
+    "after agent.register",
+    "after sandbox.prepare",
+    "before report.start",
+    "after report.logs",
+    "after report.sandbox_ended",
+    "after report.finish",
+];
 /// The folder of an attempt of which nothing can be read.
 const DAMAGED: &str = "run_00000000000000000000000007.1";
 /// How many folders the agent keeps that it set aside.
 const KEPT_ASIDE: usize = 16;
 /// How many points a test tries at once: most of the time each of them waits.
 const AT_ONCE: usize = 2;
-/// Set to `all` for every point on every store; otherwise PostgreSQL and a plain user get a fifth.
+/// Set to `all` for every point on every store and of both setups; otherwise PostgreSQL and a plain user get a fifth.
 const EXTENT: &str = "HOLM_TEST_CRASHES";
 
 /// Prints lines, changes a file, is refused a connection, and prints the rest.
@@ -50,6 +61,59 @@ enum Scene {
     Fresh,
     /// After another one was killed under the run.
     Recovering,
+}
+
+/// Who dies where it is not a shim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Setup {
+    /// `holm up`, server and agent together.
+    Together,
+    /// An agent, whose server lives on.
+    Apart,
+}
+
+impl Setup {
+    fn start(self, world: &mut World) {
+        match self {
+            Self::Together => world.start_up(),
+            Self::Apart => world.start_agent(AGENT),
+        }
+    }
+
+    fn launch(self, world: &mut World, variables: &[(&str, PathBuf)]) {
+        match self {
+            Self::Together => world.launch_up(variables),
+            Self::Apart => world.launch_agent(AGENT, variables),
+        }
+    }
+
+    fn kill(self, world: &mut World) {
+        match self {
+            Self::Together => world.kill_up(),
+            Self::Apart => world.kill_agent(AGENT),
+        }
+    }
+
+    fn ended(self, world: &mut World) -> Option<Ran> {
+        match self {
+            Self::Together => world.up_ended(),
+            Self::Apart => world.agent_ended(AGENT),
+        }
+    }
+
+    fn pid(self, world: &World) -> u32 {
+        match self {
+            Self::Together => world.up_pid(),
+            Self::Apart => world.agent_pid(AGENT),
+        }
+    }
+
+    fn home(self, world: &World) -> PathBuf {
+        match self {
+            Self::Together => world.home(),
+            Self::Apart => world.agent_home(AGENT),
+        }
+    }
 }
 
 /// What an earlier agent left: an attempt with a damaged journal, as much set aside as is kept, and halves of images.
@@ -124,38 +188,42 @@ impl Stage {
 
 /// A run that is attached to, and what became of who looks after it.
 struct Play {
+    setup: Setup,
     world: World,
     stage: Stage,
     folder: PathBuf,
     archive: Option<PathBuf>,
     client: Option<Running>,
-    up_died: bool,
+    died: bool,
 }
 
 impl Play {
     /// Everything up to the end of the run; `variables` are for the process that may die.
-    fn act(scene: Scene, variables: impl Fn(&Stage) -> Vec<(&'static str, PathBuf)>) -> Self {
-        let world = World::with_config(SERVER, "");
+    fn act(setup: Setup, scene: Scene, variables: impl Fn(&Stage) -> Vec<(&'static str, PathBuf)>) -> Self {
+        let mut world = World::with_config(SERVER, "");
+        if setup == Setup::Apart {
+            world.start_server();
+        }
         let stage = Stage::new(&world);
         let folder = world.folder("work");
         fs::write(folder.join("changed"), "old\n").expect("a file");
-        let mut play = Self { world, stage, folder, archive: None, client: None, up_died: false };
+        let mut play = Self { setup, world, stage, folder, archive: None, client: None, died: false };
         let variables = variables(&play.stage);
         match scene {
             Scene::Fresh => {
                 leave_behind(&play.agent());
                 play.archive = Some(archive(&play.world));
-                play.world.launch_up(&variables);
+                setup.launch(&mut play.world, &variables);
                 play.until_served();
                 play.submit();
             }
             Scene::Recovering => {
-                play.world.start_up();
+                setup.start(&mut play.world);
                 play.submit();
                 let client = play.client.as_ref().expect("it was started");
                 eventually("the first line", || (!client.stdout().is_empty()).then_some(()));
-                play.world.kill_up();
-                play.world.launch_up(&variables);
+                setup.kill(&mut play.world);
+                setup.launch(&mut play.world, &variables);
             }
         }
         play
@@ -163,15 +231,14 @@ impl Play {
 
     /// The agent's folder.
     fn agent(&self) -> PathBuf {
-        self.world.home().join("agent")
+        self.setup.home(&self.world).join("agent")
     }
 
     fn submit(&mut self) {
         // By its socket: a client that looks for the server of this machine would start one where there is none.
         let mut command = self.world.command();
-        let home = self.world.home();
-        command.env("HOLM_SERVER", format!("unix:{}", home.join("up.sock").display()));
-        command.env("HOLM_TOKEN_FILE", home.join("token"));
+        command.env("HOLM_SERVER", format!("unix:{}", self.world.http().socket.display()));
+        command.env("HOLM_TOKEN_FILE", self.world.home().join("token"));
         let folder = self.folder.to_str().expect("a path");
         let script = script();
         command.args(["run", "--dir", folder, "--write-back"]);
@@ -182,19 +249,19 @@ impl Play {
         self.client = Some(Running::start(&mut command));
     }
 
-    /// Starts `holm up` again if it has died.
-    fn look_after_up(&mut self) {
-        if let Some(ran) = self.world.up_ended() {
+    /// Starts `holm up` or the agent again if it has died.
+    fn look_after(&mut self) {
+        if let Some(ran) = self.setup.ended(&mut self.world) {
             assert_eq!(ran.code, 137, "it ended by itself: {ran}");
-            assert!(!self.up_died, "it died twice");
-            self.up_died = true;
-            self.world.start_up();
+            assert!(!self.died, "it died twice");
+            self.died = true;
+            self.setup.start(&mut self.world);
         }
     }
 
     fn until_served(&mut self) {
-        eventually("`holm up` answers", || {
-            self.look_after_up();
+        eventually("a host is there", || {
+            self.look_after();
             let http = self.world.http();
             let hosts = http.token.as_ref().and_then(|_| http.try_send("GET", "/v1/hosts", &[], b"").ok())?;
             (hosts.status == 200 && !hosts.json()["hosts"].as_array()?.is_empty()).then_some(())
@@ -205,14 +272,14 @@ impl Play {
     fn until(&mut self, what: &str, is_over: impl Fn(&Stage) -> bool) -> Ran {
         let mut client = self.client.take().expect("it was started");
         eventually(what, || {
-            self.look_after_up();
+            self.look_after();
             (!client.is_alive() && is_over(&self.stage)).then_some(())
         });
         // It may have died last of all, while it removed what the run had left.
-        let died_last = !self.up_died && self.stage.victim() == Some(self.world.up_pid());
+        let died_last = !self.died && self.stage.victim() == Some(self.setup.pid(&self.world));
         eventually("its end is seen", || {
-            self.look_after_up();
-            (self.up_died || !died_last).then_some(())
+            self.look_after();
+            (self.died || !died_last).then_some(())
         });
         client.wait_alone()
     }
@@ -235,7 +302,7 @@ impl Play {
             assert_eq!(changed, "new\n");
             assert_eq!(count("egress_refused"), 1, "{:?}", self.world.events(&run));
         } else {
-            assert!(!self.up_died, "the death of an agent does a run no harm: {view}");
+            assert!(!self.died, "the death of an agent does a run no harm: {view}");
             assert!(["guest_lost", "launch_failed"].contains(&reason), "{view}");
             assert_eq!(ran.code, 125, "{ran}");
             assert!(all_lines().starts_with(ran.text()), "{ran}");
@@ -270,7 +337,7 @@ impl Play {
 
 /// The points that a run of a scene reaches, which is right in itself.
 fn reached_in(scene: Scene) -> BTreeSet<String> {
-    let mut play = Play::act(scene, Stage::trace);
+    let mut play = Play::act(Setup::Together, scene, Stage::trace);
     // The folder of the attempt is the last to go.
     let ran = play.until("the run ends and is cleared", |stage| stage.points().contains("after attempt.remove"));
     play.judge(&ran);
@@ -278,9 +345,10 @@ fn reached_in(scene: Scene) -> BTreeSet<String> {
     play.stage.points()
 }
 
-fn crash(scene: Scene, point: &str) {
-    let mut play = Play::act(scene, |stage| stage.crash_at(point));
-    let ran = play.until(&format!("{scene:?}, {point}: the run ends and the crash was there"), Stage::is_over);
+fn crash(setup: Setup, scene: Scene, point: &str) {
+    let mut play = Play::act(setup, scene, |stage| stage.crash_at(point));
+    let ran =
+        play.until(&format!("{setup:?}, {scene:?}, {point}: the run ends and the crash was there"), Stage::is_over);
     play.judge(&ran);
 }
 
@@ -309,17 +377,26 @@ fn named_in_the_code() -> BTreeSet<String> {
 /// How many tests share the points.
 const SHARES: u64 = 6;
 
-/// Whether a point is tried here by the test with the number `share`. Its name decides, so that each is somebody's.
-fn is_chosen(share: u64, (scene, point): &(Scene, String)) -> bool {
+/// A death: who dies when, and where.
+type Death = (Setup, Scene, String);
+
+/// Whether a death is tried here by the test with the number `share`. Its name decides, so that each is somebody's.
+fn is_chosen(share: u64, (setup, scene, point): &Death) -> bool {
     let number = point.bytes().fold(*scene as u64, |number, byte| number * 31 % 1_000_003 + u64::from(byte));
     let is_whole = std::env::var(EXTENT).is_ok_and(|extent| extent == "all");
     let is_main = host::is_root() && std::env::var("HOLM_TEST_STORE").is_ok_and(|store| store == "sqlite");
-    number % SHARES == share && (is_whole || is_main || (number / SHARES).is_multiple_of(5))
+    let is_wanted = match setup {
+        Setup::Together => is_main || (number / SHARES).is_multiple_of(5),
+        Setup::Apart => is_main && *scene == Scene::Fresh && APART.contains(&point.as_str()),
+    };
+    number % SHARES == share && (is_whole || is_wanted)
 }
 
 fn deaths(share: u64) {
-    let reached: Vec<(Scene, BTreeSet<String>)> =
-        [Scene::Fresh, Scene::Recovering].map(|scene| (scene, reached_in(scene))).into();
+    let reached: [(Scene, BTreeSet<String>); 2] = thread::scope(|scope| {
+        let plays = [Scene::Fresh, Scene::Recovering].map(|scene| (scene, scope.spawn(move || reached_in(scene))));
+        plays.map(|(scene, play)| (scene, play.join().expect("a run that is right in itself")))
+    });
     let anywhere: BTreeSet<String> = reached
         .iter()
         .flat_map(|(_, points)| points)
@@ -331,17 +408,24 @@ fn deaths(share: u64) {
         named.retain(|name| !name.starts_with("group."));
     }
     assert_eq!(anywhere, named, "steps that are reached, and steps that the code names");
-    let points = reached.into_iter().flat_map(|(scene, points)| points.into_iter().map(move |point| (scene, point)));
-    let points: Vec<(Scene, String)> = points.filter(|point| is_chosen(share, point)).collect();
+    let (_, fresh) = &reached[0];
+    assert!(APART.iter().all(|point| fresh.contains(*point)), "{APART:?} are among {fresh:?}");
+    let mut points: Vec<Death> = Vec::new();
+    for (scene, reached) in reached {
+        let of_scene = reached
+            .into_iter()
+            .flat_map(|point| [Setup::Together, Setup::Apart].map(|setup| (setup, scene, point.clone())));
+        points.extend(of_scene.filter(|death| is_chosen(share, death)));
+    }
     let total = points.len();
     let points = Mutex::new(points);
     let work = || {
         let mut failed = Vec::new();
         loop {
             let next = points.lock().expect("a list").pop();
-            let Some((scene, point)) = next else { return failed };
-            if thread::scope(|alone| alone.spawn(|| crash(scene, &point)).join()).is_err() {
-                failed.push(format!("{scene:?}, {point}"));
+            let Some((setup, scene, point)) = next else { return failed };
+            if thread::scope(|alone| alone.spawn(|| crash(setup, scene, &point)).join()).is_err() {
+                failed.push(format!("{setup:?}, {scene:?}, {point}"));
             }
         }
     };
