@@ -187,7 +187,7 @@ async fn ask(dir: &Path, process: &ShimProcess) -> Option<(Link, Status)> {
         if let Ok((commands, mut statuses)) = connect(dir).await
             && let Ok(Some(status)) = statuses.next().await
         {
-            return Some((Link::new((commands, statuses)), status));
+            return Some((Link::new((commands, statuses), true), status));
         }
         tokio::select! {
             _ = process.gone() => return None,

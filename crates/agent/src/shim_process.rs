@@ -103,6 +103,13 @@ impl WaitingShim {
     }
 }
 
+impl ShimProcess {
+    /// Whether it waits in the kernel for what cannot be interrupted, as for a disk.
+    pub(crate) fn is_uninterruptible(&self) -> bool {
+        matches!(stat(self.id.pid), Ok(Some(stat)) if stat.trim_start().starts_with('D'))
+    }
+}
+
 impl Drop for WaitingShim {
     fn drop(&mut self) {
         let Some(mut child) = self.child.take() else { return };
@@ -125,7 +132,8 @@ fn open(pid: u32) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-fn started_ticks(pid: u32) -> io::Result<Option<u64>> {
+/// What /proc/PID/stat tells behind the name (proc_pid_stat(5)); nothing if there is no such process.
+fn stat(pid: u32) -> io::Result<Option<String>> {
     let stat = match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
         Ok(stat) => stat,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -133,9 +141,18 @@ fn started_ticks(pid: u32) -> io::Result<Option<u64>> {
         Err(error) => return Err(error),
     };
     // The second field is the name in parentheses and may hold anything, parentheses too.
-    let after_name = stat.rsplit_once(')').map(|(_, rest)| rest);
-    let ticks = after_name.and_then(|rest| rest.split_ascii_whitespace().nth(19)?.parse().ok());
-    ticks.map(Some).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has another form than is known")))
+    let after_name = stat.rsplit_once(')').map(|(_, rest)| rest.to_owned());
+    after_name.map(Some).ok_or_else(|| unknown_form(pid))
+}
+
+fn unknown_form(pid: u32) -> io::Error {
+    io::Error::other(format!("/proc/{pid}/stat has another form than is known"))
+}
+
+fn started_ticks(pid: u32) -> io::Result<Option<u64>> {
+    let Some(stat) = stat(pid)? else { return Ok(None) };
+    let ticks = stat.split_ascii_whitespace().nth(19).and_then(|ticks| ticks.parse().ok());
+    ticks.map(Some).ok_or_else(|| unknown_form(pid))
 }
 
 /// The pidfd of exactly this process; nothing once it is gone.

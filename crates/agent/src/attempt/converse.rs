@@ -14,7 +14,7 @@ use super::{
     seen::Seen,
     settle::Settler,
 };
-use crate::{control::ControlPlane, shim_process::ShimProcess};
+use crate::{clock::boot_now, control::ControlPlane, shim_process::ShimProcess};
 
 /// How often a shim that does not listen yet is tried again.
 const CONNECT_EVERY: Duration = Duration::from_millis(2);
@@ -22,8 +22,8 @@ const CONNECT_EVERY: Duration = Duration::from_millis(2);
 /// How long it may take to read what a shim had said before it died; it lies in this host's memory.
 const LAST_WORDS_WITHIN: Duration = Duration::from_secs(1);
 
-/// How late a timer is where this agent did not run.
-const HELD_UP_AFTER: Duration = Duration::from_secs(1);
+/// How often it is looked whether this agent has run while it waits for a shim.
+const WAIT_STEP: Duration = Duration::from_secs(1);
 
 /// How the conversation ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -51,14 +51,42 @@ pub(crate) struct Link {
     pub(crate) commands: Commands,
     pub(crate) statuses: Statuses,
     pub(crate) told: Told,
-    /// When it was told something that it answers, if it has not yet.
-    asked_at: Option<Instant>,
+    /// Whether the shim has said something over it.
+    has_spoken: bool,
+    /// The wait for the answer to what it was told, if it has not answered yet.
+    answer: Option<Wait>,
 }
 
 impl Link {
     /// A connection over which nothing was told yet.
-    pub(crate) fn new((commands, statuses): (Commands, Statuses)) -> Self {
-        Self { commands, statuses, told: Told::default(), asked_at: None }
+    pub(crate) fn new((commands, statuses): (Commands, Statuses), has_spoken: bool) -> Self {
+        Self { commands, statuses, told: Told::default(), has_spoken, answer: None }
+    }
+}
+
+/// A wait for a shim. It is looked at in steps: where one of them took longer than two, this agent did not run, the shim may
+/// not have run either, and it has its time once more.
+#[derive(Debug, Clone, Copy)]
+struct Wait {
+    patience: Duration,
+    over_at: Instant,
+    next_at: Instant,
+}
+
+impl Wait {
+    fn begin(patience: Duration, now: Instant) -> Self {
+        Self { patience, over_at: now + patience, next_at: now + patience.min(WAIT_STEP) }
+    }
+
+    /// Takes the step that is due at `next_at`; returns whether the shim was waited for for long enough.
+    fn step(&mut self, now: Instant) -> bool {
+        if now > self.next_at + WAIT_STEP {
+            *self = Self::begin(self.patience, now);
+            return false;
+        }
+        let is_over = now >= self.over_at;
+        *self = Self { next_at: self.over_at.min(now + WAIT_STEP), ..*self };
+        is_over
     }
 }
 
@@ -135,7 +163,7 @@ async fn until(instant: Option<Instant>) {
 async fn connected(dir: &Path) -> Link {
     loop {
         if let Ok(connection) = client::connect(dir).await {
-            return Link::new(connection);
+            return Link::new(connection, false);
         }
         tokio::time::sleep(CONNECT_EVERY).await;
     }
@@ -160,14 +188,14 @@ impl Conversation<'_> {
         let mut report = std::pin::pin!(reporter.run());
         let mut settling = std::pin::pin!(settler.settle(self.seen.clone()));
         let mut is_settled = false;
-        let mut silent_since = Instant::now();
+        let mut unheard = Wait::begin(self.answer_within, Instant::now());
         loop {
             let orders = *self.orders.borrow_and_update();
             if let Some(over) = self.heed(&orders).await {
                 return over;
             }
             let is_unheard = self.shim.link.is_none() && self.shim.process.is_some();
-            let silence_ends = self.silence_ends(silent_since);
+            let next_at = self.shim.link.as_ref().map_or(Some(unheard), |link| link.answer).map(|wait| wait.next_at);
             // What the shim said comes before the time that it took.
             tokio::select! {
                 biased;
@@ -178,7 +206,7 @@ impl Conversation<'_> {
                     Some(status) => self.take(&status),
                     None => {
                         self.shim.link = None;
-                        silent_since = Instant::now();
+                        unheard = Wait::begin(self.answer_within, Instant::now());
                     }
                 },
                 link = connected(self.dir), if is_unheard => self.shim.link = Some(link),
@@ -187,32 +215,33 @@ impl Conversation<'_> {
                     self.hear_last().await;
                 }
                 () = &mut settling, if self.shim.process.is_none() && !is_settled => is_settled = true,
-                () = until(silence_ends), if self.shim.process.is_some() => {
-                    silent_since = Instant::now();
-                    self.end_silence(silence_ends, silent_since);
-                }
+                () = until(next_at), if self.shim.process.is_some() => self.wait_on(&mut unheard),
             }
         }
     }
 
-    /// When it is given up that the shim answers, or answers again; nothing while nothing was asked.
-    fn silence_ends(&self, silent_since: Instant) -> Option<Instant> {
-        match &self.shim.link {
-            None => Some(silent_since + self.answer_within),
-            Some(link) => link.asked_at.map(|asked_at| asked_at + self.silent_within),
+    /// Goes on waiting for the shim, that it can be heard or that it answers, and kills it where that took too long: the lease
+    /// of a sandbox for which nobody enforces it must not be held. One that waits for a disk is waited for.
+    fn wait_on(&mut self, unheard: &mut Wait) {
+        let now = Instant::now();
+        let wait = self.shim.link.as_mut().map_or(Some(unheard), |link| link.answer.as_mut());
+        let Some(wait) = wait else { return };
+        if !wait.step(now) {
+            return;
         }
-    }
-
-    /// The shim has not answered in time: the lease of a sandbox for which nobody enforces it must not be held. Where this
-    /// agent was itself held up, the shim may have been as well, and has its time once more.
-    fn end_silence(&mut self, ended_at: Option<Instant>, now: Instant) {
-        if let Some(link) = &mut self.shim.link {
-            link.asked_at = Some(now);
-        }
-        if ended_at.is_some_and(|ended_at| now < ended_at + HELD_UP_AFTER) {
+        *wait = Wait::begin(wait.patience, now);
+        if self.shim.process.as_ref().is_some_and(ShimProcess::is_uninterruptible) {
+            tracing::warn!(dir = %self.dir.display(), "a shim does not answer: it waits for a disk");
+        } else {
             tracing::error!(dir = %self.dir.display(), "a shim does not answer; it is killed");
             self.shim.kill();
         }
+    }
+
+    /// How long the shim may take to answer. Before it says its first word it makes the sandbox, up to the deadline.
+    fn patience(&self, orders: &Orders, link: &Link) -> Duration {
+        let making = if link.has_spoken { Duration::ZERO } else { orders.deadline.since(boot_now()) };
+        self.silent_within + making
     }
 
     /// Takes in what the shim had said before it died, up to the end of the connection.
@@ -233,7 +262,8 @@ impl Conversation<'_> {
 
     fn take(&mut self, status: &Status) {
         if let Some(link) = &mut self.shim.link {
-            link.asked_at = None;
+            link.has_spoken = true;
+            link.answer = None;
         }
         self.seen.send_if_modified(|seen| {
             let before = seen.clone();
@@ -257,10 +287,11 @@ impl Conversation<'_> {
             None => {}
         }
         let wants = *self.wants.borrow_and_update();
+        let patience = self.shim.link.as_ref().map(|link| self.patience(orders, link)).unwrap_or_default();
         if let Some(link) = &mut self.shim.link {
             let due = link.told.due(self.fence, orders, &wants);
             if due.iter().any(|command| matches!(command, Command::Extend { .. })) {
-                link.asked_at.get_or_insert_with(Instant::now);
+                link.answer.get_or_insert(Wait::begin(patience, Instant::now()));
             }
             self.shim.send(&due).await;
         }
@@ -272,5 +303,35 @@ fn over(result: Result<(), Unreported>) -> Over {
     match result {
         Ok(()) => Over::Reported,
         Err(unreported) => Over::Abandoned(Abandoned::Unreported(unreported)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Steps until the wait is over; each comes late by what `late` says of its number. Returns how long that took.
+    fn over_after(patience: Duration, late: impl Fn(u32) -> Duration) -> Duration {
+        let begun = Instant::now();
+        let mut wait = Wait::begin(patience, begun);
+        for number in 0..1_000 {
+            let now = wait.next_at + late(number);
+            if wait.step(now) {
+                return now - begun;
+            }
+        }
+        panic!("it has no end");
+    }
+
+    #[test]
+    fn a_shim_is_waited_for_for_as_long_as_this_agent_runs() {
+        for patience in [Duration::from_millis(300), WAIT_STEP, Duration::from_secs(30)] {
+            assert_eq!(over_after(patience, |_| Duration::ZERO), patience);
+        }
+        let patience = Duration::from_secs(30);
+        let slow = over_after(patience, |_| WAIT_STEP / 2);
+        assert!(slow >= patience && slow < patience + WAIT_STEP, "{slow:?}");
+        let frozen = |number| if number == 28 { Duration::from_secs(600) } else { Duration::ZERO };
+        assert_eq!(over_after(patience, frozen), Duration::from_secs(29 + 600 + 30), "just before it was over");
     }
 }

@@ -121,7 +121,11 @@ async fn look(app: &App, host: &Host, poll: &Poll, received: Received, account: 
     let polled = Polled { claimed, directives };
     match room.refused {
         Some(refused) if polled.is_empty() => Err(refused),
-        _ => Ok(polled),
+        Some(refused) => {
+            tracing::warn!(agent = %host.id, error = %refused.into_parts().0, "not all that could be granted was");
+            Ok(polled)
+        }
+        None => Ok(polled),
     }
 }
 
@@ -242,9 +246,17 @@ async fn lease_claim_again(
         let Some(decision) = grant::claim_again(run, claimant(host), app.now(), &app.config.lease) else { continue };
         let Some(runtime) = schedule::runtime_for(&run.spec, host) else { continue };
         let Some(bytes) = room.hold(app, run)? else { break };
-        let Some(next_log_seq) = grant_save(app, run, &decision).await? else {
-            room.account.spare(bytes);
-            continue;
+        let next_log_seq = match grant_save(app, run, &decision).await {
+            Ok(Some(next_log_seq)) => next_log_seq,
+            Ok(None) => {
+                room.account.spare(bytes);
+                continue;
+            }
+            Err(failure) => {
+                room.account.spare(bytes);
+                room.refused = Some(failure);
+                break;
+            }
         };
         room.take(&demand, bytes);
         tracing::info!(run = %run.id, agent = %host.id, fence = run.fence, "claimed; told once more");
@@ -267,12 +279,17 @@ async fn lease_claim(
         let run = queue.remove(index);
         let Some(bytes) = room.hold(app, &run)? else { break };
         // Whether somebody else was faster or not: this run is out of this look at the queue.
-        match grant_one(app, host, &run, received).await? {
-            Some(grant) => {
+        match grant_one(app, host, &run, received).await {
+            Ok(Some(grant)) => {
                 room.take(&schedule::demand(&run.spec), bytes);
                 claimed.push(grant);
             }
-            None => room.account.spare(bytes),
+            Ok(None) => room.account.spare(bytes),
+            // What was granted before is told all the same.
+            Err(failure) => {
+                room.account.spare(bytes);
+                room.refused = Some(failure);
+            }
         }
     }
     Ok(claimed)
@@ -292,7 +309,7 @@ async fn grant_one(app: &App, host: &Host, run: &Run, received: Received) -> Res
 /// read: then it is told, and holds no other up.
 async fn grant_save(app: &App, run: &Run, decision: &Decision) -> Result<Option<u64>, Failure> {
     match try_save(app, run.version, decision).await {
-        Err(error @ holm_store::Error::Corrupt { .. }) => {
+        Err(error @ (holm_store::Error::Corrupt { .. } | holm_store::Error::Damaged { .. })) => {
             app.unreadable.tell(run.id, &error);
             Ok(None)
         }
