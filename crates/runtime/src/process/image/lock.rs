@@ -41,12 +41,13 @@ impl Lock {
 
     /// Takes it as one of several who use the image.
     pub fn share(&mut self, watch: &Watch<'_>) -> Result<(), Error> {
-        self.wait(FlockOperation::NonBlockingLockShared, watch)
+        self.wait(FlockOperation::NonBlockingLockShared, watch, || false).map(drop)
     }
 
-    /// Takes it as the only one.
-    pub fn own(&mut self, watch: &Watch<'_>) -> Result<(), Error> {
-        self.wait(FlockOperation::NonBlockingLockExclusive, watch)
+    /// Takes it as the only one, which may be never while others use the image; returns whether it did, and gives up once that
+    /// `is_needless`.
+    pub fn own(&mut self, watch: &Watch<'_>, is_needless: impl Fn() -> bool) -> Result<bool, Error> {
+        self.wait(FlockOperation::NonBlockingLockExclusive, watch, is_needless)
     }
 
     /// Takes it as the only one, if nobody has it.
@@ -67,13 +68,21 @@ impl Lock {
         removed.context(|| format!("removing {}", self.path.display()))
     }
 
-    fn wait(&mut self, operation: FlockOperation, watch: &Watch<'_>) -> Result<(), Error> {
+    fn wait(
+        &mut self,
+        operation: FlockOperation,
+        watch: &Watch<'_>,
+        is_needless: impl Fn() -> bool,
+    ) -> Result<bool, Error> {
         // Two who share it and both want to own it would wait for each other.
         flock(&self.file, FlockOperation::Unlock).context(|| format!("unlocking {}", self.path.display()))?;
         loop {
             watch.check().map_err(image)?;
             if self.take(operation)? {
-                return Ok(());
+                return Ok(true);
+            }
+            if is_needless() {
+                return Ok(false);
             }
             thread::sleep(TRY_EVERY);
         }

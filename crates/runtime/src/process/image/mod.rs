@@ -160,16 +160,16 @@ impl Images {
         mut fill: impl FnMut(&Path) -> Result<(), Error>,
     ) -> Result<Image, Error> {
         let mut lock = Lock::open(dir, digest)?;
+        let is_there = || shelf::size_of(dir, digest).is_some();
         loop {
             lock.share(watch)?;
-            if shelf::size_of(dir, digest).is_some() {
+            if is_there() {
                 lock.touch()?;
                 let root = dir.join(digest).join("root");
                 return Ok(Image { root, digest: format!("sha256:{digest}"), lock: lock.into() });
             }
-            lock.own(watch)?;
-            // Another one may have made it while this one waited.
-            if shelf::size_of(dir, digest).is_none() {
+            // Another one may make it while this one waits, and use it from then on for as long as it likes.
+            if lock.own(watch, is_there)? && !is_there() {
                 make(dir, digest, watch, &mut fill)?;
             }
         }

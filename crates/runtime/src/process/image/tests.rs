@@ -507,3 +507,31 @@ fn a_link_in_place_of_the_folder_is_resolved_once() {
     let image = case.add(EntryType::Regular, "x", "", 0o644, "").unpack().unwrap();
     assert!(image.root.starts_with(case.dir.path().canonicalize().unwrap().join("real")));
 }
+
+#[test]
+fn who_waits_to_make_an_image_uses_the_one_that_another_has_made_and_keeps() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = Images::new(dir.path(), Budget::default());
+    let digest = "a".repeat(64);
+    let stop = Stop::default();
+    let watch = Watch { stop: &stop, until: Instant::now() + READY_WITHIN };
+    let mut other = Lock::open(dir.path(), &digest).unwrap();
+    other.share(&watch).unwrap();
+    let get = || images.get_passing(&digest, &stop, |_| Ok(1));
+    let (first, second) = std::thread::scope(|scope| {
+        let (first, second) = (scope.spawn(get), scope.spawn(get));
+        // Both have seen by then that there is none, and wait for the one who shares its lock.
+        std::thread::sleep(Duration::from_millis(300));
+        drop(other);
+        let given_up_at = Instant::now() + Duration::from_secs(20);
+        while !(first.is_finished() && second.is_finished()) {
+            if Instant::now() > given_up_at {
+                stop.stop();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // Each result holds the lock of its image, the first one until the second is there.
+        (first.join().unwrap(), second.join().unwrap())
+    });
+    assert_eq!(first.unwrap().root, second.unwrap().root);
+}
