@@ -138,5 +138,5 @@ fn ctrl_c_at_a_terminal_while_the_server_is_being_started_ends_the_run_and_leave
         assert_eq!(ended["outcome"]["kind"], "cancelled", "{ended}");
     }
     world.holm(["down"]).succeeds();
-    assert!(world.marks().processes().is_empty());
+    assert_eq!(world.marks().find(), Vec::<String>::new());
 }

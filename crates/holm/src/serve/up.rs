@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     config::{Source, read_token},
-    home::{Home, HomeLock},
+    home::Home,
     local::EXIT_LOCKED,
     session::Session,
     units,
@@ -75,10 +75,13 @@ pub fn run(session: Session, args: UpArgs) -> anyhow::Result<u8> {
             return Ok(EXIT_LOCKED);
         }
     };
-    block_on(up(session, args, home, lock))
+    let ended = block_on(up(session, args, home));
+    // Only now has every thread let go of what is in the home.
+    drop(lock);
+    ended
 }
 
-async fn up(session: Session, args: UpArgs, home: Home, _lock: HomeLock) -> anyhow::Result<u8> {
+async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
     let mut signals = Signals::listen()?;
     let table = &session.config.file.server;
     let config = Config { private: args.private, ..args.serve.config(table, &home)? };
