@@ -29,17 +29,36 @@ pub enum Ending {
     LogLimit(u64),
     /// What the command changed is more than is kept, and why; it had ended with 0.
     ChangesLimit(String),
-    /// The output could not be kept on the host.
-    SpoolFailed(String),
+    /// What the run left could not be kept on the host.
+    SpoolFailed {
+        /// Why not.
+        why: String,
+        /// How somebody had asked for the end of the run by then, if anybody had.
+        cancelled: Option<Cancel>,
+    },
 }
 
 impl Ending {
     /// The end of a run of which something cannot be kept on the host.
     pub fn unkept(error: &io::Error) -> Self {
-        Self::SpoolFailed(match is_no_room(error) {
+        Self::spool_failed(match is_no_room(error) {
             true => format!("the host has no room left for what the run leaves: {error}"),
             false => format!("what the run leaves cannot be kept on the host: {error}"),
         })
+    }
+
+    /// The same, and why.
+    pub fn spool_failed(why: String) -> Self {
+        Self::SpoolFailed { why, cancelled: None }
+    }
+
+    /// The end as it is decided, where somebody has asked for it in the way of `how` by now, or nobody has: what waited for
+    /// room was cut short by it. Who asks later has no part in it.
+    pub fn decided(self, how: Option<Cancel>) -> Self {
+        match self {
+            Self::SpoolFailed { why, cancelled } => Self::SpoolFailed { why, cancelled: cancelled.or(how) },
+            other => other,
+        }
     }
 }
 
@@ -73,6 +92,7 @@ pub struct Circumstances {
 pub fn classify(ending: Ending, circumstances: Circumstances) -> Outcome {
     let Circumstances { causes, shortage, time_limit, waited_for_room } = circumstances;
     let exit = if let Ending::Exited(exit) = &ending { Some(*exit) } else { None };
+    let cut_short = if let Ending::SpoolFailed { cancelled, .. } = &ending { *cancelled } else { None };
     let forced = if causes.time_limit {
         let message = format!("the command was still running after its time limit of {time_limit:?}");
         // Not the reason of the end, but perhaps of what took so long.
@@ -80,7 +100,7 @@ pub fn classify(ending: Ending, circumstances: Circumstances) -> Outcome {
         Some(Outcome::timed_out([message].into_iter().chain(slow).collect::<Vec<_>>().join("; ")))
     } else if causes.lease {
         Some(Outcome::failed(Reason::LeaseExpired, "the sandbox was killed because its lease was not renewed"))
-    } else if let Some(how) = causes.cancelled {
+    } else if let Some(how) = causes.cancelled.or(cut_short) {
         Some(Outcome::cancelled(match how {
             Cancel::Terminate => "ended on request",
             Cancel::Kill => "killed on request",
@@ -91,7 +111,7 @@ pub fn classify(ending: Ending, circumstances: Circumstances) -> Outcome {
         None
     };
     let Some(outcome) = forced else { return unforced(ending, shortage) };
-    let lost = if let Ending::SpoolFailed(why) = ending { Some(why) } else { None };
+    let lost = if let Ending::SpoolFailed { why, .. } = ending { Some(why) } else { None };
     let sentences: Vec<String> = outcome.message.into_iter().chain(lost).collect();
     Outcome { exit, message: Some(clip(sentences.join("; "))), ..outcome }
 }
@@ -115,7 +135,7 @@ fn unforced(ending: Ending, shortage: Shortage) -> Outcome {
             let message = format!("the command ended with exit code 0, and its changes are not kept: {why}");
             Outcome { exit: Some(ExitStatus::Code(0)), ..Outcome::failed(Reason::ChangesLimit, clip(message)) }
         }
-        Ending::SpoolFailed(message) => Outcome::failed(Reason::SpoolFailed, clip(message)),
+        Ending::SpoolFailed { why, .. } => Outcome::failed(Reason::SpoolFailed, clip(why)),
     }
 }
 
@@ -218,7 +238,7 @@ mod tests {
             Ending::Lost("x".into()),
             Ending::LogLimit(4_096),
             Ending::ChangesLimit("x".into()),
-            Ending::SpoolFailed("x".into()),
+            Ending::spool_failed("x".into()),
         ]
     }
 
@@ -251,7 +271,7 @@ mod tests {
             (Ending::Lost("why".into()), 125, Some(Reason::GuestLost)),
             (Ending::LogLimit(4_096), 137, Some(Reason::LogLimit)),
             (Ending::ChangesLimit("why".into()), 125, Some(Reason::ChangesLimit)),
-            (Ending::SpoolFailed("why".into()), 125, Some(Reason::SpoolFailed)),
+            (Ending::spool_failed("why".into()), 125, Some(Reason::SpoolFailed)),
             (spawn(SpawnFailureKind::NotFound), 127, Some(Reason::CommandNotFound)),
             (spawn(SpawnFailureKind::NotExecutable), 126, Some(Reason::CommandNotExecutable)),
             (spawn(SpawnFailureKind::BadWorkDir), 125, Some(Reason::BadWorkDir)),
@@ -328,7 +348,7 @@ mod tests {
         assert_eq!((fine.exit_code(), fine.reason, fine.message), (0, None, None));
         let missing = Ending::NotSpawned(SpawnFailure { kind: SpawnFailureKind::NotFound, message: "x".into() });
         assert_eq!(classify(missing, short_of(all)).reason, Some(Reason::CommandNotFound));
-        assert_eq!(classify(Ending::SpoolFailed("x".into()), short_of(all)).reason, Some(Reason::SpoolFailed));
+        assert_eq!(classify(Ending::spool_failed("x".into()), short_of(all)).reason, Some(Reason::SpoolFailed));
         let not_memory = Shortage { oom_kills: 0, ..all };
         assert_eq!(classify(Ending::Lost("x".into()), short_of(not_memory)).reason, Some(Reason::GuestLost));
         assert_eq!(classify(Ending::NotLaunched("x".into()), short_of(not_memory)).reason, Some(Reason::LaunchFailed));
@@ -347,14 +367,18 @@ mod tests {
         assert!(told(Ending::Lost("x".into()), waited).contains("60s; for 1.2s of it the disk"));
         for how in [Cancel::Terminate, Cancel::Kill] {
             let cancelled = caused(Causes { cancelled: Some(how), ..Causes::default() });
-            assert!(told(Ending::SpoolFailed("no room".into()), cancelled).ends_with("on request; no room"));
+            let unkept = || Ending::spool_failed("no room".into());
+            assert!(told(unkept(), cancelled).ends_with("on request; no room"));
+            let cut_short = classify(unkept().decided(Some(how)), caused(Causes::default()));
+            assert_eq!(cut_short, classify(unkept(), cancelled), "it was asked before it was decided");
+            assert_eq!(unkept().decided(Some(how)).decided(None), unkept().decided(Some(how)));
         }
     }
 
     #[test]
     fn a_full_disk_of_the_host_is_named() {
         let of = |code| match Ending::unkept(&io::Error::from_raw_os_error(code)) {
-            Ending::SpoolFailed(message) => message,
+            Ending::SpoolFailed { why, .. } => why,
             other => panic!("{other:?}"),
         };
         let (full, quota, broken) = (of(28), of(122), of(5));

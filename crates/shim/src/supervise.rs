@@ -33,7 +33,7 @@ use crate::{
     guest::Readiness,
     outcome::{Circumstances, Ending, Shortage, classify},
     protocol::{Command, Launch, Phase, Status},
-    spool::keeper::Keeper,
+    spool::{keeper::Keeper, writer::is_no_room},
     watchdog::{View, Watchdog},
 };
 
@@ -53,9 +53,8 @@ pub struct Attempt {
     pub(crate) refusals: RefCell<Refusals>,
     output_bytes: Cell<u64>,
     leave: watch::Sender<bool>,
-    /// How the run was cancelled when nothing was left of it but what waits for room.
-    cut_short: Cell<Option<Cancel>>,
-    is_status_kept: Cell<bool>,
+    /// How somebody asked for the end of the run, whatever was left of it then.
+    cancelled: Cell<Option<Cancel>>,
 }
 
 /// What the host's kernel says of a sandbox that has died.
@@ -101,8 +100,7 @@ impl Attempt {
             refusals: RefCell::default(),
             output_bytes: Cell::new(0),
             leave: watch::Sender::new(false),
-            cut_short: Cell::default(),
-            is_status_kept: Cell::default(),
+            cancelled: Cell::default(),
         })
     }
 
@@ -119,11 +117,11 @@ impl Attempt {
         commands: mpsc::Receiver<Command>,
     ) {
         let attempt = async {
-            tokio::select! {
-                () = self.to_the_end(launched, readiness) => {}
+            let kept = tokio::select! {
+                kept = self.to_the_end(launched, readiness) => kept,
                 never = self.write_events_that_wait() => match never {},
-            }
-            self.linger().await;
+            };
+            self.linger(kept).await;
         };
         tokio::select! {
             () = attempt => {}
@@ -131,7 +129,7 @@ impl Attempt {
         }
     }
 
-    async fn to_the_end(&self, launched: Result<Sandbox, holm_runtime::Error>, readiness: Readiness) {
+    async fn to_the_end(&self, launched: Result<Sandbox, holm_runtime::Error>, readiness: Readiness) -> io::Result<()> {
         let (ending, traces) = match launched {
             Ok(sandbox) => self.in_sandbox(sandbox, readiness).await,
             Err(error) => {
@@ -141,11 +139,8 @@ impl Attempt {
             }
         };
         self.tell_last_events().await;
-        let mut causes = self.watchdog.view().borrow().causes;
-        if matches!(ending, Ending::SpoolFailed(_)) {
-            causes.cancelled = causes.cancelled.or(self.cut_short.get());
-        }
-        self.tell_end(ending, causes, traces);
+        let causes = self.watchdog.view().borrow().causes;
+        self.tell_end(ending, causes, traces)
     }
 
     /// Works with the guest until it is done or stopped, and does not return before everything in the sandbox has died.
@@ -170,14 +165,25 @@ impl Attempt {
                 }
             }
         };
+        let ending = ending.decided(self.cancelled.get());
         let has_failed = matches!(ending, Ending::Exited(exit) if exit != ExitStatus::Code(0));
         let disk_full = has_failed && handle.disk_is_full() == Some(true);
         effect("sandbox.dismiss", || self.watchdog.input(Input::Dismiss));
         self.hurry_if_forced();
         // What was read does not wait for a sandbox that does not die, nor the death for a disk that does not write.
-        let (written, ()) = tokio::join!(self.spool.end(|| self.progress()), self.death(&mut view));
-        let ending = written.map_or_else(|error| Ending::unkept(&error), |()| ending);
+        let (ending, ()) = tokio::join!(self.write_rest(ending), self.death(&mut view));
         (ending, Traces { counted: handle.counted(), disk_full })
+    }
+
+    /// Writes what was read and is not written yet; returns the end of the run, which fails where that does and nothing could
+    /// not be kept before.
+    async fn write_rest(&self, ending: Ending) -> Ending {
+        match self.spool.end(|| self.progress()).await {
+            Err(error) if !matches!(ending, Ending::SpoolFailed { .. }) => {
+                Ending::unkept(&error).decided(self.cancelled.get())
+            }
+            _ => ending,
+        }
     }
 
     /// Waits until everything in the sandbox has died, however long that takes, and tells when it takes long.
@@ -194,7 +200,8 @@ impl Attempt {
         tracing::warn!("the sandbox has died after all");
     }
 
-    fn tell_end(&self, ending: Ending, causes: Causes, traces: Traces) {
+    /// Writes and tells the final status; returns whether it could be written.
+    fn tell_end(&self, ending: Ending, causes: Causes, traces: Traces) -> io::Result<()> {
         let usage = self.usage(&ending, traces.counted);
         let circumstances = Circumstances {
             causes,
@@ -214,12 +221,10 @@ impl Attempt {
             tracing::warn!(%error, "the changes of a run that did not succeed cannot be removed");
         }
         last.outcome = Some(outcome);
-        match exit::write_status(&self.launch.dir, &last) {
-            Ok(()) => self.is_status_kept.set(true),
-            // The agent that is connected, or connects while the shim lingers, is told all the same.
-            Err(error) => tracing::error!(%error, "the final status cannot be written"),
-        }
+        let kept = exit::write_status(&self.launch.dir, &last);
+        // The agent that is connected, or connects while the shim lingers, is told also what could not be written.
         self.status.send_replace(last);
+        kept
     }
 
     fn time_limit(&self) -> Duration {
@@ -244,7 +249,7 @@ impl Attempt {
     }
 
     /// Stays for the agent, as long as it may still hold the lease, and then some.
-    async fn linger(&self) {
+    async fn linger(&self, kept: io::Result<()>) {
         let mut leave = self.leave.subscribe();
         let linger = Duration::from_millis(self.launch.tuning.linger_ms);
         let alone = async {
@@ -258,17 +263,25 @@ impl Attempt {
         };
         tokio::select! {
             () = alone => tracing::warn!("no agent came for what is left of the attempt"),
-            never = self.keep_status() => match never {},
+            never = self.keep_status(kept) => match never {},
             left = leave.wait_for(|leave| *leave) => { let _ = left; }
         }
     }
 
-    /// Writes the final status as soon as that is possible, should it not have been: an agent finds it without this process.
-    async fn keep_status(&self) -> Infallible {
+    /// Writes the final status as soon as there is room for it, should there not have been: an agent finds it without this
+    /// process. Where anything else is in its way it is not tried again: until this process ends it is asked, and whoever
+    /// comes later says that a shim left no word.
+    async fn keep_status(&self, mut kept: io::Result<()>) -> Infallible {
         let last = self.status.borrow().clone();
-        while !self.is_status_kept.get() {
+        if matches!(&kept, Err(error) if is_no_room(error)) {
+            tracing::warn!("the disk is full: the final status waits for room");
+        }
+        while matches!(&kept, Err(error) if is_no_room(error)) {
             tokio::time::sleep(TRY_AGAIN_AFTER).await;
-            self.is_status_kept.set(exit::write_status(&self.launch.dir, &last).is_ok());
+            kept = exit::write_status(&self.launch.dir, &last);
+        }
+        if let Err(error) = kept {
+            tracing::error!(%error, "the final status cannot be written: only this process can tell it");
         }
         std::future::pending().await
     }
@@ -290,7 +303,7 @@ impl Attempt {
                 }
                 Command::Cancel(how) => {
                     self.end_early(Input::Cancel(how));
-                    self.cut_short.set(self.cut_short.get().max(Some(how)));
+                    self.cancelled.set(self.cancelled.get().max(Some(how)));
                 }
                 Command::Stop {} => self.end_early(Input::Stop),
                 Command::Acked { next_seq } => self.spool.acked(next_seq),

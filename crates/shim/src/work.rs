@@ -191,7 +191,7 @@ impl Attempt {
                 return Ok(());
             };
             if !self.full_disk.wait().await {
-                return Err(Ending::SpoolFailed(format!(
+                return Err(Ending::spool_failed(format!(
                     "the host has no room left for the changes of the run: {free} bytes are free, and {needed} are needed"
                 )));
             }

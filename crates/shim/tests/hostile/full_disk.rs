@@ -3,12 +3,15 @@
 use std::{path::Path, time::Duration};
 
 use holm_domain::run::{Cancel, EventKind, OutcomeKind, Reason};
-use holm_shim::protocol::{CHANGES_FILE_NAME, Command, EXIT_FILE_NAME, Phase, Status};
+use holm_shim::{
+    full_disk::TRY_AGAIN_AFTER,
+    protocol::{CHANGES_FILE_NAME, Command, EXIT_FILE_NAME, Phase, Status},
+};
 use holm_wire::{guest_api::OutputStream, host_api::Refused};
 
 use crate::{
     keeps_no_changes,
-    scripted::{Script, Then, attempt, frame, honest, see_through},
+    scripted::{Attempted, Script, Then, attempt, frame, honest, see_through},
     small_disk::SmallDisk,
 };
 
@@ -154,6 +157,34 @@ async fn a_run_that_is_cancelled_while_what_it_left_waits_for_room_ends_soon() {
     }
 }
 
+/// An attempt whose disk is full and is soon given up, and whose sandbox is cancelled while it does not die.
+fn cancelled_while_it_does_not_die(disk: &SmallDisk, script: Script) -> Attempted {
+    let mut slow = attempt(script);
+    slow.spec.work_dir = None;
+    slow.below = Some(disk.path().to_owned());
+    slow.tuning.disk_full_ms = 300;
+    slow.tuning.death_ms = 900;
+    slow.dies_at_kill = 3;
+    slow.commands = vec![Command::Cancel(Cancel::Kill)];
+    slow.commands_once = |status| status.phase >= Phase::Undying;
+    slow
+}
+
+#[tokio::test]
+async fn a_run_that_a_full_disk_has_ended_stays_so_though_it_is_cancelled_before_it_is_dead() {
+    let disk = SmallDisk::new(1 << 20);
+    disk.fill();
+    // Given up while the command runs, and when it has ended.
+    let running = cancelled_while_it_does_not_die(&disk, Script { then: Then::Forever, ..honest(b"") });
+    let ended = cancelled_while_it_does_not_die(&disk, honest(b"never written\n"));
+    let (running, ended) = tokio::join!(see_through(running), see_through(ended));
+    for left in [running, ended] {
+        let outcome = left.status.outcome.as_ref().unwrap();
+        assert_eq!((outcome.kind, outcome.reason), (OutcomeKind::Failed, Some(Reason::SpoolFailed)), "{outcome:?}");
+        assert!(left.undying && left.message().contains("no room left"), "{}", left.message());
+    }
+}
+
 #[tokio::test]
 async fn a_run_that_is_cancelled_while_its_changes_wait_ends_soon() {
     let times: [fn(&Status) -> bool; 2] = [|status| status.phase >= Phase::Running, |status| status.result.is_some()];
@@ -217,6 +248,18 @@ async fn the_final_status_is_kept_once_there_is_room() {
     assert_eq!(left.code(), 0, "{}", left.message());
     let bytes = std::fs::read(left.dir.path().join(EXIT_FILE_NAME)).unwrap();
     assert_eq!(serde_json::from_slice::<Status>(&bytes).unwrap(), left.status);
+}
+
+#[tokio::test]
+async fn a_final_status_that_no_room_would_help_is_told_and_not_tried_again() {
+    let mut obstructed = attempt(honest(b"said\n"));
+    obstructed.spec.work_dir = None;
+    obstructed.is_obstructed = true;
+    // Long enough for several tries, now that nothing is in the way any more.
+    obstructed.leaves_after = TRY_AGAIN_AFTER * 4;
+    // That it is not written belongs to each attempt that is obstructed.
+    let left = see_through(obstructed).await;
+    assert_eq!((left.code(), &left.output[..]), (0, &b"said\n"[..]), "{}", left.message());
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ use holm_shim::{
     client, clock,
     deadline::{Terms, Verdict},
     guest::Readiness,
-    protocol::{Command, Launch, Phase, Status, Tuning},
+    protocol::{Command, EXIT_FILE_NAME, Launch, Phase, Status, Tuning},
     spool::reader::Reader,
     supervise::Attempt,
     watchdog::Watchdog,
@@ -391,6 +391,8 @@ pub struct Attempted {
     pub leaves_after: Duration,
     /// Where its folder is made, if not where all are.
     pub below: Option<PathBuf>,
+    /// Whether something is in the way of its final status until that was told.
+    pub is_obstructed: bool,
 }
 
 pub fn attempt(script: Script) -> Attempted {
@@ -408,6 +410,7 @@ pub fn attempt(script: Script) -> Attempted {
         commands_once: |status| status.phase >= Phase::Running,
         leaves_after: Duration::ZERO,
         below: None,
+        is_obstructed: false,
     }
 }
 
@@ -462,6 +465,8 @@ fn sandbox(
 pub async fn see_through(attempted: Attempted) -> Left {
     let below = attempted.below.clone().unwrap_or_else(std::env::temp_dir);
     let dir = tempfile::tempdir_in(below).unwrap();
+    let obstacle = attempted.is_obstructed.then(|| dir.path().join(format!("{EXIT_FILE_NAME}.part")));
+    obstacle.iter().for_each(|obstacle| std::fs::create_dir(obstacle).unwrap());
     let launch = launch(&attempted, dir.path().to_owned());
     let verdict = Verdict::new(Terms {
         fence: 3,
@@ -489,6 +494,7 @@ pub async fn see_through(attempted: Attempted) -> Left {
         // An end is never written before there is one.
         assert!(!undying || client::read_exit(dir.path()).unwrap().is_none());
         statuses.wait_for(|status| status.phase == Phase::Ended).await.unwrap();
+        obstacle.iter().for_each(|obstacle| std::fs::remove_dir(obstacle).unwrap());
         tokio::time::sleep(attempted.leaves_after).await;
         attempt.leave();
     };
@@ -498,7 +504,7 @@ pub async fn see_through(attempted: Attempted) -> Left {
     let status = attempt.statuses().borrow().clone();
     let kept = client::read_exit(dir.path()).unwrap();
     let is_full = holm_runtime::room::free_bytes(dir.path()).unwrap() == Some(0);
-    assert_eq!(kept, (!is_full).then(|| status.clone()));
+    assert_eq!(kept, (!is_full && !attempted.is_obstructed).then(|| status.clone()));
     assert!(status.outcome.as_ref().unwrap().is_consistent());
     let output = output(&dir, status.next_seq);
     let events = client::read_events(dir.path(), 0, usize::MAX).unwrap();
