@@ -44,9 +44,9 @@ pub struct Config {
     pub reap_every: Duration,
     /// How long an operation on a run is repeated while the control plane is not available.
     pub patience: Duration,
-    /// How long a shim that was spawned may take until it answers on its socket.
+    /// How long a shim of an earlier agent may take to say how it stands; then its run goes on without that.
     pub answer_within: Duration,
-    /// How long a shim may take to answer that its lease was renewed until it is killed. Its disk may be slow.
+    /// How long a shim may be silent that is to answer until it is killed. Its disk may be slow.
     pub silent_within: Duration,
     /// How long a shim that was told to end may take until it is killed.
     pub quit_within: Duration,

@@ -61,6 +61,8 @@ pub(crate) struct Script {
     pub(crate) dies: Option<Death>,
     /// Whether the shim does nothing more once the command runs, and lives.
     pub(crate) stands_still: bool,
+    /// Whether the shim drops every connection after its greeting once the command runs, and lives.
+    pub(crate) hangs_up: bool,
     /// What is told.
     pub(crate) events: Vec<EventKind>,
     /// How many more could not be written.
@@ -361,6 +363,11 @@ impl ShimUnderScript {
         }
         self.tell_events();
         self.tell();
+        while self.script.hangs_up {
+            self.greet(&listener);
+            self.connection = None;
+            std::thread::sleep(Duration::from_millis(2));
+        }
         loop {
             self.serve(&listener);
             while self.script.stands_still && self.connection.is_some() {
@@ -442,13 +449,17 @@ impl ShimUnderScript {
         }
     }
 
-    fn serve(&mut self, listener: &UnixListener) {
+    fn greet(&mut self, listener: &UnixListener) {
         if let Ok((connection, _)) = listener.accept() {
             connection.set_nonblocking(true).unwrap();
             self.connection = Some(connection);
             self.received.clear();
             self.tell();
         }
+    }
+
+    fn serve(&mut self, listener: &UnixListener) {
+        self.greet(listener);
         let mut bytes = [0; 4096];
         match self.connection.as_mut().map(|connection| connection.read(&mut bytes)) {
             Some(Ok(0)) => self.connection = None,

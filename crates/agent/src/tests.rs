@@ -273,13 +273,17 @@ fn a_shim_that_dies_is_told_by_how_far_it_was() {
 }
 
 #[test]
-fn a_shim_that_stands_still_is_killed_while_its_lease_is_renewed() {
+fn a_shim_that_answers_nothing_is_killed_while_its_lease_is_renewed() {
     let bench = Bench::with_ttl(Duration::from_secs(3));
-    let id = bench.control.submit(Script { stands_still: true, ..bench.endless() }.spec());
+    let stands_still = Script { stands_still: true, ..bench.endless() };
+    let hangs_up = Script { hangs_up: true, ..bench.endless() };
+    let ids = [stands_still, hangs_up].map(|script| bench.control.submit(script.spec()));
     let agent = bench.start();
-    let outcome = bench.ended(id).outcome.unwrap();
-    assert_eq!(outcome.reason, Some(Reason::GuestLost), "{outcome:?}");
-    assert_eq!((bench.starts(id, 1), bench.starts(id, 2)), (1, 0), "the lease was held until nothing of it lived");
+    for id in ids {
+        let outcome = bench.ended(id).outcome.unwrap();
+        assert_eq!(outcome.reason, Some(Reason::GuestLost), "{outcome:?}");
+        assert_eq!((bench.starts(id, 1), bench.starts(id, 2)), (1, 0), "the lease was held until nothing of it lived");
+    }
     bench.clean();
     agent.stop(Shutdown::Leave);
 }

@@ -2,6 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
+use holm_domain::BootMicros;
 use holm_shim::{
     client::{self, Commands, Statuses},
     protocol::{Command, Status},
@@ -13,17 +14,22 @@ use super::{
     report::{Reporter, Unreported},
     seen::Seen,
     settle::Settler,
+    silence::{Silence, Silent},
 };
 use crate::{clock::boot_now, control::ControlPlane, shim_process::ShimProcess};
 
 /// How often a shim that does not listen yet is tried again.
 const CONNECT_EVERY: Duration = Duration::from_millis(2);
 
+/// How soon after one connection the next is made at the earliest: a shim may drop each at once.
+const RECONNECT_AFTER: Duration = Duration::from_millis(100);
+
+/// How long a shim may take to take in what it is told; then another connection is tried. Less than a step of the wait for
+/// its answer, which goes on meanwhile.
+const SEND_WITHIN: Duration = Duration::from_millis(500);
+
 /// How long it may take to read what a shim had said before it died; it lies in this host's memory.
 const LAST_WORDS_WITHIN: Duration = Duration::from_secs(1);
-
-/// How often it is looked whether this agent has run while it waits for a shim.
-const WAIT_STEP: Duration = Duration::from_secs(1);
 
 /// How the conversation ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -51,42 +57,14 @@ pub(crate) struct Link {
     pub(crate) commands: Commands,
     pub(crate) statuses: Statuses,
     pub(crate) told: Told,
-    /// Whether the shim has said something over it.
-    has_spoken: bool,
-    /// The wait for the answer to what it was told, if it has not answered yet.
-    answer: Option<Wait>,
+    /// Whether the status with which each connection begins has come. It answers nothing.
+    is_greeted: bool,
 }
 
 impl Link {
     /// A connection over which nothing was told yet.
-    pub(crate) fn new((commands, statuses): (Commands, Statuses), has_spoken: bool) -> Self {
-        Self { commands, statuses, told: Told::default(), has_spoken, answer: None }
-    }
-}
-
-/// A wait for a shim. It is looked at in steps: where one of them took longer than two, this agent did not run, the shim may
-/// not have run either, and it has its time once more.
-#[derive(Debug, Clone, Copy)]
-struct Wait {
-    patience: Duration,
-    over_at: Instant,
-    next_at: Instant,
-}
-
-impl Wait {
-    fn begin(patience: Duration, now: Instant) -> Self {
-        Self { patience, over_at: now + patience, next_at: now + patience.min(WAIT_STEP) }
-    }
-
-    /// Takes the step that is due at `next_at`; returns whether the shim was waited for for long enough.
-    fn step(&mut self, now: Instant) -> bool {
-        if now > self.next_at + WAIT_STEP {
-            *self = Self::begin(self.patience, now);
-            return false;
-        }
-        let is_over = now >= self.over_at;
-        *self = Self { next_at: self.over_at.min(now + WAIT_STEP), ..*self };
-        is_over
+    pub(crate) fn new((commands, statuses): (Commands, Statuses), is_greeted: bool) -> Self {
+        Self { commands, statuses, told: Told::default(), is_greeted }
     }
 }
 
@@ -100,15 +78,21 @@ pub(crate) struct Shim {
 }
 
 impl Shim {
+    /// Sends commands; gives the connection up where that fails or takes too long.
     async fn send(&mut self, commands: &[Command]) {
         let Some(link) = &mut self.link else { return };
-        for command in commands {
-            if let Err(error) = link.commands.send(command).await {
-                tracing::debug!(%error, "the shim does not listen");
-                self.link = None;
-                return;
+        let all = async {
+            for command in commands {
+                link.commands.send(command).await?;
             }
+            Ok::<(), client::Error>(())
+        };
+        match tokio::time::timeout(SEND_WITHIN, all).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => tracing::debug!(%error, "the shim does not listen"),
+            Err(_) => tracing::warn!("the shim does not read what it is told"),
         }
+        self.link = None;
     }
 
     /// Kills the shim's process, for which nothing speaks any more.
@@ -160,7 +144,8 @@ async fn until(instant: Option<Instant>) {
     }
 }
 
-async fn connected(dir: &Path) -> Link {
+async fn connected(dir: &Path, from: Instant) -> Link {
+    tokio::time::sleep_until(from).await;
     loop {
         if let Ok(connection) = client::connect(dir).await {
             return Link::new(connection, false);
@@ -177,8 +162,7 @@ pub(crate) struct Conversation<'a> {
     pub(crate) orders: &'a mut watch::Receiver<Orders>,
     pub(crate) wants: watch::Receiver<Wants>,
     pub(crate) seen: watch::Sender<Seen>,
-    pub(crate) answer_within: Duration,
-    pub(crate) silent_within: Duration,
+    pub(crate) silence: Silence,
 }
 
 impl Conversation<'_> {
@@ -188,14 +172,17 @@ impl Conversation<'_> {
         let mut report = std::pin::pin!(reporter.run());
         let mut settling = std::pin::pin!(settler.settle(self.seen.clone()));
         let mut is_settled = false;
-        let mut unheard = Wait::begin(self.answer_within, Instant::now());
+        let mut connect_from = Instant::now();
         loop {
             let orders = *self.orders.borrow_and_update();
             if let Some(over) = self.heed(&orders).await {
                 return over;
             }
-            let is_unheard = self.shim.link.is_none() && self.shim.process.is_some();
-            let next_at = self.shim.link.as_ref().map_or(Some(unheard), |link| link.answer).map(|wait| wait.next_at);
+            let is_alive = self.shim.process.is_some();
+            let is_unheard = is_alive && self.shim.link.is_none();
+            if is_unheard {
+                self.expect_answer(orders.deadline);
+            }
             // What the shim said comes before the time that it took.
             tokio::select! {
                 biased;
@@ -204,44 +191,51 @@ impl Conversation<'_> {
                 Ok(()) = self.wants.changed() => {}
                 status = next_status(&mut self.shim.link) => match status {
                     Some(status) => self.take(&status),
-                    None => {
-                        self.shim.link = None;
-                        unheard = Wait::begin(self.answer_within, Instant::now());
-                    }
+                    None => self.shim.link = None,
                 },
-                link = connected(self.dir), if is_unheard => self.shim.link = Some(link),
+                link = connected(self.dir, connect_from), if is_unheard => {
+                    self.shim.link = Some(link);
+                    connect_from = Instant::now() + RECONNECT_AFTER;
+                }
                 () = gone(&self.shim.process) => {
                     self.shim.process = None;
+                    self.break_silence("it is gone");
                     self.hear_last().await;
                 }
-                () = &mut settling, if self.shim.process.is_none() && !is_settled => is_settled = true,
-                () = until(next_at), if self.shim.process.is_some() => self.wait_on(&mut unheard),
+                () = &mut settling, if !is_alive && !is_settled => is_settled = true,
+                () = until(self.silence.next_at()), if is_alive => self.wait_on(),
             }
+        }
+    }
+
+    /// From now on the shim owes an answer. Before its first word it makes the sandbox, up to the deadline.
+    fn expect_answer(&mut self, deadline: BootMicros) {
+        self.silence.begin(deadline.since(boot_now()), Instant::now());
+    }
+
+    /// The shim owes no answer any more.
+    fn break_silence(&mut self, how: &str) {
+        if let Some(silent) = self.silence.end() {
+            tracing::info!(dir = %self.dir.display(), ?silent, how, "the silence of a shim is over");
         }
     }
 
     /// Goes on waiting for the shim, that it can be heard or that it answers, and kills it where that took too long: the lease
     /// of a sandbox for which nobody enforces it must not be held. One that waits for a disk is waited for.
-    fn wait_on(&mut self, unheard: &mut Wait) {
-        let now = Instant::now();
-        let wait = self.shim.link.as_mut().map_or(Some(unheard), |link| link.answer.as_mut());
-        let Some(wait) = wait else { return };
-        if !wait.step(now) {
-            return;
+    fn wait_on(&mut self) {
+        let process = &self.shim.process;
+        let waits_for_disk = || process.as_ref().is_some_and(ShimProcess::is_uninterruptible);
+        let dir = self.dir.display();
+        match self.silence.step(Instant::now(), waits_for_disk) {
+            None | Some((Silent::WaitsForDisk, false)) => {}
+            Some((Silent::WaitsForDisk, true)) => tracing::warn!(%dir, "a shim does not answer: it waits for a disk"),
+            Some((Silent::Stuck, is_news)) => {
+                if is_news {
+                    tracing::error!(%dir, "a shim does not answer; it is killed");
+                }
+                self.shim.kill();
+            }
         }
-        *wait = Wait::begin(wait.patience, now);
-        if self.shim.process.as_ref().is_some_and(ShimProcess::is_uninterruptible) {
-            tracing::warn!(dir = %self.dir.display(), "a shim does not answer: it waits for a disk");
-        } else {
-            tracing::error!(dir = %self.dir.display(), "a shim does not answer; it is killed");
-            self.shim.kill();
-        }
-    }
-
-    /// How long the shim may take to answer. Before it says its first word it makes the sandbox, up to the deadline.
-    fn patience(&self, orders: &Orders, link: &Link) -> Duration {
-        let making = if link.has_spoken { Duration::ZERO } else { orders.deadline.since(boot_now()) };
-        self.silent_within + making
     }
 
     /// Takes in what the shim had said before it died, up to the end of the connection.
@@ -261,9 +255,9 @@ impl Conversation<'_> {
     }
 
     fn take(&mut self, status: &Status) {
-        if let Some(link) = &mut self.shim.link {
-            link.has_spoken = true;
-            link.answer = None;
+        match self.shim.link.as_mut().map(|link| std::mem::replace(&mut link.is_greeted, true)) {
+            Some(false) => self.silence.greeted(),
+            _ => self.break_silence("it answers"),
         }
         self.seen.send_if_modified(|seen| {
             let before = seen.clone();
@@ -287,11 +281,10 @@ impl Conversation<'_> {
             None => {}
         }
         let wants = *self.wants.borrow_and_update();
-        let patience = self.shim.link.as_ref().map(|link| self.patience(orders, link)).unwrap_or_default();
         if let Some(link) = &mut self.shim.link {
             let due = link.told.due(self.fence, orders, &wants);
             if due.iter().any(|command| matches!(command, Command::Extend { .. })) {
-                link.answer.get_or_insert(Wait::begin(patience, Instant::now()));
+                self.expect_answer(orders.deadline);
             }
             self.shim.send(&due).await;
         }
@@ -308,30 +301,21 @@ fn over(result: Result<(), Unreported>) -> Over {
 
 #[cfg(test)]
 mod tests {
+    use holm_shim::protocol::SOCKET_NAME;
+
     use super::*;
 
-    /// Steps until the wait is over; each comes late by what `late` says of its number. Returns how long that took.
-    fn over_after(patience: Duration, late: impl Fn(u32) -> Duration) -> Duration {
-        let begun = Instant::now();
-        let mut wait = Wait::begin(patience, begun);
-        for number in 0..1_000 {
-            let now = wait.next_at + late(number);
-            if wait.step(now) {
-                return now - begun;
+    #[tokio::test]
+    async fn a_shim_that_does_not_read_is_not_waited_for_without_end() {
+        let temp = tempfile::tempdir().unwrap();
+        let _listener = tokio::net::UnixListener::bind(temp.path().join(SOCKET_NAME)).unwrap();
+        let link = Link::new(client::connect(temp.path()).await.unwrap(), false);
+        let mut shim = Shim { process: None, link: Some(link) };
+        let sending = async {
+            while shim.link.is_some() {
+                shim.send(&[Command::Quit {}; 100]).await;
             }
-        }
-        panic!("it has no end");
-    }
-
-    #[test]
-    fn a_shim_is_waited_for_for_as_long_as_this_agent_runs() {
-        for patience in [Duration::from_millis(300), WAIT_STEP, Duration::from_secs(30)] {
-            assert_eq!(over_after(patience, |_| Duration::ZERO), patience);
-        }
-        let patience = Duration::from_secs(30);
-        let slow = over_after(patience, |_| WAIT_STEP / 2);
-        assert!(slow >= patience && slow < patience + WAIT_STEP, "{slow:?}");
-        let frozen = |number| if number == 28 { Duration::from_secs(600) } else { Duration::ZERO };
-        assert_eq!(over_after(patience, frozen), Duration::from_secs(29 + 600 + 30), "just before it was over");
+        };
+        tokio::time::timeout(Duration::from_secs(60), sending).await.expect("it is given up");
     }
 }

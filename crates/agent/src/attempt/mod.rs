@@ -11,6 +11,7 @@ pub(crate) mod orders;
 mod report;
 mod seen;
 mod settle;
+mod silence;
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,6 +27,7 @@ use self::{
     report::Reporter,
     seen::{End, Seen},
     settle::Settler,
+    silence::Silence,
 };
 use crate::{
     capacity::Permit,
@@ -194,16 +196,9 @@ async fn converse<C: ControlPlane>(
         seen: seen_by_reporter,
         wants: &wants,
     };
-    let conversation = Conversation {
-        dir: &dir,
-        fence: attempt.fence,
-        shim,
-        orders,
-        wants: wants_of_reporter,
-        seen,
-        answer_within: shared.config.answer_within,
-        silent_within: shared.config.silent_within,
-    };
+    let silence = Silence::new(shared.config.silent_within, shim.link.is_some());
+    let conversation =
+        Conversation { dir: &dir, fence: attempt.fence, shim, orders, wants: wants_of_reporter, seen, silence };
     let over = conversation.run(reporter, Settler { shared, stay, dir: &dir }).await;
     match over {
         Over::Reported => Way::Reported,
