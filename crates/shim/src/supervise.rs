@@ -262,8 +262,10 @@ impl Attempt {
             }
         };
         tokio::select! {
-            () = alone => tracing::warn!("no agent came for what is left of the attempt"),
+            // What is in the way of the status is told also where the agent has let go already.
+            biased;
             never = self.keep_status(kept) => match never {},
+            () = alone => tracing::warn!("no agent came for what is left of the attempt"),
             left = leave.wait_for(|leave| *leave) => { let _ = left; }
         }
     }
