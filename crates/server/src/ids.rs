@@ -47,6 +47,11 @@ pub fn secret() -> SecretString {
     SecretString::from(format!("{SECRET_PREFIX}{digits}"))
 }
 
+/// A name of a server while it runs.
+pub fn server() -> String {
+    draw().simple().to_string()
+}
+
 /// A number under which one request stands in the log.
 pub fn request() -> String {
     draw().simple().to_string()

@@ -81,10 +81,12 @@ pub enum Task {
     Expire,
     /// Removes objects of what was deleted.
     Sweep,
+    /// Gives hints to other servers and hears theirs.
+    Hint,
 }
 
 impl Task {
-    const ALL: [Self; 4] = [Self::Reap, Self::Seal, Self::Expire, Self::Sweep];
+    const ALL: [Self; 5] = [Self::Reap, Self::Seal, Self::Expire, Self::Sweep, Self::Hint];
 
     const fn as_str(self) -> &'static str {
         match self {
@@ -92,6 +94,7 @@ impl Task {
             Self::Seal => "seal",
             Self::Expire => "expire",
             Self::Sweep => "sweep",
+            Self::Hint => "hint",
         }
     }
 }

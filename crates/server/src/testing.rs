@@ -136,6 +136,16 @@ impl World {
         &self.agent
     }
 
+    /// The agent as it asks another server on the same store.
+    pub fn agent_at(&self, other: &Server) -> Caller {
+        Caller { router: other.router(), ..self.agent() }
+    }
+
+    /// The member as it asks another server on the same store.
+    pub fn member_at(&self, other: &Server) -> Caller {
+        Caller { router: other.router(), ..self.member() }
+    }
+
     pub fn agent(&self) -> Caller {
         self.with_secret(&self.agent)
     }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use prometheus_client::metrics::counter::Counter;
+use tokio::time::Instant;
 
 /// Of how many things it is remembered that their trouble was told.
 const TOLD_MAX: usize = 10_000;
@@ -25,6 +26,37 @@ impl<K> Told<K> {
     /// Counts in `troubles`.
     pub fn counting(troubles: Counter) -> Self {
         Self { about: BTreeSet::new(), troubles }
+    }
+}
+
+/// Something that does not work for a while: told when it begins, and when it is over. Each trouble is counted.
+#[derive(Debug)]
+pub struct Outage {
+    what: &'static str,
+    since: Option<Instant>,
+    troubles: Counter,
+}
+
+impl Outage {
+    /// Of `what`; counts in `troubles`.
+    pub fn counting(troubles: Counter, what: &'static str) -> Self {
+        Self { what, since: None, troubles }
+    }
+
+    /// It did not work, once more.
+    pub fn trouble(&mut self, error: &dyn Display) {
+        self.troubles.inc();
+        if self.since.is_none() {
+            tracing::warn!(%error, "{}", self.what);
+            self.since = Some(Instant::now());
+        }
+    }
+
+    /// It works.
+    pub fn over(&mut self) {
+        if let Some(since) = self.since.take() {
+            tracing::info!(after = ?since.elapsed(), "it is over: {}", self.what);
+        }
     }
 }
 

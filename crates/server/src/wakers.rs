@@ -1,27 +1,74 @@
 //! Hints that something may have changed: for each org one bell for its queue and one for its agents, one for each run.
 //!
-//! A hint carries nothing and may be missed or superfluous: whoever is woken reads the store. A server never hears what
-//! another server rings, so a wait on a store that others write to also ends after `reread_every` of
-//! [`crate::config::ServeLimits`]. A bell exists only while somebody listens.
+//! A hint carries nothing and may be missed or superfluous: whoever is woken reads the store. What one server rings, others
+//! on the store hear a moment later ([`crate::tasks::hint`]), or not at all, so a wait on a store that others write to also
+//! ends after `reread_every` of [`crate::config::ServeLimits`]. A bell exists only while somebody listens.
+
+mod gathered;
 
 use std::{
     collections::HashMap,
-    hash::Hash,
+    fmt,
+    str::FromStr,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
 };
 
 use holm_domain::{OrgId, RunId, UnixMicros};
 use tokio::sync::{Notify, futures::Notified};
 
+pub use gathered::{Gathered, Rung};
+
+/// What somebody listens to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Bell {
+    /// What is to be executed for an org.
+    Queue(OrgId),
+    /// What the agents that serve an org are to be told.
+    Agents(OrgId),
+    /// A run, its log and its events.
+    Run(RunId),
+}
+
+impl fmt::Display for Bell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Queue(org) => write!(f, "queue={org}"),
+            Self::Agents(org) => write!(f, "agents={org}"),
+            Self::Run(run) => write!(f, "run={run}"),
+        }
+    }
+}
+
+/// No bell has that name.
+#[derive(Debug, PartialEq, Eq)]
+pub struct UnknownBell;
+
+impl FromStr for Bell {
+    type Err = UnknownBell;
+
+    fn from_str(text: &str) -> Result<Self, UnknownBell> {
+        let (kind, id) = text.split_once('=').ok_or(UnknownBell)?;
+        let org = || id.parse().map_err(|_| UnknownBell);
+        match kind {
+            "queue" => org().map(Self::Queue),
+            "agents" => org().map(Self::Agents),
+            "run" => id.parse().map(Self::Run).map_err(|_| UnknownBell),
+            _ => Err(UnknownBell),
+        }
+    }
+}
+
 /// The bells of one server.
 #[derive(Debug, Default)]
 pub struct Wakers {
-    queues: Arc<Bells<OrgId>>,
-    agents: Arc<Bells<OrgId>>,
-    runs: Arc<Bells<RunId>>,
+    bells: Arc<Bells>,
+    /// Whether there may be others who are to hear what is rung here.
+    is_shared: AtomicBool,
+    /// What they have not been told yet.
+    untold: Gathered,
     seal: Notify,
     overdue: Notify,
     /// When overdue runs are looked for next.
@@ -30,18 +77,18 @@ pub struct Wakers {
 
 impl Wakers {
     /// Listens to what is to be executed for an org.
-    pub fn listen_queue(&self, org: OrgId) -> Listener<OrgId> {
-        Bells::listen(&self.queues, org)
+    pub fn listen_queue(&self, org: OrgId) -> Listener {
+        Bells::listen(&self.bells, Bell::Queue(org))
     }
 
     /// Listens to what the agents that serve an org are to be told.
-    pub fn listen_agents(&self, org: OrgId) -> Listener<OrgId> {
-        Bells::listen(&self.agents, org)
+    pub fn listen_agents(&self, org: OrgId) -> Listener {
+        Bells::listen(&self.bells, Bell::Agents(org))
     }
 
     /// Listens to what concerns a run.
-    pub fn listen_run(&self, run: RunId) -> Listener<RunId> {
-        Bells::listen(&self.runs, run)
+    pub fn listen_run(&self, run: RunId) -> Listener {
+        Bells::listen(&self.bells, Bell::Run(run))
     }
 
     /// Says that a log became worth sealing; which one stands in the store.
@@ -69,52 +116,75 @@ impl Wakers {
 
     /// Says that there is more to be executed for an org.
     pub fn ring_queue(&self, org: OrgId) {
-        self.queues.ring(&org);
+        self.ring(Bell::Queue(org));
     }
 
     /// Says that an agent that serves an org is to be told something.
     pub fn ring_agents(&self, org: OrgId) {
-        self.agents.ring(&org);
+        self.ring(Bell::Agents(org));
     }
 
     /// Says that a run, its log or its events changed.
     pub fn ring_run(&self, run: RunId) {
-        self.runs.ring(&run);
+        self.ring(Bell::Run(run));
+    }
+
+    fn ring(&self, bell: Bell) {
+        self.bells.ring(&bell);
+        if self.is_shared.load(Ordering::Relaxed) {
+            self.untold.add([bell]);
+        }
+    }
+
+    /// From now on others are to hear what is rung here.
+    pub fn share(&self) {
+        self.is_shared.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until something was rung here that others are to hear, and takes it.
+    pub async fn untold(&self) -> Rung {
+        self.untold.take().await
+    }
+
+    /// Rings what was rung elsewhere.
+    pub fn echo(&self, rung: &Rung) {
+        match rung {
+            Rung::Some(bells) => bells.iter().for_each(|bell| self.bells.ring(bell)),
+            Rung::All => self.bells.ring_all(),
+        }
     }
 }
 
-#[derive(Debug)]
-struct Bells<K>(Mutex<HashMap<K, Arc<Notify>>>);
+#[derive(Debug, Default)]
+struct Bells(Mutex<HashMap<Bell, Arc<Notify>>>);
 
-impl<K> Default for Bells<K> {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
-}
-
-impl<K: Copy + Eq + Hash> Bells<K> {
-    fn listen(bells: &Arc<Self>, key: K) -> Listener<K> {
+impl Bells {
+    fn listen(bells: &Arc<Self>, key: Bell) -> Listener {
         let mut map = bells.0.lock().unwrap_or_else(PoisonError::into_inner);
         let bell = Arc::clone(map.entry(key).or_default());
         Listener { key, bell, bells: Arc::clone(bells) }
     }
 
-    fn ring(&self, key: &K) {
+    fn ring(&self, key: &Bell) {
         if let Some(bell) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key) {
             bell.notify_waiters();
         }
+    }
+
+    fn ring_all(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().for_each(|bell| bell.notify_waiters());
     }
 }
 
 /// Hears one bell until it is dropped.
 #[derive(Debug)]
-pub struct Listener<K: Copy + Eq + Hash> {
-    key: K,
+pub struct Listener {
+    key: Bell,
     bell: Arc<Notify>,
-    bells: Arc<Bells<K>>,
+    bells: Arc<Bells>,
 }
 
-impl<K: Copy + Eq + Hash> Listener<K> {
+impl Listener {
     /// A wait that hears every ring from this call on, not only from its first poll on: take it, read, then await it.
     pub fn heard(&self) -> Notified<'_> {
         // `notify_waiters` reaches every `Notified` that was made before it, polled or not.
@@ -122,7 +192,7 @@ impl<K: Copy + Eq + Hash> Listener<K> {
     }
 }
 
-impl<K: Copy + Eq + Hash> Drop for Listener<K> {
+impl Drop for Listener {
     fn drop(&mut self) {
         let mut map = self.bells.0.lock().unwrap_or_else(PoisonError::into_inner);
         // The map and this listener: nobody else listens, and nobody can begin while the map is locked.
@@ -162,6 +232,38 @@ mod tests {
         wakers.ring_queue(org);
         assert!(heard.now_or_never().is_some(), "the other still listens");
         drop(other);
-        assert!(wakers.queues.0.lock().unwrap().is_empty());
+        assert!(wakers.bells.0.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn others_are_to_hear_what_is_rung_while_it_is_shared() {
+        let (wakers, other) = (Wakers::default(), Wakers::default());
+        let (org, run) = (OrgId::from_uuid(Uuid::from_u128(1)), RunId::from_uuid(Uuid::from_u128(2)));
+        wakers.ring_queue(org);
+        wakers.share();
+        assert!(wakers.untold().now_or_never().is_none(), "there was nobody else");
+        wakers.ring_queue(org);
+        wakers.ring_run(run);
+        let rung = wakers.untold().now_or_never().unwrap();
+        assert_eq!(rung, Rung::Some([Bell::Queue(org), Bell::Run(run)].into()));
+        other.share();
+        for rung in [rung, Rung::All] {
+            let listener = other.listen_queue(org);
+            let heard = listener.heard();
+            other.echo(&rung);
+            assert!(heard.now_or_never().is_some());
+        }
+        assert!(other.untold().now_or_never().is_none(), "what was rung elsewhere is not told again");
+    }
+
+    #[test]
+    fn names_of_bells_come_back() {
+        let (org, run) = (OrgId::from_uuid(Uuid::from_u128(1)), RunId::from_uuid(Uuid::from_u128(2)));
+        for bell in [Bell::Queue(org), Bell::Agents(org), Bell::Run(run)] {
+            assert_eq!(bell.to_string().parse(), Ok(bell));
+        }
+        for text in ["", "queue", "queue=", "run=org_1", "door=x", "run=run_00000000000000000000000002 "] {
+            assert_eq!(text.parse::<Bell>(), Err(UnknownBell), "{text}");
+        }
     }
 }

@@ -22,6 +22,7 @@ mod doomed;
 mod error;
 mod events;
 mod examined;
+mod hints;
 mod hosts;
 mod leases;
 mod logs;
@@ -44,6 +45,7 @@ pub use doomed::{DOOMED_PAGE_MAX, Doomed, DoomedPart};
 pub use error::{Cause, Error, Result};
 pub use events::{EVENTS_APPEND_MAX, EVENTS_PAGE_MAX, EventAppended};
 pub use examined::{ExaminedRuns, RUNS_EXAMINED_MAX, runs_examine};
+pub use hints::{HINT_BYTES_MAX, Hints};
 pub use hosts::HOSTS_MAX;
 pub use leases::{Due, DuePlace, LEASES_PAGE_MAX, RENEWALS_MAX, Renewal};
 pub use logs::{

@@ -85,7 +85,7 @@ pub fn write_event<T: Serialize>(out: &mut Vec<u8>, name: &str, id: Option<u64>,
 
 struct Follow<S> {
     app: Arc<App>,
-    listener: Listener<RunId>,
+    listener: Listener,
     source: S,
     token: Lasting,
     /// What the first look found, before the answer began.

@@ -1,11 +1,12 @@
-//! What the server does without being asked: end what is overdue, seal what has grown, delete what is
-//! too old, sweep what was deleted.
+//! What the server does without being asked: end what is overdue, seal what has grown, delete what is too old, sweep what
+//! was deleted, pass on to other servers what may have changed.
 //!
 //! A task takes no input: it looks at what there is, changes what is not as it should be, and comes to rest. It runs at
 //! intervals, and earlier when somebody knows of work. So it does not matter whether it was called once too often, whether
 //! a call was lost, or whether another server runs the same task at the same time.
 
 pub mod expire;
+pub mod hint;
 pub mod reap;
 pub mod seal;
 pub mod sweep;
@@ -29,7 +30,7 @@ fn count(app: &App, task: Task, done: Result<u64, Failure>, otherwise: &'static 
 
 /// Runs all tasks until the server is to end.
 pub async fn run(app: Arc<App>) {
-    tokio::join!(run_reap(&app), run_seal(&app), run_expire(&app), run_sweep(&app));
+    tokio::join!(run_reap(&app), run_seal(&app), run_expire(&app), run_sweep(&app), hint::run(&app));
 }
 
 /// The pause between two rounds of the reaper, at least and at most: it looks again when the next deadline passes, soon

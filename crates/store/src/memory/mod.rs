@@ -16,6 +16,7 @@ use holm_domain::{
     host::Host,
     run::{Event, Run},
 };
+use tokio::sync::broadcast;
 
 use crate::{Doomed, DoomedPart, Org, Project, Segment};
 
@@ -30,11 +31,21 @@ pub trait Between: Debug + Send + Sync {
     }
 }
 
+/// How many hints wait for who is slow to hear them; older ones are lost.
+const HINTS_WAITING_MAX: usize = 64;
+
 /// Clones share one state.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Memory {
     state: Arc<Mutex<State>>,
     between: Option<Arc<dyn Between>>,
+    hints: broadcast::Sender<String>,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self { state: Arc::default(), between: None, hints: broadcast::Sender::new(HINTS_WAITING_MAX) }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -70,7 +81,16 @@ struct Stored {
 impl Memory {
     /// The same state, with something between it and its callers.
     pub(crate) fn with(&self, between: Arc<dyn Between>) -> Self {
-        Self { state: self.state.clone(), between: Some(between) }
+        Self { between: Some(between), ..self.clone() }
+    }
+
+    pub(crate) fn hint(&self, text: &str) {
+        // That nobody listens is no error.
+        let _nobody_listens = self.hints.send(text.to_owned());
+    }
+
+    pub(crate) fn hints(&self) -> broadcast::Receiver<String> {
+        self.hints.subscribe()
     }
 
     /// Waits for the turn of an operation.

@@ -6,6 +6,7 @@
 //! nothing is asked of a PostgreSQL server that takes no writes.
 
 pub(crate) mod migrate;
+mod notify;
 mod pools;
 #[cfg(test)]
 mod prepared;
@@ -17,6 +18,7 @@ use std::{future::Future, io, time::Duration};
 
 use sqlx::{PgPool, Postgres, Sqlite, SqlitePool, Transaction, sqlite::SqliteError};
 
+pub(crate) use notify::Listening;
 pub(crate) use row::{Fields, Row, encode};
 pub(crate) use value::{Args, Value, args};
 

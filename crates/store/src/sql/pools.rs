@@ -10,7 +10,7 @@ use std::{
 };
 
 use sqlx::{
-    AssertSqlSafe, Connection, Database, PgConnection, Row as _, Sqlite, SqliteConnection, SqlitePool,
+    AssertSqlSafe, Connection, Database, PgConnection, PgPool, Row as _, Sqlite, SqliteConnection, SqlitePool,
     pool::PoolOptions,
     postgres::PgConnectOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
@@ -124,6 +124,13 @@ impl Db {
         };
         within(WAIT_MAX, asking).await.map_err(|error| broken(OPENING, error))
     }
+}
+
+/// A pool of one connection to where `pool` leads, for somebody who keeps it.
+pub(super) fn one_more(pool: &PgPool) -> PgPool {
+    let keeps = for_one().idle_timeout(None).max_lifetime(None);
+    let keeps = keeps.after_connect(|connection, _| Box::pin(takes_writes(connection)));
+    keeps.connect_lazy_with((*pool.connect_options()).clone())
 }
 
 /// A pool of one connection, for somebody who looks and goes.

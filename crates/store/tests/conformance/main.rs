@@ -7,6 +7,7 @@ mod blobs;
 mod claims;
 mod corrupt;
 mod events;
+mod hints;
 mod isolation;
 mod logs;
 #[path = "../support/postgres.rs"]
