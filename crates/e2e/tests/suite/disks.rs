@@ -43,6 +43,14 @@ fn keep_full(disk: &Path, long: Duration) -> u64 {
     length() - before
 }
 
+/// A world with one agent, which has a disk of its own and lets it become full.
+fn agent_on_small_disk() -> (World, PathBuf) {
+    let mut world = World::with_server();
+    let disk = world.small_disk("agent-only", "24m");
+    world.start_agent_with("only", &["--host-storage-floor", "0"]);
+    (world, disk)
+}
+
 fn counted(last: u32) -> String {
     (1..=last).map(|number| format!("{number}\n")).collect()
 }
@@ -102,10 +110,7 @@ fn a_full_disk_under_the_agent_costs_no_line_and_no_run() {
     if !host::is_root() {
         return;
     }
-    let mut world = World::new();
-    world.start_server();
-    let disk = world.small_disk("agent-only", "24m");
-    world.start_agent_with("only", &["--host-storage-floor", "0"]);
+    let (mut world, disk) = agent_on_small_disk();
     let script = "import time\nfor n in range(1, 601):\n    print(n, flush=True)\n    time.sleep(0.03)\n";
     let neighbour = world.detach(["--", "/usr/bin/python3", "-c", script]);
     eventually("its output", || world.logs(&neighbour).text().starts_with("1\n").then_some(()));
@@ -139,10 +144,7 @@ fn a_run_that_is_cancelled_on_a_full_disk_ends_soon_and_says_what_is_missing() {
     if !host::is_root() {
         return;
     }
-    let mut world = World::new();
-    world.start_server();
-    let disk = world.small_disk("agent-only", "24m");
-    world.start_agent_with("only", &["--host-storage-floor", "0"]);
+    let (world, disk) = agent_on_small_disk();
     let run = world.detach(["--", "sh", "-c", "echo kept; while sleep 0.1; do seq 1000; done"]);
     eventually("its output", || world.logs(&run).text().starts_with("kept\n").then_some(()));
     keep_full(&disk, Duration::from_secs(3));
@@ -161,8 +163,7 @@ fn a_disk_without_room_for_files_takes_no_runs_until_it_has_some() {
     if !host::is_root() {
         return;
     }
-    let mut world = World::new();
-    world.start_server();
+    let mut world = World::with_server();
     let disk = world.small_disk("agent-only", "1g,nr_inodes=60");
     world.start_agent("only");
     let run = world.detach(["--", "echo", "waited"]);
