@@ -195,6 +195,24 @@ async fn a_list_shows_the_good_runs_and_names_the_damaged_ones() {
 }
 
 #[tokio::test]
+async fn a_damaged_run_is_deleted_once_it_has_ended_and_says_until_then_what_keeps_it() {
+    let server = OnFile::new().await;
+    let world = &server.world;
+    let held = world.claim_run().await;
+    let path = format!("/v1/runs/{}", held.run);
+    server.damage(held.run).await;
+    let refused = world.member().delete(&path).await.problem(ErrorCode::Conflict);
+    assert!(refused.detail.contains("is claimed and cannot be read; repair its row or restore"), "{refused}");
+    let ended = world.claim_run().await;
+    world.finish(ended, 1).await;
+    server.damage(ended.run).await;
+    let path = format!("/v1/runs/{}", ended.run);
+    world.other_org().delete(&path).await.problem(ErrorCode::NotFound);
+    assert_eq!(world.member().delete(&path).await.status, StatusCode::NO_CONTENT);
+    world.member().get(&path).await.problem(ErrorCode::NotFound);
+}
+
+#[tokio::test]
 async fn a_log_whose_end_is_gone_is_read_up_to_there_and_nowhere_to_an_end() {
     let server = OnFile::new().await;
     let world = &server.world;

@@ -102,6 +102,14 @@ impl Store {
         }
     }
 
+    /// State and version of a run, if the org has it: they are known where the rest of it cannot be read.
+    pub async fn run_standing(&self, org: OrgId, id: RunId) -> Result<Option<(RunState, u64)>> {
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.turn().await.run_get(org, id).map(|run| (run.state, run.version))),
+            Backend::Sql(db) => sql::run_standing(db, org, id).await,
+        }
+    }
+
     /// Up to `limit` runs of the org that meet `filter`, newest first; only runs older than `before`, where it is given. Those
     /// that cannot be read are among them, each at its place. Going from page to page, each run that was there at the first page is seen exactly once, whatever is added.
     pub async fn run_list(

@@ -132,14 +132,22 @@ pub async fn run_cancel(app: &App, org: OrgId, id: RunId, how: Cancel, account: 
     revise_from(app, run, |run, now| Ok::<_, Failure>(run.request_cancel(how, now))).await
 }
 
-/// Removes a run that has ended, with its log, its events and its blobs.
+/// Removes a run that has ended, with its log, its events and its blobs; also one that cannot be read otherwise.
 pub async fn run_delete(app: &App, org: OrgId, id: RunId) -> Result<(), Failure> {
-    let run = run_of(app, org, id).await?;
-    if run.state != RunState::Ended {
-        let detail = format!("the run is {}; cancel it and wait for its end", run.state.as_str());
-        return Err(Failure::new(ErrorCode::Conflict, detail).at("state", run.state.as_str()));
+    let standing = app.store.run_standing(org, id).await?;
+    let (state, version) = standing.ok_or_else(|| Failure::not_found("run", id))?;
+    if state != RunState::Ended {
+        let way_out = match app.store.run_get(org, id).await {
+            Err(error @ holm_store::Error::Corrupt { .. }) => {
+                app.unreadable.tell(id, &error);
+                " and cannot be read; repair its row or restore the database from a copy, then cancel it"
+            }
+            _ => "; cancel it and wait for its end",
+        };
+        let detail = format!("the run is {}{way_out}", state.as_str());
+        return Err(Failure::new(ErrorCode::Conflict, detail).at("state", state.as_str()));
     }
-    app.store.run_delete(org, id, run.version, app.now()).await?;
+    app.store.run_delete(org, id, version, app.now()).await?;
     app.wakers.ring_run(id);
     Ok(())
 }

@@ -165,6 +165,14 @@ pub(super) async fn run_get(db: &Db, org: OrgId, id: RunId) -> Result<Option<Run
     db.row(RUN_GET, args![org, id]).await?.as_ref().map(read).transpose()
 }
 
+pub(super) async fn run_standing(db: &Db, org: OrgId, id: RunId) -> Result<Option<(RunState, u64)>> {
+    let Some(row) = db.row(RUN_GET, args![org, id]).await? else { return Ok(None) };
+    let row = row.of("runs", "id")?;
+    let state = row.text("state")?;
+    let state = RunState::parse(&state).ok_or_else(|| row.corrupt(format!("`state` is `{state}`")))?;
+    Ok(Some((state, row.number("version")?)))
+}
+
 pub(super) async fn run_list(
     db: &Db,
     org: OrgId,
