@@ -4,11 +4,14 @@
 //! between attempts nor the deadlines take any time.
 #![allow(clippy::unwrap_used)]
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use holm_api::client::{
     Client, ClientError, Endpoint, SecretString,
-    follow::{LogFollower, NONSENSE_MAX},
+    follow::{LogFollower, NONSENSE_MAX, TELL_AFTER},
 };
 use holm_domain::RunId;
 use tempfile::TempDir;
@@ -233,6 +236,37 @@ async fn a_stream_that_had_begun_waits_for_room_in_a_full_server() {
     assert!(began.elapsed() > Duration::from_secs(120), "it took more than its patience: {:?}", began.elapsed());
     let (seen, error) = World::new(full().collect()).all(0).await;
     assert!(seen.is_empty() && error.unwrap().to_string().contains("because"), "one that had not is refused");
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_that_go_on_are_told_once_each_time_and_short_ones_never() {
+    let failing = |status: &'static str, code: &'static str, times| {
+        (0..times).map(move |_| Act::Answer(status, problem(status[..3].parse().unwrap(), code)))
+    };
+    let unavailable = |times| failing("503 x\r\ncontent-type: application/problem+json", "unavailable", times);
+    let full = |times| failing("429 x\r\ncontent-type: application/problem+json", "too_many", times);
+    let acts = unavailable(3)
+        .chain([Act::Stream(log(1))])
+        .chain(unavailable(9))
+        .chain([Act::Stream(log(2))])
+        .chain(full(9))
+        .chain([Act::Stream(log(3) + &end(3))]);
+    let world = World::new(acts.collect());
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let teller = Arc::clone(&told);
+    let begun = Instant::now();
+    let tell = move |error: &ClientError| teller.lock().unwrap().push((begun.elapsed(), error.to_string()));
+    let mut follower = world.logs(0).telling(tell);
+    let mut read_at = Vec::new();
+    while follower.next().await.unwrap().is_some() {
+        read_at.push(begun.elapsed());
+    }
+    let told = told.lock().unwrap().clone();
+    let [(first, unavailable), (second, full)] = told.as_slice() else { panic!("{told:?}") };
+    assert!(unavailable.contains("unavailable") && full.contains("too_many"), "{told:?}");
+    for (at, read) in [(first, read_at[0]), (second, read_at[1])] {
+        assert!((TELL_AFTER..TELL_AFTER * 3).contains(&(*at - read)), "{told:?} {read_at:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

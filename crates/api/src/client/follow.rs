@@ -4,7 +4,8 @@
 //! reconnection is dropped by its sequence; a gap is never passed over. What is held in memory is one event or batch. When
 //! nothing new could be read for [`PATIENCE`] of failures, or the same kind of nonsense came [`NONSENSE_MAX`] times in a
 //! row, the follower says so instead of trying for ever; a connection on which merely nothing happens is kept. A stream that
-//! had begun is tried for as long as the server answers that there is no room for it now.
+//! had begun is tried for as long as the server answers that there is no room for it now. Who wants to know is told while it
+//! is tried again ([`Follower::telling`]).
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -36,6 +37,8 @@ use crate::{
 pub const PATIENCE: Duration = Duration::from_secs(120);
 /// How many times in a row a stream may make no sense before the follower gives up.
 pub const NONSENSE_MAX: u32 = 5;
+/// After how long in which every attempt failed it is told.
+pub const TELL_AFTER: Duration = Duration::from_secs(3);
 /// A server sends a comment at least every 15 s; after this much silence the connection is held for dead.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// A connection that stood for so long was a good one, even if nothing happened on it.
@@ -134,6 +137,8 @@ pub type EventFollower = Follower<Event>;
 /// Reads a log batch by batch.
 pub type BatchFollower = Follower<LogBatch>;
 
+type Tell = Box<dyn FnMut(&ClientError) + Send>;
+
 /// Reads entries one by one, over as many connections as it takes.
 pub struct Follower<T: Followed> {
     client: Client,
@@ -144,6 +149,10 @@ pub struct Follower<T: Followed> {
     retry_at: Option<Instant>,
     backoff: Duration,
     failing_since: Option<Instant>,
+    /// Since when nothing was read but failures, whatever patience there is for them.
+    troubled_since: Option<Instant>,
+    tell: Option<Tell>,
+    told: bool,
     nonsense: u32,
     /// Whether there ever was a connection.
     begun: bool,
@@ -175,6 +184,9 @@ impl<T: Followed> Follower<T> {
             retry_at: None,
             backoff: BACKOFF_FIRST,
             failing_since: None,
+            troubled_since: None,
+            tell: None,
+            told: false,
             nonsense: 0,
             begun: false,
             ended: false,
@@ -187,6 +199,12 @@ impl<T: Followed> Follower<T> {
     /// The same follower with another patience than [`PATIENCE`].
     pub fn with_patience(self, patience: Duration) -> Self {
         Self { patience, ..self }
+    }
+
+    /// Calls `tell` with what is wrong when every attempt has failed for [`TELL_AFTER`] and it is tried again; once more only
+    /// after something new was read.
+    pub fn telling(self, tell: impl FnMut(&ClientError) + Send + 'static) -> Self {
+        Self { tell: Some(Box::new(tell)), ..self }
     }
 
     /// The sequence of the entry that was yielded last.
@@ -258,14 +276,25 @@ impl<T: Followed> Follower<T> {
     fn progress(&mut self) {
         self.backoff = BACKOFF_FIRST;
         self.failing_since = None;
+        self.troubled_since = None;
+        self.told = false;
         self.nonsense = 0;
+    }
+
+    /// Tells of a failure after which it is tried again.
+    fn trouble(&mut self, error: &ClientError, now: Instant) {
+        let since = *self.troubled_since.get_or_insert(now);
+        if let Some(tell) = self.tell.as_mut().filter(|_| !self.told && now - since >= TELL_AFTER) {
+            tell(error);
+            self.told = true;
+        }
     }
 
     /// Decides whether to try again, and when.
     fn failed(&mut self, error: ClientError) -> Result<(), ClientError> {
         // A proxy in between may cut quiet connections off; one that stood for a while was no failure.
         if self.connection.take().is_some_and(|connection| connection.made_at.elapsed() >= STOOD_FOR) {
-            (self.failing_since, self.backoff) = (None, BACKOFF_FIRST);
+            (self.failing_since, self.troubled_since, self.backoff) = (None, None, BACKOFF_FIRST);
         }
         if matches!(error, ClientError::Decode { .. }) {
             self.nonsense += 1;
@@ -283,6 +312,7 @@ impl<T: Followed> Follower<T> {
         if now - *self.failing_since.get_or_insert(now) >= self.patience {
             return Err(error);
         }
+        self.trouble(&error, now);
         // Half of it is by chance, so that the clients of a server that was restarted do not all come at once.
         let half = self.backoff / 2;
         let chance = RandomState::new().hash_one(now) % 1000;

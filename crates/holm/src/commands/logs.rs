@@ -11,7 +11,7 @@ use std::io::IsTerminal as _;
 use clap::Args;
 use holm_api::{
     batches::LogBatch,
-    client::Client,
+    client::{Client, ClientError},
     logs::{LogEntry, LogRange, LogRangeOf},
 };
 use holm_domain::{RunId, UnixMicros, log::Entry};
@@ -84,7 +84,10 @@ pub async fn execute(session: &Session, args: &LogsArgs) -> anyhow::Result<u8> {
         return search::execute(session, &client, args, range, pattern).await;
     }
     let follows = args.follow && range.open;
-    let mut batches = client.run_logs_batches(args.run, range.after, (!follows).then_some(range.last_seq));
+    let output = session.output;
+    let tell = move |error: &ClientError| output.note(format!("{error}; trying again"));
+    let upto = (!follows).then_some(range.last_seq);
+    let mut batches = client.run_logs_batches(args.run, range.after, upto).telling(tell);
     let until = args.until.filter(|_| follows);
     let cut = args.timestamps || std::io::stdout().is_terminal();
     let lines = Lines::new(RawStreams::open()?, args.timestamps, cut.then_some(LINE_SHOWN_BYTES_MAX));
