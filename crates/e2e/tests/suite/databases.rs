@@ -32,7 +32,10 @@ struct Followed {
 }
 
 impl Followed {
-    fn begin(world: &World, last: u32) -> Self {
+    /// With a server and an agent apart, so that one may be without the other.
+    fn begin(mut world: World, last: u32) -> (World, Self) {
+        world.start_server();
+        world.start_agent("only");
         let run = world.detach(["--", "/usr/bin/python3", "-c", &count(last)]);
         world.until_state(&run, "running");
         let follow = || {
@@ -40,7 +43,8 @@ impl Followed {
             follower.says("1\n");
             follower
         };
-        Self { followers: vec![follow(), follow(), follow()], run, last }
+        let followers = vec![follow(), follow(), follow()];
+        (world, Self { run, last, followers })
     }
 
     /// The run ended once, in the sandbox in which it began, and everybody saw each line once.
@@ -64,10 +68,7 @@ impl Followed {
 #[test]
 fn postgres_that_is_stopped_or_crashes_and_comes_back_costs_no_line_and_no_run() {
     let mut postgres = Postgres::start();
-    let mut world = World::on_database(&postgres.url(postgres.port()));
-    world.start_server();
-    world.start_agent("only");
-    let followed = Followed::begin(&world, 1_500);
+    let (world, followed) = Followed::begin(World::on_database(&postgres.url(postgres.port())), 1_500);
     for end in [Postgres::stop, Postgres::crash] {
         until_more_lines(&world, &followed.run);
         end(&mut postgres);
@@ -87,10 +88,7 @@ fn postgres_that_is_stopped_or_crashes_and_comes_back_costs_no_line_and_no_run()
 fn a_postgres_that_is_slow_or_silent_for_a_while_costs_no_line_and_no_run() {
     let postgres = Postgres::start();
     let proxy = Proxy::before(postgres.port());
-    let mut world = World::on_database(&postgres.url(proxy.port()));
-    world.start_server();
-    world.start_agent("only");
-    let followed = Followed::begin(&world, 1_600);
+    let (world, followed) = Followed::begin(World::on_database(&postgres.url(proxy.port())), 1_600);
     until_more_lines(&world, &followed.run);
     proxy.delays(Duration::from_millis(80));
     until_more_lines(&world, &followed.run);
@@ -111,10 +109,7 @@ fn a_postgres_that_is_slow_or_silent_for_a_while_costs_no_line_and_no_run() {
 fn a_postgres_that_is_lost_without_a_word_is_found_again_within_a_lease() {
     let postgres = Postgres::start();
     let proxy = Proxy::before(postgres.port());
-    let mut world = World::on_database(&postgres.url(proxy.port()));
-    world.start_server();
-    world.start_agent("only");
-    let followed = Followed::begin(&world, 3_000);
+    let (world, followed) = Followed::begin(World::on_database(&postgres.url(proxy.port())), 3_000);
     until_more_lines(&world, &followed.run);
     proxy.abandons();
     until_more_lines(&world, &followed.run);
@@ -127,10 +122,7 @@ fn a_postgres_that_fails_over_to_its_standby_costs_no_line_and_no_run() {
     let primary = Postgres::start();
     let standby = primary.standby();
     let proxy = Proxy::before(primary.port());
-    let mut world = World::on_database(&primary.url(proxy.port()));
-    world.start_server();
-    world.start_agent("only");
-    let followed = Followed::begin(&world, 1_500);
+    let (world, followed) = Followed::begin(World::on_database(&primary.url(proxy.port())), 1_500);
     until_more_lines(&world, &followed.run);
     primary.hands_over_to(&standby);
     proxy.leads_to(standby.port());
@@ -185,10 +177,7 @@ fn gathered(world: &World) -> PathBuf {
 
 #[test]
 fn a_sqlite_file_that_another_program_locks_costs_no_line_and_no_run() {
-    let mut world = World::on_file();
-    world.start_server();
-    world.start_agent("only");
-    let followed = Followed::begin(&world, 2_400);
+    let (world, followed) = Followed::begin(World::on_file(), 2_400);
     // For less, and for more, than the server waits for the lock.
     for (seconds, is_waited_for) in [(3, true), (13, false)] {
         until_more_lines(&world, &followed.run);
@@ -364,6 +353,7 @@ fn a_damaged_row_harms_one_run(world: &mut World, asked: impl Fn(&World, &str) -
     for damaged in [&held, &waiting] {
         world.http().get(&format!("/v1/runs/{damaged}")).is_problem(500, "internal");
         world.holm(["show", damaged]).exits(1).complains_of(&["under the number of the request (internal, request "]);
+        world.holm(["rm", damaged]).exits(1).complains_of(&["cannot be read; repair its row or restore the database"]);
     }
     let listed = world.holm(["ps", "-a", "-q"]).succeeds().complains_of(&["2 runs cannot be read", &held, &waiting]);
     assert_eq!(listed.text().lines().collect::<Vec<_>>(), [&last, &good]);
@@ -442,11 +432,15 @@ fn a_folder_of_objects_that_is_away_for_a_while_costs_no_line_and_no_run() {
     assert_eq!(world.run(["--", "echo", "short"]).succeeds().text(), "short\n", "what needs no object goes on");
     assert_ne!(world.show(&run)["state"], "ended", "its output is not stored");
     world.http().get(&format!("/v1/runs/{before}/logs")).is_problem(503, "unavailable");
+    let reading = Running::start(world.command().args(["logs", &before]));
+    eventually("it says why it waits", || reading.stderr().contains("trying again").then_some(()));
     fs::remove_file(&blobs).expect("a file");
     fs::rename(&away, &blobs).expect("a folder");
     assert_eq!(world.until_ended(&run)["outcome"]["kind"], "succeeded");
-    for (run, lines) in [(run, 60_000), (before, 5_000)] {
-        assert!(noise::is_whole(world.logs(&run).text(), lines), "lines are missing, doubled or out of order");
+    let read = reading.wait().succeeds();
+    assert_eq!(read.complaint().matches("trying again").count(), 1, "{read}");
+    for (log, lines) in [(world.logs(&run), 60_000), (world.logs(&before), 5_000), (read, 5_000)] {
+        assert!(noise::is_whole(log.text(), lines), "lines are missing, doubled or out of order");
     }
 }
 
