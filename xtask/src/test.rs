@@ -12,7 +12,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    sync::Mutex,
+    sync::{Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -29,10 +29,11 @@ pub struct Arguments {
     only: Option<String>,
 }
 
-/// What the steps need to know.
+/// What the steps need; what takes long is made for the first that does.
+#[derive(Default)]
 pub struct Context {
-    postgres: Postgres,
-    scratch: Scratch,
+    postgres: OnceLock<Postgres>,
+    scratch: OnceLock<Scratch>,
     counts: Mutex<Counts>,
 }
 
@@ -62,7 +63,8 @@ const STEPS: [Step; 11] = [
     // On the disk, where people have it.
     ("end to end on SQLite", TESTING, |context| context.run_tests(&mut suite("sqlite", &tested()?)?)),
     ("end to end on PostgreSQL", TESTING, |context| {
-        context.run_tests(context.scratch.give(&mut suite("postgres", context.scratch.path())?))
+        let scratch = context.scratch()?;
+        context.run_tests(scratch.give(&mut suite("postgres", scratch.path())?))
     }),
     ("as a plain user", TESTING, plain_user::tests),
     ("fresh clone", BUILDING, fresh_clone::check),
@@ -73,7 +75,7 @@ pub fn test(arguments: &Arguments) -> Result<()> {
     let begun = Instant::now();
     say::step("setup");
     exec::within(SETTING_UP, || setup::setup(&setup::Arguments::default()))?;
-    let context = Context::new()?;
+    let context = Context::default();
     let mut summary = Vec::new();
     let is_wanted = |(name, ..): &&Step| arguments.only.as_ref().is_none_or(|only| name.contains(only));
     for (name, limit, step) in STEPS.iter().filter(is_wanted) {
@@ -112,8 +114,12 @@ fn in_time(elapsed: Duration, is_ci: bool) -> Result<()> {
 }
 
 impl Context {
-    fn new() -> Result<Self> {
-        Ok(Self { postgres: Postgres::start()?, scratch: Scratch::in_memory()?, counts: Mutex::default() })
+    fn postgres(&self) -> Result<&Postgres> {
+        made(&self.postgres, Postgres::start)
+    }
+
+    fn scratch(&self) -> Result<&Scratch> {
+        made(&self.scratch, Scratch::in_memory)
     }
 
     fn counts(&self) -> Counts {
@@ -122,7 +128,7 @@ impl Context {
 
     /// Runs a command that runs tests, and counts them.
     fn run_tests(&self, command: &mut Command) -> Result<()> {
-        command.env("HOLM_TEST_POSTGRES", self.postgres.url());
+        command.env("HOLM_TEST_POSTGRES", self.postgres()?.url());
         command.env("HOLM_TEST_KERNEL_DIR", places::test_kernel()?);
         let before = self.counts();
         let status = exec::watch(command, |line| {
@@ -137,6 +143,17 @@ impl Context {
             bail!("`{}` ran no tests", exec::line(command));
         }
         Ok(())
+    }
+}
+
+/// What `place` holds, made now if nobody has asked for it before.
+fn made<T>(place: &OnceLock<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+    match place.get() {
+        Some(made) => Ok(made),
+        None => {
+            let new = make()?;
+            Ok(place.get_or_init(|| new))
+        }
     }
 }
 
@@ -203,7 +220,7 @@ fn runner(is_end_to_end: bool) -> Result<Command> {
 }
 
 fn unit_tests(context: &Context) -> Result<()> {
-    context.run_tests(context.scratch.give(&mut runner(false)?))
+    context.run_tests(context.scratch()?.give(&mut runner(false)?))
 }
 
 fn guest_tests(context: &Context) -> Result<()> {
@@ -252,7 +269,7 @@ pub fn sizes() -> Result<()> {
 /// Runs some end-to-end tests on each store, `rounds` times, with a variable that makes them do more than in [`test`].
 fn beyond(rounds: u32, filter: &str, (name, value): (&str, &str)) -> Result<()> {
     setup::setup(&setup::Arguments::default())?;
-    let (context, dir) = (Context::new()?, tested()?);
+    let (context, dir) = (Context::default(), tested()?);
     let begun = Instant::now();
     for round in 1..=rounds {
         for store in ["sqlite", "postgres"] {
@@ -267,6 +284,14 @@ fn beyond(rounds: u32, filter: &str, (name, value): (&str, &str)) -> Result<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_needed_is_made_once_and_an_error_is_not_kept() {
+        let place = OnceLock::new();
+        assert!(made::<u8>(&place, || bail!("not now")).is_err());
+        assert_eq!(made(&place, || Ok(1)).ok(), Some(&1));
+        assert_eq!(made(&place, || bail!("it was made")).ok(), Some(&1));
+    }
 
     #[test]
     fn continuous_integration_has_a_bound_in_all() {

@@ -62,7 +62,7 @@ struct Place {
 
 impl Place {
     fn new(context: &Context) -> Result<Self> {
-        let dir = context.scratch.path().join("plain");
+        let dir = context.scratch()?.path().join("plain");
         for path in [dir.clone(), dir.join("home"), dir.join("tmp")] {
             fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
