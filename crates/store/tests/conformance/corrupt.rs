@@ -106,6 +106,8 @@ async fn a_run_that_cannot_be_read_is_named_everywhere(fixture: Fixture) {
     for body in [r#"{"v":2,"is":{}}"#, r#"{"v":1,"is":{}}"#, r#"{"v":1"#, "", "null", r#"{"is":1}"#] {
         tamper(&fixture, &format!("update runs set body = '{body}' where id = '{}'", run.id)).await;
         everywhere(&tenant, &run).await;
+        let standing = tenant.store.run_standing(tenant.org, run.id).await.expect("columns of their own");
+        assert_eq!(standing, Some((RunState::Claimed, run.version)));
     }
 }
 

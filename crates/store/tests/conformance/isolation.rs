@@ -25,6 +25,7 @@ async fn reads_of_another_org_find_nothing(fixture: Fixture) {
     store.token_create(&token(tenant.org, 1)).await.expect("made");
     let org = other.org;
     assert_eq!(store.run_get(org, run.id).await.expect("read"), None);
+    assert_eq!(store.run_standing(org, run.id).await.expect("read"), None);
     for project in [None, Some(tenant.project)] {
         let filter = RunFilter { project, ..RunFilter::default() };
         assert!(store.run_list(org, &filter, None, 100).await.expect("read").is_empty());
