@@ -29,7 +29,7 @@ pub struct Renewal {
     pub deadline: Option<UnixMicros>,
 }
 
-/// A run that is to be looked after.
+/// A run that is to be looked after, or to be granted.
 #[derive(Debug)]
 pub struct Due {
     /// Where it stands; the next page begins behind it.
@@ -43,6 +43,12 @@ pub struct Due {
 pub struct DuePlace {
     pub(crate) at: UnixMicros,
     pub(crate) id: String,
+}
+
+impl From<Due> for RunRow {
+    fn from(due: Due) -> Self {
+        Self { id: due.place.id, run: due.run }
+    }
 }
 
 impl DuePlace {
@@ -108,8 +114,13 @@ queries! {
 }
 
 async fn runs_due(db: &Db, now: UnixMicros, after: Option<&DuePlace>, limit: usize) -> Result<Vec<Due>> {
-    let (at, id) = after.map_or((UnixMicros(i64::MIN), ""), |place| (place.at, place.id.as_str()));
+    let (at, id) = behind(after);
     db.rows(RUNS_DUE, args![now, at, id, limit]).await?.iter().map(|row| due(row, "deadline_at")).collect()
+}
+
+/// The place behind which a page begins, by its parts; the first begins behind one that is before all.
+pub(crate) fn behind(after: Option<&DuePlace>) -> (UnixMicros, &str) {
+    after.map_or((UnixMicros(i64::MIN), ""), |place| (place.at, place.id.as_str()))
 }
 
 /// Reads a run with its place by the time in the column `at`.

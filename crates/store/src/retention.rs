@@ -11,7 +11,7 @@ use holm_domain::{
 use crate::{
     Backend, Due, DuePlace, Error, LEASES_PAGE_MAX, Result, Store,
     error::page,
-    leases::due,
+    leases::{behind, due},
     runs::follows,
     sql::{Db, args, encode, queries},
 };
@@ -79,7 +79,7 @@ pub(crate) fn kept_since(run: &Run) -> Option<UnixMicros> {
 }
 
 async fn logs_kept(db: &Db, ended_by: UnixMicros, after: Option<&DuePlace>, limit: usize) -> Result<Vec<Due>> {
-    let (at, id) = after.map_or((UnixMicros(i64::MIN), ""), |place| (place.at, place.id.as_str()));
+    let (at, id) = behind(after);
     let rows = db.rows(LOGS_KEPT, args![ended_by, at, id, limit]).await?;
     rows.iter().map(|row| due(row, "log_kept_since")).collect()
 }

@@ -10,7 +10,7 @@ use holm_domain::{
 };
 
 use crate::{
-    Backend, Error, Result, Store,
+    Backend, Due, DuePlace, Error, Result, Store,
     error::{limit, page},
 };
 
@@ -127,13 +127,13 @@ impl Store {
         }
     }
 
-    /// Up to `limit` queued runs of the org behind the first `skip`, oldest first: the candidates for a claim. Those that
+    /// Up to `limit` queued runs of the org behind the place `after`, oldest first: the candidates for a claim. Those that
     /// cannot be read are among them, each at its place.
-    pub async fn run_queue(&self, org: OrgId, skip: u32, limit: u32) -> Result<Vec<RunRow>> {
+    pub async fn run_queue(&self, org: OrgId, after: Option<&DuePlace>, limit: u32) -> Result<Vec<Due>> {
         let limit = page(limit, RUNS_PAGE_MAX)?;
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.turn().await.run_queue(org, skip as usize, limit)),
-            Backend::Sql(db) => sql::run_queue(db, org, skip, limit).await,
+            Backend::Memory(memory) => Ok(memory.turn().await.run_queue(org, after, limit)),
+            Backend::Sql(db) => sql::run_queue(db, org, after, limit).await,
         }
     }
 

@@ -130,9 +130,9 @@ async fn look(app: &App, host: &Host, poll: &Poll, received: Received, account: 
 }
 
 /// The runs of `rows` that can be read, and the ids of those that cannot, of which it is told.
-fn readable(app: &App, rows: Vec<RunRow>) -> (Vec<Run>, HashSet<String>) {
+fn readable<R: Into<RunRow>>(app: &App, rows: Vec<R>) -> (Vec<Run>, HashSet<String>) {
     let (mut runs, mut unreadable) = (Vec::with_capacity(rows.len()), HashSet::new());
-    for RunRow { id, run } in rows {
+    for RunRow { id, run } in rows.into_iter().map(Into::into) {
         match run {
             Ok(run) => runs.push(run),
             Err(error) => {
@@ -148,19 +148,18 @@ fn readable(app: &App, rows: Vec<RunRow>) -> (Vec<Run>, HashSet<String>) {
 ///
 /// One that cannot be read is passed over and not counted: nobody can decide on it, not even that it waited too long, so it
 /// stands first in the queue until its row is repaired, and as many of them as one look has candidates would block it for
-/// good. So the look goes on behind them; what bounds it is the queue. What others claim meanwhile may hide a run from this
-/// look, and not from the next.
+/// good. So the look goes on behind them; what bounds it is the queue. What others claim meanwhile hides no run from it.
 async fn candidates(app: &App, org: OrgId) -> holm_store::Result<Vec<Run>> {
-    let (mut candidates, mut skip) = (Vec::new(), 0);
+    let (mut candidates, mut after) = (Vec::new(), None);
     loop {
-        let page = app.store.run_queue(org, skip, QUEUE_LOOK_MAX).await?;
+        let page = app.store.run_queue(org, after.as_ref(), QUEUE_LOOK_MAX).await?;
         let is_last = page.len() < QUEUE_LOOK_MAX as usize;
+        after = page.last().map(|last| last.place.clone());
         candidates.extend(readable(app, page).0);
         if is_last || candidates.len() >= QUEUE_LOOK_MAX as usize {
             candidates.truncate(QUEUE_LOOK_MAX as usize);
             return Ok(candidates);
         }
-        skip += QUEUE_LOOK_MAX;
     }
 }
 

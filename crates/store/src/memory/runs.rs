@@ -109,12 +109,10 @@ impl Memory {
             .collect()
     }
 
-    pub(crate) fn run_queue(&self, org: OrgId, skip: usize, limit: usize) -> Vec<RunRow> {
-        let state = self.lock();
-        let queued = state.runs.values().map(|row| &row.run).filter(|run| run.org == org);
-        let mut queued: Vec<&Run> = queued.filter(|run| run.state == RunState::Queued).collect();
-        queued.sort_by_key(|run| (run.queued_at, run.id));
-        queued.into_iter().skip(skip).take(limit).map(found).collect()
+    pub(crate) fn run_queue(&self, org: OrgId, after: Option<&DuePlace>, limit: usize) -> Vec<Due> {
+        let is_queued = |run: &Run| run.org == org && run.state == RunState::Queued;
+        let queued = |row: &Row| Some(row.run.queued_at).filter(|_| is_queued(&row.run));
+        self.by_time(queued, UnixMicros(i64::MAX), after, limit)
     }
 
     pub(crate) fn run_census(&self) -> RunCensus {

@@ -7,8 +7,9 @@ use holm_domain::{
 
 use super::{FILTER_LABELS_MAX, Idempotency, Inserted, RunFilter, RunRow, Saved};
 use crate::{
-    Error, LOG_INLINE_BYTES, LOG_SEGMENT_BYTES, Renewal, Result,
+    Due, DuePlace, Error, LOG_INLINE_BYTES, LOG_SEGMENT_BYTES, Renewal, Result,
     events::event_save,
+    leases::{behind, due},
     retention::kept_since,
     sql::{Args, Db, Query, Row, Tx, Value, args, encode, queries},
 };
@@ -56,8 +57,8 @@ queries! {
         and exists (select 1 from run_labels m where m.org = $1 and m.key = $16 and m.value = $17 and m.run = r.id)
         and exists (select 1 from run_labels m where m.org = $1 and m.key = $18 and m.value = $19 and m.run = r.id)
         and exists (select 1 from run_labels m where m.org = $1 and m.key = $20 and m.value = $21 and m.run = r.id)");
-    RUN_QUEUE = "select id, org, version, state, body from runs where org = $1 and state = 'queued'
-        order by queued_at, id limit $3 + 0 offset $2 + 0";
+    RUN_QUEUE = "select id, org, version, state, body, queued_at from runs
+        where org = $1 and state = 'queued' and (queued_at, id) > ($2, $3) order by queued_at, id limit $4 + 0";
     RUN_SAVE = "update runs set state = $4, version = $5, fence = $6, deadline_at = $7, body = $8, log_kept_since = $9
         where org = $1 and id = $2 and version = $3";
     RUN_SAVE_LEASE = "insert into leases (org, run, agent, fence, version, expires_at) values ($1, $2, $3, $4, $5, $6)
@@ -203,8 +204,9 @@ fn list_query(filter: &RunFilter) -> Query {
     }
 }
 
-pub(super) async fn run_queue(db: &Db, org: OrgId, skip: u32, limit: usize) -> Result<Vec<RunRow>> {
-    db.rows(RUN_QUEUE, args![org, skip, limit]).await?.iter().map(read_row).collect()
+pub(super) async fn run_queue(db: &Db, org: OrgId, after: Option<&DuePlace>, limit: usize) -> Result<Vec<Due>> {
+    let (at, id) = behind(after);
+    db.rows(RUN_QUEUE, args![org, at, id, limit]).await?.iter().map(|row| due(row, "queued_at")).collect()
 }
 
 pub(super) async fn run_save(

@@ -108,6 +108,7 @@ async fn no_query_reads_a_whole_table_and_no_page_is_sorted() {
         assert!(!(sorted && pages.contains(&query.name)), "{}: {steps:#?}", query.name);
     }
     for (name, index) in [
+        ("RUN_QUEUE", "INDEX runs_queued (org=? AND (queued_at,id)>(?,?))"),
         ("RUNS_DUE", "runs_due"),
         ("RUNS_EXAMINED", "runs_live"),
         ("LOG_SEALABLE", "log_heads_sealable"),

@@ -81,7 +81,7 @@ async fn many_claimers_empty_a_queue_once(fixture: Fixture) {
         tokio::spawn(async move {
             let mut won = Vec::new();
             for _ in 0..1_000 {
-                let queue = read(store.run_queue(org, 0, 4).await.expect("a queue"));
+                let queue = read(store.run_queue(org, None, 4).await.expect("a queue"));
                 if queue.is_empty() {
                     return won;
                 }

@@ -85,7 +85,8 @@ async fn everywhere(tenant: &Tenant, run: &Run) {
 
 /// The rows are these, in this order, each with whether it can be read; one that cannot be is named.
 #[track_caller]
-fn one_by_one(rows: Vec<RunRow>, wanted: &[(RunId, bool)]) {
+fn one_by_one<R: Into<RunRow>>(rows: Vec<R>, wanted: &[(RunId, bool)]) {
+    let rows: Vec<RunRow> = rows.into_iter().map(Into::into).collect();
     let ids: Vec<String> = wanted.iter().map(|(id, _)| id.to_string()).collect();
     assert_eq!(rows.iter().map(|row| row.id.clone()).collect::<Vec<_>>(), ids);
     for (row, (id, is_whole)) in rows.into_iter().zip(wanted) {
@@ -142,10 +143,12 @@ async fn runs_of_an_agent_and_of_a_queue_are_read_one_by_one(fixture: Fixture) {
     }
     let of_agent = store.runs_of_agent(tenant.org, holder.agent).await.expect("a row each");
     one_by_one(of_agent, &[(held[0], true), (held[1], false), (held[2], true)]);
-    let queue = async |skip, limit| store.run_queue(tenant.org, skip, limit).await.expect("a row each");
-    one_by_one(queue(0, 10).await, &[(queued[0], false), (queued[1], false), (queued[2], true)]);
-    one_by_one(queue(0, 2).await, &[(queued[0], false), (queued[1], false)]);
-    one_by_one(queue(2, 2).await, &[(queued[2], true)]);
+    let queue = async |after, limit| store.run_queue(tenant.org, after, limit).await.expect("a row each");
+    one_by_one(queue(None, 10).await, &[(queued[0], false), (queued[1], false), (queued[2], true)]);
+    let first = queue(None, 2).await;
+    let behind = first[1].place.clone();
+    one_by_one(first, &[(queued[0], false), (queued[1], false)]);
+    one_by_one(queue(Some(&behind), 2).await, &[(queued[2], true)]);
 }
 
 async fn runs_that_have_not_ended_are_examined_from_outside(fixture: Fixture) {

@@ -31,7 +31,7 @@ async fn reads_of_another_org_find_nothing(fixture: Fixture) {
         assert!(store.run_list(org, &filter, None, 100).await.expect("read").is_empty());
         assert!(store.run_list(org, &filter, Some(queued.id), 100).await.expect("read").is_empty());
     }
-    assert!(store.run_queue(org, 0, 100).await.expect("read").is_empty());
+    assert!(store.run_queue(org, None, 100).await.expect("read").is_empty());
     assert!(store.runs_of_agent(org, holder).await.expect("read").is_empty());
     assert!(store.lease_counts(org).await.expect("read").is_empty());
     assert_eq!(store.event_page(org, run.id, 0, 100).await.expect("read"), []);

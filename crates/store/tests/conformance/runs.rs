@@ -231,13 +231,16 @@ async fn the_queue_is_oldest_first(fixture: Fixture) {
     expected.sort();
     other.queued().await;
     let claimed = tenant.claimed().await;
-    let queue = fixture.store.run_queue(tenant.org, 0, 3).await.expect("a queue");
-    let ids: Vec<(i64, RunId)> = read(queue).iter().map(|run| (run.queued_at.0, run.id)).collect();
-    assert_eq!(ids, expected[..3]);
-    let rest = fixture.store.run_queue(tenant.org, 3, 3).await.expect("a queue");
-    assert_eq!(read(rest).iter().map(|run| run.id).collect::<Vec<_>>(), [expected[3].1]);
-    let whole = read(fixture.store.run_queue(tenant.org, 0, 10).await.expect("a queue"));
-    assert!(whole.iter().all(|run| run.id != claimed.id) && whole.len() == 4);
+    let queue = async |after, limit| fixture.store.run_queue(tenant.org, after, limit).await.expect("a queue");
+    let places = |page| read(page).iter().map(|run: &Run| (run.queued_at.0, run.id)).collect::<Vec<_>>();
+    assert_eq!(places(queue(None, 10).await), expected);
+    let first = queue(None, 1).await;
+    let behind = first[0].place.clone();
+    let run = read(first).remove(0);
+    let granted = grant::claim(&run, claimant(), UnixMicros(40), &config()).expect("claimable");
+    tenant.save(&granted).await.expect("claimed");
+    assert_eq!(places(queue(Some(&behind), 3).await), expected[1..], "who claims one hides none behind it");
+    assert!(expected.iter().all(|(_, id)| *id != claimed.id));
 }
 
 async fn deadlines_are_found(fixture: Fixture) {

@@ -207,8 +207,9 @@ pub async fn save(store: &Store, decision: &Decision) -> Result<Saved> {
 }
 
 /// The runs of rows that can all be read and bear the ids of their runs.
-pub fn read(rows: Vec<RunRow>) -> Vec<Run> {
-    let one = |row: RunRow| {
+pub fn read<R: Into<RunRow>>(rows: Vec<R>) -> Vec<Run> {
+    let one = |row: R| {
+        let row: RunRow = row.into();
         let run = row.run.expect("a run");
         assert_eq!(row.id, run.id.to_string());
         run
