@@ -18,6 +18,7 @@
 //! | bytes of what the runs of one poll are asked to do | [`CLAIMS_BYTES_MAX`] | 4 MiB | the next poll |
 //! | events in an append | [`EVENTS_MAX`] | 256 | 422 `invalid_field` |
 //! | candidates that one poll looks at | [`QUEUE_LOOK_MAX`] | 256 | the next look |
+//! | candidates that one poll cannot grant because something beside their rows is damaged | [`QUEUE_DAMAGED_MAX`] | 4,096 | the next look |
 //! | wait of a poll | [`POLL_WAIT_MS_MAX`] | 60 s | 422 `invalid_field` |
 //! | live streams of one org | `streams_per_org_max` | 2,048 | 429 `too_many` |
 //! | lines of `tail` | [`TAIL_LINES_MAX`] | 100,000 | 422 `invalid_field` |
@@ -78,6 +79,8 @@ pub const LEASES_BODY_BYTES_MAX: usize = 512 * 1024;
 pub const EVENTS_MAX: usize = 256;
 /// The most queued runs that one look at the queue considers.
 pub const QUEUE_LOOK_MAX: u32 = 256;
+/// The most runs that one look at the queue passes over because they turn out to be damaged when they are granted.
+pub const QUEUE_DAMAGED_MAX: usize = 4_096;
 /// The longest wait of a poll, in milliseconds.
 pub const POLL_WAIT_MS_MAX: u64 = 60_000;
 /// How often a compare-and-swap is tried again after somebody else was faster.

@@ -1,11 +1,7 @@
 //! What holds when single rows of the database are damaged: the runs beside them go on, and nobody is told anything of a run
 //! about which nothing is known.
 
-use std::{
-    io,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::time::Duration;
 
 use holm_api::{
     agent::{DirectiveKind, HeldLease, Poll, Polled, Renew, Renewed},
@@ -16,8 +12,12 @@ use holm_domain::{ErrorCode, RunId};
 use http::StatusCode;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection};
+use tracing::Level;
 
-use crate::{config::QUEUE_LOOK_MAX, testing::World};
+use crate::{
+    config::QUEUE_LOOK_MAX,
+    testing::{World, log::Log},
+};
 
 /// A server whose database is a file, and the file.
 struct OnFile {
@@ -66,34 +66,6 @@ impl OnFile {
     }
 }
 
-/// What this thread logs at the level of errors.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    fn keep(&self) -> tracing::subscriber::DefaultGuard {
-        let log = self.clone();
-        let keeper = tracing_subscriber::fmt().with_max_level(tracing::Level::ERROR).with_ansi(false);
-        tracing::subscriber::set_default(keeper.with_writer(move || log.clone()).finish())
-    }
-
-    /// How many lines name the run.
-    fn lines_about(&self, run: RunId) -> usize {
-        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        text.lines().filter(|line| line.contains("ERROR") && line.contains(&run.to_string())).count()
-    }
-}
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn an_agent_hears_of_its_good_runs_and_nothing_of_the_damaged_one() {
     let server = OnFile::new().await;
@@ -118,16 +90,26 @@ async fn an_agent_hears_of_its_good_runs_and_nothing_of_the_damaged_one() {
 
 #[tokio::test]
 async fn runs_behind_damaged_ones_are_claimed_however_many_stand_first() {
-    let server = OnFile::new().await;
-    let world = &server.world;
-    for _ in 0..=QUEUE_LOOK_MAX {
-        world.queue_run().await;
+    let last_version = i64::MAX;
+    for damage in [
+        "update runs set body = 'x'",
+        "update log_heads set next_log_seq = -1",
+        "delete from log_heads",
+        &format!("update runs set version = {last_version}, body = json_set(body, '$.is.version', {last_version})"),
+    ] {
+        let server = OnFile::new().await;
+        let world = &server.world;
+        for _ in 0..=QUEUE_LOOK_MAX {
+            world.queue_run().await;
+        }
+        server.tamper(damage.to_owned()).await;
+        let (first, damaged, last) = (world.queue_run().await, world.queue_run().await, world.queue_run().await);
+        server.damage(damaged).await;
+        let claimed = server.poll(&[], 8).await.claimed;
+        assert_eq!(claimed.iter().map(|claimed| claimed.run).collect::<Vec<_>>(), [first, last], "{damage}");
+        let last = world.queue_run().await;
+        assert_eq!(world.claim().await.run, last, "{damage}: at every look");
     }
-    server.tamper("update runs set body = 'x' where state = 'queued'".to_owned()).await;
-    let (first, damaged, last) = (world.queue_run().await, world.queue_run().await, world.queue_run().await);
-    server.damage(damaged).await;
-    let claimed = server.poll(&[], 8).await.claimed;
-    assert_eq!(claimed.iter().map(|claimed| claimed.run).collect::<Vec<_>>(), [first, last]);
 }
 
 #[tokio::test]
@@ -148,14 +130,31 @@ async fn each_damaged_run_is_told_once_and_counted_each_time() {
     server.damage(damaged.run).await;
     server.damage(waiting).await;
     let log = Log::default();
-    let _kept = log.keep();
+    let _kept = log.keep(Level::ERROR);
     assert_eq!(server.counted().await, 0.0);
     for _ in 0..3 {
         assert!(server.poll(&[good, damaged], 8).await.is_empty());
         server.renew(&[good, damaged]).await;
     }
-    assert_eq!([good.run, damaged.run, waiting].map(|run| log.lines_about(run)), [0, 1, 1]);
+    assert_eq!([good.run, damaged.run, waiting].map(|run| log.lines_with(&run.to_string())), [0, 1, 1]);
     assert_eq!(server.counted().await, 9.0);
+}
+
+#[tokio::test]
+async fn an_error_that_is_no_damage_is_told_each_time_and_holds_no_other_lease_up() {
+    let server = OnFile::new().await;
+    let world = &server.world;
+    let (good, bad) = (world.claim_run().await, world.claim_run().await);
+    // The lease stays under the fence 1, and no run is saved whose lease bears another fence than itself.
+    server.tamper(format!("update runs set body = json_set(body, '$.is.fence', 9) where id = '{}'", bad.run)).await;
+    let log = Log::default();
+    let _kept = log.keep(Level::ERROR);
+    for _ in 0..3 {
+        assert_eq!(server.renew(&[good, bad]).await, [(good.run, Some(30_000))]);
+        assert_eq!(server.renew(&[bad]).await, [], "nor is it refused");
+    }
+    let cause = "its fence is not that of the run";
+    assert_eq!((log.lines_with(&bad.run.to_string()), log.lines_with(cause), server.counted().await), (6, 6, 0.0));
 }
 
 #[tokio::test]

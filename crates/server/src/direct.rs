@@ -41,7 +41,7 @@ impl Server {
 }
 
 fn told<T>(result: Result<T, Failure>) -> Answer<T> {
-    result.map_err(|failure| Box::new(failure.into_parts().0))
+    result.map_err(|failure| Box::new(failure.into_problem()))
 }
 
 impl Direct {

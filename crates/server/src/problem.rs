@@ -24,12 +24,14 @@ pub struct Failure {
     problem: Box<Problem>,
     /// What only the log is told.
     cause: Option<String>,
+    /// Whether it is because what is stored cannot be read.
+    is_damage: bool,
 }
 
 impl Failure {
     /// A failure of `code` with a sentence about this occurrence.
     pub fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
-        Self { problem: Box::new(Problem::new(code, detail)), cause: None }
+        Self { problem: Box::new(Problem::new(code, detail)), cause: None, is_damage: false }
     }
 
     /// There is no such thing in the org of the caller; whether another org has one is not told.
@@ -77,15 +79,25 @@ impl Failure {
         self.problem.code
     }
 
-    /// What the client is told and what only the log is told.
-    pub(crate) fn into_parts(self) -> (Problem, Option<String>) {
-        (*self.problem, self.cause)
+    /// Whether it is because what is stored cannot be read.
+    pub(crate) fn is_damage(&self) -> bool {
+        self.is_damage
+    }
+
+    /// What the log is told: the cause, or what the client is told, where that says all.
+    pub(crate) fn for_log(&self) -> String {
+        self.cause.clone().unwrap_or_else(|| self.problem.to_string())
+    }
+
+    /// What the client is told.
+    pub(crate) fn into_problem(self) -> Problem {
+        *self.problem
     }
 }
 
 impl From<InvalidField> for Failure {
     fn from(error: InvalidField) -> Self {
-        Self { problem: Box::new(Problem::from(error)), cause: None }
+        Self { problem: Box::new(Problem::from(error)), cause: None, is_damage: false }
     }
 }
 
@@ -99,7 +111,8 @@ impl From<InvalidId> for Failure {
 impl From<holm_store::Error> for Failure {
     fn from(error: holm_store::Error) -> Self {
         use holm_store::Error;
-        match error {
+        let is_damage = error.is_damage();
+        let failure = match error {
             Error::Conflict { what } => Self::new(
                 ErrorCode::Conflict,
                 format!("the {what} was changed at the same time; look at it and try again"),
@@ -110,7 +123,8 @@ impl From<holm_store::Error> for Failure {
             error if error.is_damaged_log() => Self::log_damaged(error),
             // What clients give was checked before, so these are Holm's own.
             Error::Corrupt { .. } | Error::Damaged { .. } | Error::Invalid { .. } => Self::internal(error),
-        }
+        };
+        Self { is_damage, ..failure }
     }
 }
 
@@ -150,9 +164,9 @@ mod tests {
 
     #[test]
     fn causes_stay_out_of_the_document() {
-        let (problem, cause) = Failure::internal("password=hunter2").into_parts();
-        assert!(!serde_json::to_string(&problem).unwrap().contains("hunter2"));
-        assert_eq!(cause.as_deref(), Some("password=hunter2"));
+        let failure = Failure::internal("password=hunter2");
+        assert_eq!(failure.for_log(), "password=hunter2");
+        assert!(!serde_json::to_string(&failure.into_problem()).unwrap().contains("hunter2"));
     }
 
     #[test]

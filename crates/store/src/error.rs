@@ -68,6 +68,11 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
+    /// Whether what is stored cannot be read.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Corrupt { .. } | Self::Damaged { .. })
+    }
+
     /// Whether a part of a log is there no more, or is not what was stored.
     pub fn is_damaged_log(&self) -> bool {
         match self {

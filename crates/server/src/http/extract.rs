@@ -236,7 +236,7 @@ mod tests {
     use super::*;
 
     fn refusal(body: &str) -> (ErrorCode, Option<String>, Option<String>) {
-        let (problem, _) = parse_json::<CreateRun>(body.as_bytes()).map(|_| ()).unwrap_err().into_parts();
+        let problem = parse_json::<CreateRun>(body.as_bytes()).map(|_| ()).unwrap_err().into_problem();
         (problem.code, problem.field, problem.value)
     }
 

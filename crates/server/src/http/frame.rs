@@ -71,15 +71,15 @@ fn document(app: &App, response: &mut Response, id: &str, method: &Method, uri: 
         None => return None,
     };
     app.metrics.refused(failure.code());
-    let (mut problem, cause) = failure.into_parts();
-    let cause = cause.or_else(|| Some(problem.to_string()));
+    let cause = failure.for_log();
+    let mut problem = failure.into_problem();
     problem.request_id = Some(id.to_owned());
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     *response.status_mut() = status;
     response.headers_mut().remove(http::header::CONTENT_LENGTH);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
     *response.body_mut() = Body::from(encode(&problem));
-    cause
+    Some(cause)
 }
 
 fn encode(problem: &Problem) -> Vec<u8> {

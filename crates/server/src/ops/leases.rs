@@ -1,10 +1,12 @@
-//! The server's half of the lease protocol: claim, renew ([`renew`]), start, end of the sandbox, finish (SPEC L1, L2).
+//! The server's half of the lease protocol: claim (`claim`), renew ([`renew`]), start, end of the sandbox, finish (SPEC L1,
+//! L2).
 //!
 //! Decisions come from [`holm_domain::lease::grant`] and [`holm_domain::schedule`]; the compare-and-swap of the store makes
 //! them safe with any number of servers. An operation under a fence that is not the newest changes nothing. A run that cannot
 //! be read holds no other up: it is told once ([`UnreadableRuns`](crate::told::UnreadableRuns)), not claimed, and nothing is
 //! said to an agent that holds it.
 
+mod claim;
 pub mod renew;
 
 use std::{
@@ -14,27 +16,27 @@ use std::{
 
 use futures_util::future::OptionFuture;
 use holm_api::agent::{
-    ClaimedRun, Directive, DirectiveKind, FinishRun, HeldLease, LOG_GAP_FIELD, Poll, Polled, SandboxEnded, StartRun,
+    Directive, DirectiveKind, FinishRun, HeldLease, LOG_GAP_FIELD, Poll, Polled, SandboxEnded, StartRun,
 };
 use holm_domain::{
-    ErrorCode, OrgId, RunId, UnixMicros,
+    ErrorCode, RunId, UnixMicros,
     access::Token,
     error::InvalidField,
-    host::{Capacity, Host},
+    host::Host,
     lease::{Claimant, grant},
     limits::RESULT_BYTES_MAX,
-    run::{Cancel, Decision, Outcome, OutcomeKind, Reason, Run},
-    schedule,
+    run::{Cancel, Outcome, OutcomeKind, Reason, Run},
 };
 use holm_store::RunRow;
 use tokio::time::Instant;
 
-use super::{hosts::host_heard, revise, revise_from, run_of, runs::spec_bytes, try_save};
+use self::claim::{Queue, Room, lease_claim, lease_claim_again};
+use super::{hosts::host_heard, revise, revise_from, run_of};
 use crate::{
     account::Account,
     app::App,
     auth::Lasting,
-    config::{CLAIMS_BYTES_MAX, CLAIMS_MAX, LEASES_MAX, POLL_WAIT_MS_MAX, QUEUE_LOOK_MAX, REREAD_OWN_EVERY},
+    config::{CLAIMS_MAX, LEASES_MAX, POLL_WAIT_MS_MAX, REREAD_OWN_EVERY},
     problem::Failure,
     wakers::Listener,
 };
@@ -109,58 +111,71 @@ async fn look(app: &App, host: &Host, poll: &Poll, received: Received, account: 
         return Ok(Polled::default());
     }
     let queue = async {
-        // Nobody asks for runs: they need not be looked for.
-        if claims_max == 0 { Ok(Vec::new()) } else { candidates(app, host.org).await }
+        let mut queue = Queue::of(host.org);
+        // Where nobody asks for runs, they need not be looked for.
+        let _ = claims_max > 0 && queue.go_on(app).await?;
+        Ok(queue)
     };
     let (stored, queue) = tokio::try_join!(app.store.runs_of_agent(host.org, host.id), queue)?;
-    let (stored, unreadable) = readable(app, stored);
-    let directives = directives(host, &poll.held, &stored, &unreadable);
-    let mut room = Room::new(poll, claims_max, account);
-    let mut claimed = lease_claim_again(app, host, poll, &stored, &mut room, received).await?;
-    claimed.extend(lease_claim(app, host, queue, &mut room, received).await?);
+    let stored = readable(app, stored);
+    let directives = directives(host, &poll.held, &stored);
+    let mut room = Room::new((app, host), poll, claims_max, received, account);
+    lease_claim_again(&mut room, &poll.held, &stored.runs).await;
+    lease_claim(&mut room, queue).await;
+    let Room { claimed, refused, .. } = room;
     let polled = Polled { claimed, directives };
-    match room.refused {
+    match refused {
         Some(refused) if polled.is_empty() => Err(refused),
         Some(refused) => {
-            tracing::warn!(agent = %host.id, error = %refused.into_parts().0, "not all that could be granted was");
+            tell_refused(host, &refused);
             Ok(polled)
         }
         None => Ok(polled),
     }
 }
 
-/// The runs of `rows` that can be read, and the ids of those that cannot, of which it is told.
-fn readable<R: Into<RunRow>>(app: &App, rows: Vec<R>) -> (Vec<Run>, HashSet<String>) {
-    let (mut runs, mut unreadable) = (Vec::with_capacity(rows.len()), HashSet::new());
+/// An org that holds what it may meets that at every poll: it is not worth a warning.
+fn tell_refused(host: &Host, refused: &Failure) {
+    let (agent, cause, what) = (host.id, refused.for_log(), "not all that could be granted was");
+    if refused.code() == ErrorCode::TooMany {
+        tracing::debug!(%agent, cause, "{what}");
+    } else {
+        tracing::warn!(%agent, cause, "{what}");
+    }
+}
+
+/// Runs that were found, each read by itself.
+#[derive(Debug, Default)]
+struct Found {
+    /// Those that can be read.
+    runs: Vec<Run>,
+    /// The ids of the others.
+    unreadable: HashSet<String>,
+}
+
+impl Found {
+    fn by_id(&self) -> HashMap<RunId, &Run> {
+        self.runs.iter().map(|run| (run.id, run)).collect()
+    }
+
+    fn is_unreadable(&self, run: RunId) -> bool {
+        !self.unreadable.is_empty() && self.unreadable.contains(&run.to_string())
+    }
+}
+
+/// Tells of those of `rows` that cannot be read.
+fn readable<R: Into<RunRow>>(app: &App, rows: Vec<R>) -> Found {
+    let mut found = Found { runs: Vec::with_capacity(rows.len()), ..Found::default() };
     for RunRow { id, run } in rows.into_iter().map(Into::into) {
         match run {
-            Ok(run) => runs.push(run),
+            Ok(run) => found.runs.push(run),
             Err(error) => {
                 app.unreadable.tell(&id, &error);
-                unreadable.insert(id);
+                found.unreadable.insert(id);
             }
         }
     }
-    (runs, unreadable)
-}
-
-/// Up to [`QUEUE_LOOK_MAX`] runs of the queue that can be read, oldest first.
-///
-/// One that cannot be read is passed over and not counted: nobody can decide on it, not even that it waited too long, so it
-/// stands first in the queue until its row is repaired, and as many of them as one look has candidates would block it for
-/// good. So the look goes on behind them; what bounds it is the queue. What others claim meanwhile hides no run from it.
-async fn candidates(app: &App, org: OrgId) -> holm_store::Result<Vec<Run>> {
-    let (mut candidates, mut after) = (Vec::new(), None);
-    loop {
-        let page = app.store.run_queue(org, after.as_ref(), QUEUE_LOOK_MAX).await?;
-        let is_last = page.len() < QUEUE_LOOK_MAX as usize;
-        after = page.last().map(|last| last.place.clone());
-        candidates.extend(readable(app, page).0);
-        if is_last || candidates.len() >= QUEUE_LOOK_MAX as usize {
-            candidates.truncate(QUEUE_LOOK_MAX as usize);
-            return Ok(candidates);
-        }
-    }
+    found
 }
 
 /// What the agent does not know yet of the runs that it says it holds.
@@ -168,10 +183,10 @@ async fn candidates(app: &App, org: OrgId) -> holm_store::Result<Vec<Run>> {
 /// Of a run that cannot be read nothing is said, least of all that its lease is stale: the agent may hold it, and would kill
 /// what it should not. It goes on with what it was told last until its lease, which nobody can renew, has run out; then the
 /// deadline of its shim ends it, as if no server answered.
-fn directives(host: &Host, held: &[HeldLease], stored: &[Run], unreadable: &HashSet<String>) -> Vec<Directive> {
-    let stored: HashMap<RunId, &Run> = stored.iter().map(|run| (run.id, run)).collect();
+fn directives(host: &Host, held: &[HeldLease], found: &Found) -> Vec<Directive> {
+    let stored = found.by_id();
     let directive = |lease: &HeldLease| {
-        if !unreadable.is_empty() && unreadable.contains(&lease.run.to_string()) {
+        if found.is_unreadable(lease.run) {
             return None;
         }
         let run = stored.get(&lease.run).filter(|run| grant::held(run, host.id, lease.fence).is_ok());
@@ -184,154 +199,6 @@ fn directives(host: &Host, held: &[HeldLease], stored: &[Run], unreadable: &Hash
         Some(Directive { run: lease.run, fence: lease.fence, what })
     };
     held.iter().filter_map(directive).collect()
-}
-
-/// What the answer to one poll may still grant.
-#[derive(Debug)]
-struct Room<'a> {
-    claims: usize,
-    free: Capacity,
-    bytes: usize,
-    account: &'a Account,
-    /// Why no more can be told of.
-    refused: Option<Failure>,
-}
-
-impl<'a> Room<'a> {
-    fn new(poll: &Poll, claims_max: u32, account: &'a Account) -> Self {
-        Self { claims: claims_max as usize, free: poll.free, bytes: CLAIMS_BYTES_MAX, account, refused: None }
-    }
-
-    fn is_left(&self) -> bool {
-        self.claims > 0 && self.bytes > 0 && self.refused.is_none()
-    }
-
-    /// As [`schedule::pick`] has it: processors are shared.
-    fn has(&self, demand: &Capacity) -> bool {
-        self.is_left() && demand.runs <= self.free.runs && demand.memory_bytes <= self.free.memory_bytes
-    }
-
-    /// Counts what would be told of `run`, before it is granted: its bytes, unless they may not be held.
-    fn hold(&mut self, app: &App, run: &Run) -> Result<Option<usize>, Failure> {
-        let bytes = spec_bytes(run)?;
-        self.refused = self.account.take(app, bytes).err();
-        Ok(self.refused.is_none().then_some(bytes))
-    }
-
-    fn take(&mut self, demand: &Capacity, bytes: usize) {
-        self.claims = self.claims.saturating_sub(1);
-        self.free = self.free.less(demand);
-        self.bytes = self.bytes.saturating_sub(bytes);
-    }
-}
-
-/// Grants once more, under the same fence, what was granted before this poll was there and what the agent does not list:
-/// the answer that told it was lost. An agent that knows the lease after all ignores it.
-async fn lease_claim_again(
-    app: &App,
-    host: &Host,
-    poll: &Poll,
-    stored: &[Run],
-    room: &mut Room<'_>,
-    received: Received,
-) -> Result<Vec<ClaimedRun>, Failure> {
-    let mut claimed = Vec::new();
-    for run in stored.iter().filter(|run| run.claimed_at.is_some_and(|at| at <= received.time)) {
-        let demand = schedule::demand(&run.spec);
-        if !room.has(&demand) || poll.held.iter().any(|held| held.run == run.id) {
-            continue;
-        }
-        let ttl_ms = received.ttl_ms(app.config.lease.ttl);
-        let Some(decision) = grant::claim_again(run, claimant(host), app.now(), &app.config.lease) else { continue };
-        let Some(runtime) = schedule::runtime_for(&run.spec, host) else { continue };
-        let Some(bytes) = room.hold(app, run)? else { break };
-        let next_log_seq = match grant_save(app, run, &decision).await {
-            Ok(Some(next_log_seq)) => next_log_seq,
-            Ok(None) => {
-                room.account.spare(bytes);
-                continue;
-            }
-            Err(failure) => {
-                room.account.spare(bytes);
-                room.refused = Some(failure);
-                break;
-            }
-        };
-        room.take(&demand, bytes);
-        tracing::info!(run = %run.id, agent = %host.id, fence = run.fence, "claimed; told once more");
-        claimed.push(told(decision.run, runtime, ttl_ms, next_log_seq));
-    }
-    Ok(claimed)
-}
-
-/// Grants runs of the `queue` to the agent of `host`, oldest first, as far as there is room.
-async fn lease_claim(
-    app: &App,
-    host: &Host,
-    mut queue: Vec<Run>,
-    room: &mut Room<'_>,
-    received: Received,
-) -> Result<Vec<ClaimedRun>, Failure> {
-    let mut claimed = Vec::new();
-    while room.is_left() {
-        let Some(index) = schedule::pick(&queue, host, &room.free) else { break };
-        let run = queue.remove(index);
-        let Some(bytes) = room.hold(app, &run)? else { break };
-        // Whether somebody else was faster or not: this run is out of this look at the queue.
-        match grant_one(app, host, &run, received).await {
-            Ok(Some(grant)) => {
-                room.take(&schedule::demand(&run.spec), bytes);
-                claimed.push(grant);
-            }
-            Ok(None) => room.account.spare(bytes),
-            // What was granted before is told all the same.
-            Err(failure) => {
-                room.account.spare(bytes);
-                room.refused = Some(failure);
-            }
-        }
-    }
-    Ok(claimed)
-}
-
-async fn grant_one(app: &App, host: &Host, run: &Run, received: Received) -> Result<Option<ClaimedRun>, Failure> {
-    let Some(runtime) = schedule::runtime_for(&run.spec, host) else { return Ok(None) };
-    let ttl_ms = received.ttl_ms(app.config.lease.ttl);
-    let Some(decision) = grant::claim(run, claimant(host), app.now(), &app.config.lease) else { return Ok(None) };
-    let Some(next_log_seq) = grant_save(app, run, &decision).await? else { return Ok(None) };
-    tracing::info!(run = %run.id, agent = %host.id, fence = decision.run.fence, "claimed");
-    app.metrics.claimed(decision.run.claimed_at.map(|at| at.since(run.queued_at)).unwrap_or_default());
-    Ok(Some(told(decision.run, runtime, ttl_ms, next_log_seq)))
-}
-
-/// Saves the decision that grants `run`. Nothing if somebody else was faster, or if what is stored beside its row cannot be
-/// read: then it is told, and holds no other up.
-async fn grant_save(app: &App, run: &Run, decision: &Decision) -> Result<Option<u64>, Failure> {
-    match try_save(app, run.version, decision).await {
-        Err(error @ (holm_store::Error::Corrupt { .. } | holm_store::Error::Damaged { .. })) => {
-            app.unreadable.tell(run.id, &error);
-            Ok(None)
-        }
-        saved => Ok(saved?),
-    }
-}
-
-/// The process that was heard.
-fn claimant(host: &Host) -> Claimant {
-    Claimant { agent: host.id, instance: host.instance }
-}
-
-fn told(granted: Run, runtime: &str, ttl_ms: u64, next_log_seq: u64) -> ClaimedRun {
-    ClaimedRun {
-        run: granted.id,
-        org: granted.org,
-        project: granted.project,
-        fence: granted.fence,
-        ttl_ms,
-        runtime: runtime.to_owned(),
-        spec: granted.spec,
-        next_log_seq,
-    }
 }
 
 fn millis(span: Duration) -> u64 {

@@ -24,7 +24,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
 /// Counts a round of `task`, and tells that it failed, with what becomes of that.
 fn count(app: &App, task: Task, done: Result<u64, Failure>, otherwise: &'static str) {
-    let done = done.inspect_err(|failure| tracing::error!(%failure, "{otherwise}")).ok();
+    let done = done.inspect_err(|failure| tracing::error!(cause = failure.for_log(), "{otherwise}")).ok();
     app.metrics.round(task, done);
 }
 

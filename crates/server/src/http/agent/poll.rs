@@ -59,9 +59,13 @@ mod tests {
     use http::StatusCode;
     use serde_json::json;
     use tokio::time::Instant;
+    use tracing::Level;
 
     use super::*;
-    use crate::{config::CLAIMS_BYTES_MAX, testing::World};
+    use crate::{
+        config::CLAIMS_BYTES_MAX,
+        testing::{World, log::Log},
+    };
 
     async fn ask(world: &World, poll: &Poll) -> Polled {
         world.agent().post("/agent/v1/poll", poll).await.json(StatusCode::OK)
@@ -182,6 +186,19 @@ mod tests {
         assert_eq!(ask(&world, &world.poll()).await.claimed.len(), 2);
         assert_eq!(ask(&world, &world.poll()).await.claimed.len(), 1);
         assert_eq!(world.app().held.agents.total(), 0);
+    }
+
+    #[tokio::test]
+    async fn that_an_org_is_at_its_limit_is_no_warning() {
+        let world = World::with_limits(|limits| limits.held_bytes_per_org_max = 3 * 1024 * 1024).await;
+        let spec = json!({"root": {"kind": "host"}, "argv": ["true", "\u{1}".repeat(CLAIMS_BYTES_MAX / 10)]});
+        for _ in 0..2 {
+            world.member().post("/v1/runs", &json!({ "spec": spec })).await.json::<RunView>(StatusCode::CREATED);
+        }
+        let log = Log::default();
+        let _kept = log.keep(Level::DEBUG);
+        assert_eq!(ask(&world, &world.poll()).await.claimed.len(), 1);
+        assert_eq!((log.lines_with("not all that could be granted was"), log.lines_with("WARN")), (1, 0));
     }
 
     #[tokio::test]

@@ -4,19 +4,17 @@
 //! time, or whose run cannot be read, holds no other up. How long a lease lasts counts for its agent from before the request
 //! was sent, and for the server from its decision, which is later (SPEC L3).
 
-use std::collections::HashMap;
-
 use holm_api::agent::{Renew, RenewLease, Renewed, RenewedLease};
 use holm_domain::{
-    ErrorCode, RunId,
+    ErrorCode,
     access::Token,
     error::InvalidField,
     lease::{Claimant, grant},
     run::{Decision, Run},
 };
-use holm_store::{RENEWALS_MAX, Renewal};
+use holm_store::{Error, RENEWALS_MAX, Renewal};
 
-use super::{host_heard, millis};
+use super::{Found, host_heard, millis, readable};
 use crate::{app::App, config::LEASES_MAX, metrics::RenewalOutcome, ops::revise, problem::Failure};
 
 /// Extends leases.
@@ -27,10 +25,15 @@ pub async fn lease_renew(app: &App, token: &Token, body: Renew) -> Result<Renewe
     }
     let by = Claimant { agent: body.agent, instance: body.instance };
     host_heard(app, token, by).await?;
-    let mut answers = renew_together(app, token, by, &body.leases).await?;
+    // One that is alone is read by itself.
+    let found = match &body.leases[..] {
+        [_] => Found::default(),
+        _ => readable(app, app.store.runs_of_agent(token.org, by.agent).await?),
+    };
+    let mut answers = renew_together(app, by, &body.leases, &found).await?;
     let mut failed = None;
     for (lease, answer) in body.leases.iter().zip(&mut answers) {
-        if answer.is_none() {
+        if answer.is_none() && !found.is_unreadable(lease.run) {
             match renew_alone(app, token, by, *lease).await {
                 Ok(alone) => *answer = alone,
                 Err(failure) => failed = Some(failure),
@@ -62,23 +65,16 @@ fn refused(lease: &RenewLease) -> RenewedLease {
     RenewedLease { run: lease.run, fence: lease.fence, ttl_ms: None, cancel: None }
 }
 
-/// Reads all runs of the agent, decides on each, and saves what was decided. Nothing for what was not found that way, or was
-/// changed by somebody else since.
+/// Decides on each of the runs that were found, and saves what was decided. Nothing for what is not among them, was changed
+/// by somebody else since, or could not be saved with the others.
 async fn renew_together(
     app: &App,
-    token: &Token,
     by: Claimant,
     leases: &[RenewLease],
+    found: &Found,
 ) -> Result<Vec<Option<RenewedLease>>, Failure> {
     let mut answers = vec![None; leases.len()];
-    if leases.len() == 1 {
-        return Ok(answers);
-    }
-    // One that cannot be read has no answer here, and is told when it is looked for by itself.
-    let rows = app.store.runs_of_agent(token.org, by.agent).await?;
-    let stored: HashMap<RunId, Run> =
-        rows.into_iter().filter_map(|row| row.run.ok()).map(|run| (run.id, run)).collect();
-    let mut decided = Vec::new();
+    let (stored, mut decided) = (found.by_id(), Vec::new());
     for (index, lease) in leases.iter().enumerate() {
         let Some(run) = stored.get(&lease.run) else { continue };
         match grant::renew(run, by, (lease.fence, lease.usage), app.now(), &app.config.lease) {
@@ -91,7 +87,12 @@ async fn renew_together(
     }
     for part in decided.chunks(RENEWALS_MAX) {
         let (indexes, renewals): (Vec<usize>, Vec<Renewal>) = part.iter().cloned().unzip();
-        let saved = app.store.leases_renew(&renewals).await?;
+        let saved = match app.store.leases_renew(&renewals).await {
+            Ok(saved) => saved,
+            Err(error @ Error::Unavailable { .. }) => return Err(error.into()),
+            // Which of them it is shows where each is saved by itself.
+            Err(_) => continue,
+        };
         for ((index, renewal), _) in indexes.into_iter().zip(&renewals).zip(saved).filter(|(_, is_saved)| *is_saved) {
             app.wakers.expect_deadline(renewal.deadline);
             answers[index] = Some(renewed(app, &renewal.run));
@@ -100,7 +101,7 @@ async fn renew_together(
     Ok(answers)
 }
 
-/// Nothing if the run cannot be read: its lease is neither renewed nor refused.
+/// Nothing if the run cannot be read, or by an error of Holm's own: its lease is neither renewed nor refused.
 async fn renew_alone(
     app: &App,
     token: &Token,
@@ -114,12 +115,12 @@ async fn renew_alone(
         Err(failure) if matches!(failure.code(), ErrorCode::StaleFence | ErrorCode::NotFound) => {
             Ok(Some(refused(&lease)))
         }
+        Err(failure) if failure.is_damage() => {
+            app.unreadable.tell(run, &failure.for_log());
+            Ok(None)
+        }
         Err(failure) if failure.code() == ErrorCode::Internal => {
-            let (problem, cause) = failure.into_parts();
-            match cause {
-                Some(cause) => app.unreadable.tell(run, &cause),
-                None => app.unreadable.tell(run, &problem),
-            }
+            tracing::error!(%run, cause = failure.for_log(), "a lease is neither renewed nor refused");
             Ok(None)
         }
         Err(failure) => Err(failure),

@@ -274,7 +274,7 @@ mod tests {
             (SearchLogs::default(), "text"),
             (SearchLogs { text: Some("a".into()), ..regex("a") }, "text"),
         ] {
-            let (problem, _) = compile(&query).unwrap_err().into_parts();
+            let problem = compile(&query).unwrap_err().into_problem();
             assert_eq!(problem.field.as_deref(), Some(field), "{query:?}");
         }
         assert!(compile(&text("a.(b")).unwrap().is_match(b"xa.(bx"), "a text is no expression");

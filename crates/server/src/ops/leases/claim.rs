@@ -1,0 +1,214 @@
+//! What a poll grants: once more what was granted before it and whose answer was lost, then runs of the queue.
+//!
+//! What always holds: what is told of a run is counted before the run is granted, and what was granted is told, whatever
+//! becomes of the others. A run that cannot be granted for what is stored of it, its row or what is beside it, is told and
+//! holds no other up.
+
+use holm_api::agent::{ClaimedRun, HeldLease, Poll};
+use holm_domain::{
+    OrgId, UnixMicros,
+    host::{Capacity, Host},
+    lease::{Claimant, grant},
+    limits::LeaseConfig,
+    run::{Decision, Run},
+    schedule,
+};
+use holm_store::{DuePlace, Error};
+
+use super::{Received, readable};
+use crate::{
+    account::Account,
+    app::App,
+    config::{CLAIMS_BYTES_MAX, QUEUE_DAMAGED_MAX, QUEUE_LOOK_MAX},
+    ops::{runs::spec_bytes, try_save},
+    problem::Failure,
+};
+
+/// One look at the queue of an org, oldest first, page by page.
+///
+/// What is damaged is passed over and not counted: nobody can decide on it, not even that it waited too long, so it stands
+/// first in the queue until it is repaired, and as many of them as one look has candidates would block it for good. So the
+/// look goes on behind them. Of those whose row cannot be read, what bounds it is the queue; of the others, each costs a
+/// transaction, and [`QUEUE_DAMAGED_MAX`] end the look. What others claim meanwhile hides no run from it.
+#[derive(Debug)]
+pub(super) struct Queue {
+    org: OrgId,
+    /// What of the page was not picked yet.
+    runs: Vec<Run>,
+    /// The end of the page.
+    behind: Option<DuePlace>,
+    is_last: bool,
+    /// How many runs are still to be considered.
+    left: usize,
+    /// How many more may turn out to be damaged when they are granted.
+    damaged_left: usize,
+}
+
+impl Queue {
+    /// A look that has not begun.
+    pub(super) fn of(org: OrgId) -> Self {
+        let (left, damaged_left) = (QUEUE_LOOK_MAX as usize, QUEUE_DAMAGED_MAX);
+        Self { org, runs: Vec::new(), behind: None, is_last: false, left, damaged_left }
+    }
+
+    /// Goes on with the next page that has a run which can be read; whether there is one and the look is not over.
+    pub(super) async fn go_on(&mut self, app: &App) -> holm_store::Result<bool> {
+        while !self.is_last && self.left > 0 {
+            let page = app.store.run_queue(self.org, self.behind.as_ref(), QUEUE_LOOK_MAX).await?;
+            self.is_last = page.len() < QUEUE_LOOK_MAX as usize;
+            self.behind = page.last().map(|last| last.place.clone());
+            self.runs = readable(app, page).runs;
+            self.left = self.left.saturating_sub(self.runs.len());
+            if !self.runs.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// A run that was considered cannot be granted for what is stored of it.
+    fn pass_over(&mut self) {
+        self.damaged_left = self.damaged_left.saturating_sub(1);
+        self.left += 1;
+        self.is_last |= self.damaged_left == 0;
+    }
+}
+
+/// By which decision a run is granted.
+type Decide = fn(&Run, Claimant, UnixMicros, &LeaseConfig) -> Option<Decision>;
+
+/// What one poll grants, and what room is left in its answer for more.
+#[derive(Debug)]
+pub(super) struct Room<'a> {
+    app: &'a App,
+    host: &'a Host,
+    received: Received,
+    account: &'a Account,
+    claims: usize,
+    free: Capacity,
+    bytes: usize,
+    /// What was granted.
+    pub(super) claimed: Vec<ClaimedRun>,
+    /// Why no more is granted.
+    pub(super) refused: Option<Failure>,
+}
+
+impl<'a> Room<'a> {
+    /// Room for what `poll` asks for, and for `claims_max` runs.
+    pub(super) fn new(
+        (app, host): (&'a App, &'a Host),
+        poll: &Poll,
+        claims_max: u32,
+        received: Received,
+        account: &'a Account,
+    ) -> Self {
+        let (claims, free, bytes) = (claims_max as usize, poll.free, CLAIMS_BYTES_MAX);
+        Self { app, host, received, account, claims, free, bytes, claimed: Vec::new(), refused: None }
+    }
+
+    fn is_left(&self) -> bool {
+        self.claims > 0 && self.bytes > 0 && self.refused.is_none()
+    }
+
+    /// As [`schedule::pick`] has it: processors are shared.
+    fn has(&self, demand: &Capacity) -> bool {
+        self.is_left() && demand.runs <= self.free.runs && demand.memory_bytes <= self.free.memory_bytes
+    }
+
+    /// Counts what would be told of `run`, before it is granted: its bytes, unless they may not be held.
+    fn hold(&mut self, run: &Run) -> Option<usize> {
+        let held = spec_bytes(run).and_then(|bytes| self.account.take(self.app, bytes).map(|()| bytes));
+        held.map_err(|refused| self.refused = Some(refused)).ok()
+    }
+
+    /// Grants `run` as `decide` has it; nothing comes of it if somebody else was faster. Returns whether it cannot be
+    /// granted for what is stored of it, which is told.
+    async fn grant(&mut self, run: &Run, decide: Decide) -> bool {
+        let config = &self.app.config.lease;
+        let Some(runtime) = schedule::runtime_for(&run.spec, self.host) else { return false };
+        let ttl_ms = self.received.ttl_ms(config.ttl);
+        let by = Claimant { agent: self.host.id, instance: self.host.instance };
+        let Some(decision) = decide(run, by, self.app.now(), config) else { return false };
+        let Some(bytes) = self.hold(run) else { return false };
+        let saved = try_save(self.app, run.version, &decision).await;
+        if let Ok(Some(next_log_seq)) = saved {
+            self.take(run, &decision.run, bytes);
+            self.claimed.push(told(decision.run, runtime, ttl_ms, next_log_seq));
+            return false;
+        }
+        // What was held for it is left to what is granted next.
+        self.account.spare(bytes);
+        match saved {
+            Ok(_) | Err(Error::NotFound { .. }) => return false,
+            Err(error @ Error::Unavailable { .. }) => {
+                self.refused = Some(error.into());
+                return false;
+            }
+            Err(error) if error.is_damage() => self.app.unreadable.tell(run.id, &error),
+            Err(error) => tracing::error!(run = %run.id, cause = %error, "a run cannot be granted"),
+        }
+        true
+    }
+
+    /// `run` was granted as `granted`.
+    fn take(&mut self, run: &Run, granted: &Run, bytes: usize) {
+        self.claims = self.claims.saturating_sub(1);
+        self.free = self.free.less(&schedule::demand(&run.spec));
+        self.bytes = self.bytes.saturating_sub(bytes);
+        let (agent, fence) = (self.host.id, granted.fence);
+        if fence == run.fence {
+            tracing::info!(run = %run.id, %agent, fence, "claimed; told once more");
+        } else {
+            tracing::info!(run = %run.id, %agent, fence, "claimed");
+            self.app.metrics.claimed(granted.claimed_at.map(|at| at.since(run.queued_at)).unwrap_or_default());
+        }
+    }
+}
+
+fn told(granted: Run, runtime: &str, ttl_ms: u64, next_log_seq: u64) -> ClaimedRun {
+    ClaimedRun {
+        run: granted.id,
+        org: granted.org,
+        project: granted.project,
+        fence: granted.fence,
+        ttl_ms,
+        runtime: runtime.to_owned(),
+        spec: granted.spec,
+        next_log_seq,
+    }
+}
+
+/// Grants once more, under the same fence, what was granted before this poll was there and what the agent does not list
+/// among `held`: the answer that told it was lost. An agent that knows the lease after all ignores it.
+pub(super) async fn lease_claim_again(room: &mut Room<'_>, held: &[HeldLease], stored: &[Run]) {
+    let before = room.received.time;
+    for run in stored.iter().filter(|run| run.claimed_at.is_some_and(|at| at <= before)) {
+        if room.has(&schedule::demand(&run.spec)) && !held.iter().any(|held| held.run == run.id) {
+            room.grant(run, grant::claim_again).await;
+        }
+    }
+}
+
+/// Grants runs of the queue, oldest first, as far as there is room.
+pub(super) async fn lease_claim(room: &mut Room<'_>, mut queue: Queue) {
+    loop {
+        while room.is_left()
+            && let Some(index) = schedule::pick(&queue.runs, room.host, &room.free)
+        {
+            // Whether somebody else was faster or not: this run is out of this look at the queue.
+            let run = queue.runs.remove(index);
+            if room.grant(&run, grant::claim).await {
+                queue.pass_over();
+            }
+        }
+        if !room.is_left() {
+            return;
+        }
+        match queue.go_on(room.app).await {
+            Ok(true) => {}
+            Ok(false) => return,
+            // What was granted before is told all the same.
+            Err(error) => room.refused = Some(error.into()),
+        }
+    }
+}
