@@ -1,7 +1,7 @@
 //! Troubles that come again and again and are told once.
 //!
 //! What cannot be read stays so until somebody repairs it, and is met at every look. The log tells of it once in the life of
-//! a server; it is counted each time.
+//! a server, of so many things at most; it is counted each time.
 
 use std::{
     collections::BTreeSet,
@@ -20,12 +20,13 @@ const TOLD_MAX: usize = 10_000;
 pub struct Told<K> {
     about: BTreeSet<K>,
     troubles: Counter,
+    is_full: bool,
 }
 
 impl<K> Told<K> {
     /// Counts in `troubles`.
     pub fn counting(troubles: Counter) -> Self {
-        Self { about: BTreeSet::new(), troubles }
+        Self { about: BTreeSet::new(), troubles, is_full: false }
     }
 }
 
@@ -68,11 +69,17 @@ impl<K> Default for Told<K> {
 }
 
 impl<K: Ord> Told<K> {
-    /// Tells what came of `error`, unless it was told of `about` before.
+    /// Tells what came of `error`, unless it was told of `about` before. Once it told of as many as it remembers, it says so
+    /// and tells of no other.
     pub fn tell(&mut self, about: K, error: &dyn Display, what: &'static str) {
         self.troubles.inc();
-        if self.about.len() < TOLD_MAX && self.about.insert(about) {
-            tracing::error!(%error, "{what}");
+        if self.about.len() < TOLD_MAX {
+            if self.about.insert(about) {
+                tracing::error!(%error, "{what}");
+            }
+        } else if !self.is_full && !self.about.contains(&about) {
+            self.is_full = true;
+            tracing::error!("{what}: that was told of {TOLD_MAX}; of others it is counted, and told no more");
         }
     }
 }
@@ -91,5 +98,30 @@ impl UnreadableRuns {
     pub fn tell(&self, run: impl Display, error: &dyn Display) {
         let what = "a run cannot be read: it is not claimed and no lease of it is renewed until its row is repaired";
         self.0.lock().unwrap_or_else(PoisonError::into_inner).tell(run.to_string(), error, what);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+    use crate::testing::log::Log;
+
+    #[test]
+    fn that_no_more_is_told_is_told_once() {
+        let (log, mut told) = (Log::default(), Told::default());
+        let _kept = log.keep(Level::ERROR);
+        for _ in 0..2 {
+            for about in 0..TOLD_MAX {
+                told.tell(about, &"broken", "it stays so");
+            }
+        }
+        assert_eq!((log.lines_with("broken"), log.lines_with("told no more")), (TOLD_MAX, 0));
+        for about in 0..TOLD_MAX + 2 {
+            told.tell(about, &"broken", "it stays so");
+        }
+        assert_eq!((log.lines_with("broken"), log.lines_with("told no more")), (TOLD_MAX, 1));
+        assert_eq!(told.troubles.get(), 3 * TOLD_MAX as u64 + 2);
     }
 }
