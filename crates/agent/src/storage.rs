@@ -6,12 +6,11 @@
 
 use std::path::Path;
 
+use holm_domain::limits::STORAGE_FLOOR_FILES;
 use holm_runtime::room::{free_bytes, free_files};
 
 /// The least room where nobody says, in bytes.
 pub const STORAGE_FLOOR_BYTES: u64 = 256 * 1024 * 1024;
-/// How many files it must be possible to make: a run makes some dozens, and images have many.
-pub const STORAGE_FLOOR_FILES: u64 = 1024;
 
 /// What is wrong, if less than `floor` bytes are free where `dir` is, or too few files can be made. A floor of 0 asks for
 /// neither.

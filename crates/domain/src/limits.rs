@@ -23,6 +23,9 @@ pub const RESULT_BYTES_MAX: usize = 64 * 1024;
 
 /// The largest archive of what a command changed in its work dir, in bytes: more is neither kept nor stored nor taken.
 pub const CHANGES_BYTES_MAX: u64 = 4 * 1024 * MIB;
+/// How many files it must be possible to make where there is a floor of free space: a run makes some dozens, images have
+/// many, and each large object that a server stores is one.
+pub const STORAGE_FLOOR_FILES: u64 = 1_024;
 
 /// Thousandths of a processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

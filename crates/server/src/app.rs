@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use holm_domain::{ErrorCode, UnixMicros};
+use holm_domain::{ErrorCode, UnixMicros, limits::STORAGE_FLOOR_FILES};
 use holm_store::Store;
 use rustix::fs::StatVfs;
 use tokio_util::sync::CancellationToken;
@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     activity::Activity,
     auth::known::KnownTokens,
-    config::{Config, STORAGE_FLOOR_FILES, ServeLimits},
+    config::{Config, ServeLimits},
     gate::{Gate, Gates},
     metrics::Metrics,
     problem::Failure,

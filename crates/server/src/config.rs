@@ -109,8 +109,6 @@ pub struct Config {
 
 /// The least room where nobody says, in bytes.
 pub const STORAGE_FLOOR_BYTES: u64 = 256 * 1024 * 1024;
-/// How many files it must be possible to make, where there is a floor: each large object is one.
-pub const STORAGE_FLOOR_FILES: u64 = 1024;
 
 /// The shortest time for which logs are kept: who follows a run is still to hear its end.
 pub const LOG_RETENTION_MIN: Duration = Duration::from_secs(1);
@@ -135,7 +133,7 @@ impl Config {
     }
 }
 
-/// How much room must be left on a file system, besides that for [`STORAGE_FLOOR_FILES`].
+/// How much room must be left on a file system, besides that for [`holm_domain::limits::STORAGE_FLOOR_FILES`] files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StorageFloor {
     /// A folder on it.
