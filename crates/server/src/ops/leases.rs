@@ -113,7 +113,9 @@ async fn look(app: &App, host: &Host, poll: &Poll, received: Received, account: 
     let queue = async {
         let mut queue = Queue::of(host.org);
         // Where nobody asks for runs, they need not be looked for.
-        let _ = claims_max > 0 && queue.go_on(app).await?;
+        if claims_max > 0 {
+            queue.go_on(app).await?;
+        }
         Ok(queue)
     };
     let (stored, queue) = tokio::try_join!(app.store.runs_of_agent(host.org, host.id), queue)?;

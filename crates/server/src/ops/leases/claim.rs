@@ -37,7 +37,8 @@ pub(super) struct Queue {
     runs: Vec<Run>,
     /// The end of the page.
     behind: Option<DuePlace>,
-    is_last: bool,
+    /// Whether no page follows.
+    is_over: bool,
     /// How many runs are still to be considered.
     left: usize,
     /// How many more may turn out to be damaged when they are granted.
@@ -48,14 +49,14 @@ impl Queue {
     /// A look that has not begun.
     pub(super) fn of(org: OrgId) -> Self {
         let (left, damaged_left) = (QUEUE_LOOK_MAX as usize, QUEUE_DAMAGED_MAX);
-        Self { org, runs: Vec::new(), behind: None, is_last: false, left, damaged_left }
+        Self { org, runs: Vec::new(), behind: None, is_over: false, left, damaged_left }
     }
 
     /// Goes on with the next page that has a run which can be read; whether there is one and the look is not over.
     pub(super) async fn go_on(&mut self, app: &App) -> holm_store::Result<bool> {
-        while !self.is_last && self.left > 0 {
+        while !self.is_over && self.left > 0 {
             let page = app.store.run_queue(self.org, self.behind.as_ref(), QUEUE_LOOK_MAX).await?;
-            self.is_last = page.len() < QUEUE_LOOK_MAX as usize;
+            self.is_over = page.len() < QUEUE_LOOK_MAX as usize;
             self.behind = page.last().map(|last| last.place.clone());
             self.runs = readable(app, page).runs;
             self.left = self.left.saturating_sub(self.runs.len());
@@ -70,7 +71,7 @@ impl Queue {
     fn pass_over(&mut self) {
         self.damaged_left = self.damaged_left.saturating_sub(1);
         self.left += 1;
-        self.is_last |= self.damaged_left == 0;
+        self.is_over |= self.damaged_left == 0;
     }
 }
 
@@ -209,6 +210,32 @@ pub(super) async fn lease_claim(room: &mut Room<'_>, mut queue: Queue) {
             Ok(false) => return,
             // What was granted before is told all the same.
             Err(error) => room.refused = Some(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::World;
+
+    #[tokio::test]
+    async fn a_look_is_as_long_as_runs_are_passed_over() {
+        let world = World::new().await;
+        let mut queued = Vec::new();
+        for _ in 0..=QUEUE_LOOK_MAX {
+            queued.push(world.queue_run().await);
+        }
+        let ids = |queue: &Queue| queue.runs.iter().map(|run| run.id).collect::<Vec<_>>();
+        let (page, rest) = queued.split_at(QUEUE_LOOK_MAX as usize);
+        for (passed_over, wanted) in [(0, None), (1, Some(rest)), (QUEUE_DAMAGED_MAX, None)] {
+            let mut queue = Queue::of(world.org);
+            assert!(queue.go_on(world.app()).await.unwrap());
+            assert_eq!(ids(&queue), page);
+            (0..passed_over).for_each(|_| queue.pass_over());
+            let more = queue.go_on(world.app()).await.unwrap().then(|| ids(&queue));
+            assert_eq!(more.as_deref(), wanted);
+            assert!(wanted.is_none() || !queue.go_on(world.app()).await.unwrap(), "that was the last page");
         }
     }
 }
