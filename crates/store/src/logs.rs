@@ -18,9 +18,9 @@ use crate::{
     Backend, Error, Result, Store,
     error::{NUMBER_MAX, limit, page},
 };
-#[cfg(test)]
-pub(crate) use sql::QUERIES;
 pub(crate) use sql::log_head;
+#[cfg(test)]
+pub(crate) use sql::{QUERIES, READ_QUERIES};
 
 /// The most bytes that one append may bring.
 pub const LOG_APPEND_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -155,7 +155,7 @@ impl Store {
     /// segment where there is one. The first may begin with entries at or before `after`. Nothing for a run that the org
     /// does not have.
     pub async fn log_read(&self, org: OrgId, run: RunId, after: u64, bytes_max: usize) -> Result<Vec<Segment>> {
-        limit("bytes of a log read", bytes_max, LOG_READ_BYTES_MAX)?;
+        let bytes_max = wanted(bytes_max)?;
         let after = after.min(NUMBER_MAX);
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.turn().await.log_read(org, run, after, bytes_max)),
@@ -166,7 +166,7 @@ impl Store {
     /// The end of a log up to the entry `upto`, in order and without gap: at most about `bytes_max` bytes, and at least one
     /// segment where there is one. The last may go on behind `upto`.
     pub async fn log_read_back(&self, org: OrgId, run: RunId, upto: u64, bytes_max: usize) -> Result<Vec<Segment>> {
-        limit("bytes of a log read", bytes_max, LOG_READ_BYTES_MAX)?;
+        let bytes_max = wanted(bytes_max)?;
         let upto = upto.min(NUMBER_MAX);
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.turn().await.log_read_back(org, run, upto, bytes_max)),
@@ -209,6 +209,18 @@ impl Store {
             Backend::Sql(db) => log_head(db, org, run).await,
         }
     }
+}
+
+/// How many bytes a read wants: there is no read of nothing.
+fn wanted(bytes_max: usize) -> Result<u64> {
+    limit("bytes of a log read", bytes_max, LOG_READ_BYTES_MAX)?;
+    Ok(bytes_max.max(1) as u64)
+}
+
+/// How many pieces of these lengths, in bytes, a read takes: until there are `bytes_max` bytes.
+pub(crate) fn enough(lengths: impl Iterator<Item = u64>, bytes_max: u64) -> usize {
+    let before = lengths.scan(0, |bytes, length| Some(std::mem::replace(bytes, *bytes + length)));
+    before.take_while(|bytes| *bytes < bytes_max).count()
 }
 
 /// The newest time of all entries of whole batches.

@@ -11,7 +11,7 @@ use super::{Memory, Row, State, Stored};
 use crate::{
     Doomed, DoomedPart, Due, DuePlace, Error, EventAppended, Idempotency, Inserted, LEASES_PAGE_MAX, LogAppended,
     Renewal, Result, RunCensus, RunFilter, RunRow, Saved, Segment,
-    logs::{Attempt, Chunk, newest_at},
+    logs::{Attempt, Chunk, enough, newest_at},
 };
 
 const NO_RUN: Error = Error::NotFound { what: "run" };
@@ -54,6 +54,11 @@ fn found(run: &Run) -> RunRow {
 
 fn fence_of(run: &Run) -> u64 {
     run.lease.map_or(0, |lease| lease.fence)
+}
+
+/// In bytes.
+fn length(segment: &Segment) -> u64 {
+    segment.bytes.len() as u64
 }
 
 fn meets(run: &Run, filter: &RunFilter) -> bool {
@@ -300,32 +305,19 @@ impl Memory {
         Ok(Attempt::Done(LogAppended::Stored { next: row.next_log_seq, unsealed_bytes: 0 }))
     }
 
-    pub(crate) fn log_read(&self, org: OrgId, run: RunId, after: u64, bytes_max: usize) -> Vec<Segment> {
+    pub(crate) fn log_read(&self, org: OrgId, run: RunId, after: u64, bytes_max: u64) -> Vec<Segment> {
         let state = self.lock();
         let segments = state.row(org, run).map_or(&[][..], |row| &row.segments);
-        let from = segments.partition_point(|segment| segment.last_seq <= after);
-        let mut bytes = 0;
-        let wanted = segments[from..].iter().take_while(|segment| {
-            let first = bytes == 0;
-            bytes += segment.bytes.len();
-            first || bytes <= bytes_max
-        });
-        wanted.cloned().collect()
+        let rest = &segments[segments.partition_point(|segment| segment.last_seq <= after)..];
+        rest[..enough(rest.iter().map(length), bytes_max)].to_vec()
     }
 
-    pub(crate) fn log_read_back(&self, org: OrgId, run: RunId, upto: u64, bytes_max: usize) -> Vec<Segment> {
+    pub(crate) fn log_read_back(&self, org: OrgId, run: RunId, upto: u64, bytes_max: u64) -> Vec<Segment> {
         let state = self.lock();
         let segments = state.row(org, run).map_or(&[][..], |row| &row.segments);
         let end = segments.partition_point(|segment| segment.first_seq <= upto);
-        let mut bytes = 0;
-        let wanted = segments[..end].iter().rev().take_while(|segment| {
-            let first = bytes == 0;
-            bytes += segment.bytes.len();
-            first || bytes <= bytes_max
-        });
-        let mut wanted: Vec<Segment> = wanted.cloned().collect();
-        wanted.reverse();
-        wanted
+        let count = enough(segments[..end].iter().rev().map(length), bytes_max);
+        segments[end - count..end].to_vec()
     }
 
     pub(crate) fn log_at(&self, org: OrgId, run: RunId, at: UnixMicros) -> Result<Option<u64>> {
