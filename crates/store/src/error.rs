@@ -39,10 +39,12 @@ pub enum Error {
         problem: String,
     },
     /// The database as a whole cannot be read, or a part of it that bears no key.
-    #[error("the database is damaged ({problem}): restore it from a copy, or move it away to begin with nothing")]
+    #[error("the database is damaged ({problem}): {way_out}")]
     Damaged {
-        /// What the engine said.
+        /// What is wrong with it.
         problem: String,
+        /// What to do about it.
+        way_out: &'static str,
     },
     /// More was asked for than is allowed at once.
     #[error("{what}: {given} is more than {max}")]
@@ -88,6 +90,11 @@ impl Error {
 
     pub(crate) fn corrupt(table: &'static str, key: impl Into<String>, problem: impl ToString) -> Self {
         Self::Corrupt { table, key: key.into(), problem: problem.to_string() }
+    }
+
+    pub(crate) fn damaged(problem: impl Into<String>) -> Self {
+        let way_out = "restore it from a copy, or move it away to begin with nothing";
+        Self::Damaged { problem: problem.into(), way_out }
     }
 
     pub(crate) fn invalid(what: &'static str, problem: impl Into<String>) -> Self {

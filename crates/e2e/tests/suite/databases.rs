@@ -274,6 +274,23 @@ fn a_sqlite_file_that_is_damaged_is_named_with_the_way_out_and_left_as_it_is() {
     }
 }
 
+#[test]
+fn a_log_of_sqlite_whose_database_is_gone_is_refused_and_left_as_it_is() {
+    let mut world = World::on_file();
+    world.start_up();
+    world.run(["--", "echo", "kept"]).succeeds();
+    let (path, log) = (file(&world), killed(&mut world));
+    let (aside, newest) = (path.with_extension("aside"), fs::read(&log).expect("a log"));
+    fs::rename(&path, &aside).expect("moved");
+    let (words, way_out) = ("holm.db-wal` is not", "restore both from a copy");
+    world.holm(["up", "--private"]).exits(1).complains_of(&["holm.db", words, way_out]);
+    world.doctor_says(1, &[words, way_out]);
+    assert!(!path.exists() && fs::read(&log).expect("a log") == newest, "it was touched");
+    fs::rename(&aside, &path).expect("moved back");
+    world.start_up();
+    assert_eq!(world.logs(&world.newest()).text(), "kept\n");
+}
+
 /// The server that has it open knows what the log holds, and goes on; doctor says what a restart would meet.
 #[test]
 fn a_log_of_sqlite_that_is_damaged_under_a_live_server_is_told() {

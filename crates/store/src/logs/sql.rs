@@ -1,8 +1,8 @@
 //! Logs in SQL, with the blobs that they refer to.
 //!
-//! How they are read is in [`read`], and how a blob is divided and packed in [`super::pack`]. A blob is written before the row that refers to it. Its name
-//! bears the digest of its bytes, so a writer that lost leaves at most an object that nobody refers to, which goes with the
-//! run, and never changes one that is referred to.
+//! How they are read is in [`read`], and how a blob is divided and packed in [`super::pack`]. A blob is written before the row
+//! that refers to it. Its name bears the digest of its bytes, so a writer that lost leaves at most an object that nobody
+//! refers to, which goes with the run, and never changes one that is referred to.
 
 mod read;
 

@@ -212,7 +212,7 @@ fn is_busy(error: &sqlx::Error) -> bool {
 /// Tells a database that is damaged, and one that another program keeps for itself, from one that does not answer.
 fn broken(doing: &'static str, error: sqlx::Error) -> Error {
     let sqlx::Error::Database(told) = &error else { return Error::unavailable(doing, error) };
-    let damaged = || Error::Damaged { problem: told.message().to_owned() };
+    let damaged = || Error::damaged(told.message());
     match sqlite_code(&error) {
         Some(SQLITE_BUSY) => Error::unavailable("wait for another program that keeps the database locked", error),
         Some(SQLITE_CORRUPT | SQLITE_NOTADB) => damaged(),

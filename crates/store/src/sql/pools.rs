@@ -65,7 +65,7 @@ impl Db {
         let check = sqlx::query_scalar::<_, String>("pragma quick_check(1)");
         let said = check.fetch_one(&mut connection).await.map_err(|error| broken("examine the database", error))?;
         connection.close().await.map_err(|error| broken("close the database", error))?;
-        if said == "ok" { Ok(()) } else { Err(Error::Damaged { problem: said }) }
+        if said == "ok" { Ok(()) } else { Err(Error::damaged(said)) }
     }
 
     /// Opens a database that is there, to look at it and change nothing. Nothing where it has no tables of Holm's yet.

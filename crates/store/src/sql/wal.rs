@@ -6,7 +6,8 @@
 //! What tells them apart: each commit lies on the disk before the frame after it is written (`synchronous=FULL`), so a frame
 //! whose checksum goes on from a commit bears witness that all up to that commit was whole once. The checksum goes on from the
 //! one that is stored in the frame before, so damage to a frame hides no more than that frame and the next. The head is on the
-//! disk before any frame is.
+//! disk before any frame is, so where there is anything behind a head, that was whole once. And the file of a database has its
+//! first page before there is a log beside it; where it has none, SQLite removes the log.
 //!
 //! What always holds: a log that SQLite wrote is never called damaged, whole or cut off anywhere, with its last transaction
 //! torn in any way, with frames of an earlier generation or of a transaction that was given up behind its end, or while
@@ -17,7 +18,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufReader, Read, Seek, SeekFrom},
+    io::{self, BufRead as _, BufReader, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
     thread,
 };
@@ -34,11 +35,15 @@ const MAGIC: u32 = 0x377f_0682;
 const PAGE_BYTES_MIN: u32 = 512;
 /// The largest page of a SQLite file, in bytes; of its write-ahead log one is held at a time.
 const PAGE_BYTES_MAX: u32 = 65_536;
+/// So many bytes are read at once.
+const READ_BYTES: usize = 1024 * 1024;
+/// From how many bytes on a write-ahead log is said to be read: that takes a second or more.
+const TOLD_FROM_BYTES: u64 = 256 * 1024 * 1024;
 /// How often a write-ahead log is read that seems to be damaged, each time in another way: somebody writes it meanwhile.
 const LOOKS_MAX: u32 = 8;
 
-/// Refuses a file of SQLite whose write-ahead log is damaged where more was stored later. It may be in use, and need not be
-/// there. No lock is taken, and no descriptor of the file itself is opened, so none of the locks of this process is let go.
+/// Refuses a file of SQLite whose write-ahead log is damaged where more was stored later, or that is gone while its log is
+/// not. It may be in use, and need not be there. No lock is taken, and no descriptor of the file itself is opened, so none of the locks of this process is let go.
 pub(super) async fn examine(database: &str) -> Result<()> {
     let database = PathBuf::from(database);
     let (tell, told) = oneshot::channel();
@@ -51,25 +56,43 @@ pub(super) async fn examine(database: &str) -> Result<()> {
 fn look(database: &Path) -> Result<()> {
     let unavailable = |error| Error::unavailable(READING, error);
     let Some((path, mut log)) = open(database).map_err(unavailable)? else { return Ok(()) };
+    let bytes = log.metadata().map_err(unavailable)?.len();
+    if bytes > 0 && is_gone(database).map_err(unavailable)? {
+        let problem = format!(
+            "it is gone or empty, and its log `{}` is not, which SQLite would remove without a word",
+            path.display()
+        );
+        let way_out = "restore both from a copy, or move the log away to begin with nothing";
+        return Err(Error::Damaged { problem, way_out });
+    }
+    if bytes >= TOLD_FROM_BYTES {
+        tracing::info!(log = %path.display(), bytes, "the write-ahead log of the database is read before it is opened");
+    }
     let Some(at) = damage(&mut log).map_err(unavailable)? else { return Ok(()) };
     let problem = format!(
         "its log `{}` is broken at byte {at}, and SQLite would leave out what was stored after that",
         path.display()
     );
-    Err(Error::Damaged { problem })
+    Err(Error::damaged(problem))
 }
 
 /// The log of a database, if it has one. It lies beside the file itself, also where that is named by a link.
 fn open(database: &Path) -> io::Result<Option<(PathBuf, File)>> {
-    let opened = database.canonicalize().and_then(|path| {
-        let mut path = path.into_os_string();
-        path.push("-wal");
-        let log = File::open(&path)?;
-        Ok((path.into(), log))
-    });
-    match opened {
+    let database = if_there(database.canonicalize())?.unwrap_or_else(|| database.to_owned());
+    let mut path = database.into_os_string();
+    path.push("-wal");
+    Ok(if_there(File::open(&path))?.map(|log| (path.into(), log)))
+}
+
+/// Whether the file of a database that has a log is not there, or without its first page.
+fn is_gone(database: &Path) -> io::Result<bool> {
+    Ok(if_there(database.metadata())?.is_none_or(|file| file.len() == 0))
+}
+
+fn if_there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+    match found {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        opened => opened.map(Some),
+        found => found.map(Some),
     }
 }
 
@@ -111,12 +134,21 @@ fn broken_at(log: &mut (impl Read + Seek), head: &Head) -> io::Result<Option<u64
     if let Some(format) = Format::of(head) {
         return broken_frame_at(&mut Frames::new(log, format)?, head);
     }
-    for format in Format::all() {
-        if has_linked(&mut Frames::new(log, format)?, head)? {
-            return Ok(Some(0));
+    Ok(has_more(log)?.then_some(0))
+}
+
+/// Whether there is more than a head. Room that a file system gave and nobody filled is zeros.
+fn has_more(log: &mut (impl Read + Seek)) -> io::Result<bool> {
+    log.seek(SeekFrom::Start(HEAD_BYTES as u64))?;
+    let mut log = BufReader::with_capacity(READ_BYTES, log);
+    loop {
+        let bytes = log.fill_buf()?;
+        if bytes.is_empty() || bytes.iter().any(|byte| *byte != 0) {
+            return Ok(!bytes.is_empty());
         }
+        let length = bytes.len();
+        log.consume(length);
     }
-    Ok(None)
 }
 
 /// The first frame that is not whole, if a later one goes on from a later commit.
@@ -138,18 +170,6 @@ fn broken_frame_at(frames: &mut Frames<impl Read>, head: &Head) -> io::Result<Op
     Ok(None)
 }
 
-/// Whether a frame goes on from the one before, or from a head that is not whole, whatever its salts are.
-fn has_linked(frames: &mut Frames<impl Read>, head: &Head) -> io::Result<bool> {
-    let mut before = (pair(head, 16), pair(head, 24));
-    while frames.read()? {
-        if frames.salts() == before.0 && frames.follows(before.1) {
-            return Ok(true);
-        }
-        before = (frames.salts(), frames.sum());
-    }
-    Ok(false)
-}
-
 /// How a log is written.
 #[derive(Debug, Clone, Copy)]
 struct Format {
@@ -165,12 +185,6 @@ impl Format {
         let has_pages = page_bytes.is_power_of_two() && (PAGE_BYTES_MIN..=PAGE_BYTES_MAX).contains(&page_bytes);
         let is_whole = magic & !1 == MAGIC && has_pages && format.sum([0, 0], &head[..24]) == pair(head, 24);
         is_whole.then_some(format)
-    }
-
-    /// Each that there is.
-    fn all() -> impl Iterator<Item = Self> {
-        let sizes = (PAGE_BYTES_MIN.ilog2()..=PAGE_BYTES_MAX.ilog2()).map(|power| 1 << power);
-        sizes.flat_map(|page_bytes| [false, true].map(|is_big_endian| Self { is_big_endian, page_bytes }))
     }
 
     /// The checksum of a multiple of 8 bytes (4.2), which goes on from another.
@@ -200,7 +214,7 @@ impl<'a, R: Read + Seek> Frames<BufReader<&'a mut R>> {
     fn new(log: &'a mut R, format: Format) -> io::Result<Self> {
         let at = log.seek(SeekFrom::Start(HEAD_BYTES as u64))?;
         let bytes = vec![0; FRAME_HEAD_BYTES + format.page_bytes as usize];
-        Ok(Self { log: BufReader::new(log), format, at, next_at: at, bytes })
+        Ok(Self { log: BufReader::with_capacity(READ_BYTES, log), format, at, next_at: at, bytes })
     }
 }
 

@@ -34,10 +34,17 @@ const CHANGES_AT: u64 = 8;
 /// How many runs that cannot be read are named.
 const RUNS_NAMED_MAX: usize = 3;
 
-/// Whether there is such a file.
+/// Whether there is such a file, or the log of one, which is not to be without it.
 async fn there(name: &'static str, path: PathBuf) -> Result<bool, Probe> {
-    let looked = path.clone();
-    deadline::look(name, &path, LOOK_DEADLINE, move || looked.exists()).await
+    let files = [path.clone(), beside(&path, "-wal")];
+    deadline::look(name, &path, LOOK_DEADLINE, move || files.iter().any(|file| file.exists())).await
+}
+
+/// A file that SQLite has beside the one of a database.
+fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    name.into()
 }
 
 /// Looks at it, and at the runs in it if it can be read.
@@ -145,9 +152,7 @@ async fn whole(path: &Path) -> Probe {
 /// Who keeps a file of SQLite locked for writing all the while, and lets nothing be written in that time. To look takes no
 /// lock, so nobody waits for it.
 async fn locked_by(path: &Path) -> io::Result<Option<String>> {
-    let mut shared = path.as_os_str().to_owned();
-    shared.push("-shm");
-    let shared = match File::open(shared) {
+    let shared = match File::open(beside(path, "-shm")) {
         Ok(file) => file,
         // Nobody has it open.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -141,6 +141,19 @@ async fn a_byte_that_is_another_is_damage_wherever_more_was_stored_later() {
     }
 }
 
+/// Whatever is left of the frames: they were written behind a head that was whole.
+#[tokio::test]
+async fn a_head_that_is_not_whole_is_damage_where_anything_lies_behind_it() {
+    let log = Written::new(512, 2).await.log;
+    for lost in [&log[..HEAD_BYTES + 600], &log] {
+        assert_eq!(judged(&vec![0x55; lost.len()]), Some(0));
+        assert_eq!(judged(&[&[0; HEAD_BYTES], &lost[HEAD_BYTES..]].concat()), Some(0));
+        assert_eq!(judged(&[&harmed(&log, 9)[..HEAD_BYTES], &vec![0; lost.len()]].concat()), None);
+    }
+    assert_eq!(judged(&vec![0; 3 * READ_BYTES]), None);
+    assert_eq!(judged(&[vec![0; 3 * READ_BYTES], vec![1]].concat()), Some(0));
+}
+
 /// As a disk that loses a stretch of its own, of any length, at any place.
 #[tokio::test]
 async fn what_is_opened_in_spite_of_damage_has_lost_only_the_last_transactions() {
@@ -313,6 +326,32 @@ async fn a_log_that_is_written_and_begun_anew_meanwhile_is_never_called_damaged(
     }
     drop(end);
     assert!(looking.join().unwrap() > 0);
+}
+
+/// As whoever deletes a database, or restores none of it, and leaves the log of a server that was killed.
+#[tokio::test]
+async fn a_log_whose_database_is_gone_is_not_removed() {
+    let log = Written::new(512, 12).await.log;
+    for emptied in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, beside) = (folder.path().join("db"), folder.path().join("db-wal"));
+        fs::write(&beside, &log).unwrap();
+        if emptied {
+            fs::write(&path, "").unwrap();
+        }
+        let text = path.display().to_string();
+        let opened = Db::open_sqlite(&text).await.map(drop);
+        let looked = Db::look(&format!("sqlite:{text}")).await.map(drop);
+        for refused in [opened, looked, Db::examine_sqlite(&text).await] {
+            let told = refused.unwrap_err().to_string();
+            assert!(told.contains("it is gone or empty, and its log `"), "{told}");
+            assert!(told.contains("db-wal` is not") && told.contains("restore both from a copy"), "{told}");
+        }
+        assert!(fs::read(&beside).unwrap() == log && path.exists() == emptied, "it was touched");
+        // What SQLite leaves of a log in which nothing is.
+        fs::write(&beside, "").unwrap();
+        Db::open_sqlite(&text).await.unwrap();
+    }
 }
 
 /// A database that was open when its server was killed: nothing of it is touched, whichever way it is opened.
