@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use holm_api::{
     agent::{DirectiveKind, HeldLease, Poll, Polled, Renew, Renewed},
-    logs::LogPage,
+    logs::{LogMatches, LogPage, LogRange},
     runs::RunPage,
 };
 use holm_domain::{ErrorCode, RunId};
@@ -251,4 +251,42 @@ async fn a_log_whose_end_is_gone_is_read_up_to_there_and_nowhere_to_an_end() {
     for query in ["", "/search?text=d", "/range", "/batches", "/follow"] {
         read(query).await.problem(ErrorCode::LogDamaged);
     }
+}
+
+#[tokio::test]
+async fn a_log_with_a_gap_is_read_up_to_it_and_from_behind_it() {
+    let server = OnFile::new().await;
+    let world = &server.world;
+    let held = world.claim_run().await;
+    for (first, entries) in [(1, ["a\n", "b\n"]), (3, ["c\n", "d\n"]), (5, ["e\n", "f\n"])] {
+        world.append_log(held, first, &entries).await;
+    }
+    server.tamper(format!("delete from log_segments where run = '{}' and last_seq = 4", held.run)).await;
+    let logs = format!("/v1/runs/{}/logs", held.run);
+    let read = |query: &str| {
+        let (path, member) = (format!("{logs}{query}"), world.member());
+        async move { member.get(&path).await }
+    };
+    for has_ended in [false, true] {
+        if has_ended {
+            world.finish(held, 7).await;
+        }
+        let page: LogPage = read("").await.json(StatusCode::OK);
+        assert_eq!((page.entries.len(), page.last_seq, page.complete), (2, 2, false));
+        let before = world.member().follow(&format!("{logs}/follow")).await.rest().await;
+        assert_eq!(before, ["1 log a\n", "2 log b\n"], "no end is told");
+        for query in ["?after=2", "?after=3", "/batches?after=3", "/follow?after=2", "/search?text=f", "/range?tail=3"]
+        {
+            read(query).await.problem(ErrorCode::LogDamaged);
+        }
+        let page: LogPage = read("?after=4").await.json(StatusCode::OK);
+        assert_eq!((page.entries.len(), page.last_seq, page.complete), (2, 6, has_ended));
+        let range: LogRange = read("/range?tail=1").await.json(StatusCode::OK);
+        assert_eq!((range.after, range.last_seq), (5, 6));
+        let found: LogMatches = read("/search?text=f&after=4").await.json(StatusCode::OK);
+        assert_eq!((found.matches.len(), found.last_seq, found.complete), (1, 6, true));
+    }
+    let behind = world.member().follow(&format!("{logs}/follow?after=4")).await.rest().await;
+    assert_eq!(behind[..2], ["5 log e\n", "6 log f\n"]);
+    assert_eq!(behind.len(), 3, "and the end: {behind:?}");
 }

@@ -1,9 +1,10 @@
 //! Logs of runs: stored exactly once, read from any sequence on at a cost proportional to what is read.
 //!
-//! A log is a row of segments without gap from its beginning to its head; a read that meets one that is missing, the last
-//! too, says that the log is damaged, unless it was deleted. Small appends are rows of their own; large ones, and the small ones once they
-//! are many ([`Store::log_seal`]), lie in the blob store with an index row. The head of a log says under which fence and
-//! with which sequence the next append is taken; an append locks and moves it, so two appends never both win.
+//! A log is a row of segments without gap from its beginning to its head; a read ends before one that is missing or damaged,
+//! and one that would begin there, behind the last too, says that the log is damaged, unless it was deleted. Small appends are
+//! rows of their own; large ones, and the small ones once they are many ([`Store::log_seal`]), lie in the blob store with an
+//! index row. The head of a log says under which fence and with which sequence the next append is taken; an append locks and
+//! moves it, so two appends never both win.
 
 mod pack;
 mod sql;

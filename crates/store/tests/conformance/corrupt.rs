@@ -53,6 +53,7 @@ cases_in_sql!(
     columns_that_contradict_the_body_are_seen,
     other_rows_that_cannot_be_read_are_named,
     a_missing_or_changed_log_is_seen,
+    what_lies_before_damage_and_behind_it_is_read,
     a_log_that_ends_before_its_head_is_damaged,
     a_log_that_begins_late_is_damaged_backwards_too,
     a_head_that_contradicts_its_log_is_damage,
@@ -246,15 +247,40 @@ async fn a_missing_or_changed_log_is_seen(fixture: Fixture) {
     corrupt(read(20).await, "log_segments", run);
     tamper(&fixture, "update log_segments set blob_key = 'orgs/x/../../etc/passwd' where last_seq = 20").await;
     corrupt(read(10).await, "log_segments", run);
-    tamper(&fixture, "delete from log_segments where last_seq = 20").await;
-    corrupt(read(0).await, "log_segments", run);
-    corrupt(read(15).await, "log_segments", run);
+}
+
+async fn what_lies_before_damage_and_behind_it_is_read(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let (store, org) = (&tenant.store, tenant.org);
+    for harm in ["delete from log_segments", "update log_segments set size = size + 1", ""] {
+        let run = segments_of(&tenant, [10, if harm.is_empty() { 60_000 } else { 10 }, 10]).await.id;
+        if harm.is_empty() {
+            store.blobs().delete_of_run(org, run).await.expect("its object is gone");
+        } else {
+            tamper(&fixture, &format!("{harm} where run = '{run}' and last_seq = 20")).await;
+        }
+        let read = |after| store.log_read(org, run, after, 1 << 20);
+        let back = |upto| store.log_read_back(org, run, upto, 1 << 20);
+        assert_eq!(entries_of(&read(0).await.expect("what lies before it"), 0).len(), 10);
+        assert_eq!(entries_of(&back(10).await.expect("what lies before it"), 0).len(), 10);
+        assert_eq!(entries_of(&read(20).await.expect("what lies behind it"), 20).len(), 10);
+        assert_eq!(entries_of(&back(30).await.expect("what lies behind it"), 20).len(), 10);
+        for seq in [11, 15, 20] {
+            assert!(read(seq - 1).await.is_err_and(|error| error.is_damaged_log()), "after {seq} - 1: {harm}");
+            assert!(back(seq).await.is_err_and(|error| error.is_damaged_log()), "up to {seq}: {harm}");
+        }
+    }
 }
 
 /// A log of three segments of ten entries each, the last in a row or, where its entries are large, in a blob.
 async fn three_segments(tenant: &Tenant, length: usize) -> Run {
+    segments_of(tenant, [10, 10, length]).await
+}
+
+/// A log of segments of ten entries each, of these lengths.
+async fn segments_of(tenant: &Tenant, lengths: [usize; 3]) -> Run {
     let run = tenant.claimed().await;
-    for (first, length) in [(1u64, 10), (11, 10), (21, length)] {
+    for (first, length) in (1u64..).step_by(10).zip(lengths) {
         let bytes = batch(first, 10, length);
         tenant.store.log_append(tenant.org, run.id, 1, first, first + 9, bytes).await.expect("appended");
     }
@@ -326,7 +352,7 @@ async fn a_head_that_contradicts_its_log_is_damage(fixture: Fixture) {
     let back = |upto| store.log_read_back(org, run, upto, 1);
     for next in [0, 1, 21, 41] {
         tamper(&fixture, &format!("update log_heads set next_log_seq = {next}")).await;
-        corrupt(read(if next < 30 { 20 } else { 30 }).await, "log_segments", run);
+        corrupt(read(if next < 30 { 0 } else { 30 }).await, "log_segments", run);
         corrupt(back(u64::MAX).await, "log_segments", run);
         corrupt(store.log_at(org, run, UnixMicros(i64::MAX)).await, "log_segments", run);
     }

@@ -54,8 +54,7 @@ async fn search(app: &App, run: Run, query: &SearchLogs, regex: Regex, limit: u6
     let mut search =
         Search { regex, id, after, upto, limit, ends_at, open: Default::default(), found: Vec::new(), bytes: 0 };
     if after > 0 && after < upto {
-        // The lines that were open there: as much of them as is matched at a time.
-        search = search.look(app.store.log_read_back(org, id, after, 2 * LINE_BYTES_MAX).await?).await?;
+        search = search.look(opening(app, org, id, after).await?).await?;
     }
     while !search.is_over() {
         let segments = app.store.log_read(org, id, search.after, LOOK_BYTES).await?;
@@ -68,6 +67,15 @@ async fn search(app: &App, run: Run, query: &SearchLogs, regex: Regex, limit: u6
         search.finish();
     }
     Ok(LogMatches { complete: search.is_complete(), last_seq: search.after, matches: search.found })
+}
+
+/// What opens the lines that are open behind `after`: as much of them as is matched at a time. Nothing where that is damaged:
+/// whoever searches from behind damage begins there.
+async fn opening(app: &App, org: OrgId, id: RunId, after: u64) -> Result<Vec<Segment>, Failure> {
+    match app.store.log_read_back(org, id, after, 2 * LINE_BYTES_MAX).await {
+        Err(error) if error.is_damaged_log() => Ok(Vec::new()),
+        read => Ok(read?),
+    }
 }
 
 /// The one pattern that was given.

@@ -1,7 +1,7 @@
 //! How logs are read, forwards, backwards and from a time on.
 //!
-//! What always holds: a segment that is missing is told, wherever in a log it lay, unless the log was deleted; nothing of a
-//! blob is fetched but the parts that are asked for.
+//! What always holds: a segment that is missing or damaged is told, wherever in a log it lay, unless the log was deleted, and
+//! what lies before it and behind it can be read; nothing of a blob is fetched but the parts that are asked for.
 
 use std::ops::Range;
 
@@ -67,18 +67,49 @@ async fn find(db: &Db, query: Query, args: Args, org: OrgId, run: RunId) -> Resu
     Ok(Found { next, rows })
 }
 
-/// Reads a row of a log whose next entry must be `next`.
-fn read_before(next: u64, row: &Row, org: OrgId, run: RunId) -> Result<Stored> {
-    let stored = Stored::of(row, org, run)?;
-    if stored.last_seq < next {
-        return Ok(stored);
+impl Found {
+    /// Refuses a log that goes on behind its end: whoever has read all up to there would be told that this is all.
+    fn within_end(self, run: RunId) -> Result<Self> {
+        for row in &self.rows {
+            let last_seq = row.under("log_segments", run).number("last_seq")?;
+            if last_seq >= self.next {
+                let end = self.next.saturating_sub(1);
+                let problem = format!("the segment up to {last_seq} lies behind the end of the log, which is {end}");
+                return Err(damaged(run, problem));
+            }
+        }
+        Ok(self)
     }
-    let problem = format!(
-        "the segment up to {} lies behind the end of the log, which is {}",
-        stored.last_seq,
-        next.saturating_sub(1)
-    );
-    Err(damaged(run, problem))
+}
+
+/// What a read has taken so far.
+struct Taken {
+    segments: Vec<Segment>,
+    bytes: u64,
+    bytes_max: u64,
+}
+
+impl Taken {
+    fn of(bytes_max: u64) -> Self {
+        Self { segments: Vec::new(), bytes: 0, bytes_max }
+    }
+
+    /// How many bytes more are wanted.
+    fn rest(&self) -> u64 {
+        self.bytes_max.saturating_sub(self.bytes)
+    }
+
+    /// Takes what was opened next, in the direction of the read, and returns whether the read goes on. It ends before what is
+    /// damaged: that is told to whoever reads on from there.
+    fn goes_on(&mut self, opened: Result<(Vec<Segment>, bool)>) -> Result<bool> {
+        let (segments, whole) = match opened {
+            Err(error) if !self.segments.is_empty() && error.is_damaged_log() => return Ok(false),
+            opened => opened?,
+        };
+        self.bytes += segments.iter().map(|segment| segment.bytes.len() as u64).sum::<u64>();
+        self.segments.extend(segments);
+        Ok(whole && self.rest() > 0)
+    }
 }
 
 /// A log whose end or whose beginning is not there is damaged, unless it was deleted, with its run or without. Rows and head
@@ -98,29 +129,30 @@ pub(in crate::logs) async fn log_read(
     after: u64,
     bytes_max: u64,
 ) -> Result<Vec<Segment>> {
-    let Found { next, rows } = find(db, LOG_READ, args![org, run, after, bytes_max, ROWS_MAX], org, run).await?;
+    let Found { next, rows } =
+        find(db, LOG_READ, args![org, run, after, bytes_max, ROWS_MAX], org, run).await?.within_end(run)?;
     if rows.is_empty() && after + 1 < next {
         let problem = format!("the segments from {} to the end, {}, are missing", after + 1, next - 1);
         deleted_or(db, org, run, problem).await?;
     }
-    let mut segments = Vec::new();
-    let mut taken = 0u64;
-    let mut reached = after;
+    let mut taken = Taken::of(bytes_max);
     for row in &rows {
-        let stored = read_before(next, row, org, run)?;
-        if stored.first_seq > reached + 1 {
-            let problem = format!("the segment between {reached} and {} is missing", stored.first_seq);
-            return Err(damaged(run, problem));
-        }
-        let (found, whole) = open(blobs, &stored, after, bytes_max.saturating_sub(taken)).await?;
-        taken += found.iter().map(|segment| segment.bytes.len() as u64).sum::<u64>();
-        segments.extend(found);
-        if !whole || taken >= bytes_max {
+        let reached = taken.segments.last().map_or(after, |segment| segment.last_seq);
+        let follows = |stored: Stored| {
+            if stored.first_seq <= reached + 1 {
+                return Ok(stored);
+            }
+            Err(damaged(run, format!("the entries {} to {} are missing", reached + 1, stored.first_seq - 1)))
+        };
+        let opened = match Stored::of(row, org, run).and_then(follows) {
+            Ok(stored) => open(blobs, &stored, after, taken.rest()).await,
+            Err(error) => Err(error),
+        };
+        if !taken.goes_on(opened)? {
             break;
         }
-        reached = stored.last_seq;
     }
-    Ok(segments)
+    Ok(taken.segments)
 }
 
 /// Segments up to the one that holds `upto`, in order: about `bytes_max` bytes, the last of all.
@@ -132,33 +164,32 @@ pub(in crate::logs) async fn log_read_back(
     upto: u64,
     bytes_max: u64,
 ) -> Result<Vec<Segment>> {
-    let Found { next, rows } = find(db, LOG_READ_BACK, args![org, run, upto, bytes_max, ROWS_MAX], org, run).await?;
+    let Found { next, rows } =
+        find(db, LOG_READ_BACK, args![org, run, upto, bytes_max, ROWS_MAX], org, run).await?.within_end(run)?;
     let end = upto.min(next.saturating_sub(1));
     if rows.is_empty() && end > 0 {
         deleted_or(db, org, run, format!("the segment with {end} is missing")).await?;
     }
-    let mut backwards = Vec::new();
-    let (mut taken, mut follows) = (0u64, None);
+    let mut taken = Taken::of(bytes_max);
     for row in &rows {
-        let stored = read_before(next, row, org, run)?;
-        let missing = match follows {
-            Some(first_seq) => (stored.last_seq + 1 != first_seq).then_some(stored.last_seq + 1),
-            None => (end > 0 && !(stored.first_seq..=stored.last_seq).contains(&end)).then_some(end),
+        let before = taken.segments.last().map(|segment| segment.first_seq);
+        let follows = |stored: Stored| {
+            let missing = match before {
+                Some(before) => (stored.last_seq + 1 != before).then_some(stored.last_seq + 1),
+                None => (end > 0 && !(stored.first_seq..=stored.last_seq).contains(&end)).then_some(end),
+            };
+            missing.map_or(Ok(stored), |seq| Err(damaged(run, format!("the segment with {seq} is missing"))))
         };
-        if let Some(missing) = missing {
-            let problem = format!("the segment with {missing} is missing");
-            return Err(damaged(run, problem));
-        }
-        follows = Some(stored.first_seq);
-        let (found, whole) = open_back(blobs, &stored, upto, bytes_max.saturating_sub(taken)).await?;
-        taken += found.iter().map(|segment| segment.bytes.len() as u64).sum::<u64>();
-        backwards.extend(found.into_iter().rev());
-        if !whole || taken >= bytes_max {
+        let opened = match Stored::of(row, org, run).and_then(follows) {
+            Ok(stored) => open_back(blobs, &stored, upto, taken.rest()).await,
+            Err(error) => Err(error),
+        };
+        if !taken.goes_on(opened)? {
             break;
         }
     }
-    backwards.reverse();
-    Ok(backwards)
+    taken.segments.reverse();
+    Ok(taken.segments)
 }
 
 pub(in crate::logs) async fn log_at(db: &Db, org: OrgId, run: RunId, at: UnixMicros) -> Result<Option<u64>> {
@@ -182,12 +213,15 @@ async fn open(blobs: &Blobs, stored: &Stored, after: u64, bytes_max: u64) -> Res
     Ok((fetch(blobs, key, parts, from..from + count).await?, from + count == parts.len()))
 }
 
-/// What of a stored segment lies up to `upto`: about `bytes_max` bytes of its end, and whether that is all of it.
+/// What of a stored segment lies up to `upto`, the last first: about `bytes_max` bytes of its end, and whether that is all of
+/// it.
 async fn open_back(blobs: &Blobs, stored: &Stored, upto: u64, bytes_max: u64) -> Result<(Vec<Segment>, bool)> {
     let Place::Blob(key, parts) = &stored.place else { return Ok((in_row(stored), true)) };
     let end = parts.partition_point(|part| part.first_seq <= upto);
     let count = enough(parts[..end].iter().rev().map(|part| part.bytes), bytes_max);
-    Ok((fetch(blobs, key, parts, end - count..end).await?, count == end))
+    let mut segments = fetch(blobs, key, parts, end - count..end).await?;
+    segments.reverse();
+    Ok((segments, count == end))
 }
 
 fn in_row(stored: &Stored) -> Vec<Segment> {
