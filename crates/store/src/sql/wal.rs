@@ -37,7 +37,7 @@ const PAGE_BYTES_MIN: u32 = 512;
 const PAGE_BYTES_MAX: u32 = 65_536;
 /// So many bytes are read at once.
 const READ_BYTES: usize = 1024 * 1024;
-/// From how many bytes on a write-ahead log is said to be read: that takes a second or more.
+/// From how many bytes on a write-ahead log is said to be read: that takes a while.
 const TOLD_FROM_BYTES: u64 = 256 * 1024 * 1024;
 /// How often a write-ahead log is read that seems to be damaged, each time in another way: somebody writes it meanwhile.
 const LOOKS_MAX: u32 = 8;
