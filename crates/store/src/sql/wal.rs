@@ -33,7 +33,7 @@ const FRAME_HEAD_BYTES: usize = 24;
 /// With the lowest bit the checksums are made of big-endian words.
 const MAGIC: u32 = 0x377f_0682;
 const PAGE_BYTES_MIN: u32 = 512;
-/// The largest page of a SQLite file, in bytes; of its write-ahead log one is held at a time.
+/// The largest page of a SQLite file, in bytes; of its write-ahead log one is held at a time, and what is read at once.
 const PAGE_BYTES_MAX: u32 = 65_536;
 /// So many bytes are read at once.
 const READ_BYTES: usize = 1024 * 1024;
@@ -43,7 +43,8 @@ const TOLD_FROM_BYTES: u64 = 256 * 1024 * 1024;
 const LOOKS_MAX: u32 = 8;
 
 /// Refuses a file of SQLite whose write-ahead log is damaged where more was stored later, or that is gone while its log is
-/// not. It may be in use, and need not be there. No lock is taken, and no descriptor of the file itself is opened, so none of the locks of this process is let go.
+/// not. It may be in use, and need not be there. No lock is taken, and no descriptor of the file itself is opened, so none of
+/// the locks of this process is let go.
 pub(super) async fn examine(database: &str) -> Result<()> {
     let database = PathBuf::from(database);
     let (tell, told) = oneshot::channel();
