@@ -490,7 +490,8 @@ fn a_log_whose_object_is_damaged_or_gone_says_so_and_other_logs_go_on() {
     world.doctor_says(0, &["2 of the newest 3 cannot be read", &gone, "restore the folder of blobs"]);
     for run in [&damaged, &gone] {
         world.holm(["logs", run]).exits(1).complains_of(&["(log_damaged, request "]);
-        for query in ["", "/search?text=nowhere", "/range?tail=1"] {
+        // What lies in rows before them is read.
+        for query in ["/search?text=nowhere", "/range?tail=6000"] {
             world.http().get(&format!("/v1/runs/{run}/logs{query}")).is_problem(500, "log_damaged");
         }
         assert_eq!(world.show(run)["outcome"]["kind"], "succeeded");
@@ -522,4 +523,23 @@ fn a_log_whose_end_is_gone_is_shown_up_to_there_and_said_to_be_damaged() {
     }
     asked(&world, &format!("{of_run} returning last_seq"));
     assert_eq!(world.holm(["logs", &run]).exits(1).complains_of(&["log_damaged"]).text(), "");
+}
+
+#[test]
+fn a_log_with_a_gap_is_shown_up_to_it_and_from_behind_it() {
+    let mut world = World::on_file();
+    world.start_up();
+    // More than two segments hold.
+    let lines = 60_000;
+    world.run(noise::command(lines)).succeeds();
+    let run = world.newest();
+    let of_run = format!("from log_segments where run = '{run}'");
+    let second = format!("(select last_seq {of_run} order by last_seq limit 1 offset 1)");
+    let last_gone = asked(&world, &format!("delete {of_run} and last_seq = {second} returning last_seq"));
+    let whole = noise::written(&noise::program(1, lines));
+    let before = world.holm(["logs", &run]).exits(1).complains_of(&["log_damaged"]).text().to_owned();
+    assert!(!before.is_empty() && whole.starts_with(&before), "what lies before it");
+    let behind = world.holm(["logs", "--after", &last_gone, &run]).succeeds().text().to_owned();
+    assert!(!behind.is_empty() && whole.ends_with(&behind), "what lies behind it");
+    assert!(before.len() + behind.len() < whole.len());
 }

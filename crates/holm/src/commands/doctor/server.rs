@@ -25,6 +25,8 @@ const HOSTS_NAMED_MAX: usize = 3;
 const LOGS_MAX: u32 = 20;
 /// How long that may take.
 const LOGS_DEADLINE: Duration = Duration::from_secs(5);
+/// How many of the last lines of a log are read: of most that is all.
+const LOG_LINES: u32 = 10_000;
 
 /// Asks the server that is meant; nothing where none answers.
 pub async fn probes(session: &Session, home: &Home) -> Vec<Probe> {
@@ -145,10 +147,10 @@ fn is_damage(error: &ClientError) -> bool {
     matches!(error, ClientError::Problem(problem) if problem.code == ErrorCode::LogDamaged)
 }
 
-/// Reads the first and the last of a log. One that was deleted is not damaged.
+/// Reads the first of a log and the last lines. One that was deleted is not damaged.
 async fn read_ends(client: &Client, run: RunId) -> Result<(), ClientError> {
     let first = client.run_logs(run, &After { limit: Some(1), ..After::default() }).await.map(drop);
-    let tail = LogRangeOf { tail: Some(1), ..LogRangeOf::default() };
+    let tail = LogRangeOf { tail: Some(LOG_LINES), ..LogRangeOf::default() };
     let read = match first {
         Ok(()) => client.run_logs_range(run, &tail).await.map(drop),
         failed => failed,
