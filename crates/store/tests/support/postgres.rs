@@ -36,13 +36,16 @@ impl TestDatabase {
         Self { url, name }
     }
 
-    /// Has every session that begins from now on be read-only, or no more; ends those that there are.
+    /// Has every session that begins from now on be read-only, and ends those that there are; or no more, and leaves those.
     #[allow(dead_code, reason = "some of the tests that share this file do without")]
     pub async fn turn_read_only(&self, is_on: bool) {
         let mut admin = PgConnection::connect_with(&server()).await.expect("PostgreSQL answers");
         let name = &self.name;
         let turn = format!("alter database {name} set default_transaction_read_only = {is_on}");
         admin.execute(AssertSqlSafe(turn)).await.expect("a test database can be changed");
+        if !is_on {
+            return;
+        }
         let end = format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'");
         admin.execute(AssertSqlSafe(end)).await.expect("sessions can be ended");
     }
