@@ -10,7 +10,7 @@ pub struct Arguments {
     /// The first seed.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// How many seeds, one after the other.
+    /// How many seeds, as many at once as there are processors.
     #[arg(long, default_value_t = 1)]
     seeds: u64,
     /// What is broken on purpose, by name.
@@ -22,12 +22,16 @@ pub struct Arguments {
     /// Print what happened, event by event.
     #[arg(long)]
     trace: bool,
+    /// With the release build, which many seeds are worth.
+    #[arg(long)]
+    release: bool,
 }
 
 /// Simulates seeds; fails where something does not hold.
 pub fn sim(arguments: &Arguments) -> Result<()> {
     let mut cargo = exec::cargo();
-    cargo.args(["run", "--quiet", "--package", "holm-sim", "--"]).current_dir(places::root()?);
+    cargo.args(["run", "--quiet", "--package", "holm-sim"]).current_dir(places::root()?);
+    cargo.args(arguments.release.then_some("--release")).arg("--");
     cargo.args(["--seed", &arguments.seed.to_string(), "--seeds", &arguments.seeds.to_string()]);
     cargo.args(arguments.mutant.iter().flat_map(|mutant| ["--mutant", mutant]));
     cargo.args(arguments.late_shims.then_some("--late-shims"));

@@ -10,7 +10,10 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use holm_api::{
-    agent::{Appended, Fenced, FinishRun, Poll, Polled, Register, Registered, Renew, Renewed, SandboxEnded, StartRun},
+    agent::{
+        AppendEvents, Appended, Fenced, FinishRun, Poll, Polled, Register, Registered, Renew, Renewed, SandboxEnded,
+        StartRun,
+    },
     problem::Problem,
     runs::CreateRun,
 };
@@ -68,6 +71,11 @@ impl Direct {
     /// Stores what of `batches` is new.
     pub async fn log_append(&self, id: RunId, by: Fenced, batches: Bytes) -> Answer<Appended> {
         told(ops::logs::log_append(&self.app, &self.token, id, by, batches).await)
+    }
+
+    /// Stores what an agent tells of a run that is new.
+    pub async fn event_append(&self, id: RunId, body: AppendEvents) -> Answer<()> {
+        told(ops::events::event_append(&self.app, &self.token, id, body).await)
     }
 
     /// Records that the sandbox of a run has ended.

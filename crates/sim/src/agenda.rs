@@ -53,6 +53,11 @@ impl<E> Agenda<E> {
         self.heap.push(Reverse(Entry { place: (at, self.added), event }));
     }
 
+    /// When the next event is.
+    pub fn next_at(&self) -> Option<At> {
+        self.heap.peek().map(|Reverse(entry)| entry.place.0)
+    }
+
     /// Takes the next event out.
     pub fn pop(&mut self) -> Option<(At, E)> {
         self.heap.pop().map(|Reverse(entry)| (entry.place.0, entry.event))

@@ -24,10 +24,15 @@ use crate::{
     attempt::Attempt,
     disk::{Disk, Record},
     network::{About, Answer, Call, Process, Request},
+    plan::PART_WAIT,
     time::{At, BootClock},
     world::{Event, World},
 };
 
+/// The pause between a poll and the one that follows it.
+const ASK_GAP: Duration = Duration::from_millis(10);
+/// How long a lease is held until its agent asks about it.
+const LISTEN_AFTER: Duration = Duration::from_millis(25);
 /// Memory that never runs out, in bytes.
 const PLENTY: u64 = 1 << 40;
 
@@ -41,8 +46,10 @@ pub(crate) struct Agent {
     pub(crate) calls: BTreeMap<u64, Call>,
     over: BTreeSet<Held>,
     is_registered: bool,
-    /// Whether a poll waits for its answer.
-    polls: bool,
+    /// Whether a poll that offers what is free waits for its answer.
+    offers: bool,
+    /// The leases of which the poll asks that waits for word.
+    listens: BTreeSet<Held>,
     wakes_at: Option<BootMicros>,
 }
 
@@ -83,7 +90,8 @@ impl World {
             calls: BTreeMap::new(),
             over: BTreeSet::new(),
             is_registered: false,
-            polls: false,
+            offers: false,
+            listens: BTreeSet::new(),
             wakes_at: None,
         });
         let after = on.disk.instance.replace(instance);
@@ -116,33 +124,55 @@ impl World {
         Capacity { runs, cpus_milli: PLENTY, memory_bytes: PLENTY }
     }
 
-    /// Asks for work and for word, unless it is being asked.
-    pub(crate) fn poll(&mut self, Process { host, life }: Process) {
-        let id = self.hosts[host].id;
+    /// How many runs the agent of a host could begin, once it is registered.
+    pub(crate) fn room(&self, host: usize) -> u32 {
+        let on = &self.hosts[host];
+        let is_registered = on.agent.as_ref().is_some_and(|agent| agent.is_registered);
+        if is_registered { self.capacity(on.disk.journal.len()).runs } else { 0 }
+    }
+
+    /// Offers what is free, unless that is nothing, or it is offered.
+    pub(crate) fn claim(&mut self, Process { host, life }: Process) {
         let taken = self.hosts[host].disk.journal.len();
-        let free = self.capacity(taken);
+        let (room, free) = (self.room(host), self.capacity(taken));
         let Some(agent) = self.hosts[host].agent.as_mut().filter(|agent| agent.life == life) else { return };
-        if agent.polls || !agent.is_registered {
+        if agent.offers || room == 0 {
             return;
         }
-        agent.polls = true;
+        agent.offers = true;
+        let wait = if taken == 0 { self.plan.poll_wait } else { self.plan.poll_wait.min(PART_WAIT) };
+        self.ask(host, wait, free, About::Claim);
+    }
+
+    /// Asks for word of what is held, unless it is asked for all of that.
+    pub(crate) fn listen(&mut self, Process { host, life }: Process) {
+        let Some(agent) = self.hosts[host].agent.as_mut().filter(|agent| agent.life == life) else { return };
+        let held: BTreeSet<Held> = agent.attempts.keys().copied().collect();
+        if !agent.is_registered || held.is_subset(&agent.listens) {
+            return;
+        }
+        // The request before is given up.
+        agent.calls.retain(|_, call| !matches!(call.about, About::Listen));
+        agent.listens = held;
+        self.ask(host, self.plan.poll_wait, Capacity::default(), About::Listen);
+    }
+
+    fn ask(&mut self, host: usize, wait: Duration, free: Capacity, about: About) {
+        let Some(agent) = &self.hosts[host].agent else { return };
         let held = agent.attempts.iter().map(|(held, attempt)| HeldLease {
             run: held.run,
             fence: held.fence,
             cancel: attempt.cancel,
         });
-        let held = held.collect();
-        let poll = Poll { agent: id, instance: agent.instance, wait_ms: 0, claims_max: free.runs, free, held };
-        self.send(host, Request::Poll(poll), About::Poll);
-    }
-
-    /// There may be work: agents that do not wait for an answer ask.
-    pub(crate) fn hint(&mut self) {
-        for host in 0..self.hosts.len() {
-            let Some(process) = self.hosts[host].process(host) else { continue };
-            let soon = self.chance.span(Duration::ZERO, Duration::from_millis(5));
-            self.later(soon, Event::Poll(process));
-        }
+        let poll = Poll {
+            agent: self.hosts[host].id,
+            instance: agent.instance,
+            wait_ms: crate::time::micros(wait) / 1_000,
+            claims_max: free.runs,
+            free,
+            held: held.collect(),
+        };
+        self.send(host, Request::Poll(poll), about);
     }
 
     /// What an agent makes of an answer, or of none.
@@ -158,8 +188,14 @@ impl World {
         match (call.about, answer) {
             (About::Register(_), Some(Answer::Registered(times))) => self.registered(host, times),
             (About::Register(after), _) => self.register(host, after),
-            (About::Poll, Some(Answer::Polled(polled))) => self.polled(host, asked_at, polled),
-            (About::Poll, _) => self.poll_again(host),
+            (about @ (About::Claim | About::Listen), Some(Answer::Polled(polled))) => {
+                self.polled(host, asked_at, polled);
+                self.ask_again(host, about, ASK_GAP);
+            }
+            (about @ (About::Claim | About::Listen), _) => {
+                let pause = self.chance.span(Duration::ZERO, self.plan.lease.ttl / 4);
+                self.ask_again(host, about, pause);
+            }
             (About::Renew, Some(Answer::Renewed(renewed))) => self.renewed(host, asked_at, renewed),
             (About::Renew, _) => {}
             (about, answer) => self.heard_of_attempt(host, about, answer),
@@ -179,19 +215,23 @@ impl World {
         agent.holder = Holder::new(HolderConfig { renew_every, retry_every: renew_every / 4 });
         agent.is_registered = true;
         self.survey(host);
-        self.poll_again(host);
+        self.ask_again(host, About::Claim, Duration::ZERO);
+        self.ask_again(host, About::Listen, Duration::ZERO);
     }
 
-    fn poll_again(&mut self, host: usize) {
-        let pause = self.chance.span(Duration::ZERO, self.plan.lease.ttl / 4);
+    /// An agent asks again after a pause: for work or, where it did that before, for word.
+    fn ask_again(&mut self, host: usize, about: About, pause: Duration) {
         let Some(agent) = &mut self.hosts[host].agent else { return };
-        agent.polls = false;
         let process = Process { host, life: agent.life };
-        self.later(pause, Event::Poll(process));
+        if let About::Listen = about {
+            agent.listens.clear();
+            return self.later(pause, Event::Listen(process));
+        }
+        agent.offers = false;
+        self.later(pause, Event::Claim(process));
     }
 
     fn polled(&mut self, host: usize, asked_at: BootMicros, polled: Polled) {
-        self.poll_again(host);
         for claimed in polled.claimed {
             self.claimed(host, claimed, asked_at);
         }
@@ -238,6 +278,7 @@ impl World {
         agent.attempts.insert(held, Attempt::claimed(first_seq, deadline, tells_end));
         let process = Process { host, life: agent.life };
         self.later(preparing, Event::Prepared(process, held));
+        self.later(LISTEN_AFTER, Event::Listen(process));
     }
 
     fn renewed(&mut self, host: usize, asked_at: BootMicros, renewed: Renewed) {
@@ -334,7 +375,7 @@ impl World {
         self.hosts[host].disk.remove(held);
         self.hold(host, Input::Released { held });
         if let Some(process) = self.hosts[host].process(host) {
-            self.later(Duration::from_millis(1), Event::Poll(process));
+            self.later(Duration::from_millis(1), Event::Claim(process));
         }
     }
 }

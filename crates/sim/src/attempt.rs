@@ -1,11 +1,11 @@
 //! One attempt as its agent sees it: what is told to the control plane next, and what its answers mean.
 //!
-//! The order is the product's: start, output, where it takes long word that the sandbox has ended, and the end of the run
+//! The order is the product's: start, output, events, where it takes long word that the sandbox has ended, and the end of the run
 //! last. One request an attempt is under way at a time, and is repeated until it is answered.
 
 use std::time::Duration;
 
-use holm_api::agent::{Fenced, FinishRun, LOG_GAP_FIELD, SandboxEnded, StartRun};
+use holm_api::agent::{AppendEvents, Fenced, FinishRun, LOG_GAP_FIELD, SandboxEnded, StartRun};
 use holm_domain::{
     BootMicros, ErrorCode,
     lease::holder::{Held, Input},
@@ -15,9 +15,12 @@ use holm_domain::{
 use crate::{
     Mutant,
     network::{About, Answer, Process, Request},
-    shim::Spool,
+    shim::{Spool, event},
     world::{Event, World},
 };
+
+/// The most lines, and the most events, of a request.
+const AT_ONCE: u64 = 4;
 
 /// How far a sandbox is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +41,7 @@ pub(crate) struct Attempt {
     /// Whether the server has said what it has.
     is_aligned: bool,
     is_start_told: bool,
+    events_told: u64,
     /// Whether the end of the sandbox is told before the rest of the output.
     tells_end: bool,
     /// The end of the run where it is not what the shim says: the output is incomplete.
@@ -52,6 +56,7 @@ struct Seen {
     started: bool,
     end: Option<Outcome>,
     spool: Option<Spool>,
+    events: u64,
     has_word: bool,
 }
 
@@ -65,6 +70,7 @@ impl Attempt {
             cursor: first_seq,
             is_aligned: false,
             is_start_told: false,
+            events_told: 0,
             tells_end,
             lacking: None,
             goes_on_at: None,
@@ -154,7 +160,7 @@ impl World {
     }
 
     fn seen(&self, host: usize, held: Held, attempt: &Attempt) -> Seen {
-        let nothing = Seen { started: false, end: None, spool: None, has_word: false };
+        let nothing = Seen { started: false, end: None, spool: None, events: 0, has_word: false };
         match &attempt.phase {
             Phase::Preparing => nothing,
             Phase::NotMade(outcome) => Seen { end: Some(outcome.clone()), ..nothing },
@@ -165,7 +171,8 @@ impl World {
                     Outcome::failed(reason, "the shim is gone")
                 };
                 let end = shim.word.clone().or_else(|| (!shim.is_alive).then(lost));
-                Seen { started: shim.started, end, spool: Some(shim.spool), has_word: shim.word.is_some() }
+                let (started, events, has_word) = (shim.started, shim.events, shim.word.is_some());
+                Seen { started, end, spool: Some(shim.spool), events, has_word }
             }
         }
     }
@@ -215,10 +222,16 @@ impl World {
             }
             if attempt.cursor < spool.kept_from {
                 attempt.lacking = Some(Outcome::failed(Reason::SpoolFailed, "the store lacks what it acknowledged"));
-            } else if let Some((bytes, to)) = spool.batch(fence, attempt.cursor, 4) {
+            } else if let Some((bytes, to)) = spool.batch(fence, attempt.cursor, AT_ONCE) {
                 let by = Fenced { agent, instance, fence };
                 return Some((Request::Append(run, by, bytes), About::Append(held, to)));
             }
+        }
+        if attempt.events_told < seen.events {
+            let (first, to) = (attempt.events_told, seen.events.min(attempt.events_told + AT_ONCE));
+            let events = (first..to).map(|index| event(fence, index).into()).collect();
+            let body = AppendEvents { agent, instance, fence, first_seq: first + 1, events };
+            return Some((Request::Events(run, body), About::Events(held, to)));
         }
         let end = seen.end?;
         let told = seen.spool.filter(|_| seen.has_word && attempt.lacking.is_none()).map_or(0, |spool| spool.next);
@@ -230,7 +243,12 @@ impl World {
 
     /// What an answer, or none, means for an attempt.
     pub(crate) fn heard_of_attempt(&mut self, host: usize, about: About, answer: Option<Answer>) {
-        let (About::Start(held) | About::Append(held, _) | About::Ended(held) | About::Finish(held)) = about else {
+        let (About::Start(held)
+        | About::Append(held, _)
+        | About::Events(held, _)
+        | About::Ended(held)
+        | About::Finish(held)) = about
+        else {
             return;
         };
         let is_lenient = self.setting.mutant == Some(Mutant::LostAcknowledgement);
@@ -240,6 +258,7 @@ impl World {
             (About::Append(_, to), None) if is_lenient => self.acknowledged(host, held, to),
             (_, None) => {}
             (About::Start(_), Some(Answer::Done)) => attempt.is_start_told = true,
+            (About::Events(_, to), Some(Answer::Done)) => attempt.events_told = to,
             (About::Ended(_), Some(Answer::Done)) => attempt.tells_end = false,
             (About::Append(..), Some(Answer::Appended(next))) => self.acknowledged(host, held, next),
             (About::Finish(_), Some(Answer::Done)) => return self.let_go(host, held),

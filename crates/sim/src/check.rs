@@ -1,6 +1,6 @@
 //! What must hold. At every step: at most one live sandbox of a run; nothing taken under an old fence; what a spool has let
 //! go is stored; a run whose sandbox has ended is not executed again, and one that has ended stays as it ended. At the end:
-//! each run has ended once, and its log is complete, in order and once.
+//! each run has ended once, and its log and the events of its sandboxes are complete, in order and once.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use holm_domain::{
 };
 use holm_store::Segment;
 
-use crate::shim::line;
+use crate::shim::{place_of_event, place_of_line};
 
 /// What is known of a run as it was stored last.
 #[derive(Debug, Clone)]
@@ -22,13 +22,22 @@ struct Stored {
     state: RunState,
     ended: Option<Run>,
     head: u64,
+    /// How many events it has.
+    events: u64,
 }
 
 /// How far a run had come at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Mark {
     pub(crate) fence: u64,
-    written: (u64, u64),
+    written: (u64, u64, u64),
+}
+
+/// What a sandbox has written so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Wrote {
+    pub(crate) lines: u64,
+    pub(crate) events: u64,
 }
 
 /// What was seen so far.
@@ -36,7 +45,7 @@ pub(crate) struct Mark {
 pub struct Checks {
     live: BTreeMap<RunId, u32>,
     stored: BTreeMap<RunId, Stored>,
-    wrote: BTreeMap<Held, u64>,
+    wrote: BTreeMap<Held, Wrote>,
     /// What ended its run: the end that its agent told was taken.
     finished: BTreeSet<Held>,
 }
@@ -54,9 +63,9 @@ impl Checks {
         *live = live.saturating_sub(1);
     }
 
-    /// A sandbox has written so many lines in all.
-    pub(crate) fn wrote(&mut self, held: Held, lines: u64) {
-        self.wrote.insert(held, lines);
+    /// A sandbox has written so much in all.
+    pub(crate) fn wrote(&mut self, held: Held, wrote: Wrote) {
+        self.wrote.insert(held, wrote);
     }
 
     /// The end of a run was taken from its agent.
@@ -69,10 +78,22 @@ impl Checks {
         self.stored.get(&run).map_or(0, |stored| stored.head)
     }
 
+    /// How many events of a run are stored.
+    pub(crate) fn events(&self, run: RunId) -> u64 {
+        self.stored.get(&run).map_or(0, |stored| stored.events)
+    }
+
     /// The newest fence of each run, and what changes with whatever is taken for it.
     pub(crate) fn marks(&self) -> BTreeMap<RunId, Mark> {
-        let mark = |stored: &Stored| Mark { fence: stored.fence, written: (stored.version, stored.head) };
+        let mark =
+            |stored: &Stored| Mark { fence: stored.fence, written: (stored.version, stored.head, stored.events) };
         self.stored.iter().map(|(run, stored)| (*run, mark(stored))).collect()
+    }
+
+    /// Whether a run is in the queue, and how often one was claimed.
+    pub(crate) fn queue(&self) -> (bool, u64) {
+        let is_queued = self.stored.values().any(|stored| stored.state == RunState::Queued);
+        (is_queued, self.stored.values().map(|stored| stored.fence).sum())
     }
 
     /// Whether every run of so many has ended.
@@ -80,14 +101,15 @@ impl Checks {
         self.stored.len() == runs && self.stored.values().all(|stored| stored.ended.is_some())
     }
 
-    /// Takes in how a run is stored now; returns whether it came into the queue, or what does not hold.
-    pub(crate) fn look(&mut self, run: Run, head: u64) -> Result<bool, String> {
+    /// Takes in how a run is stored now, with so many events; returns whether it came into the queue, or what does not hold.
+    pub(crate) fn look(&mut self, run: Run, head: u64, events: u64) -> Result<bool, String> {
         let before = self.stored.get(&run.id);
         if let Some(before) = before {
             if run.fence < before.fence || run.version < before.version || head < before.head {
                 return Err("the store went back".to_owned());
             }
-            if before.ended.as_ref().is_some_and(|ended| *ended != run || head != before.head) {
+            let is_same = |ended: &Run| *ended == run && (head, events) == (before.head, before.events);
+            if before.ended.as_ref().is_some_and(|ended| !is_same(ended)) {
                 return Err("a run changed after its end".to_owned());
             }
             let may_follow = [RunState::Finishing, RunState::Ended].contains(&run.state);
@@ -100,7 +122,7 @@ impl Checks {
         let (fence, version, state) = (run.fence, run.version, run.state);
         let id = run.id;
         let ended = (state == RunState::Ended).then_some(run);
-        self.stored.insert(id, Stored { fence, version, state, ended, head });
+        self.stored.insert(id, Stored { fence, version, state, ended, head, events });
         Ok(came)
     }
 
@@ -114,29 +136,43 @@ impl Checks {
         if ends.len() != 1 || !is_last {
             return Err(format!("it ended {} times", ends.len()));
         }
+        if events.len() as u64 != stored.events {
+            return Err(format!("it has {} events, and had {}", events.len(), stored.events));
+        }
         let lines = lines(log)?;
         if lines.len() as u64 + 1 != stored.head {
             return Err(format!("its log has {} lines and goes on at {}", lines.len(), stored.head));
         }
-        let told = self.told(run, &lines)?;
+        let events = events.iter().filter_map(|event| place_of_event(&event.kind));
+        let told = (
+            self.told(run, lines, "line", |wrote| wrote.lines)?,
+            self.told(run, events, "event", |wrote| wrote.events)?,
+        );
         let last = Held { run, fence: ended.fence };
-        let wrote = self.wrote.get(&last).copied().unwrap_or(0);
-        if self.finished.contains(&last) && told.get(&last.fence).copied().unwrap_or(0) != wrote {
-            return Err(format!("its agent told the end, and of {wrote} lines {told:?} are stored"));
+        let wrote = self.wrote.get(&last).copied().unwrap_or_default();
+        let of_last = |told: &BTreeMap<u64, u64>| told.get(&last.fence).copied().unwrap_or(0);
+        if self.finished.contains(&last) && (of_last(&told.0), of_last(&told.1)) != (wrote.lines, wrote.events) {
+            return Err(format!("its agent told the end, and of {wrote:?} these are stored: {told:?}"));
         }
         Ok(())
     }
 
-    /// How many lines each lease stored; each must be the next of what its sandbox wrote, and leases follow each other.
-    fn told(&self, run: RunId, lines: &[String]) -> Result<BTreeMap<u64, u64>, String> {
+    /// How many lines, or events, each lease stored, each told as its lease and its place in what that wrote; each must be
+    /// the next of what its sandbox wrote, and leases follow each other.
+    fn told(
+        &self,
+        run: RunId,
+        places: impl IntoIterator<Item = (u64, u64)>,
+        what: &str,
+        written: impl Fn(Wrote) -> u64,
+    ) -> Result<BTreeMap<u64, u64>, String> {
         let mut told: BTreeMap<u64, u64> = BTreeMap::new();
-        for text in lines {
-            let fence = text.split(' ').next().and_then(|fence| fence.parse().ok()).unwrap_or(0);
+        for (fence, index) in places {
             let newest = told.last_key_value().map_or(0, |(fence, _)| *fence);
             let next = told.entry(fence).or_default();
-            let wrote = self.wrote.get(&Held { run, fence }).copied().unwrap_or(0);
-            if fence < newest || *next >= wrote || *text != line(fence, *next) {
-                return Err(format!("its log has {text:?} where line {next} of lease {newest} or a later one belongs"));
+            let wrote = self.wrote.get(&Held { run, fence }).copied().unwrap_or_default();
+            if fence < newest || index != *next || *next >= written(wrote) {
+                return Err(format!("{what} {index} of lease {fence} stands where {next} of it or {newest} belongs"));
             }
             *next += 1;
         }
@@ -144,17 +180,18 @@ impl Checks {
     }
 }
 
-fn lines(log: &[Segment]) -> Result<Vec<String>, String> {
+/// The lease and the place of each line of a log.
+fn lines(log: &[Segment]) -> Result<Vec<(u64, u64)>, String> {
     let mut lines = Vec::new();
-    let mut next = 1;
     for segment in log {
         for batch in parse_all(&segment.bytes).map_err(|error| error.to_string())? {
             for entry in batch.read().map_err(|error| error.to_string())?.iter() {
+                let next = lines.len() as u64 + 1;
                 if entry.seq != next {
                     return Err(format!("its log has entry {} where {next} belongs", entry.seq));
                 }
-                next += 1;
-                lines.push(String::from_utf8_lossy(entry.data).into_owned());
+                let text = String::from_utf8_lossy(entry.data);
+                lines.push(place_of_line(&text).ok_or_else(|| format!("its log has {text:?}, which nobody wrote"))?);
             }
         }
     }

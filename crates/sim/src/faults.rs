@@ -21,13 +21,14 @@ impl World {
         let (host, server) = (self.chance.index(self.hosts.len()), self.chance.index(self.servers.count()));
         let until = self.broken_until();
         self.note(format_args!("{fault:?} h{host} s{server} until {}", until.0));
-        self.counts.faults += 1;
+        self.counts.faults[fault as usize] += 1;
         match fault {
             Fault::AgentDies => self.agent_dies(host, until),
             Fault::HostReboots => self.host_reboots(host, until),
             Fault::ShimDies => self.shim_dies(host),
             Fault::ServerDies => {
                 self.servers.stop(server);
+                self.asleep.retain(|_, (of, _)| *of != server);
                 self.agenda.add(until, Event::StartServer(server));
             }
             Fault::AgentPauses => {

@@ -10,7 +10,7 @@
 //! `docs/architecture.md`; whenever the store may have changed [`check::Checks`] looks whether what must hold does. A
 //! [`mutant::Mutant`] breaks the glue on purpose, to see that this is noticed.
 //!
-//! Deliberately left out: polls that wait, events and changes of a run, and the agent's own code around its holder, which
+//! Deliberately left out: changes of a run, and the agent's own code around its holder, which
 //! the end-to-end tests have. Each use of the store is one step; what happens within one is the store's own to answer for.
 
 pub mod agenda;

@@ -7,8 +7,18 @@ use clap::ValueEnum;
 pub enum Mutant {
     /// Writes reach the server under the newest fence, whichever they bear.
     NoFenceCheck,
-    /// Output reaches the server under the newest fence, whichever it bears; other writes are looked at.
+    /// The same of renewals alone; other writes are looked at.
+    NoFenceCheckOfRenewals,
+    /// The same of word that a command was started.
+    NoFenceCheckOfStarts,
+    /// The same of output.
     NoFenceCheckOfAppends,
+    /// The same of events.
+    NoFenceCheckOfEvents,
+    /// The same of word that a sandbox has ended.
+    NoFenceCheckOfSandboxEnds,
+    /// The same of the end of a run.
+    NoFenceCheckOfFinishes,
     /// The shim knows no deadline.
     NoShimDeadline,
     /// Leases count from the answer of the server and not from before the request.
@@ -20,6 +30,8 @@ pub enum Mutant {
     WeakSwap,
     /// Output whose acknowledgement was lost counts as acknowledged.
     LostAcknowledgement,
+    /// Nothing that happens on a server wakes a poll that waits there; only time does.
+    LostWakeUps,
 }
 
 /// What is otherwise than it should be.
@@ -40,26 +52,38 @@ impl From<Mutant> for Setting {
 
 impl Mutant {
     /// Every mutant.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 13] = [
         Self::NoFenceCheck,
+        Self::NoFenceCheckOfRenewals,
+        Self::NoFenceCheckOfStarts,
         Self::NoFenceCheckOfAppends,
+        Self::NoFenceCheckOfEvents,
+        Self::NoFenceCheckOfSandboxEnds,
+        Self::NoFenceCheckOfFinishes,
         Self::NoShimDeadline,
         Self::DeadlineFromAnswer,
         Self::NoMargin,
         Self::WeakSwap,
         Self::LostAcknowledgement,
+        Self::LostWakeUps,
     ];
 
     /// Its name on the command line.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::NoFenceCheck => "no-fence-check",
+            Self::NoFenceCheckOfRenewals => "no-fence-check-of-renewals",
+            Self::NoFenceCheckOfStarts => "no-fence-check-of-starts",
             Self::NoFenceCheckOfAppends => "no-fence-check-of-appends",
+            Self::NoFenceCheckOfEvents => "no-fence-check-of-events",
+            Self::NoFenceCheckOfSandboxEnds => "no-fence-check-of-sandbox-ends",
+            Self::NoFenceCheckOfFinishes => "no-fence-check-of-finishes",
             Self::NoShimDeadline => "no-shim-deadline",
             Self::DeadlineFromAnswer => "deadline-from-answer",
             Self::NoMargin => "no-margin",
             Self::WeakSwap => "weak-swap",
             Self::LostAcknowledgement => "lost-acknowledgement",
+            Self::LostWakeUps => "lost-wake-ups",
         }
     }
 }

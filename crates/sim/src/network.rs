@@ -8,10 +8,17 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use holm_api::{
-    agent::{Fenced, FinishRun, Poll, Polled, Register, Registered, Renew, Renewed, SandboxEnded, StartRun},
+    agent::{
+        AppendEvents, Fenced, FinishRun, Poll, Polled, Register, Registered, Renew, RenewLease, Renewed, SandboxEnded,
+        StartRun,
+    },
     problem::Problem,
 };
-use holm_domain::{AgentId, BootMicros, InstanceId, RunId, lease::holder::Held};
+use holm_domain::{
+    BootMicros, InstanceId, RunId,
+    lease::{Lease, holder::Held},
+    run::SandboxInfo,
+};
 
 use crate::{
     Mutant,
@@ -32,6 +39,7 @@ pub(crate) enum Request {
     Renew(Renew),
     Start(RunId, StartRun),
     Append(RunId, Fenced, Bytes),
+    Events(RunId, AppendEvents),
     Ended(RunId, SandboxEnded),
     Finish(RunId, FinishRun),
 }
@@ -53,11 +61,14 @@ pub(crate) enum Answer {
 pub(crate) enum About {
     /// With the process before this one.
     Register(Option<InstanceId>),
-    Poll,
+    Claim,
+    Listen,
     Renew,
     Start(Held),
     /// Output up to, and without, this sequence.
     Append(Held, u64),
+    /// So many events from the first on.
+    Events(Held, u64),
     Ended(Held),
     Finish(Held),
 }
@@ -90,36 +101,38 @@ pub(crate) type Cuts = BTreeMap<Way, At>;
 impl Request {
     /// The leases under which a request may write.
     pub(crate) fn leases(&self) -> Vec<Held> {
-        match self {
-            Self::Renew(body) => body.leases.iter().map(|lease| Held { run: lease.run, fence: lease.fence }).collect(),
-            other => other.writes().into_iter().collect(),
-        }
-    }
-
-    /// The run, and the fence that it bears, of a request that may change a run; those of a renewal are looked at one by
-    /// one.
-    pub(crate) fn writes(&self) -> Option<Held> {
         let (run, fence) = match self {
-            Self::Register(_) | Self::Poll(_) | Self::Renew(_) => return None,
+            Self::Register(_) | Self::Poll(_) => return Vec::new(),
+            Self::Renew(body) => {
+                return body.leases.iter().map(|lease| Held { run: lease.run, fence: lease.fence }).collect();
+            }
             Self::Start(run, body) => (run, body.fence),
             Self::Append(run, by, _) => (run, by.fence),
+            Self::Events(run, body) => (run, body.fence),
             Self::Ended(run, body) => (run, body.fence),
             Self::Finish(run, body) => (run, body.fence),
         };
-        Some(Held { run: *run, fence })
+        vec![Held { run: *run, fence }]
     }
 
-    /// The same under another lease.
-    fn under(self, agent: AgentId, instance: InstanceId, fence: u64) -> Self {
+    /// The same for `of` alone, under the lease that its run has.
+    fn under(self, of: RunId, lease: Lease) -> Self {
+        let Lease { agent, instance, fence, .. } = lease;
         match self {
+            Self::Renew(body) => {
+                let leases = body.leases.into_iter().filter(|lease| lease.run == of);
+                let leases = leases.map(|lease| RenewLease { fence, ..lease }).collect();
+                Self::Renew(Renew { agent, instance, leases })
+            }
             Self::Start(run, body) => {
-                let sandbox = holm_domain::run::SandboxInfo { agent, ..body.sandbox };
+                let sandbox = SandboxInfo { agent, ..body.sandbox };
                 Self::Start(run, StartRun { instance, fence, sandbox })
             }
             Self::Append(run, _, bytes) => Self::Append(run, Fenced { agent, instance, fence }, bytes),
+            Self::Events(run, body) => Self::Events(run, AppendEvents { agent, instance, fence, ..body }),
             Self::Ended(run, body) => Self::Ended(run, SandboxEnded { agent, instance, fence, ..body }),
             Self::Finish(run, body) => Self::Finish(run, FinishRun { agent, instance, fence, ..body }),
-            other => other,
+            Self::Register(_) | Self::Poll(_) => self,
         }
     }
 }
@@ -136,7 +149,7 @@ impl World {
         let process = Process { host, life: agent.life };
         let patience = match about {
             About::Renew => self.plan.lease.ttl * 2,
-            About::Poll => self.plan.lease.ttl,
+            About::Claim | About::Listen => self.plan.poll_wait + self.plan.lease.ttl / 4,
             _ => self.plan.lease.ttl / 4,
         };
         self.later(patience, Event::Unanswered { process, call });
@@ -159,6 +172,7 @@ impl World {
         let mut delays = Vec::with_capacity(copies);
         for _ in 0..copies {
             let is_late = self.chance.is(noise.delayed);
+            self.counts.delayed += u64::from(is_late);
             let most = if is_late { self.plan.delay_max } else { USUAL.1 };
             delays.push(self.chance.span(USUAL.0, most));
         }
@@ -168,6 +182,7 @@ impl World {
     /// Whether a way is cut for what arrives now; what is held arrives after that.
     fn is_cut(&mut self, way: Way, message: impl FnOnce() -> Event) -> bool {
         let Some(until) = self.cuts.get(&way).copied().filter(|until| self.now < *until) else { return false };
+        self.counts.cut_off += 1;
         if self.chance.is(self.plan.noise.held) {
             let at = until.plus(self.chance.span(USUAL.0, USUAL.1));
             self.agenda.add(at, message());
@@ -200,17 +215,30 @@ impl World {
 
     /// What a server gets to see of a request.
     fn forwarded(&self, request: Request) -> Request {
-        let is_forged = match self.setting.mutant {
-            Some(Mutant::NoFenceCheck) => true,
-            Some(Mutant::NoFenceCheckOfAppends) => matches!(request, Request::Append(..)),
-            _ => false,
+        let is_forged = match (self.setting.mutant, &request) {
+            (Some(Mutant::NoFenceCheck), _)
+            | (Some(Mutant::NoFenceCheckOfRenewals), Request::Renew(_))
+            | (Some(Mutant::NoFenceCheckOfStarts), Request::Start(..))
+            | (Some(Mutant::NoFenceCheckOfAppends), Request::Append(..))
+            | (Some(Mutant::NoFenceCheckOfEvents), Request::Events(..))
+            | (Some(Mutant::NoFenceCheckOfSandboxEnds), Request::Ended(..))
+            | (Some(Mutant::NoFenceCheckOfFinishes), Request::Finish(..)) => true,
+            (_, _) => false,
         };
-        let Some(held) = request.writes().filter(|_| is_forged) else { return request };
-        let run = self.servers.read(self.servers.store.run_get(self.servers.org, held.run));
-        match run.ok().flatten().and_then(|run| run.lease) {
-            Some(lease) => request.under(lease.agent, lease.instance, lease.fence),
+        let newer = request.leases().into_iter().filter(|_| is_forged).find_map(|held| {
+            let lease = self.lease_of(held.run).filter(|lease| lease.fence != held.fence);
+            lease.map(|lease| (held.run, lease))
+        });
+        match newer {
+            Some((run, lease)) => request.under(run, lease),
             None => request,
         }
+    }
+
+    /// The lease under which a run is stored.
+    fn lease_of(&self, run: RunId) -> Option<Lease> {
+        let run = self.servers.read(self.servers.store.run_get(self.servers.org, run));
+        run.ok().flatten().and_then(|run| run.lease)
     }
 
     /// An answer arrives at the process that asked.
@@ -247,6 +275,10 @@ impl World {
             Request::Start(run, body) => format!("start {}", lease(Held { run: *run, fence: body.fence })),
             Request::Append(run, by, bytes) => {
                 format!("append {} bytes {}", lease(Held { run: *run, fence: by.fence }), bytes.len())
+            }
+            Request::Events(run, body) => {
+                let lease = lease(Held { run: *run, fence: body.fence });
+                format!("events {lease} {} from {}", body.events.len(), body.first_seq)
             }
             Request::Ended(run, body) => {
                 format!("ended {} {:?}", lease(Held { run: *run, fence: body.fence }), body.outcome.kind)

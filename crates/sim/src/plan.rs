@@ -13,6 +13,11 @@ use crate::{Mutant, Setting, chance::Chance, time::At};
 /// What with a fiftieth of any lease here is a margin that a server takes.
 const LEAST_MARGIN: Duration = Duration::from_millis(40);
 
+/// How long an agent has a poll wait that offers a part of its host: what is given back meanwhile may make fit what did not.
+pub(crate) const PART_WAIT: Duration = Duration::from_secs(1);
+/// How long messages, and the operations of a server, take at most until a run is claimed.
+const CLAIM_MAX: Duration = Duration::from_millis(500);
+
 /// A fault that happens to something at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -33,7 +38,8 @@ pub enum Fault {
 }
 
 impl Fault {
-    const ALL: [Self; 7] = [
+    /// Every fault, in the order of their declaration.
+    pub const ALL: [Self; 7] = [
         Self::AgentDies,
         Self::HostReboots,
         Self::ShimDies,
@@ -74,6 +80,10 @@ pub struct Plan {
     pub runs: usize,
     /// How many runs a host takes at once.
     pub places: u32,
+    /// How long an agent has a poll wait that offers all of its host.
+    pub poll_wait: Duration,
+    /// How long a server that is not alone lets a poll wait until it looks again.
+    pub reread_every: Duration,
     /// When the last fault has happened.
     pub faults_end: At,
     /// The pause between two faults at most.
@@ -129,6 +139,8 @@ impl Plan {
             servers,
             runs,
             places: 1 + chance.index(runs) as u32,
+            poll_wait: ttl * chance.between(1, 16) as u32 / 16,
+            reread_every: if is_single { ttl * 2 } else { ttl * chance.between(1, 8) as u32 / 32 },
             faults_end: At::default().plus(ttl * chance.between(6, 16) as u32),
             fault_every: ttl * chance.between(1, 24) as u32 / 16,
             broken_max: ttl * chance.between(1, 3) as u32,
@@ -156,13 +168,31 @@ impl Plan {
         })
     }
 
+    /// When the last run is submitted: some are once no fault happens any more.
+    pub fn submitted_by(&self) -> At {
+        At(self.faults_end.0 * 3 / 2)
+    }
+
+    /// From when on nothing is felt of the faults: each agent is registered and asks for work as it should.
+    pub fn calm_from(&self) -> At {
+        self.faults_end.plus(self.lease.ttl * 2)
+    }
+
+    /// How long a run may wait at most for a host that has room for it, once nothing is felt of the faults: until a poll
+    /// that offers a part of a host is over and the next one looks; where a server hears nothing of what happens on others,
+    /// until it looks again.
+    pub fn unclaimed_max(&self) -> Duration {
+        let unheard = if self.servers == 1 { Duration::ZERO } else { self.reread_every };
+        PART_WAIT + unheard + CLAIM_MAX
+    }
+
     /// When every run must have ended, and nothing be left on any host: each attempt at its latest, one run after the other,
     /// on servers that were started last when the faults ended.
     pub fn ended_by(&self) -> At {
         let LeaseConfig { ttl, margin, overhead, finishing, attempts_max, .. } = self.lease;
         let attempt = self.time_limit + overhead + finishing + (ttl + margin) * 2;
         let restart = ttl + margin + self.jump_max * 2;
-        self.faults_end.plus((attempt * attempts_max) * self.runs as u32 + restart + self.late_max)
+        self.submitted_by().plus((attempt * attempts_max) * self.runs as u32 + restart + self.late_max)
     }
 }
 

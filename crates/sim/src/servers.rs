@@ -1,15 +1,17 @@
 //! The servers: the real operations over one store in memory, each with a clock of its own.
 //!
 //! An operation goes on from one use of the store to the next ([`Turns`]), also where it asks for several at once; what else
-//! happens in between, on the same server or another one, is the world's to choose. A server that dies leaves its
-//! operations where they are.
+//! happens in between, on the same server or another one, is the world's to choose. A poll that finds nothing sleeps, on
+//! the product's own bells and timers, until it is woken ([`Alarm`]). A server that dies leaves its operations where they are.
+//!
+//! The timers of servers count whole milliseconds of the world's time.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     future::poll_fn,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
+    task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 
@@ -20,13 +22,14 @@ use holm_domain::{
     limits::LeaseConfig,
     run::{Cancel, RunSpec},
 };
-use holm_server::{Clock, Config, Server, direct::Direct};
+use holm_server::{Clock, Config, Server, config::ServeLimits, direct::Direct};
 use holm_store::{Between, Org, Project, Store};
 use tokio::{runtime::Runtime, time::Instant};
 use uuid::Uuid;
 
 use crate::{
     network::{Answer, Request},
+    plan::Plan,
     time::{At, micros},
 };
 
@@ -80,6 +83,8 @@ pub(crate) enum Done {
 pub(crate) enum Step {
     /// It is about to use the store.
     Waits,
+    /// It waits for something to happen, or for time to pass.
+    Sleeps,
     Done(Done),
 }
 
@@ -88,6 +93,33 @@ struct Operation {
     future: Pin<Box<dyn Future<Output = Done>>>,
     /// The turns for which it waits.
     waiting: VecDeque<u64>,
+    /// What wakes it, where it is one that may sleep.
+    waker: Option<Waker>,
+    sleeps: bool,
+}
+
+/// Who was woken, and who waits for that.
+#[derive(Debug, Default)]
+struct Woken {
+    operations: BTreeSet<u64>,
+    waits: Option<Waker>,
+}
+
+/// Notes that an operation was woken.
+#[derive(Debug)]
+struct Alarm {
+    operation: u64,
+    woken: Arc<Mutex<Woken>>,
+}
+
+impl Wake for Alarm {
+    fn wake(self: Arc<Self>) {
+        let mut woken = lock(&self.woken);
+        woken.operations.insert(self.operation);
+        if let Some(waits) = woken.waits.take() {
+            waits.wake();
+        }
+    }
 }
 
 /// Has every operation stop before each use of the store, until that is granted.
@@ -110,8 +142,8 @@ struct Granting {
     conflicts: u64,
 }
 
-fn lock(granting: &Mutex<Granting>) -> MutexGuard<'_, Granting> {
-    granting.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Between for Turns {
@@ -162,6 +194,7 @@ pub(crate) struct Servers {
     runtime: Runtime,
     begun: Instant,
     granting: Arc<Mutex<Granting>>,
+    woken: Arc<Mutex<Woken>>,
     /// As the servers have it.
     served: Store,
     /// As whoever looks on has it.
@@ -169,6 +202,7 @@ pub(crate) struct Servers {
     pub(crate) org: OrgId,
     token: Token,
     lease: LeaseConfig,
+    reread_every: Duration,
     machines: Vec<Machine>,
     operations: BTreeMap<u64, Operation>,
     operations_begun: u64,
@@ -176,7 +210,8 @@ pub(crate) struct Servers {
 
 impl Servers {
     /// Servers whose times of day are ahead by so much; on a store that is no compare-and-swap if it `is_weak`.
-    pub(crate) fn new(lease: LeaseConfig, ahead: &[i64], is_weak: bool) -> Result<Self, NoServers> {
+    pub(crate) fn new(plan: &Plan, ahead: &[i64], is_weak: bool) -> Result<Self, NoServers> {
+        let Plan { lease, reread_every, .. } = *plan;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
         let turns = Turns { is_weak, ..Turns::default() };
         let granting = turns.granting.clone();
@@ -201,9 +236,21 @@ impl Servers {
         let machine = |&ahead| Machine { clock: Clock::default(), moved: At::default(), ahead, life: 0, server: None };
         let machines = ahead.iter().map(machine).collect();
         let begun = runtime.block_on(async { Instant::now() });
-        let (operations, operations_begun) = (BTreeMap::new(), 0);
-        let mut servers =
-            Self { runtime, begun, granting, served, store, org, token, lease, machines, operations, operations_begun };
+        let mut servers = Self {
+            runtime,
+            begun,
+            granting,
+            woken: Arc::default(),
+            served,
+            store,
+            org,
+            token,
+            lease,
+            reread_every,
+            machines,
+            operations: BTreeMap::new(),
+            operations_begun: 0,
+        };
         for index in 0..servers.count() {
             servers.start(index, At::default())?;
         }
@@ -227,7 +274,8 @@ impl Servers {
         machine.clock = Clock::manual(UnixMicros(BEGUN.plus(Duration::from_micros(at.0)).0 + machine.ahead));
         machine.moved = at;
         machine.life += 1;
-        let config = Config { lease: self.lease, clock: machine.clock.clone(), ..Config::default() };
+        let limits = ServeLimits { reread_every: self.reread_every, ..ServeLimits::default() };
+        let config = Config { lease: self.lease, limits, clock: machine.clock.clone(), ..Config::default() };
         machine.server = Some(Arc::new(Server::new(config, self.served.clone())?.direct(self.token.clone())));
         Ok(machine.life)
     }
@@ -254,34 +302,73 @@ impl Servers {
     pub(crate) fn begin(&mut self, index: usize, job: Job) -> Option<u64> {
         let server = self.machines[index].server.clone()?;
         self.operations_begun += 1;
-        let operation = Operation { server: index, future: Box::pin(work(server, job)), waiting: VecDeque::new() };
+        let alarm = || Alarm { operation: self.operations_begun, woken: self.woken.clone() };
+        let waker = matches!(job, Job::Answer(Request::Poll(_))).then(|| Waker::from(Arc::new(alarm())));
+        let future = Box::pin(work(server, job));
+        let operation = Operation { server: index, future, waiting: VecDeque::new(), waker, sleeps: false };
         self.operations.insert(self.operations_begun, operation);
         Some(self.operations_begun)
     }
 
     /// An operation uses the store as it was about to, and goes on to the next time; nothing where its server has died.
-    pub(crate) fn step(&mut self, operation: u64, at: At) -> Option<Step> {
-        let Operation { server, future, waiting } = self.operations.get_mut(&operation)?;
+    pub(crate) fn step(&mut self, number: u64, at: At) -> Option<Step> {
+        let now = self.instant(at);
+        let Operation { server, future, waiting, waker, sleeps } = self.operations.get_mut(&number)?;
         self.machines[*server].move_to(at);
-        let (granting, now) = (&self.granting, self.begun + at.since(At::default()));
+        let (granting, woken) = (&self.granting, &self.woken);
         lock(granting).granted = waiting.pop_front();
-        let done = self.runtime.block_on(async {
+        lock(woken).operations.remove(&number);
+        let step = self.runtime.block_on(async {
             tokio::time::advance(now.saturating_duration_since(Instant::now())).await;
             poll_fn(|cx| {
-                let polled = future.as_mut().poll(cx);
+                let polled = match &*waker {
+                    Some(waker) => future.as_mut().poll(&mut Context::from_waker(waker)),
+                    None => future.as_mut().poll(cx),
+                };
                 waiting.extend(lock(granting).asked.drain(..));
                 match polled {
-                    Poll::Ready(done) => Poll::Ready(Some(done)),
-                    Poll::Pending if !waiting.is_empty() => Poll::Ready(None),
+                    Poll::Ready(done) => Poll::Ready(Step::Done(done)),
+                    Poll::Pending if !waiting.is_empty() => Poll::Ready(Step::Waits),
+                    Poll::Pending if waker.is_some() => Poll::Ready(Step::Sleeps),
                     // It waits for a thread of the runtime.
                     Poll::Pending => Poll::Pending,
                 }
             })
             .await
         });
-        let Some(done) = done else { return Some(Step::Waits) };
-        self.operations.remove(&operation);
-        Some(Step::Done(done))
+        *sleeps = matches!(step, Step::Sleeps);
+        if let Step::Done(_) = step {
+            self.operations.remove(&number);
+        }
+        Some(step)
+    }
+
+    /// Lets time pass until `until`, or until somebody who sleeps is woken before; returns when that is.
+    pub(crate) fn pass(&self, until: At) -> Option<At> {
+        if !self.operations.values().any(|operation| operation.sleeps) {
+            return None;
+        }
+        let (until, woken) = (self.instant(until), &self.woken);
+        self.runtime.block_on(async {
+            let somebody = poll_fn(|cx| {
+                let mut woken = lock(woken);
+                woken.waits = Some(cx.waker().clone());
+                if woken.operations.is_empty() { Poll::Pending } else { Poll::Ready(()) }
+            });
+            tokio::time::timeout_at(until, somebody).await.ok()?;
+            Some(At::default().plus(Instant::now().duration_since(self.begun)))
+        })
+    }
+
+    /// Takes out who slept and was woken.
+    pub(crate) fn woken(&mut self) -> Vec<u64> {
+        let woken = std::mem::take(&mut lock(&self.woken).operations);
+        woken.into_iter().filter(|number| self.operations.get(number).is_some_and(|one| one.sleeps)).collect()
+    }
+
+    /// What the timers of the servers show.
+    fn instant(&self, at: At) -> Instant {
+        self.begun + Duration::from_millis(at.0 / 1_000)
     }
 
     /// Reads the store.
@@ -316,6 +403,7 @@ async fn answer(server: &Direct, request: Request) -> Result<Answer, Box<Problem
         Request::Renew(body) => Answer::Renewed(server.lease_renew(body).await?),
         Request::Start(run, body) => server.run_start(run, body).await.map(|()| Answer::Done)?,
         Request::Append(run, by, bytes) => Answer::Appended(server.log_append(run, by, bytes).await?.next_seq),
+        Request::Events(run, body) => server.event_append(run, body).await.map(|()| Answer::Done)?,
         Request::Ended(run, body) => server.run_sandbox_ended(run, body).await.map(|()| Answer::Done)?,
         Request::Finish(run, body) => server.run_finish(run, body).await.map(|()| Answer::Done)?,
     })

@@ -1,4 +1,4 @@
-//! The process beside each sandbox: the product's verdict on when it ends, and a spool of lines.
+//! The process beside each sandbox: the product's verdict on when it ends, a spool of lines, and events.
 //!
 //! A sandbox dies with its shim. A shim is scheduled late by up to the plan's share of the margin.
 
@@ -7,7 +7,7 @@ use holm_domain::{
     BootMicros, UnixMicros,
     lease::holder::Held,
     log::{BatchBuilder, Stream},
-    run::{ExitStatus, Outcome},
+    run::{EventKind, ExitStatus, Outcome},
 };
 use holm_shim::{
     deadline::{Action, Input, Terms, Verdict},
@@ -16,6 +16,7 @@ use holm_shim::{
 
 use crate::{
     Mutant,
+    check::Wrote,
     world::{Event, World},
 };
 
@@ -33,9 +34,28 @@ pub(crate) struct Spool {
 /// A deadline that no simulation reaches: twelve days.
 const NEVER: BootMicros = BootMicros(1 << 40);
 
-/// What a line says: its lease and its place in the output.
-pub(crate) fn line(fence: u64, index: u64) -> String {
+/// What a line says: its lease and its place in the output, from 0.
+fn line(fence: u64, index: u64) -> String {
     format!("{fence} {index}\n")
+}
+
+/// The lease and the place that a line says.
+pub(crate) fn place_of_line(text: &str) -> Option<(u64, u64)> {
+    let (fence, index) = text.strip_suffix('\n')?.split_once(' ')?;
+    Some((fence.parse().ok()?, index.parse().ok()?))
+}
+
+/// An event that says its lease and its place among the events of that, from 0.
+pub(crate) fn event(fence: u64, index: u64) -> EventKind {
+    EventKind::EgressRefused { host: fence.to_string(), port: 0, protocol: "dns".to_owned(), count: index }
+}
+
+/// The lease and the place that an event of a shim says; nothing for any other.
+pub(crate) fn place_of_event(event: &EventKind) -> Option<(u64, u64)> {
+    match event {
+        EventKind::EgressRefused { host, count, .. } => Some((host.parse().ok()?, *count)),
+        _ => None,
+    }
 }
 
 impl Spool {
@@ -70,6 +90,8 @@ pub(crate) struct Shim {
     /// Whether the command was started.
     pub(crate) started: bool,
     pub(crate) spool: Spool,
+    /// How many events it has written.
+    pub(crate) events: u64,
     lines_left: u64,
     /// How it ended; on disk.
     pub(crate) word: Option<Outcome>,
@@ -110,6 +132,7 @@ impl World {
             is_live: false,
             started: false,
             spool: Spool { first: first_seq, kept_from: first_seq, next: first_seq },
+            events: 0,
             lines_left: self.chance.between(0, self.plan.lines_max),
             word: None,
             alarm: 0,
@@ -161,9 +184,10 @@ impl World {
         self.later(pause, Event::Line(place));
     }
 
-    /// The command writes a line, or ends.
+    /// The command writes a line, and may do what makes an event, or it ends.
     pub(crate) fn write_line(&mut self, place: Place) {
         let now = self.boot_now(place.host);
+        let tells_event = self.chance.is(400);
         let Some(shim) = self.shim_at(place).filter(|shim| shim.is_live) else { return };
         if shim.lines_left == 0 {
             shim.verdict.step(Input::Finished, now);
@@ -172,8 +196,9 @@ impl World {
         }
         shim.lines_left -= 1;
         shim.spool.next += 1;
-        let count = shim.spool.next - shim.spool.first;
-        self.checks.wrote(place.held, count);
+        shim.events += u64::from(tells_event);
+        let wrote = Wrote { lines: shim.spool.next - shim.spool.first, events: shim.events };
+        self.checks.wrote(place.held, wrote);
         self.next_line(place);
         self.nudge(place.host, place.held);
     }

@@ -5,68 +5,87 @@ use std::collections::BTreeMap;
 use holm_domain::{
     RunId,
     lease::holder::Held,
-    run::{OutcomeKind, Reason},
+    run::{OutcomeKind, Reason, Run},
 };
-
 use holm_store::{RUNS_PAGE_MAX, RunFilter};
 
 use crate::{
     check::Mark,
     network::{Answer, Request},
+    time::At,
     world::World,
 };
 
 /// The most events of a run that are read to judge it, and the most bytes of its log.
 const READ_MAX: (u32, usize) = (10_000, 1 << 24);
 
+/// A run waits although a host has room for it.
+#[derive(Debug)]
+pub(crate) struct Unclaimed {
+    since: At,
+    /// How many claims there had been.
+    claims: u64,
+}
+
 impl World {
-    /// Checks how every run is stored now.
+    /// Checks how every run is stored now. Runs that are in the store are known from then on, whether or not anybody was
+    /// told of them.
     pub(crate) fn look_at_store(&mut self) {
-        let mut is_queued = false;
-        self.meet_runs();
-        for index in 0..self.runs.len() {
-            let id = self.runs[index];
-            let (store, org) = (&self.servers.store, self.servers.org);
-            let read = self.servers.read(async { (store.run_get(org, id).await, store.log_head(org, id).await) });
-            let (Ok(Some(run)), Ok(head)) = read else {
-                return self.violated(format!("r{index} cannot be read"));
-            };
+        let stored = match self.servers.read(self.stored()) {
+            Ok(stored) => stored,
+            Err(error) => return self.violated(format!("the runs cannot be read: {error}")),
+        };
+        for (run, head, events) in stored {
+            let index = self.meet(run.id);
             let (state, fence, version) = (run.state, run.fence, run.version);
-            match self.checks.look(run, head) {
+            match self.checks.look(run, head, events) {
                 Ok(false) => {}
                 Ok(true) => {
                     self.note(format_args!("r{index} {} fence {fence} version {version}", state.as_str()));
                     self.counts.requeued += u64::from(fence > 0);
-                    is_queued = true;
                 }
                 Err(problem) => return self.violated(format!("r{index}: {problem}")),
             }
         }
-        if is_queued {
-            self.hint();
+    }
+
+    /// Sees whether a run waits for a host that has room for it.
+    pub(crate) fn see_unclaimed(&mut self) {
+        let (is_queued, claims) = self.checks.queue();
+        let is_calm = self.now >= self.plan.calm_from();
+        let waits = is_calm && is_queued && (0..self.hosts.len()).any(|host| self.room(host) > 0);
+        let known = self.unclaimed.take().filter(|known| known.claims == claims);
+        self.unclaimed = waits.then(|| known.unwrap_or(Unclaimed { since: self.now, claims }));
+    }
+
+    /// Checks that no run has waited too long for a host that had room for it all the while.
+    pub(crate) fn check_claims(&mut self) {
+        let max = self.plan.unclaimed_max();
+        if self.unclaimed.as_ref().is_some_and(|unclaimed| self.now.since(unclaimed.since) > max) {
+            self.violated(format!("a run waits, a host has room for it, and in {max:?} nobody has claimed it"));
         }
     }
 
-    /// Runs that are in the store are known from then on, whether or not anybody was told of them.
-    fn meet_runs(&mut self) {
+    /// Every run, oldest first, with the sequence that its log goes on at and how many events it has.
+    async fn stored(&self) -> holm_store::Result<Vec<(Run, u64, u64)>> {
         let (store, org) = (&self.servers.store, self.servers.org);
-        let listed = self.servers.read(store.run_list(org, &RunFilter::default(), None, RUNS_PAGE_MAX));
-        match listed {
-            // One step takes in one run at most, so their order is that of the story.
-            Ok(rows) => rows.into_iter().for_each(|row| match row.run {
-                Ok(run) => self.meet(run.id),
-                Err(error) => self.violated(format!("{} cannot be read: {error}", row.id)),
-            }),
-            Err(error) => self.violated(format!("the runs cannot be read: {error}")),
+        let mut stored = Vec::new();
+        for row in store.run_list(org, &RunFilter::default(), None, RUNS_PAGE_MAX).await? {
+            let run = row.run?;
+            let head = store.log_head(org, run.id).await?;
+            let known = self.checks.events(run.id);
+            let new = store.event_page(org, run.id, known, READ_MAX.0).await?;
+            stored.push((run, head, known + new.len() as u64));
         }
+        stored.reverse();
+        Ok(stored)
     }
 
     /// Checks that an operation under some leases has written nothing since `before` for a run that had a newer fence then.
     pub(crate) fn check_written(&mut self, leases: &[Held], before: &BTreeMap<RunId, Mark>) {
-        let after = self.checks.marks();
         for held in leases {
             let Some(mark) = before.get(&held.run).filter(|mark| held.fence < mark.fence) else { continue };
-            if after.get(&held.run) != Some(mark) {
+            if self.checks.marks().get(&held.run) != Some(mark) {
                 let (name, newest) = (self.name(*held), mark.fence);
                 self.violated(format!("an operation under {name} wrote, and the newest fence was {newest}"));
             }
@@ -90,7 +109,7 @@ impl World {
                 let renewed = renewed.leases.iter().filter(|lease| lease.ttl_ms.is_some());
                 renewed.map(|lease| Held { run: lease.run, fence: lease.fence }).collect()
             }
-            _ => request.writes().into_iter().collect(),
+            _ => request.leases(),
         };
         for held in taken {
             let newest = marks.get(&held.run).map_or(0, |mark| mark.fence);

@@ -52,12 +52,14 @@ impl World {
 
     /// An operation goes on to its next use of the store, or to its end.
     pub(crate) fn step(&mut self, server: usize, operation: u64, purpose: Purpose) {
-        let before = self.checks.marks();
+        let leases = match &purpose {
+            Purpose::Answer(asked) => asked.request.leases(),
+            _ => Vec::new(),
+        };
+        let before = if leases.is_empty() { BTreeMap::new() } else { self.checks.marks() };
         let step = self.servers.step(operation, self.now);
         self.look_at_store();
-        if let Purpose::Answer(asked) = &purpose {
-            self.check_written(&asked.request.leases(), &before);
-        }
+        self.check_written(&leases, &before);
         match step {
             Some(Step::Done(done)) => self.done(server, purpose, done),
             Some(Step::Waits) => {
@@ -66,7 +68,20 @@ impl World {
                 let pause = self.chance.span(Duration::ZERO, most);
                 self.later(pause, Event::Step { server, operation, purpose });
             }
+            Some(Step::Sleeps) => {
+                self.asleep.insert(operation, (server, purpose));
+            }
             None => self.not_done(&purpose),
+        }
+    }
+
+    /// Operations that were woken go on soon.
+    pub(crate) fn rouse(&mut self) {
+        for operation in self.servers.woken() {
+            if let Some((server, purpose)) = self.asleep.remove(&operation) {
+                let pause = self.chance.span(Duration::ZERO, STEP_MAX);
+                self.later(pause, Event::Step { server, operation, purpose });
+            }
         }
     }
 

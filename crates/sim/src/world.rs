@@ -19,6 +19,7 @@ use crate::{
     shim::Place,
     time::{At, BootClock},
     trace::Trace,
+    watch::Unclaimed,
     work::Purpose,
 };
 
@@ -62,7 +63,8 @@ pub(crate) enum Event {
         process: Process,
         call: u64,
     },
-    Poll(Process),
+    Claim(Process),
+    Listen(Process),
     Wake(Process, BootMicros),
     Prepared(Process, Held),
     Look(Process, Held),
@@ -76,7 +78,7 @@ impl Event {
     fn of_agent(&self) -> Option<Process> {
         match self {
             Self::Answer { process, .. } | Self::Unanswered { process, .. } => Some(*process),
-            Self::Poll(process) | Self::Wake(process, _) => Some(*process),
+            Self::Claim(process) | Self::Listen(process) | Self::Wake(process, _) => Some(*process),
             Self::Prepared(process, _) | Self::Look(process, _) => Some(*process),
             _ => None,
         }
@@ -108,10 +110,14 @@ pub struct World {
     pub(crate) cuts: Cuts,
     pub(crate) checks: Checks,
     pub(crate) counts: Counts,
+    /// The operations that sleep: on which server, and what for.
+    pub(crate) asleep: BTreeMap<u64, (usize, Purpose)>,
     pub(crate) calls: u64,
     pub(crate) shims: u64,
     /// The runs that were taken in, in that order.
     pub(crate) runs: Vec<RunId>,
+    /// Since when a run waits although a host has room for it, and nothing was claimed meanwhile.
+    pub(crate) unclaimed: Option<Unclaimed>,
     names: BTreeMap<RunId, usize>,
     trace: Trace,
     violation: Option<String>,
@@ -137,7 +143,7 @@ impl World {
         let skew = crate::time::micros(plan.skew_max);
         let ahead: Vec<i64> =
             (0..plan.servers).map(|_| i64::try_from(chance.between(0, skew)).unwrap_or_default()).collect();
-        let servers = Servers::new(plan.lease, &ahead, setting.mutant == Some(Mutant::WeakSwap))?;
+        let servers = Servers::new(&plan, &ahead, setting.mutant == Some(Mutant::WeakSwap))?;
         Ok(Self {
             now: At::default(),
             chance,
@@ -149,9 +155,11 @@ impl World {
             cuts: Cuts::new(),
             checks: Checks::default(),
             counts: Counts::default(),
+            asleep: BTreeMap::new(),
             calls: 0,
             shims: 0,
             runs: Vec::new(),
+            unclaimed: None,
             names: BTreeMap::new(),
             trace,
             violation: None,
@@ -173,7 +181,9 @@ impl World {
         }
         let until = self.plan.faults_end;
         for number in 0..self.plan.runs {
-            let at = At(self.chance.between(0, until.0 * 3 / 4));
+            let is_late = self.chance.is(200);
+            let (least, most) = if is_late { (until, self.plan.submitted_by()) } else { (At(0), At(until.0 * 3 / 4)) };
+            let at = At(self.chance.between(least.0, most.0));
             self.agenda.add(at, Event::Submit(number));
         }
         self.agenda.add(At::default(), Event::Fault);
@@ -187,8 +197,15 @@ impl World {
 
     fn run(&mut self) -> Result<(), NoServers> {
         let last = self.plan.ended_by();
-        while let Some((at, event)) = self.agenda.pop() {
+        while let Some(next_at) = self.agenda.next_at() {
+            if let Some(woken_at) = self.servers.pass(next_at) {
+                self.now = self.now.max(woken_at);
+                self.rouse();
+                continue;
+            }
+            let Some((at, event)) = self.agenda.pop() else { break };
             self.now = at;
+            self.check_claims();
             self.counts.events += 1;
             if self.counts.events > EVENTS_MAX {
                 self.violated("it goes on for ever".to_owned());
@@ -197,6 +214,12 @@ impl World {
                 break;
             }
             self.happen(event)?;
+            if self.setting.mutant == Some(Mutant::LostWakeUps) {
+                // Whom time wakes was woken before.
+                self.servers.woken();
+            }
+            self.rouse();
+            self.see_unclaimed();
         }
         Ok(())
     }
@@ -232,7 +255,8 @@ impl World {
             Event::Arrive { server, process, call, request } => self.arrive(server, process, call, request),
             Event::Answer { server, process, call, answer } => self.answered(server, process, call, answer),
             Event::Unanswered { process, call } => self.unanswered(process, call),
-            Event::Poll(process) => self.poll(process),
+            Event::Claim(process) => self.claim(process),
+            Event::Listen(process) => self.listen(process),
             Event::Wake(process, due) => self.wake(process, due),
             Event::Prepared(process, held) => self.prepared(process, held),
             Event::Look(process, held) => self.look(process, held),
@@ -243,12 +267,12 @@ impl World {
         Ok(())
     }
 
-    /// Names a run that was not seen before.
-    pub(crate) fn meet(&mut self, id: RunId) {
-        if !self.names.contains_key(&id) {
-            self.names.insert(id, self.runs.len());
+    /// The number of a run, which it gets when it is seen first.
+    pub(crate) fn meet(&mut self, id: RunId) -> usize {
+        *self.names.entry(id).or_insert_with(|| {
             self.runs.push(id);
-        }
+            self.runs.len() - 1
+        })
     }
 
     /// Has `event` happen after `pause`.

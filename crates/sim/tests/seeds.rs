@@ -22,8 +22,10 @@ fn fifty(first: u64) -> Counts {
 
 /// Seeds in which nothing happens hold as well: what the protocol is for has to be there.
 fn assert_eventful(counts: Counts) {
-    let Counts { conflicts, lost, doubled, kills, taken_up, requeued, succeeded, ended, .. } = counts;
-    assert!([conflicts, lost, doubled, kills, taken_up, requeued].iter().all(|count| *count >= 5), "{counts:?}");
+    let Counts { faults, conflicts, lost, doubled, delayed, cut_off, .. } = counts;
+    let Counts { kills, taken_up, requeued, succeeded, ended, .. } = counts;
+    let each = [conflicts, lost, doubled, delayed, cut_off, kills, taken_up, requeued];
+    assert!(each.iter().chain(&faults).all(|count| *count >= 5), "{counts:?}");
     assert!(succeeded * 3 > ended && ended - succeeded >= 5, "{counts:?}");
 }
 
@@ -50,13 +52,19 @@ fn the_fourth_fifty_seeds_hold_and_are_told_twice_alike() {
 /// What a mutant is caught by: its seed, and what that says.
 fn caught_by(mutant: Mutant) -> (u64, &'static str) {
     match mutant {
-        Mutant::NoFenceCheck => (0, "was taken, and the newest fence is"),
-        Mutant::NoFenceCheckOfAppends => (11, "wrote, and the newest fence was"),
-        Mutant::NoShimDeadline => (3, "live at once"),
-        Mutant::DeadlineFromAnswer => (499, "live at once"),
-        Mutant::WeakSwap => (1, "live at once"),
-        Mutant::NoMargin => (253, "live at once"),
-        Mutant::LostAcknowledgement => (0, "neither in the spool nor in the store"),
+        Mutant::NoFenceCheck => (13, "was taken, and the newest fence is"),
+        Mutant::NoFenceCheckOfRenewals => (14, "wrote, and the newest fence was"),
+        Mutant::NoFenceCheckOfStarts => (13, "was taken, and the newest fence is"),
+        Mutant::NoFenceCheckOfAppends => (55, "wrote, and the newest fence was"),
+        Mutant::NoFenceCheckOfEvents => (1082, "wrote, and the newest fence was"),
+        Mutant::NoFenceCheckOfSandboxEnds => (23, "wrote, and the newest fence was"),
+        Mutant::NoFenceCheckOfFinishes => (119, "wrote, and the newest fence was"),
+        Mutant::NoShimDeadline => (18, "live at once"),
+        Mutant::DeadlineFromAnswer => (56, "live at once"),
+        Mutant::WeakSwap => (0, "live at once"),
+        Mutant::NoMargin => (313, "live at once"),
+        Mutant::LostAcknowledgement => (1, "neither in the spool nor in the store"),
+        Mutant::LostWakeUps => (14, "a host has room for it, and in"),
     }
 }
 

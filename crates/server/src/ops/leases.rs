@@ -67,6 +67,8 @@ pub async fn lease_poll(app: &App, token: &Token, poll: Poll, account: &Account)
         }
         let nap = left.min(reread_every);
         tokio::select! {
+            // What was heard comes before that it is over, and a simulation is told twice alike.
+            biased;
             () = heard => {}
             Some(()) = queued => {}
             // Nothing was heard of: the poll that follows begins with a look.
