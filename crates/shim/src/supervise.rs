@@ -33,7 +33,7 @@ use crate::{
     guest::Readiness,
     outcome::{Circumstances, Ending, Shortage, classify},
     protocol::{Command, Launch, Phase, Status},
-    spool::{keeper::Keeper, writer::is_no_room},
+    spool::keeper::Keeper,
     watchdog::{View, Watchdog},
 };
 
@@ -270,20 +270,17 @@ impl Attempt {
         }
     }
 
-    /// Writes the final status as soon as there is room for it, should there not have been: an agent finds it without this
-    /// process. Where anything else is in its way it is not tried again: until this process ends it is asked, and whoever
-    /// comes later says that a shim left no word.
+    /// Writes the final status as soon as that is possible, should it not have been: an agent finds it without this process.
+    /// What is in its way is told once.
     async fn keep_status(&self, mut kept: io::Result<()>) -> Infallible {
         let last = self.status.borrow().clone();
-        if matches!(&kept, Err(error) if is_no_room(error)) {
-            tracing::warn!("the disk is full: the final status waits for room");
-        }
-        while matches!(&kept, Err(error) if is_no_room(error)) {
-            tokio::time::sleep(TRY_AGAIN_AFTER).await;
-            kept = exit::write_status(&self.launch.dir, &last);
-        }
-        if let Err(error) = kept {
-            tracing::error!(%error, "the final status cannot be written: only this process can tell it");
+        if let Err(error) = &kept {
+            tracing::error!(%error, "the final status cannot be written: only this process can tell it; it is tried again");
+            while kept.is_err() {
+                tokio::time::sleep(TRY_AGAIN_AFTER).await;
+                kept = exit::write_status(&self.launch.dir, &last);
+            }
+            tracing::info!("the final status is written after all");
         }
         std::future::pending().await
     }

@@ -90,7 +90,7 @@ impl Shim {
         match tokio::time::timeout(SEND_WITHIN, all).await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => tracing::debug!(%error, "the shim does not listen"),
-            Err(_) => tracing::warn!("the shim does not read what it is told"),
+            Err(_) => tracing::debug!("the shim does not read what it is told"),
         }
         self.link = None;
     }
@@ -123,7 +123,7 @@ async fn next_status(link: &mut Option<Link>) -> Option<Status> {
         Ok(Some(status)) => Some(status),
         Ok(None) => None,
         Err(error) => {
-            tracing::warn!(%error, "the shim's statuses");
+            tracing::debug!(%error, "the shim's statuses");
             None
         }
     }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Args;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -36,55 +36,77 @@ pub struct DownArgs {
 /// Asks the server to end and waits until it has.
 pub async fn execute(session: &Session, args: &DownArgs) -> anyhow::Result<u8> {
     let home = session.home();
-    let output = session.output;
+    let signal = if args.leave { Signal::TERM } else { Signal::INT };
     let begun = Instant::now();
-    let mut asked: Option<(u32, OwnedFd)> = None;
+    let mut server: Option<Process> = None;
     loop {
         match home.served_by().with_context(|| home.0.display().to_string())? {
             // It lets go of the lock as one of its last acts.
-            Served::Nobody if asked.as_ref().map_or(Ok(true), |(_, process)| has_ended(process))? => break,
-            Served::Nobody => {}
-            Served::By(Some(pid)) if asked.as_ref().is_none_or(|(asked, _)| *asked != pid) => {
-                let signal = if args.leave { Signal::TERM } else { Signal::INT };
-                asked = terminate(&home, pid, signal).await?.map(|process| (pid, process)).or(asked);
+            Served::Nobody if server.as_ref().map_or(Ok(true), Process::has_ended)? => break,
+            Served::By(Some(pid)) if server.as_ref().is_none_or(|server| server.pid != pid) => {
+                server = Process::open(pid)?;
             }
-            Served::By(_) => {}
+            Served::Nobody | Served::By(_) => {}
+        }
+        if let Some(server) = &mut server {
+            server.ask(&home, signal).await?;
         }
         if begun.elapsed() > args.timeout {
-            anyhow::bail!("the server under {} has not ended after {:?}", home.0.display(), begun.elapsed());
+            bail!("{} has not ended after {:?}", told(&home, server.as_ref()), begun.elapsed());
         }
         tokio::time::sleep(POLL_EVERY).await;
     }
-    match asked {
-        Some((pid, _)) => output.note(format!("the server under {} (process {pid}) has ended", home.0.display())),
-        None => output.note(format!("no server runs under {}", home.0.display())),
-    }
+    session.output.note(match server {
+        Some(server) => format!("{} has ended", told(&home, Some(&server))),
+        None => format!("no server runs under {}", home.0.display()),
+    });
     Ok(0)
 }
 
-/// Signals the process that has the lock, and nobody else: what the lock file says is believed only of the process that
-/// listens on the socket, by the kernel's word, and both are looked at while the process is held by a descriptor, so that
-/// nobody who came to its number later is meant. Nothing while no such process listens yet, or any more.
-async fn terminate(home: &Home, pid: u32, signal: Signal) -> anyhow::Result<Option<OwnedFd>> {
-    let number = i32::try_from(pid).ok().and_then(Pid::from_raw).context("the lock file names no process")?;
-    let process = match pidfd_open(number, PidfdFlags::empty()) {
-        Ok(process) => process,
-        Err(rustix::io::Errno::SRCH) => return Ok(None),
-        Err(error) => return Err(error).with_context(|| format!("cannot open process {pid}")),
-    };
-    let listens = home.listener().await?.is_some_and(|listening| listening.pid == Some(pid));
-    if !listens || home.served_by()? != Served::By(Some(pid)) {
-        return Ok(None);
-    }
-    match pidfd_send_signal(&process, signal) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(Some(process)),
-        Err(error) => Err(error).with_context(|| format!("cannot signal process {pid}")),
-    }
+fn told(home: &Home, server: Option<&Process>) -> String {
+    let process = server.map(|server| format!(" (process {})", server.pid)).unwrap_or_default();
+    format!("the server under {}{process}", home.0.display())
 }
 
-/// Whether a process has ended: its descriptor is readable then (pidfd_open(2)). Nothing is waited for.
-fn has_ended(process: &OwnedFd) -> anyhow::Result<bool> {
-    Ok(poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&Timespec::default()))? > 0)
+/// A process that has the lock, held by a descriptor: nobody who comes to its number later is meant.
+struct Process {
+    pid: u32,
+    descriptor: OwnedFd,
+    is_asked: bool,
+}
+
+impl Process {
+    /// Nothing if it is gone.
+    fn open(pid: u32) -> anyhow::Result<Option<Self>> {
+        let number = i32::try_from(pid).ok().and_then(Pid::from_raw).context("the lock file names no process")?;
+        match pidfd_open(number, PidfdFlags::empty()) {
+            Ok(descriptor) => Ok(Some(Self { pid, descriptor, is_asked: false })),
+            Err(rustix::io::Errno::SRCH) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot open process {pid}")),
+        }
+    }
+
+    /// Signals it once, and nobody else: what the lock file says is believed only of the process that listens on the socket,
+    /// by the kernel's word. One that does not listen yet is asked later, and one that does not any more is about to end.
+    async fn ask(&mut self, home: &Home, signal: Signal) -> anyhow::Result<()> {
+        if self.is_asked {
+            return Ok(());
+        }
+        let listens = home.listener().await?.is_some_and(|listening| listening.pid == Some(self.pid));
+        if !listens || home.served_by()? != Served::By(Some(self.pid)) {
+            return Ok(());
+        }
+        match pidfd_send_signal(&self.descriptor, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => self.is_asked = true,
+            Err(error) => return Err(error).with_context(|| format!("cannot signal process {}", self.pid)),
+        }
+        Ok(())
+    }
+
+    /// Its descriptor is readable then (pidfd_open(2)). Nothing is waited for.
+    fn has_ended(&self) -> anyhow::Result<bool> {
+        Ok(poll(&mut [PollFd::new(&self.descriptor, PollFlags::IN)], Some(&Timespec::default()))? > 0)
+    }
 }
 
 #[cfg(test)]
@@ -101,21 +123,23 @@ mod tests {
         let lock = home.lock().unwrap().unwrap();
         let mut bystander = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         std::fs::write(home.0.join("up.lock"), format!("{}\n", bystander.id())).unwrap();
-        let asked = terminate(&home, bystander.id(), Signal::KILL).await.unwrap();
+        let mut process = Process::open(bystander.id()).unwrap().unwrap();
+        process.ask(&home, Signal::KILL).await.unwrap();
         let _listener = std::os::unix::net::UnixListener::bind(home.socket()).unwrap();
-        let asked = asked.or(terminate(&home, bystander.id(), Signal::KILL).await.unwrap());
+        process.ask(&home, Signal::KILL).await.unwrap();
         bystander.kill().unwrap();
-        assert_eq!((asked.is_some(), bystander.wait().unwrap().signal()), (false, Some(9)));
+        assert_eq!((process.is_asked, bystander.wait().unwrap().signal()), (false, Some(9)));
         drop(lock);
     }
 
     #[test]
     fn a_process_has_ended_when_it_is_gone() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
-        assert!(!has_ended(&process).unwrap());
+        let process = Process::open(child.id()).unwrap().unwrap();
+        assert!(!process.has_ended().unwrap());
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(has_ended(&process).unwrap());
+        assert!(process.has_ended().unwrap());
+        assert!(Process::open(child.id()).unwrap().is_none());
     }
 }

@@ -14,7 +14,7 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
@@ -38,9 +38,19 @@ pub fn openapi(session: &Session) -> anyhow::Result<u8> {
     Ok(0)
 }
 
+/// How long threads that read and write files are waited for once all else has ended: a disk may not answer.
+const THREADS_WITHIN: Duration = Duration::from_secs(5);
+
 /// Executes `main` with threads for every processor.
 fn block_on(main: impl Future<Output = anyhow::Result<u8>>) -> anyhow::Result<u8> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(main)
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let ended = runtime.block_on(main);
+    let begun = Instant::now();
+    runtime.shutdown_timeout(THREADS_WITHIN);
+    if begun.elapsed() >= THREADS_WITHIN {
+        tracing::warn!(after = ?begun.elapsed(), "threads that wait for a disk are left behind");
+    }
+    ended
 }
 
 /// Opens the store: the one that was named, or SQLite under the home.

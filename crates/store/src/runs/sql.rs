@@ -11,7 +11,7 @@ use crate::{
     events::event_save,
     leases::{behind, due},
     retention::kept_since,
-    sql::{Args, Db, Query, Row, Tx, Value, args, encode, queries},
+    sql::{Args, Db, Fields, Query, Row, Tx, Value, args, encode, queries},
 };
 
 /// How often an insertion looks again for the run of its idempotency key, should that run be deleted meanwhile.
@@ -80,7 +80,10 @@ fn seal_from(run: &Run) -> usize {
 
 /// Reads a run. The columns by which it was found must be those of its body.
 pub(crate) fn read(row: &Row) -> Result<Run> {
-    let row = row.of("runs", "id")?;
+    read_of(&row.of("runs", "id")?)
+}
+
+fn read_of(row: &Fields<'_>) -> Result<Run> {
     let run: Run = row.body("body")?;
     if run.id != row.parsed("id")? || run.org != row.parsed("org")? {
         return Err(row.corrupt("the body is that of another run"));
@@ -169,6 +172,10 @@ pub(super) async fn run_get(db: &Db, org: OrgId, id: RunId) -> Result<Option<Run
 pub(super) async fn run_standing(db: &Db, org: OrgId, id: RunId) -> Result<Option<(RunState, u64)>> {
     let Some(row) = db.row(RUN_GET, args![org, id]).await? else { return Ok(None) };
     let row = row.of("runs", "id")?;
+    // Columns and body count alike: where they contradict each other, nothing is known.
+    if row.body::<Run>("body").is_ok() {
+        return read_of(&row).map(|run| Some((run.state, run.version)));
+    }
     let state = row.text("state")?;
     let state = RunState::parse(&state).ok_or_else(|| row.corrupt(format!("`state` is `{state}`")))?;
     Ok(Some((state, row.number("version")?)))

@@ -10,8 +10,8 @@ use crate::Result;
 const CHANNEL: &str = "holm";
 const LISTENING: &str = "listen for hints";
 
-/// Somebody who listens, on a connection of its own: it is in no pool, so nobody is ever given it, and once it is lost
-/// nothing is left of it.
+/// Somebody who listens, on a connection of its own: it is in no pool that others use, so nobody is ever given it. One whose
+/// other end is lost without a word is closed once the kernel gives it up.
 #[derive(Debug)]
 pub(crate) struct Listening(PgListener);
 

@@ -28,12 +28,14 @@ use crate::{Error, Result};
 const OPENING: &str = "open the database";
 /// How many connections read a SQLite database at once, beside the one that writes.
 const SQLITE_READERS: u32 = 4;
-/// How many connections one process opens to PostgreSQL.
+/// How many connections one process opens to PostgreSQL, the one that listens included.
 const POSTGRES_CONNECTIONS: u32 = 16;
 /// How long it waits before it opens a database again that others are about to open.
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
 /// How long a connection to PostgreSQL may take to say that it is still one.
 const PING_MAX: Duration = Duration::from_secs(2);
+/// Takes the limit of a session's rest away.
+const RESTS: &str = "select set_config(name, '0', false) from pg_settings where name = 'idle_session_timeout'";
 /// How often PostgreSQL is asked to find out how long it takes to answer.
 const PINGS_MEASURED: u32 = 5;
 
@@ -101,7 +103,7 @@ impl Db {
         // The pool's own tests have no limit: a connection whose other end is lost would keep its place until the kernel
         // gives it up, after a quarter of an hour.
         let pool = PoolOptions::new()
-            .max_connections(POSTGRES_CONNECTIONS)
+            .max_connections(POSTGRES_CONNECTIONS - 1)
             .acquire_timeout(WAIT_MAX)
             .test_before_acquire(false)
             .after_connect(|connection, _| Box::pin(takes_writes(connection)))
@@ -135,7 +137,13 @@ impl Db {
 /// A pool of one connection to where `pool` leads, for somebody who keeps it.
 pub(super) fn one_more(pool: &PgPool) -> PgPool {
     let keeps = for_one().idle_timeout(None).max_lifetime(None);
-    let keeps = keeps.after_connect(|connection, _| Box::pin(takes_writes(connection)));
+    let keeps = keeps.after_connect(|connection, _| {
+        Box::pin(async {
+            takes_writes(connection).await?;
+            // It rests for as long as nothing happens. Older servers than 14 have no such limit.
+            within(PING_MAX, sqlx::raw_sql(RESTS).execute(connection)).await.map(drop)
+        })
+    });
     keeps.connect_lazy_with((*pool.connect_options()).clone())
 }
 

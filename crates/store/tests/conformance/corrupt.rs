@@ -111,6 +111,10 @@ async fn a_run_that_cannot_be_read_is_named_everywhere(fixture: Fixture) {
         let standing = tenant.store.run_standing(tenant.org, run.id).await.expect("columns of their own");
         assert_eq!(standing, Some((RunState::Claimed, run.version)));
     }
+    let contradicted = tenant.claimed().await.id;
+    tamper(&fixture, &format!("update runs set state = 'ended' where id = '{contradicted}'")).await;
+    let standing = tenant.store.run_standing(tenant.org, contradicted).await;
+    assert!(matches!(standing, Err(Error::Corrupt { .. })), "{standing:?}");
 }
 
 async fn runs_of_a_list_are_read_one_by_one(fixture: Fixture) {

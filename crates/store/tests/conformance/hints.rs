@@ -8,9 +8,9 @@ use crate::support::{Engine, Fixture, cases};
 /// Ends every connection to the database but the one that asks.
 const KILL: &str = "select pg_terminate_backend(pid) from pg_stat_activity
     where datname = current_database() and pid <> pg_backend_pid()";
-/// The connections that listen.
+/// The connections that listen, or did so last.
 const LISTENERS: &str = "select count(*) from pg_stat_activity
-    where datname = current_database() and query ilike 'listen%'";
+    where datname = current_database() and query ilike any (array['listen%', 'unlisten%'])";
 
 cases!(everybody_on_the_store_hears_a_hint, a_listener_that_lost_its_connection_says_so, who_listens_no_more_is_gone);
 

@@ -148,14 +148,11 @@ fn what_a_run_read_from_a_device_and_wrote_to_it_is_told_or_left_out() {
     // Temporary files may lie in memory, these do not.
     let disk = tempfile::tempdir_in("/var/tmp").expect("a folder");
     let mount = format!("{}:/disk", disk.path().display());
-    let dd = |script: &str, limit: &str| {
-        let ran = world.run(["--mount", &mount, "--timeout", limit, "--", "sh", "-c", script]);
-        (ran, super::Ended::newest(&world))
-    };
     // Neither stays in the page cache, nor comes from there.
     let write = "dd if=/dev/zero of=/disk/x bs=1M count=32 conv=fsync";
-    let (ran, ended) = dd(&format!("{write} && dd if=/disk/x of=/dev/null bs=1M count=16 iflag=direct"), "60s");
-    ran.succeeds();
+    let both = format!("{write} && dd if=/disk/x of=/dev/null bs=1M count=16 iflag=direct");
+    world.run(["--mount", &mount, "--", "sh", "-c", &both]).succeeds();
+    let ended = super::Ended::newest(&world);
     for (what, bytes) in [("io_write_bytes", 32 << 20), ("io_read_bytes", 16 << 20)] {
         let used = ended.used(what);
         assert!(used.is_some_and(|used| (bytes..bytes + OTHER_BYTES).contains(&used)), "{what}: {}", ended.view);
@@ -163,8 +160,11 @@ fn what_a_run_read_from_a_device_and_wrote_to_it_is_told_or_left_out() {
     let shown = world.holm(["show", &world.newest()]).succeeds();
     assert!(shown.text().contains(" read, ") && shown.text().contains(" written, "), "{shown}");
     // Of what was killed a host without such control groups knows nothing.
-    let (ran, ended) = dd(&format!("{write}; sleep 60"), "4s");
-    ran.exits(124);
+    let mut killed = world.running(["--mount", &mount, "--", "sh", "-c", &format!("{write}; echo written; sleep 600")]);
+    killed.says("written");
+    world.holm(["cancel", "--kill", &world.newest()]).succeeds();
+    killed.wait();
+    let ended = super::Ended::newest(&world);
     let used = ended.used("io_write_bytes");
     assert!(used.is_none_or(|used| used >= 32 << 20), "less than it wrote: {}", ended.view);
 }
