@@ -4,21 +4,17 @@
 //! and nobody else may write in it; so whatever lies in it was put there by this user, the socket included.
 
 use std::{
-    fs::{self, File},
-    io::{self, Read as _, Write as _},
+    fs, io,
     os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    thread,
-    time::{Duration, Instant},
 };
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 
-use crate::serve::socket::short_path;
-
-/// How long a server that was killed may go on having its home by what it was just about to start.
-const LET_GO_WITHIN: Duration = Duration::from_secs(2);
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+use crate::{
+    lock::{Lock, holder},
+    serve::socket::short_path,
+};
 
 /// The files under `HOLM_HOME`.
 #[derive(Debug, Clone)]
@@ -97,28 +93,9 @@ impl Home {
         Ok(Some(Listening { pid: peer.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|&pid| pid > 0) }))
     }
 
-    /// Takes the lock, or tells which process has it. It is free again when the process ends, however it ends, and what it
-    /// was just about to start has ended as well.
-    pub fn lock(&self) -> io::Result<Result<HomeLock, Option<u32>>> {
-        let begun = Instant::now();
-        loop {
-            match self.try_lock()? {
-                Err(Some(pid)) if has_ended(pid) && begun.elapsed() < LET_GO_WITHIN => thread::sleep(LOOK_EVERY),
-                locked => return Ok(locked),
-            }
-        }
-    }
-
-    fn try_lock(&self) -> io::Result<Result<HomeLock, Option<u32>>> {
-        let mut file = open_lock(&self.lock_file())?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(Err(holder(&mut file))),
-            Err(error) => return Err(error.into()),
-        }
-        file.set_len(0)?;
-        file.write_all(format!("{}\n", std::process::id()).as_bytes())?;
-        Ok(Ok(HomeLock { _file: file }))
+    /// Takes the lock, or tells which process has it.
+    pub fn lock(&self) -> io::Result<Result<Lock, Option<u32>>> {
+        Lock::take(&self.lock_file())
     }
 
     /// The process that serves this home now, if one does. The lock is what says so; its number is only told by it.
@@ -139,11 +116,6 @@ impl Home {
     }
 }
 
-fn has_ended(pid: u32) -> bool {
-    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
-    pid.is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH))
-}
-
 /// Who serves a home.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Served {
@@ -160,26 +132,10 @@ pub struct Listening {
     pub pid: Option<u32>,
 }
 
-/// The lock of a home.
-#[derive(Debug)]
-pub struct HomeLock {
-    _file: File,
-}
-
-fn open_lock(path: &Path) -> io::Result<File> {
-    open_nofollow(fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600), path)
-}
-
 /// Opens a file that must be no link.
-pub fn open_nofollow(options: &mut fs::OpenOptions, path: &Path) -> io::Result<File> {
+pub fn open_nofollow(options: &mut fs::OpenOptions, path: &Path) -> io::Result<fs::File> {
     let nofollow = i32::try_from(OFlags::NOFOLLOW.bits()).map_err(io::Error::other)?;
     options.custom_flags(nofollow).open(path)
-}
-
-fn holder(file: &mut File) -> Option<u32> {
-    let mut text = String::new();
-    file.take(16).read_to_string(&mut text).ok()?;
-    text.trim().parse().ok()
 }
 
 /// Makes a folder and those above it, closed to others. One that is there already must be the own user's.
@@ -251,22 +207,6 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-
-    #[test]
-    fn a_home_whose_server_was_killed_is_free_once_what_it_started_has_let_go() {
-        let dir = tempfile::tempdir().unwrap();
-        let home = Home(dir.path().to_owned());
-        let lock = home.lock().unwrap().unwrap();
-        let mut dead = std::process::Command::new("true").spawn().unwrap();
-        std::fs::write(home.lock_file(), format!("{}\n", dead.id())).unwrap();
-        dead.wait().unwrap();
-        let letting_go = thread::spawn(move || {
-            thread::sleep(LOOK_EVERY * 5);
-            drop(lock);
-        });
-        home.lock().unwrap().unwrap();
-        letting_go.join().unwrap();
-    }
 
     #[test]
     fn one_at_a_time() {

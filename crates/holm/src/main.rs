@@ -8,6 +8,7 @@ mod commands;
 mod config;
 mod home;
 mod local;
+mod lock;
 mod output;
 mod screen;
 mod serve;

@@ -149,6 +149,18 @@ fn a_database_that_does_not_answer_at_the_start_is_named_with_the_way_out() {
     assert!(!doctor.text().contains("hunter2"), "{doctor}");
 }
 
+#[test]
+fn a_file_has_one_server() {
+    let mut world = World::on_file();
+    world.start_server();
+    for command in [&["server", "--listen", "127.0.0.1:0"][..], &["up", "--private"]] {
+        let ran = world.holm(command).exits(1);
+        ran.complains_of(&["another server (process ", "holm.db", "PostgreSQL"]);
+    }
+    world.kill_server();
+    world.start_server();
+}
+
 /// The database of a world that keeps its records in a file.
 fn file(world: &World) -> PathBuf {
     world.home().join("server/holm.db")

@@ -54,7 +54,7 @@ fn collect(command: &Command, all: &mut Vec<Command>) {
 
 /// All commands as Markdown.
 fn reference() -> anyhow::Result<String> {
-    let mut text = "# Commands\n\nWhat `holm COMMAND --help` prints, for every command. `holm man DIR` writes the same as manual pages. This page is \
+    let mut text = "# Commands\n\nEvery command with its options, as `holm COMMAND --help` tells them; options of all commands stand once, under `holm`. `holm man DIR` writes the same as manual pages. This page is \
                     made by `holm man --markdown`.\n"
         .to_owned();
     for mut command in shown() {

@@ -22,7 +22,7 @@ Examples:
   holm ps                      what goes on now
   holm ps -a -n 20             the newest twenty, ended ones too
   holm ps -a -l job=nightly --state ended
-  holm cancel $(holm ps -q)")]
+  holm ps -q | xargs -r holm cancel")]
 pub struct PsArgs {
     /// Also runs that have ended
     #[arg(short, long)]

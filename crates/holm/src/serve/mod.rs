@@ -29,6 +29,7 @@ use secrecy::ExposeSecret as _;
 
 use crate::{
     home::{Home, create_dir},
+    lock::Lock,
     session::Session,
 };
 
@@ -63,9 +64,28 @@ async fn open_store(home: &Home, database: Option<&SecretString>) -> anyhow::Res
         Some(url) => url.clone(),
         None => own_database(home)?,
     };
+    own_file(&url)?;
     let blobs = Blobs::local(&blobs).context("cannot open the folder of large objects")?;
     let opened = Store::open(url.expose_secret(), blobs).await;
     opened.with_context(|| format!("cannot open the database {}", database_name(&url)))
+}
+
+/// Has the file of a database that is a file for this process alone, to its end: a server of SQLite hears of nothing that
+/// another one writes.
+fn own_file(database: &SecretString) -> anyhow::Result<()> {
+    let Some(path) = database.expose_secret().strip_prefix("sqlite:") else { return Ok(()) };
+    let lock = format!("{path}.lock");
+    match Lock::take(Path::new(&lock)).with_context(|| format!("cannot lock {lock}"))? {
+        Ok(lock) => lock.keep(),
+        Err(pid) => {
+            let who = pid.map(|pid| format!(" (process {pid})")).unwrap_or_default();
+            bail!(
+                "another server{who} has the database {path}: end it first, or give this one a --home of its own; several \
+                 servers on one database need PostgreSQL"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The database under a home.
@@ -96,7 +116,8 @@ pub fn database_name(url: &SecretString) -> &str {
 /// The files of a database that is a file: the journals beside it hold what it holds.
 fn files_of(database: &SecretString) -> Vec<PathBuf> {
     let path = database.expose_secret().strip_prefix("sqlite:");
-    path.map(|path| ["", "-wal", "-shm"].map(|end| PathBuf::from(format!("{path}{end}"))).into()).unwrap_or_default()
+    path.map(|path| ["", "-wal", "-shm", ".lock"].map(|end| PathBuf::from(format!("{path}{end}"))).into())
+        .unwrap_or_default()
 }
 
 /// Whether the database that `url` names answers, and within which time if it is a server. What it holds is not looked at,

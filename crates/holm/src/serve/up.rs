@@ -75,10 +75,9 @@ pub fn run(session: Session, args: UpArgs) -> anyhow::Result<u8> {
             return Ok(EXIT_LOCKED);
         }
     };
-    let ended = block_on(up(session, args, home));
-    // Only now has every thread let go of what is in the home.
-    drop(lock);
-    ended
+    // Threads of the runtime may have to do with what is in the home to the last.
+    lock.keep();
+    block_on(up(session, args, home))
 }
 
 async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
