@@ -1,5 +1,7 @@
 //! Which of the waiting runs an agent gets.
 
+use std::collections::BTreeMap;
+
 use crate::{
     AgentId,
     host::{Capacity, Host, RuntimeInfo},
@@ -37,10 +39,18 @@ pub fn runtime_among<'a>(spec: &RunSpec, runtimes: &'a [RuntimeInfo]) -> Option<
         .map(|runtime| runtime.name.as_str())
 }
 
+/// The first label that `spec` wants of its host and that is not among `labels` with that value.
+pub fn missing_label<'a>(spec: &'a RunSpec, labels: &BTreeMap<String, String>) -> Option<(&'a str, &'a str)> {
+    let missing = spec.host_labels.iter().find(|(key, value)| labels.get(*key) != Some(value));
+    missing.map(|(key, value)| (key.as_str(), value.as_str()))
+}
+
 /// Whether `host` could ever execute `spec`, were it idle. Memory is a limit and not a reservation, so a run may ask for
 /// more processors than there are (it is throttled) but not for more memory than the host has.
 pub fn could_run(spec: &RunSpec, host: &Host) -> bool {
-    runtime_for(spec, host).is_some() && spec.limits.memory_bytes <= host.capacity.memory_bytes
+    runtime_for(spec, host).is_some()
+        && missing_label(spec, &host.labels).is_none()
+        && spec.limits.memory_bytes <= host.capacity.memory_bytes
 }
 
 /// The first of `queue` (oldest first) that `host` can execute now with `free` left; its index. Nothing while the host
@@ -64,8 +74,6 @@ pub fn pick(queue: &[Run], host: &Host, free: &Capacity) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use uuid::Uuid;
 
     use super::*;
@@ -111,6 +119,23 @@ mod tests {
         let queue = [queued(1 << 41), queued(1 << 30), queued(1 << 30)];
         assert_eq!(pick(&queue, &host(), &ROOM), Some(1));
         assert_eq!(pick(&queue, &host(), &Capacity { runs: 0, ..ROOM }), None);
+    }
+
+    #[test]
+    fn a_run_goes_where_every_label_is_that_it_wants() {
+        let labels = |pairs: &[(&str, &str)]| {
+            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<BTreeMap<_, _>>()
+        };
+        let mut run = queued(1 << 30);
+        run.spec.host_labels = labels(&[("arch", "arm64"), ("zone", "")]);
+        let picked = |pairs| pick(std::slice::from_ref(&run), &Host { labels: labels(pairs), ..host() }, &ROOM);
+        assert_eq!(picked(&[("arch", "arm64"), ("zone", ""), ("gpu", "1")]), Some(0));
+        for pairs in
+            [&[][..], &[("arch", "arm64")], &[("arch", "amd64"), ("zone", "")], &[("arch", "arm64"), ("zone", "a")]]
+        {
+            assert_eq!(picked(pairs), None, "{pairs:?}");
+        }
+        assert_eq!(missing_label(&run.spec, &labels(&[("arch", "arm64")])), Some(("zone", "")));
     }
 
     #[test]

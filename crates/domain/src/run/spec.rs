@@ -110,6 +110,10 @@ pub struct RunSpec {
     /// Names and values by which the run is found.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Labels that the host must have, each with its value; any host that fits where there are none.
+    // Left out where there are none: who does not know them yet need not.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub host_labels: BTreeMap<String, String>,
 }
 
 impl RunSpec {
@@ -128,6 +132,7 @@ impl RunSpec {
             require_limits: false,
             allow_sudo: false,
             labels: BTreeMap::new(),
+            host_labels: BTreeMap::new(),
         }
     }
 
@@ -135,7 +140,8 @@ impl RunSpec {
     pub fn validate(&self) -> Result<(), InvalidField> {
         self.validate_command()?;
         self.validate_paths()?;
-        self.validate_labels()?;
+        validate_labels("labels", &self.labels)?;
+        validate_labels("host_labels", &self.host_labels)?;
         self.limits.validate()
     }
 
@@ -191,21 +197,21 @@ impl RunSpec {
         }
         Ok(())
     }
+}
 
-    fn validate_labels(&self) -> Result<(), InvalidField> {
-        count("labels", self.labels.len(), LABELS_MAX)?;
-        for (key, value) in &self.labels {
-            if key.is_empty() || key.len() > LABEL_BYTES_MAX || key.contains(['=', ',', '\0']) {
-                let problem = format!("give a key of 1 to {LABEL_BYTES_MAX} bytes without `=` and `,`");
-                return Err(InvalidField::new("labels", key, problem));
-            }
-            if value.len() > LABEL_BYTES_MAX || value.contains('\0') {
-                let problem = format!("give a value of at most {LABEL_BYTES_MAX} bytes");
-                return Err(InvalidField::new(format!("labels.{key}"), value, problem));
-            }
+fn validate_labels(field: &str, labels: &BTreeMap<String, String>) -> Result<(), InvalidField> {
+    count(field, labels.len(), LABELS_MAX)?;
+    for (key, value) in labels {
+        if key.is_empty() || key.len() > LABEL_BYTES_MAX || key.contains(['=', ',', '\0']) {
+            let problem = format!("give a key of 1 to {LABEL_BYTES_MAX} bytes without `=` and `,`");
+            return Err(InvalidField::new(field, key, problem));
         }
-        Ok(())
+        if value.len() > LABEL_BYTES_MAX || value.contains('\0') {
+            let problem = format!("give a value of at most {LABEL_BYTES_MAX} bytes");
+            return Err(InvalidField::new(format!("{field}.{key}"), value, problem));
+        }
     }
+    Ok(())
 }
 
 /// Whether a path, taken as text, is in the way of one of [`OWN_PLACES`].
@@ -287,6 +293,10 @@ mod tests {
         for target in ["/device", "/run/other", "/run/holmes", "/.holmes"] {
             assert_eq!(field_of(&RunSpec { mounts: mount(target), ..good.clone() }), None, "{target}");
         }
+        let label = BTreeMap::from([("a=b".to_owned(), String::new())]);
+        let labelled = RunSpec { labels: label.clone(), ..good.clone() };
+        assert_eq!(field_of(&labelled).as_deref(), Some("labels"));
+        assert_eq!(field_of(&RunSpec { host_labels: label, ..good.clone() }).as_deref(), Some("host_labels"));
         let env = BTreeMap::from([("A=B".to_owned(), String::new())]);
         assert_eq!(field_of(&RunSpec { env, ..good }).as_deref(), Some("env"));
     }

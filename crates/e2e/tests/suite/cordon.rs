@@ -53,6 +53,20 @@ fn a_cordoned_host_takes_nothing_new_and_says_who_wants_that() {
 }
 
 #[test]
+fn a_run_waits_for_a_host_with_the_label_that_it_wants() {
+    let mut world = World::with_server();
+    world.start_agent_with("isle", &["--host-label", "zone=a"]);
+    world.run(["--on", "zone=a", "--", "true"]).succeeds();
+    let first = world.show(&world.newest());
+    let waiting = world.detach(["--on", "zone=b", "--", "true"]);
+    let shown = world.holm(["show", &waiting]).succeeds();
+    assert!(shown.text().contains("no connected host has the label zone=b"), "{shown}");
+    world.start_agent_with("other", &["--host-label", "zone=b"]);
+    assert_ne!(world.until_ended(&waiting)["sandbox"]["agent"], first["sandbox"]["agent"]);
+    world.run(["--on", "=a", "--", "true"]).exits(125).complains_of(&["--on", "KEY=VALUE"]);
+}
+
+#[test]
 fn a_drain_waits_for_the_runs_and_ends_none() {
     let (world, running) = with_a_run();
     let mut drain = Running::start(world.command().args(["hosts", "drain", "isle"]));

@@ -46,8 +46,12 @@ fn of_hosts(spec: &RunSpec, hosts: &[HostView]) -> Option<String> {
             }
         });
     }
-    let able: Vec<&HostView> =
-        alive.into_iter().filter(|host| schedule::runtime_among(spec, &host.runtimes).is_some()).collect();
+    if alive.iter().all(|host| schedule::missing_label(spec, &host.labels).is_some()) {
+        let wanted = spec.host_labels.iter().map(|(key, value)| escaped(&format!("{key}={value}")));
+        let wanted = wanted.collect::<Vec<_>>().join(" and ");
+        return Some(format!("no connected host has the label {wanted}; `holm agent --host-label` gives it to one"));
+    }
+    let able: Vec<&HostView> = alive.into_iter().filter(|host| could_run(spec, host)).collect();
     let Some(largest) = able.iter().map(|host| host.capacity.memory_bytes).max() else {
         let needed = schedule::root_capability(&spec.root);
         let wanted = spec.runtime.as_ref().map_or("a runtime".to_owned(), |name| format!("`{}`", escaped(name)));
@@ -68,6 +72,11 @@ fn of_hosts(spec: &RunSpec, hosts: &[HostView]) -> Option<String> {
     Some(format!("no host that could take it takes anything new now ({}: {})", escaped(&first.name), escaped(&why)))
 }
 
+/// Whether the host could execute it but for memory.
+fn could_run(spec: &RunSpec, host: &HostView) -> bool {
+    schedule::runtime_among(spec, &host.runtimes).is_some() && schedule::missing_label(spec, &host.labels).is_none()
+}
+
 /// What the live runs of each agent may use.
 fn held(runs: &[RunView]) -> HashMap<AgentId, u64> {
     let mut held = HashMap::new();
@@ -86,7 +95,7 @@ fn of_memory(spec: &RunSpec, hosts: &[HostView], held: &HashMap<AgentId, u64>) -
         |host: &HostView| host.capacity.memory_bytes.saturating_sub(held.get(&host.id).copied().unwrap_or_default());
     let able = hosts.iter().filter(|host| {
         let takes_runs = host.runs_held < host.capacity.runs && host.refusal().is_none();
-        host.alive && takes_runs && schedule::runtime_among(spec, &host.runtimes).is_some()
+        host.alive && takes_runs && could_run(spec, host)
     });
     let most = able.map(free).max()?;
     (most < wanted).then(|| {
@@ -140,6 +149,11 @@ mod tests {
         let vm = RunSpec { runtime: Some("vm".to_owned()), ..spec(GIB) };
         assert!(of(&vm, &[host(0)]).contains("`vm` with root.host"));
         assert_eq!(of_hosts(&spec(GIB), &[host(2), host(1)]), None);
+        let there = RunSpec { host_labels: [("zone".to_owned(), "a".to_owned())].into(), ..spec(GIB) };
+        assert!(of(&there, &[host(0)]).contains("has the label zone=a;"));
+        let labelled = |held| HostView { labels: there.host_labels.clone(), ..host(held) };
+        assert_eq!(of_hosts(&there, &[host(0), labelled(0)]), None);
+        assert!(of(&there, &[host(0), labelled(2)]).contains("as many runs"), "only those with the label count");
         let labels = [("holm.pressure".to_owned(), "all tasks wait".to_owned())].into();
         let pressed = HostView { labels, ..host(0) };
         let reason = of(&spec(GIB), &[host(2), pressed.clone()]);

@@ -93,6 +93,9 @@ pub struct RunArgs {
     /// The runtime that must make the sandbox: process, container or vm
     #[arg(long, value_name = "NAME")]
     pub runtime: Option<String>,
+    /// Only on a host with this label (its `--host-label`); several must all be there
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub on: Vec<String>,
     /// The project of the run [env: HOLM_PROJECT]
     #[arg(long, value_name = "NAME")]
     pub project: Option<String>,

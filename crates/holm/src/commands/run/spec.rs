@@ -37,6 +37,7 @@ pub fn flag_of(field: &str) -> Option<&'static str> {
         ("limits.timeout_ms", "--timeout"),
         ("work_dir", "--dir"),
         ("mounts", "--mount"),
+        ("host_labels", "--on"),
         ("labels", "--label"),
         ("root", "--image"),
         ("cwd", "--workdir"),
@@ -66,7 +67,8 @@ pub fn spec_of(args: &RunArgs, cwd: &Path, env: &dyn Fn(&str) -> Option<String>)
         limits: limits(args)?,
         require_limits: args.require_limits,
         allow_sudo: args.allow_sudo,
-        labels: labels(&args.label)?,
+        labels: labels("--label", &args.label)?,
+        host_labels: labels("--on", &args.on)?,
     };
     spec.validate().map_err(|error| named(&error, args))?;
     Ok(spec)
@@ -227,13 +229,13 @@ fn read_limited(path: &Path) -> Result<String, String> {
     Ok(text)
 }
 
-fn labels(texts: &[String]) -> Result<BTreeMap<String, String>, Usage> {
+fn labels(flag: &'static str, texts: &[String]) -> Result<BTreeMap<String, String>, Usage> {
     texts
         .iter()
         .map(|text| match text.split_once('=') {
             Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
             None if !text.is_empty() => Ok((text.clone(), String::new())),
-            _ => Err(Usage::new("--label", text, "give KEY=VALUE")),
+            _ => Err(Usage::new(flag, text, "give KEY=VALUE")),
         })
         .collect()
 }
@@ -262,6 +264,7 @@ mod tests {
             timeout: Some("30s".into()),
             env: vec!["A=b=c".into(), "SET".into(), "NOT_SET".into(), "EMPTY=".into()],
             label: vec!["k=v".into(), "flag".into()],
+            on: vec!["zone=a".into()],
             mount: vec!["data:/data:ro".into(), "/srv:/srv".into()],
             dir: Some("../x".into()),
             ..args()
@@ -273,6 +276,7 @@ mod tests {
         let env: Vec<(&str, &str)> = spec.env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         assert_eq!(env, [("A", "b=c"), ("EMPTY", ""), ("SET", "value")]);
         assert_eq!(spec.labels["flag"], "");
+        assert_eq!(spec.host_labels["zone"], "a");
         assert_eq!(spec.mounts[0].source, "/nowhere/here/data");
         assert!(spec.mounts[0].read_only && !spec.mounts[1].read_only);
         assert_eq!(spec.work_dir.unwrap().source, "/nowhere/x");
@@ -299,6 +303,7 @@ mod tests {
             (RunArgs { mount: vec!["/a:/proc".into()], ..args() }, "--mount", "/proc"),
             (RunArgs { env: vec!["=x".into()], ..args() }, "--env", "=x"),
             (RunArgs { label: vec!["=x".into()], ..args() }, "--label", "=x"),
+            (RunArgs { on: vec!["=x".into()], ..args() }, "--on", "=x"),
             (RunArgs { env_file: vec!["/no/such".into()], ..args() }, "--env-file", "/no/such"),
         ];
         for (args, flag, value) in absurd {
