@@ -150,14 +150,24 @@ fn a_database_that_does_not_answer_at_the_start_is_named_with_the_way_out() {
 }
 
 #[test]
-fn a_file_has_one_server() {
+fn a_file_has_one_server_by_whatever_name() {
     let mut world = World::on_file();
     world.start_server();
-    for command in [&["server", "--listen", "127.0.0.1:0"][..], &["up", "--private"]] {
+    let (link, second) = (world.dir().join("link.db"), world.dir().join("second.db"));
+    std::os::unix::fs::symlink(file(&world), &link).expect("a link");
+    let by_link = format!("sqlite:{}", link.display());
+    for command in [
+        &["server", "--listen", "127.0.0.1:0"][..],
+        &["server", "--listen", "127.0.0.1:0", "--database", &by_link],
+        &["up", "--private"],
+    ] {
         let ran = world.holm(command).exits(1);
-        ran.complains_of(&["another server (process ", "holm.db", "PostgreSQL"]);
+        ran.complains_of(&["another server (process ", ".db", "PostgreSQL"]);
     }
     world.kill_server();
+    std::fs::hard_link(file(&world), &second).expect("a second name");
+    world.holm(["server", "--listen", "127.0.0.1:0"]).exits(1).complains_of(&["several names"]);
+    std::fs::remove_file(second).expect("a file");
     world.start_server();
 }
 

@@ -22,7 +22,8 @@ const POLL_EVERY: Duration = Duration::from_millis(10);
 /// The flags of `holm down`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-Runs that go on are cancelled and waited for first, then the server ends. With --leave they go on: the
+Runs that go on are cancelled and waited for first, then the server ends; those that are queued stay, and the
+next `holm up` executes them. With --leave they go on: the
 next `holm up` takes them up again, unless it comes later than their leases last; then they are ended.")]
 pub struct DownArgs {
     /// Leave runs to the next `holm up` instead of cancelling them
@@ -52,7 +53,16 @@ pub async fn execute(session: &Session, args: &DownArgs) -> anyhow::Result<u8> {
             server.ask(&home, signal).await?;
         }
         if begun.elapsed() > args.timeout {
-            bail!("{} has not ended after {:?}", told(&home, server.as_ref()), begun.elapsed());
+            let unheard = server.as_ref().filter(|server| !server.is_asked);
+            let why = unheard.map(|server| {
+                format!(": it does not listen on {}; `kill {}` ends it", home.socket().display(), server.pid)
+            });
+            bail!(
+                "{} has not ended after {:?}{}",
+                told(&home, server.as_ref()),
+                begun.elapsed(),
+                why.unwrap_or_default()
+            );
         }
         tokio::time::sleep(POLL_EVERY).await;
     }

@@ -17,7 +17,7 @@ use super::{
     signals::{Asked, Signals},
 };
 use crate::{
-    commands::Usage,
+    commands::{Usage, run::spec::host_labels},
     config::{Target, file::AgentTable},
     home::Home,
     session::Session,
@@ -26,6 +26,8 @@ use crate::{
 
 /// How long runs may take to end when the agent is to end them: ten seconds from SIGTERM to SIGKILL, and the flushing.
 const DRAIN_WITHIN: Duration = Duration::from_secs(20);
+/// How labels begin by which an agent says how its host is.
+const OWN_LABELS: &str = "holm.";
 /// How many runs at once where nobody says.
 const RUNS_MAX: u32 = 64;
 
@@ -96,11 +98,11 @@ impl HostArgs {
     }
 
     fn labels(&self) -> Result<BTreeMap<String, String>, Usage> {
-        let label = |text: &String| match text.split_once('=') {
-            Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-            _ => Err(Usage::new("--host-label", text, "give KEY=VALUE")),
-        };
-        self.labels.iter().map(label).collect()
+        let labels = host_labels("--host-label", &self.labels)?;
+        match labels.keys().find(|key| key.starts_with(OWN_LABELS)) {
+            Some(own) => Err(Usage::new("--host-label", own, "labels that begin with `holm.` are the agent's own")),
+            None => Ok(labels),
+        }
     }
 
     fn pressure_limits(&self) -> Result<PressureLimits, Usage> {

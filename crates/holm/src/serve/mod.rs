@@ -11,7 +11,7 @@ pub mod up;
 use std::{
     fs,
     io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -73,9 +73,24 @@ async fn open_store(home: &Home, database: Option<&SecretString>) -> anyhow::Res
 /// Has the file of a database that is a file for this process alone, to its end: a server of SQLite hears of nothing that
 /// another one writes.
 fn own_file(database: &SecretString) -> anyhow::Result<()> {
-    let Some(path) = database.expose_secret().strip_prefix("sqlite:") else { return Ok(()) };
-    let lock = format!("{path}.lock");
-    match Lock::take(Path::new(&lock)).with_context(|| format!("cannot lock {lock}"))? {
+    let Some(path) = database
+        .expose_secret()
+        .strip_prefix("sqlite:")
+        .filter(|path| !path.is_empty() && !path.starts_with(":memory:"))
+    else {
+        // Opening it says what is wrong with it.
+        return Ok(());
+    };
+    // By whatever name it is given, it is the same file; SQLite puts its log beside the file itself, too.
+    let real = match fs::canonicalize(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => PathBuf::from(path),
+        found => found.with_context(|| format!("cannot find the database {path}"))?,
+    };
+    if fs::metadata(&real).is_ok_and(|file| file.nlink() > 1) {
+        bail!("the database {path} has several names (hard links), and SQLite keeps a log for each: leave it one");
+    }
+    let lock = real.with_added_extension("lock");
+    match Lock::take(&lock).with_context(|| format!("cannot lock {}", lock.display()))? {
         Ok(lock) => lock.keep(),
         Err(pid) => {
             let who = pid.map(|pid| format!(" (process {pid})")).unwrap_or_default();

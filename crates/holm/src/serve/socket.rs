@@ -58,8 +58,6 @@ impl Listen {
     }
 }
 
-/// Binds a Unix socket at a path of any length. A socket on which nobody listens any more is what a server leaves that was
-/// killed, and is replaced; anything else at the path is left alone.
 /// Names the address and the way out.
 fn not_bound(address: SocketAddr, error: io::Error) -> anyhow::Error {
     let way_out = match error.kind() {
@@ -71,6 +69,8 @@ fn not_bound(address: SocketAddr, error: io::Error) -> anyhow::Error {
     anyhow::anyhow!("cannot listen on {address}: {error}{way_out}")
 }
 
+/// Binds a Unix socket at a path of any length. A socket on which nobody listens any more is what a server leaves that was
+/// killed, and is replaced; anything else at the path is left alone.
 async fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
     let (short, _dir) = short_path(path)?;
     match fs::symlink_metadata(path) {

@@ -3,7 +3,11 @@
 //! The agent speaks to the server through the socket, as an agent elsewhere would. The order of the end: first the agent,
 //! which still has to report, then the server, which drains its streams.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -68,8 +72,12 @@ pub fn run(session: Session, args: UpArgs) -> anyhow::Result<u8> {
         Ok(lock) => lock,
         Err(pid) => {
             let who = pid.map(|pid| format!(" (process {pid})")).unwrap_or_default();
+            let ends = match pid.filter(|_| !home.socket().exists()) {
+                Some(pid) => format!("its socket is gone, so `kill {pid}` ends it"),
+                None => "`holm down` ends it".to_owned(),
+            };
             session.output.error(format!(
-                "another `holm up`{who} serves {}; `holm down` ends it, --home DIR gives this one a place of its own",
+                "another `holm up`{who} serves {}; {ends}, --home DIR gives this one a place of its own",
                 home.0.display()
             ));
             return Ok(EXIT_LOCKED);
@@ -78,6 +86,11 @@ pub fn run(session: Session, args: UpArgs) -> anyhow::Result<u8> {
     // Threads of the runtime may have to do with what is in the home to the last.
     lock.keep();
     block_on(up(session, args, home))
+}
+
+/// Which file is at `path`.
+fn inode(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
@@ -96,6 +109,7 @@ async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
     let server = Server::new(config, store)?;
     let activity = server.activity();
     let (listeners, urls) = bind(&listens).await?;
+    let socket = inode(&home.socket());
     let client = |path: PathBuf| -> anyhow::Result<Client> {
         let token = read_token(&path, &Source::Default)?.value;
         Ok(Client::new(Endpoint::Unix(home.socket()), token)?)
@@ -148,8 +162,10 @@ async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
         served = serving => served.context("the server")?.context("the server")?,
         _ = signals.next() => anyhow::bail!("asked to end twice; connections were cut"),
     };
-    // Who comes now is to start another server, not to wait for this one.
-    std::fs::remove_file(home.socket()).with_context(|| format!("cannot remove {}", home.socket().display()))?;
+    // Who comes now is to start another server, not to wait for this one. One that is not this server's is left alone.
+    if inode(&home.socket()) == socket {
+        std::fs::remove_file(home.socket()).with_context(|| format!("cannot remove {}", home.socket().display()))?;
+    }
     tracing::info!(cut, "server and agent have ended");
     Ok(0)
 }

@@ -67,8 +67,8 @@ pub fn spec_of(args: &RunArgs, cwd: &Path, env: &dyn Fn(&str) -> Option<String>)
         limits: limits(args)?,
         require_limits: args.require_limits,
         allow_sudo: args.allow_sudo,
-        labels: labels("--label", &args.label)?,
-        host_labels: labels("--on", &args.on)?,
+        labels: labels(&args.label)?,
+        host_labels: host_labels("--on", &args.on)?,
     };
     spec.validate().map_err(|error| named(&error, args))?;
     Ok(spec)
@@ -229,13 +229,27 @@ fn read_limited(path: &Path) -> Result<String, String> {
     Ok(text)
 }
 
-fn labels(flag: &'static str, texts: &[String]) -> Result<BTreeMap<String, String>, Usage> {
+/// Labels of a host, as `flag` gives them: the same key does not stand twice.
+pub fn host_labels(flag: &str, texts: &[String]) -> Result<BTreeMap<String, String>, Usage> {
+    let mut labels = BTreeMap::new();
+    for text in texts {
+        let Some((key, value)) = text.split_once('=').filter(|(key, _)| !key.is_empty() && !key.contains(',')) else {
+            return Err(Usage::new(flag, text, "give KEY=VALUE, with a key that has no `,`"));
+        };
+        if labels.insert(key.to_owned(), value.to_owned()).is_some_and(|other| other != value) {
+            return Err(Usage::new(flag, text, "give each key one value: a host has no two"));
+        }
+    }
+    Ok(labels)
+}
+
+fn labels(texts: &[String]) -> Result<BTreeMap<String, String>, Usage> {
     texts
         .iter()
         .map(|text| match text.split_once('=') {
             Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
             None if !text.is_empty() => Ok((text.clone(), String::new())),
-            _ => Err(Usage::new(flag, text, "give KEY=VALUE")),
+            _ => Err(Usage::new("--label", text, "give KEY=VALUE")),
         })
         .collect()
 }
@@ -304,6 +318,8 @@ mod tests {
             (RunArgs { env: vec!["=x".into()], ..args() }, "--env", "=x"),
             (RunArgs { label: vec!["=x".into()], ..args() }, "--label", "=x"),
             (RunArgs { on: vec!["=x".into()], ..args() }, "--on", "=x"),
+            (RunArgs { on: vec!["gpu".into()], ..args() }, "--on", "gpu"),
+            (RunArgs { on: vec!["a=b".into(), "a=c".into()], ..args() }, "--on", "a=c"),
             (RunArgs { env_file: vec!["/no/such".into()], ..args() }, "--env-file", "/no/such"),
         ];
         for (args, flag, value) in absurd {
