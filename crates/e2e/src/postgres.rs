@@ -84,6 +84,21 @@ impl Postgres {
         run(command.args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "-c", query])).succeeds().word()
     }
 
+    /// Has the tables that are made from now on lie in a folder, which becomes its own; for root only.
+    #[track_caller]
+    pub fn keeps_tables_in(&self, dir: &Path) {
+        let (user, group) = self.account;
+        chown(dir, Some(user), Some(group)).expect("an owner");
+        self.asked(&format!("create tablespace elsewhere location '{}'", dir.display()));
+        self.asked("alter database postgres set default_tablespace = elsewhere");
+    }
+
+    /// Whether it has said so since it was started last.
+    #[track_caller]
+    pub fn has_said(&self, words: &str) -> bool {
+        self.server.as_ref().expect("it runs").stderr().contains(words)
+    }
+
     fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }

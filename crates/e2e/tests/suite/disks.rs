@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use holm_e2e::{Running, World, eventually, host, noise};
+use holm_e2e::{Running, World, eventually, host, noise, postgres::Postgres};
 
 /// How many lines of noise are more than a disk of 24 MiB holds.
 const LOUD_LINES: u32 = 400_000;
@@ -83,6 +83,34 @@ fn a_full_disk_under_the_database_costs_no_line_and_no_run() {
     assert!(world.logs(&run).text() == counted(1_000), "lines are missing, doubled or out of order");
     assert!(follower.wait().succeeds().text() == counted(1_000), "a follower missed something");
     token().is(201);
+}
+
+#[test]
+fn a_full_disk_under_postgres_costs_no_line_and_no_run() {
+    if !host::is_root() {
+        return;
+    }
+    let postgres = Postgres::start();
+    let mut world = World::on_database(&postgres.url(postgres.port()));
+    let disk = world.small_disk("tables", "64m");
+    postgres.keeps_tables_in(&disk);
+    world.start_server();
+    world.start_agent("only");
+    let run = world.detach(noise::command(60_000));
+    let follower = Running::start(world.command().args(["logs", "-f", &run]));
+    world.until_state(&run, "running");
+    let ballast = fill(&disk);
+    eventually("nothing can be stored", || postgres.has_said("No space left on device").then_some(()));
+    world.http().get(&format!("/v1/runs/{run}")).is(200);
+    // The command goes on writing.
+    std::thread::sleep(Duration::from_secs(3));
+    assert_ne!(world.show(&run)["state"], "ended", "its output is not stored");
+    fs::remove_file(ballast).expect("a file");
+    let view = eventually("the run has ended", || Some(world.show(&run)).filter(|run| run["state"] == "ended"));
+    assert_eq!((&view["outcome"]["kind"], &view["fence"]), (&"succeeded".into(), &1.into()), "{view}");
+    assert!(noise::is_whole(world.logs(&run).text(), 60_000), "lines are missing, doubled or out of order");
+    assert!(noise::is_whole(follower.wait().succeeds().text(), 60_000), "a follower missed something");
+    assert_eq!(world.run(["--", "echo", "new"]).succeeds().text(), "new\n");
 }
 
 #[test]
