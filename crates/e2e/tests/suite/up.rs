@@ -18,6 +18,20 @@ fn the_first_command_needs_nothing() {
 }
 
 #[test]
+fn a_server_whose_socket_is_removed_ends_and_the_next_one_takes_up_what_runs() {
+    let mut world = World::up();
+    let run = world.detach(["--", "sleep", "600"]);
+    world.until_state(&run, "running");
+    std::fs::remove_file(world.home().join("up.sock")).expect("a socket");
+    eventually("the server has ended", || world.up_ended()).complains_of(&["the socket was removed or replaced"]);
+    world.start_up();
+    let view = world.show(&run);
+    assert_eq!((view["state"].as_str(), view["fence"].as_u64()), (Some("running"), Some(1)));
+    world.holm(["cancel", "--kill", &run]).succeeds();
+    world.until_ended(&run);
+}
+
+#[test]
 fn many_first_commands_at_once_share_one_server() {
     let world = World::new();
     let running: Vec<_> = (0..6).map(|n| world.running(["--", "echo", &n.to_string()])).collect();

@@ -32,6 +32,9 @@ use crate::{
     units,
 };
 
+/// How often a server looks whether its socket is there still.
+const SOCKET_LOOK_EVERY: Duration = Duration::from_secs(5);
+
 /// The flags of `holm up`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
@@ -88,6 +91,13 @@ pub fn run(session: Session, args: UpArgs) -> anyhow::Result<u8> {
     block_on(up(session, args, home))
 }
 
+/// Waits until the socket at `path` is not the `own` one any more.
+async fn lost(path: &Path, own: Option<(u64, u64)>) {
+    while inode(path) == own {
+        tokio::time::sleep(SOCKET_LOOK_EVERY).await;
+    }
+}
+
 /// Which file is at `path`.
 fn inode(path: &Path) -> Option<(u64, u64)> {
     std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
@@ -109,7 +119,8 @@ async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
     let server = Server::new(config, store)?;
     let activity = server.activity();
     let (listeners, urls) = bind(&listens).await?;
-    let socket = inode(&home.socket());
+    let path = home.socket();
+    let socket = inode(&path);
     let client = |path: PathBuf| -> anyhow::Result<Client> {
         let token = read_token(&path, &Source::Default)?.value;
         Ok(Client::new(Endpoint::Unix(home.socket()), token)?)
@@ -138,6 +149,11 @@ async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
         let asked = tokio::select! {
             asked = signals.next() => asked,
             () = idle => Asked::Drain,
+            // Neither its own agent nor anybody else reaches it: the next one takes up what runs.
+            () = lost(&path, socket) => {
+                tracing::error!(path = %path.display(), "the socket was removed or replaced; this server ends");
+                Asked::Leave
+            }
         };
         tracing::info!(?asked, "server and agent are to end");
         // The agent may have ended by itself meanwhile; then another branch says so.
@@ -163,8 +179,8 @@ async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
         _ = signals.next() => anyhow::bail!("asked to end twice; connections were cut"),
     };
     // Who comes now is to start another server, not to wait for this one. One that is not this server's is left alone.
-    if inode(&home.socket()) == socket {
-        std::fs::remove_file(home.socket()).with_context(|| format!("cannot remove {}", home.socket().display()))?;
+    if inode(&path) == socket {
+        std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
     }
     tracing::info!(cut, "server and agent have ended");
     Ok(0)
