@@ -36,6 +36,6 @@ pub(crate) async fn sleep_until(at: Option<BootMicros>) {
 }
 
 /// The name that the kernel gave to this boot: instants of the boot clock mean nothing under another one.
-pub(crate) fn boot_id() -> std::io::Result<String> {
+pub fn boot_id() -> std::io::Result<String> {
     Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }

@@ -75,7 +75,7 @@ pub(crate) fn at<T>(path: &Path, result: io::Result<T>) -> Result<T, FolderError
 
 /// The agent's folder, locked.
 #[derive(Debug)]
-pub(crate) struct Folder {
+pub struct Folder {
     path: PathBuf,
     _lock: File,
 }
@@ -132,7 +132,7 @@ pub(crate) fn check(path: &Path) -> Vec<FolderError> {
 
 impl Folder {
     /// Makes the folder if it is not there, and locks it.
-    pub(crate) fn open(path: &Path) -> Result<Self, FolderError> {
+    pub fn open(path: &Path) -> Result<Self, FolderError> {
         let parent = path.parent().unwrap_or(Path::new("/"));
         // No effect: nothing of an attempt, and it stays.
         at(parent, fs::create_dir_all(parent))?;
@@ -223,6 +223,18 @@ impl Folder {
             }
         }
         Ok(removed)
+    }
+
+    /// Sets every attempt aside, with a note why: they are another agent's, so nothing of them is ended or told. Returns where
+    /// they are now.
+    pub fn disown(&self, why: &str) -> Result<Vec<PathBuf>, FolderError> {
+        let (attempts, _) = self.attempts()?;
+        let put_aside = |attempt| {
+            let dir = self.attempt(attempt);
+            note_damage(&dir, why);
+            self.put_aside(&dir)
+        };
+        attempts.into_iter().map(put_aside).collect()
     }
 
     /// Moves a folder that cannot be understood out of the way, where people can look at it for a while.

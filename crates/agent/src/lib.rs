@@ -45,7 +45,8 @@ use holm_domain::{
 use holm_runtime::registry::Registry;
 use tokio::sync::mpsc;
 
-pub use folder::{DAMAGE_NAME, Damage, FolderError, Presence, SET_ASIDE_NAME, presence};
+pub use clock::boot_id;
+pub use folder::{DAMAGE_NAME, Damage, Folder, FolderError, Presence, SET_ASIDE_NAME, presence};
 pub use ids::examine;
 pub use keeper::Shutdown;
 pub use shim_process::ShimProgram;
@@ -54,7 +55,6 @@ pub use station::Config;
 use crate::{
     admission::Admission,
     control::{ControlError, ControlPlane},
-    folder::Folder,
     keeper::{Keeper, Superseded},
     occupancy::Occupancy,
     station::Shared,

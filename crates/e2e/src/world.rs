@@ -230,6 +230,12 @@ impl World {
         run(self.command().args(arguments))
     }
 
+    /// The same under another state folder, where a server of its own is started if need be: `down` is to end it.
+    #[track_caller]
+    pub fn holm_in<S: AsRef<OsStr>>(&self, home: &Path, arguments: impl IntoIterator<Item = S>) -> Ran {
+        run(self.command_in(home).args(arguments))
+    }
+
     /// `holm run ARGUMENTS…` to its end.
     #[track_caller]
     pub fn run<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Ran {

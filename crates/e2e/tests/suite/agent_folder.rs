@@ -1,9 +1,10 @@
 //! What lies in an agent's folder and keeps it from starting: told by the command and by the doctor, with a way out that
 //! works.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
-use holm_e2e::{World, eventually};
+use holm_e2e::{World, eventually, ran::send};
+use rustix::process::Signal;
 
 /// Nothing can be run, and the doctor tells the same.
 #[track_caller]
@@ -94,4 +95,36 @@ fn an_agent_gets_its_identity_back_or_another_one_and_no_run_is_lost() {
     fs::write(gate.join("open"), "").expect("a file");
     assert_eq!(world.until_ended(&run)["outcome"]["kind"], "succeeded");
     assert_eq!(world.logs(&run).text(), "through\n");
+}
+
+/// What the agent of a copy finds on the host is the original's.
+#[test]
+fn a_copy_of_a_home_leaves_the_runs_of_the_original_alone() {
+    let mut world = World::on_file();
+    world.start_up();
+    let gate = world.folder("gate");
+    let mount = format!("{}:/gate", gate.display());
+    let script = "echo begun; while [ ! -e /gate/open ]; do sleep 0.02; done; exit 7";
+    let mut running = world.running(["--mount", &mount, "--", "sh", "-c", script]);
+    running.says("begun");
+    let run = world.newest();
+    let copy = world.dir().join("copy");
+    // Still for a moment, so that the copy of the database is whole.
+    send(world.up_pid(), Signal::STOP);
+    let copied = Command::new("cp").arg("-a").arg(world.home()).arg(&copy).status();
+    send(world.up_pid(), Signal::CONT);
+    assert!(copied.is_ok_and(|status| status.success()), "cannot copy the home");
+    world.holm_in(&copy, ["ps"]).succeeds();
+    assert_eq!(world.holm_in(&copy, ["run", "--", "echo", "own"]).succeeds().text(), "own\n");
+    let aside = copy.join("agent/set-aside").join(format!("{run}.1.0"));
+    assert!(aside.is_dir(), "{} is not there", aside.display());
+    let shown = world.holm_in(&copy, ["show", "--json", &run]).succeeds().json();
+    assert_ne!(shown[0]["state"], "ended", "the copy knows nothing of its end: {shown}");
+    // Its end waits for the pass of its reaper that began with it.
+    world.holm_in(&copy, ["down"]).succeeds();
+    assert_eq!(world.show(&run)["state"], "running");
+    fs::write(gate.join("open"), "").expect("a file");
+    let ran = running.wait().exits(7);
+    assert_eq!(ran.text(), "begun\n");
+    assert_eq!(world.show(&run)["fence"], 1);
 }

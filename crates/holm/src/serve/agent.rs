@@ -13,7 +13,7 @@ use holm_domain::{
 use holm_runtime::{process::Lend, registry::Registry};
 
 use super::{
-    block_on, keep_label, logging, process_runtime,
+    block_on, label, logging, process_runtime,
     signals::{Asked, Signals},
 };
 use crate::{
@@ -164,7 +164,7 @@ pub fn agent(
     table: &AgentTable,
     lending: Lending,
 ) -> anyhow::Result<Agent<HttpControl>> {
-    keep_label(home)?;
+    label::keep(home)?;
     let name = match args.name.as_ref().or(table.name.as_ref()) {
         Some(name) => name.clone(),
         None => rustix::system::uname().nodename().to_string_lossy().into_owned(),

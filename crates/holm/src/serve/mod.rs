@@ -2,6 +2,7 @@
 
 pub mod agent;
 mod idle;
+mod label;
 pub mod logging;
 pub mod server;
 mod signals;
@@ -18,11 +19,10 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use holm_agent::Damage;
 use holm_api::client::SecretString;
 use holm_runtime::{
     SharedRuntime,
-    process::{Config as ProcessConfig, InvalidLabel, Label, ProcessRuntime},
+    process::{Config as ProcessConfig, Label, ProcessRuntime},
 };
 use holm_store::{Blobs, Store};
 use secrecy::ExposeSecret as _;
@@ -148,7 +148,7 @@ pub async fn runs_examine(url: &str) -> anyhow::Result<holm_store::ExaminedRuns>
 
 /// The `process` runtime of the agent under `home`.
 pub fn process_runtime(home: &Home, lending: agent::Lending) -> anyhow::Result<SharedRuntime> {
-    let mut config = ProcessConfig::new(label(home)?, home.agent().join("images"));
+    let mut config = ProcessConfig::new(label::label(home)?, home.agent().join("images"));
     config.lend = lending.lends;
     config.guarded = lending.guarded;
     Ok(Arc::new(ProcessRuntime::new(config)))
@@ -160,37 +160,6 @@ pub fn runtime_of_shim(name: &str) -> Option<SharedRuntime> {
     let process = ProcessRuntime::new(ProcessConfig::new(label, PathBuf::from("/nonexistent")));
     let runtime: SharedRuntime = Arc::new(process);
     (runtime.name() == name).then_some(runtime)
-}
-
-/// After a start of the machine there is nothing of before that bears the old label.
-const LABEL_WAY_OUT: &str = "remove it, and a new one is drawn; unless the machine was started anew meanwhile, end processes \
-                             and control groups of the agent first: they are named `holm.`, the old label, and a run";
-
-/// What belongs to the agent under this home bears this label. It is drawn once: whoever comes after a crash must find
-/// what was left. A home that was never used has none yet, and looking at it leaves no trace.
-fn label(home: &Home) -> anyhow::Result<Label> {
-    let path = home.agent().join("label");
-    let damaged = |problem: String| Damage { path: path.clone(), problem, way_out: LABEL_WAY_OUT };
-    match fs::read_to_string(&path) {
-        Ok(text) if text.trim().is_empty() => Err(damaged("it is empty".to_owned()).into()),
-        Ok(text) => Ok(text.trim().parse().map_err(|error: InvalidLabel| damaged(error.to_string()))?),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(format!("{:016x}", rand::random::<u64>()).parse()?),
-        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::IsADirectory) => {
-            Err(damaged(error.to_string()).into())
-        }
-        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
-    }
-}
-
-/// Draws the label if there is none. The lock of the home, or of the agent's folder, keeps others from doing the same.
-fn keep_label(home: &Home) -> anyhow::Result<()> {
-    create_dir(&home.agent()).with_context(|| format!("cannot use {}", home.agent().display()))?;
-    let path = home.agent().join("label");
-    if path.exists() {
-        return Ok(());
-    }
-    let label = format!("{:016x}\n", rand::random::<u64>());
-    write_whole(&path, label.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Writes a file that only its owner may read, whole or not at all.

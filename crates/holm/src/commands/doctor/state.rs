@@ -145,7 +145,7 @@ fn set_aside(path: &Path) -> Probe {
     let folder = last.file_name().unwrap_or_default().to_string_lossy();
     let note = fs::read_to_string(last.join(DAMAGE_NAME)).unwrap_or_default();
     let why = if note.is_empty() { String::new() } else { format!(": {}", note.trim_end()) };
-    let found = format!("{} of an attempt that could not be read, the last {folder}{why}", found.len());
+    let found = format!("{} of an attempt that could not be taken up, the last {folder}{why}", found.len());
     less(name, found, format!("look into {}; what was looked at may be removed", path.display()))
 }
 
