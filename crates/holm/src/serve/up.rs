@@ -91,16 +91,43 @@ pub fn run(session: Session, args: UpArgs) -> anyhow::Result<u8> {
     block_on(up(session, args, home))
 }
 
-/// Waits until the socket at `path` is not the `own` one any more.
-async fn lost(path: &Path, own: Option<(u64, u64)>) {
-    while inode(path) == own {
-        tokio::time::sleep(SOCKET_LOOK_EVERY).await;
-    }
+/// The socket that this server made.
+struct OwnSocket {
+    path: PathBuf,
+    /// Which file it is.
+    file: Option<(u64, u64)>,
 }
 
-/// Which file is at `path`.
-fn inode(path: &Path) -> Option<(u64, u64)> {
-    std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
+impl OwnSocket {
+    fn at(path: PathBuf) -> Self {
+        Self { file: Self::file(&path), path }
+    }
+
+    fn file(path: &Path) -> Option<(u64, u64)> {
+        std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
+    }
+
+    fn is_there(&self) -> bool {
+        Self::file(&self.path) == self.file
+    }
+
+    /// Waits until it is not there any more. Then neither the own agent nor anybody else reaches this server; the next one
+    /// takes up what runs.
+    async fn lost(&self) -> Asked {
+        while self.is_there() {
+            tokio::time::sleep(SOCKET_LOOK_EVERY).await;
+        }
+        tracing::error!(path = %self.path.display(), "the socket was removed or replaced; this server ends");
+        Asked::Leave
+    }
+
+    /// Removes it: who comes now is to start another server, not to wait for this one. Another's is left alone.
+    fn remove(&self) -> anyhow::Result<()> {
+        if !self.is_there() {
+            return Ok(());
+        }
+        std::fs::remove_file(&self.path).with_context(|| format!("cannot remove {}", self.path.display()))
+    }
 }
 
 async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
@@ -119,8 +146,7 @@ async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
     let server = Server::new(config, store)?;
     let activity = server.activity();
     let (listeners, urls) = bind(&listens).await?;
-    let path = home.socket();
-    let socket = inode(&path);
+    let socket = OwnSocket::at(home.socket());
     let client = |path: PathBuf| -> anyhow::Result<Client> {
         let token = read_token(&path, &Source::Default)?.value;
         Ok(Client::new(Endpoint::Unix(home.socket()), token)?)
@@ -149,11 +175,7 @@ async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
         let asked = tokio::select! {
             asked = signals.next() => asked,
             () = idle => Asked::Drain,
-            // Neither its own agent nor anybody else reaches it: the next one takes up what runs.
-            () = lost(&path, socket) => {
-                tracing::error!(path = %path.display(), "the socket was removed or replaced; this server ends");
-                Asked::Leave
-            }
+            lost = socket.lost() => lost,
         };
         tracing::info!(?asked, "server and agent are to end");
         // The agent may have ended by itself meanwhile; then another branch says so.
@@ -178,10 +200,7 @@ async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
         served = serving => served.context("the server")?.context("the server")?,
         _ = signals.next() => anyhow::bail!("asked to end twice; connections were cut"),
     };
-    // Who comes now is to start another server, not to wait for this one. One that is not this server's is left alone.
-    if inode(&path) == socket {
-        std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-    }
+    socket.remove()?;
     tracing::info!(cut, "server and agent have ended");
     Ok(0)
 }
