@@ -44,7 +44,7 @@ pub use census::RunCensus;
 pub use doomed::{DOOMED_PAGE_MAX, Doomed, DoomedPart};
 pub use error::{Cause, Error, Result};
 pub use events::{EVENTS_APPEND_MAX, EVENTS_PAGE_MAX, EventAppended};
-pub use examined::{ExaminedRuns, RUNS_EXAMINED_MAX, runs_examine};
+pub use examined::{ExaminedRuns, RUNS_EXAMINED_MAX, has_tables, runs_examine};
 pub use hints::{HINT_BYTES_MAX, Hints};
 pub use hosts::HOSTS_MAX;
 pub use leases::{Due, DuePlace, LEASES_PAGE_MAX, RENEWALS_MAX, Renewal};
@@ -126,6 +126,15 @@ impl Store {
     /// Where large objects are kept.
     pub fn blobs(&self) -> &Blobs {
         &self.blobs
+    }
+
+    /// Ends the use of the store by all its clones, within seconds. What a file of SQLite holds is in the file alone then; if
+    /// that fails, nothing is lost, and a part of it lies in the write-ahead log beside it as before.
+    pub async fn close(&self) -> Result<()> {
+        match &self.backend {
+            Backend::Memory(_) => Ok(()),
+            Backend::Sql(db) => db.close().await,
+        }
     }
 
     /// Whether the store answers.

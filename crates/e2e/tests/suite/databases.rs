@@ -313,6 +313,47 @@ fn a_log_of_sqlite_whose_database_is_gone_is_refused_and_left_as_it_is() {
     assert_eq!(world.logs(&world.newest()).text(), "kept\n");
 }
 
+/// In a young home all but the head of the file is in its log.
+#[test]
+fn a_database_whose_log_was_removed_is_refused_and_left_as_it_is() {
+    let mut world = World::on_file();
+    world.start_up();
+    world.run(["--", "echo", "kept"]).succeeds();
+    let (path, log) = (file(&world), killed(&mut world));
+    let (whole, newest) = (fs::read(&path).expect("a database"), fs::read(&log).expect("a log"));
+    let remove = || {
+        for file in [&log, &path.with_extension("db-shm")] {
+            if file.exists() {
+                fs::remove_file(file).expect("removed");
+            }
+        }
+    };
+    remove();
+    let (words, way_out) = ("holm.db-wal` was removed", "restore it from a copy");
+    world.holm(["up", "--private"]).exits(1).complains_of(&["holm.db", words, way_out]);
+    world.doctor_says(1, &[words, way_out]);
+    assert!(fs::read(&path).expect("a database") == whole, "it was changed");
+    remove();
+    fs::write(&log, newest).expect("put back");
+    world.start_up();
+    assert_eq!(world.logs(&world.newest()).text(), "kept\n");
+}
+
+#[test]
+fn a_file_whose_server_ended_in_order_holds_all_by_itself() {
+    for down in [&["down"][..], &["down", "--leave"]] {
+        let world = World::on_file();
+        world.run(["--", "echo", "kept"]).succeeds();
+        world.holm(down).succeeds();
+        let path = file(&world);
+        assert!(!path.with_extension("db-wal").exists(), "all is in the file");
+        let copy = World::on_file();
+        fs::create_dir_all(copy.home().join("server")).expect("a folder");
+        fs::copy(&path, file(&copy)).expect("a copy");
+        assert_eq!(asked(&copy, "select count(*) from runs where state = 'ended'"), "1");
+    }
+}
+
 /// The server that has it open knows what the log holds, and goes on; doctor says what a restart would meet.
 #[test]
 fn a_log_of_sqlite_that_is_damaged_under_a_live_server_is_told() {

@@ -65,6 +65,9 @@ async fn open_store(home: &Home, database: Option<&SecretString>) -> anyhow::Res
         None => own_database(home)?,
     };
     own_file(&url)?;
+    if database.is_none() {
+        refuse_emptied(home, &url).await?;
+    }
     let blobs = Blobs::local(&blobs).context("cannot open the folder of large objects")?;
     let opened = Store::open(url.expose_secret(), blobs).await;
     opened.with_context(|| format!("cannot open the database {}", database_name(&url)))
@@ -106,20 +109,33 @@ fn own_file(database: &SecretString) -> anyhow::Result<()> {
 /// The database under a home.
 pub fn own_database(home: &Home) -> anyhow::Result<SecretString> {
     let path = home.database();
-    if is_emptied(home) {
-        bail!(
-            "the database {} is empty, and this home was used before: restore it from a copy, or move it away to begin \
-             with nothing",
-            path.display()
-        );
-    }
     let path = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
     Ok(format!("sqlite:{path}").into())
 }
 
-/// Whether what the database held is gone. SQLite takes a file of no length for a new one, and would say nothing.
-fn is_emptied(home: &Home) -> bool {
-    fs::metadata(home.database()).is_ok_and(|file| file.len() == 0) && home.token().exists()
+/// Refuses the database under a home that was used before if what it held is gone. SQLite takes a file of no length for a new
+/// one, and a file whose log was removed for what it was before the log, and would say nothing.
+pub async fn refuse_emptied(home: &Home, database: &SecretString) -> anyhow::Result<()> {
+    let path = home.database();
+    if !path.exists() || !home.token().exists() {
+        return Ok(());
+    }
+    let looked = holm_store::has_tables(database.expose_secret()).await;
+    if looked.with_context(|| format!("cannot open the database {}", path.display()))? {
+        return Ok(());
+    }
+    bail!(
+        "the database {path} is empty, or its log `{path}-wal` was removed, and this home was used before: restore it from a \
+         copy, or move it away to begin with nothing",
+        path = path.display()
+    );
+}
+
+/// Lets go of the store at an orderly end. What is not brought into the file of SQLite now is found beside it at the next start.
+async fn close(store: &Store) {
+    if let Err(error) = store.close().await {
+        tracing::warn!(%error, "the store was not closed in order; nothing is lost, keep the log of the database beside it");
+    }
 }
 
 /// What may be said of a database: the path of a file, but not the URL of a server, which may bear a password.

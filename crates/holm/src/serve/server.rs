@@ -13,7 +13,7 @@ use holm_store::Store;
 use secrecy::ExposeSecret as _;
 use tokio_util::sync::CancellationToken;
 
-use super::{block_on, logging, open_store, signals::Signals, socket::Listen, write_whole};
+use super::{block_on, close, logging, open_store, signals::Signals, socket::Listen, write_whole};
 use crate::{
     commands::Usage,
     config::{file::ServerTable, read_token},
@@ -145,7 +145,7 @@ async fn serve(session: Session, args: ServeArgs) -> anyhow::Result<u8> {
     let config = config.on(&store);
     first_token(&home, &store, &config.clock).await?;
     let (listeners, urls) = bind(&listens).await?;
-    let server = Server::new(config, store)?;
+    let server = Server::new(config, store.clone())?;
     let shutdown = CancellationToken::new();
     announce(&session, &urls, &home)?;
     let asked = async {
@@ -158,6 +158,7 @@ async fn serve(session: Session, args: ServeArgs) -> anyhow::Result<u8> {
         served = server.serve(listeners, shutdown.clone()) => served?,
         () = asked => anyhow::bail!("asked to end twice; connections were cut"),
     };
+    close(&store).await;
     tracing::info!(cut, "the server has ended");
     Ok(0)
 }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     agent::{self, HostArgs},
-    block_on, files_of, idle, logging, open_store,
+    block_on, close, files_of, idle, logging, open_store,
     server::{ServeArgs, announce, bind, own_tokens},
     signals::{Asked, Signals},
     socket::Listen,
@@ -143,7 +143,7 @@ async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
     let store = open_store(&home, args.serve.database(table)).await?;
     let config = config.on(&store);
     own_tokens(&home, &store, &config.clock).await?;
-    let server = Server::new(config, store)?;
+    let server = Server::new(config, store.clone())?;
     let activity = server.activity();
     let (listeners, urls) = bind(&listens).await?;
     let socket = OwnSocket::at(home.socket());
@@ -200,6 +200,7 @@ async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
         served = serving => served.context("the server")?.context("the server")?,
         _ = signals.next() => anyhow::bail!("asked to end twice; connections were cut"),
     };
+    close(&store).await;
     socket.remove()?;
     tracing::info!(cut, "server and agent have ended");
     Ok(0)

@@ -28,6 +28,8 @@ use crate::{Error, Result};
 const OPENING: &str = "open the database";
 /// How many connections read a SQLite database at once, beside the one that writes.
 const SQLITE_READERS: u32 = 4;
+/// How long the end of a store waits for its write-ahead log to be brought into its file.
+const CLOSING_MAX: Duration = Duration::from_secs(5);
 /// How many connections one process opens to PostgreSQL, the one that listens included.
 const POSTGRES_CONNECTIONS: u32 = 16;
 /// How long it waits before it opens a database again that others are about to open.
@@ -95,6 +97,19 @@ impl Db {
             }
         };
         Ok(has_tables.map_err(|error| broken(OPENING, error))?.then_some(db))
+    }
+
+    /// Ends the connections to a file of SQLite, once all that lies in its write-ahead log is in the file. A server of
+    /// PostgreSQL keeps what it was told, however its connections end.
+    pub(crate) async fn close(&self) -> Result<()> {
+        let Self::Sqlite { writer, readers } = self else { return Ok(()) };
+        let closing = async {
+            let gathered = gather(writer).await;
+            readers.close().await;
+            writer.close().await;
+            gathered
+        };
+        within(CLOSING_MAX, closing).await.map_err(|error| broken("bring the write-ahead log into the database", error))
     }
 
     /// Connects to a database of PostgreSQL as it is.
@@ -218,6 +233,16 @@ async fn writer(pool: PoolOptions<Sqlite>, options: &SqliteConnectOptions, rest:
     Ok(pool)
 }
 
+/// Brings all that lies in the write-ahead log into the file, and leaves the log empty.
+async fn gather(writer: &SqlitePool) -> sqlx::Result<()> {
+    let row = sqlx::query("pragma wal_checkpoint(truncate)").fetch_one(writer).await?;
+    if row.try_get_unchecked::<bool, _>(0)? {
+        let problem = "another program reads what is only in the log";
+        return Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::ResourceBusy, problem)));
+    }
+    Ok(())
+}
+
 /// Why there was no connection: a pool that has waited in vain does not say.
 async fn why_not(options: &PgConnectOptions) -> sqlx::Error {
     let look = async { takes_writes(&mut PgConnection::connect_with(options).await?).await };
@@ -292,6 +317,32 @@ mod tests {
             // The next one is opened anew.
             connection.close().await.unwrap();
         }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_was_closed_holds_all_by_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name| folder.path().join(name).to_str().unwrap().to_owned();
+        let db = Db::open_sqlite(&path("db")).await.unwrap();
+        let has_tables = async |name| Db::look(&format!("sqlite:{}", path(name))).await.unwrap().is_some();
+        std::fs::copy(path("db"), path("early")).unwrap();
+        assert!(has_tables("db").await && !has_tables("early").await, "all lies in the log");
+        db.close().await.unwrap();
+        std::fs::copy(path("db"), path("late")).unwrap();
+        assert!(has_tables("late").await);
+    }
+
+    #[tokio::test]
+    async fn a_log_that_another_program_reads_is_told_at_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db");
+        let db = Db::open_sqlite(path.to_str().unwrap()).await.unwrap();
+        let Db::Sqlite { writer, .. } = &db else { panic!("another engine") };
+        sqlx::raw_sql("pragma busy_timeout = 0").execute(writer).await.unwrap();
+        let mut other = SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(&path)).await.unwrap();
+        sqlx::raw_sql("begin; select * from orgs").execute(&mut other).await.unwrap();
+        let error = db.close().await.unwrap_err();
+        assert!(matches!(error, Error::Unavailable { .. }) && error.to_string().contains("another program"), "{error}");
     }
 
     #[test]

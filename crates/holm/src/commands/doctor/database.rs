@@ -57,6 +57,7 @@ pub async fn probes(session: &Session, home: &Home) -> Vec<Probe> {
             Err(error) => return vec![missing(name, told(&error), "see the message")],
         },
     };
+    let is_own = session.config.file.server.database.is_none();
     let file = url.expose_secret().strip_prefix("sqlite:").map(PathBuf::from);
     if let Some(path) = &file {
         match there(name, path.clone()).await {
@@ -66,9 +67,13 @@ pub async fn probes(session: &Session, home: &Home) -> Vec<Probe> {
         }
     }
     let mut probes = vec![itself(&url, file).await];
-    if probes[0].status != Status::Missing {
-        probes.push(runs(&url).await);
+    if probes[0].status == Status::Missing {
+        return probes;
     }
+    if is_own && let Err(error) = serve::refuse_emptied(home, &url).await {
+        return vec![missing(name, told(&error), "see the message")];
+    }
+    probes.push(runs(&url).await);
     probes
 }
 
