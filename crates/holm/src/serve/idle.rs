@@ -16,8 +16,10 @@ const SETTLE_QUIET: Duration = Duration::from_millis(100);
 /// How long those who follow runs are waited for at most.
 const SETTLE_MAX: Duration = Duration::from_secs(2);
 
-/// Waits until nobody asked anything and nothing ran for `limit`. Requests of agents do not count: they never cease.
-pub async fn idle_for(limit: Duration, client: &Client, activity: &Activity) {
+/// Waits until nobody asked anything and nothing ran for `limit`, for ever where there is none. Requests of agents do not
+/// count: they never cease.
+pub async fn idle_for(limit: Option<Duration>, client: &Client, activity: &Activity) {
+    let Some(limit) = limit else { return std::future::pending().await };
     let look_every = LOOK_EVERY.min(limit / 4).max(Duration::from_millis(20));
     let mut seen = activity.requests();
     let mut quiet_since = Instant::now();

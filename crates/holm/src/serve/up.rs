@@ -165,12 +165,7 @@ async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
     }
     let (tell, told) = tokio::sync::oneshot::channel();
     let shutdown = async { told.await.unwrap_or(Shutdown::Leave) };
-    let idle = async {
-        match args.idle_exit {
-            Some(limit) => idle::idle_for(limit, &user, &activity).await,
-            None => std::future::pending().await,
-        }
-    };
+    let idle = idle::idle_for(args.idle_exit, &user, &activity);
     let asked = async {
         let asked = tokio::select! {
             asked = signals.next() => asked,
