@@ -93,6 +93,18 @@ impl App {
         }
     }
 
+    /// Refuses what is to be kept while a file of the database is not in its place: what is stored then is gone with the
+    /// server. Looked at anew each time, so it recovers by itself.
+    pub fn needs_files(&self) -> Result<(), Failure> {
+        let Some(path) = self.store.displaced() else { return Ok(()) };
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let detail = format!(
+            "the file {name} of the database was removed or replaced while the server has it open: put it back; if it is the \
+             log (-wal) and cannot be put back, end the server in order, which brings all that it holds into the database"
+        );
+        Err(Failure::new(ErrorCode::Unavailable, detail))
+    }
+
     /// The time now.
     pub fn now(&self) -> UnixMicros {
         self.config.clock.now()

@@ -37,7 +37,7 @@ mod runs;
 mod sql;
 mod tokens;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 pub use blobs::{BLOB_READ_BYTES_MAX, BlobKey, BlobStream, Blobs, PutStreamError};
 pub use census::RunCensus;
@@ -126,6 +126,15 @@ impl Store {
     /// Where large objects are kept.
     pub fn blobs(&self) -> &Blobs {
         &self.blobs
+    }
+
+    /// The file of SQLite, or its write-ahead log, that is open and not in its place any more: it was removed, or replaced.
+    /// It is looked at anew each time.
+    pub fn displaced(&self) -> Option<PathBuf> {
+        match &self.backend {
+            Backend::Sql(Db::Sqlite { files, .. }) => files.displaced(),
+            Backend::Sql(Db::Postgres(_)) | Backend::Memory(_) => None,
+        }
     }
 
     /// Ends the use of the store by all its clones, within seconds. What a file of SQLite holds is in the file alone then; if

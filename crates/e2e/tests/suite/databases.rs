@@ -340,6 +340,26 @@ fn a_database_whose_log_was_removed_is_refused_and_left_as_it_is() {
 }
 
 #[test]
+fn a_log_that_is_removed_under_a_live_server_is_told_and_costs_no_run() {
+    let mut world = World::on_file();
+    world.start_up();
+    world.run(["--", "echo", "kept"]).succeeds();
+    let run = world.newest();
+    fs::remove_file(file(&world).with_extension("db-wal")).expect("removed");
+    let spec = serde_json::json!({ "spec": { "root": { "kind": "host" }, "argv": ["true"] } });
+    let refused = world.http().post("/v1/runs", &spec).is_problem(503, "unavailable");
+    assert!(refused.to_string().contains("holm.db-wal of the database was removed"), "{refused}");
+    assert_eq!(world.logs(&run).text(), "kept\n", "what the server knows is read");
+    for _ in 0..2 {
+        world.doctor_says(1, &["holm.db-wal was removed or replaced under a live server", "end the server in order"]);
+    }
+    world.stop_up().exits(0);
+    world.start_up();
+    assert_eq!(world.logs(&run).text(), "kept\n");
+    assert_eq!(world.run(["--", "echo", "new"]).succeeds().text(), "new\n");
+}
+
+#[test]
 fn a_file_whose_server_ended_in_order_holds_all_by_itself() {
     for down in [&["down"][..], &["down", "--leave"]] {
         let world = World::on_file();

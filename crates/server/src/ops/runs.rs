@@ -32,6 +32,7 @@ pub struct Created {
 pub async fn run_create(app: &App, by: &Token, body: CreateRun, key: Option<String>) -> Result<Created, Failure> {
     body.spec.validate().map_err(|error| InvalidField { field: format!("spec.{}", error.field), ..error })?;
     app.needs_room()?;
+    app.needs_files()?;
     let idempotency = key.map(|key| idempotency(key, &body)).transpose()?;
     let digest = idempotency.as_ref().map(|given| given.digest);
     let name = body.project.as_deref().unwrap_or(DEFAULT_PROJECT);

@@ -5,6 +5,7 @@
 //! that is damaged is told apart from one that does not answer; no file of SQLite is opened whose write-ahead log is damaged;
 //! nothing is asked of a PostgreSQL server that takes no writes.
 
+mod files;
 pub(crate) mod migrate;
 mod notify;
 mod pools;
@@ -18,6 +19,7 @@ use std::{future::Future, io, time::Duration};
 
 use sqlx::{PgPool, Postgres, Sqlite, SqlitePool, Transaction, sqlite::SqliteError};
 
+pub(crate) use files::Files;
 pub(crate) use notify::Listening;
 pub(crate) use row::{Fields, Row, encode};
 pub(crate) use value::{Args, Value, args};
@@ -57,7 +59,7 @@ pub(crate) use queries;
 /// A database.
 #[derive(Debug, Clone)]
 pub(crate) enum Db {
-    Sqlite { writer: SqlitePool, readers: SqlitePool },
+    Sqlite { writer: SqlitePool, readers: SqlitePool, files: Files },
     Postgres(PgPool),
 }
 
@@ -273,7 +275,7 @@ mod tests {
         let path = dir.path().join("db");
         let text = path.to_str().unwrap();
         let db = Db::open_sqlite(text).await.unwrap();
-        let Db::Sqlite { writer, readers } = &db else { panic!("another engine") };
+        let Db::Sqlite { writer, readers, .. } = &db else { panic!("another engine") };
         sqlx::query("create table filling (bytes blob)").execute(writer).await.unwrap();
         for _ in 0..20 {
             let mut tx = db.begin().await.unwrap();

@@ -22,7 +22,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
-use super::{Db, WAIT_MAX, broken, in_time, is_busy, wal, within};
+use super::{Db, Files, WAIT_MAX, broken, in_time, is_busy, wal, within};
 use crate::{Error, Result};
 
 const OPENING: &str = "open the database";
@@ -61,9 +61,11 @@ impl Db {
             let pool = PoolOptions::new().max_connections(connections).acquire_timeout(WAIT_MAX);
             pool.test_before_acquire(false).before_acquire(|connection, _| Box::pin(is_fit(connection)))
         };
-        let writer = when_free(WAIT_MAX, |rest| writer(pool(1), &options, rest)).await;
+        let files = Files::default();
+        let writer = when_free(WAIT_MAX, |rest| writer(pool(1), &files, &options, rest)).await;
         let writer = writer.map_err(|error| broken(OPENING, error))?;
-        Ok(Self::Sqlite { writer, readers: pool(SQLITE_READERS).connect_lazy_with(options.pragma("query_only", "on")) })
+        let readers = pool(SQLITE_READERS).connect_lazy_with(options.pragma("query_only", "on"));
+        Ok(Self::Sqlite { writer, readers, files })
     }
 
     /// Reads a file of SQLite that is there, and looks whether all of it fits together. It may be in use.
@@ -87,7 +89,7 @@ impl Db {
                 let pool: SqlitePool = for_one().connect_lazy_with(options.busy_timeout(WAIT_MAX));
                 let asked = sqlx::query_scalar("select exists (select 1 from sqlite_master where name = 'runs')");
                 let has_tables: sqlx::Result<bool> = in_time(asked.fetch_one(&pool)).await;
-                (Self::Sqlite { writer: pool.clone(), readers: pool }, has_tables)
+                (Self::Sqlite { writer: pool.clone(), readers: pool, files: Files::default() }, has_tables)
             }
             None => {
                 let pool = for_one().connect_lazy_with(postgres_options(url)?);
@@ -102,7 +104,7 @@ impl Db {
     /// Ends the connections to a file of SQLite, once all that lies in its write-ahead log is in the file. A server of
     /// PostgreSQL keeps what it was told, however its connections end.
     pub(crate) async fn close(&self) -> Result<()> {
-        let Self::Sqlite { writer, readers } = self else { return Ok(()) };
+        let Self::Sqlite { writer, readers, .. } = self else { return Ok(()) };
         let closing = async {
             let gathered = gather(writer).await;
             readers.close().await;
@@ -221,11 +223,23 @@ async fn when_free<T, F: Future<Output = sqlx::Result<T>>>(
     }
 }
 
-/// Opens the connection that writes, which waits for locks as long as `rest` meanwhile; once it is open, as long as any.
-async fn writer(pool: PoolOptions<Sqlite>, options: &SqliteConnectOptions, rest: Duration) -> sqlx::Result<SqlitePool> {
-    let pool = pool.after_connect(|connection, _| {
-        let pragma = format!("pragma busy_timeout = {}", WAIT_MAX.as_millis());
-        Box::pin(async { sqlx::raw_sql(AssertSqlSafe(pragma)).execute(connection).await.map(drop) })
+/// Opens the connection that writes, which waits for locks as long as `rest` meanwhile; once it is open, as long as any. It
+/// stays open, and with it the log that is noted in `files`: the last connection that ends removes it.
+async fn writer(
+    pool: PoolOptions<Sqlite>,
+    files: &Files,
+    options: &SqliteConnectOptions,
+    rest: Duration,
+) -> sqlx::Result<SqlitePool> {
+    let (files, path) = (files.clone(), options.get_filename().to_owned());
+    let pool = pool.idle_timeout(None).max_lifetime(None).after_connect(move |connection, _| {
+        let (files, path) = (files.clone(), path.clone());
+        // The first that is read opens the log.
+        let begin = format!("pragma busy_timeout = {}; select 1 from sqlite_master limit 1", WAIT_MAX.as_millis());
+        Box::pin(async move {
+            sqlx::raw_sql(AssertSqlSafe(begin)).execute(connection).await?;
+            Ok(files.note(&path)?)
+        })
     });
     let pool = pool.connect_with(options.clone().busy_timeout(rest)).await?;
     // Those that take its place are opened as any.
@@ -308,8 +322,9 @@ mod tests {
     async fn whoever_writes_waits_in_full_however_little_time_was_left_to_open() {
         let folder = tempfile::tempdir().unwrap();
         let options = SqliteConnectOptions::new().filename(folder.path().join("db")).create_if_missing(true);
+        let options = options.journal_mode(SqliteJournalMode::Wal);
         let pool = PoolOptions::new().max_connections(1);
-        let pool = writer(pool, &options.busy_timeout(WAIT_MAX), Duration::ZERO).await.unwrap();
+        let pool = writer(pool, &Files::default(), &options.busy_timeout(WAIT_MAX), Duration::ZERO).await.unwrap();
         for _ in 0..2 {
             let mut connection = pool.acquire().await.unwrap();
             let asked = sqlx::query_scalar::<_, i64>("pragma busy_timeout").fetch_one(&mut *connection).await;

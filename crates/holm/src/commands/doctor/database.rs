@@ -1,7 +1,7 @@
 //! The database: whether it answers, is whole and takes writes, and how long that takes; and whether its runs can be read.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
@@ -29,6 +29,8 @@ const LOCKED_FOR: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// The byte of the shared memory beside a file of SQLite that whoever writes keeps locked (sqlite.org/walformat.html, 2.3.1).
 const WRITE_LOCK_AT: u64 = 120;
+/// The byte of it that all who have the file open keep locked, for reading.
+const OPEN_LOCK_AT: u64 = 128;
 /// Where its counter of changes is.
 const CHANGES_AT: u64 = 8;
 /// How many runs that cannot be read are named.
@@ -64,6 +66,13 @@ pub async fn probes(session: &Session, home: &Home) -> Vec<Probe> {
             Ok(true) => {}
             Ok(false) => return vec![good(name, "none yet; the first start of a server makes it")],
             Err(silent) => return vec![silent],
+        }
+        // What keeps this from being told is met by the look that follows, and told there.
+        if is_log_lost(path).is_ok_and(|lost| lost) {
+            let found = format!("the log {}-wal was removed or replaced under a live server", path.display());
+            let way_out = "put it back, or end the server in order (`holm down`), which brings all that it holds into the \
+                           database; until then it takes no runs";
+            return vec![missing(name, found, way_out)];
         }
     }
     let mut probes = vec![itself(&url, file).await];
@@ -178,6 +187,32 @@ async fn locked_by(path: &Path) -> io::Result<Option<String>> {
     }
 }
 
+/// Whether somebody has the file open, and knows of more in its log than the one under its name holds.
+fn is_log_lost(path: &Path) -> io::Result<bool> {
+    let shared = File::open(beside(path, "-shm"))?;
+    let write = Flock { start: OPEN_LOCK_AT, length: 1, ..FlockType::WriteLock.into() };
+    if fcntl_getlk(&shared, &write)?.is_none() {
+        return Ok(false);
+    }
+    let known = known_bytes(&shared)?;
+    let there = match fs::metadata(beside(path, "-wal")) {
+        Ok(log) => log.len(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(error),
+    };
+    // It may have been emptied meanwhile; then less of it is known, too.
+    Ok(there < known && known_bytes(&shared)? == known)
+}
+
+/// How long a log is at least by the head of the shared memory (walformat.html, 2.1, szPage and mxFrame).
+fn known_bytes(shared: &File) -> io::Result<u64> {
+    let (mut page, mut frames) = ([0; 2], [0; 4]);
+    shared.read_exact_at(&mut page, 14)?;
+    shared.read_exact_at(&mut frames, 16)?;
+    let frames = u64::from(u32::from_ne_bytes(frames));
+    Ok(if frames == 0 { 0 } else { 32 + frames * (24 + u64::from(u16::from_ne_bytes(page))) })
+}
+
 /// What every transaction that writes changes: the counter in the head of the shared memory (walformat.html, 2.1, iChange).
 fn changes(shared: &File) -> io::Result<[u8; 4]> {
     let mut counter = [0; 4];
@@ -188,7 +223,7 @@ fn changes(shared: &File) -> io::Result<[u8; 4]> {
 /// A process, for people.
 fn named(pid: Pid) -> String {
     let number = pid.as_raw_nonzero();
-    match std::fs::read_to_string(format!("/proc/{number}/comm")) {
+    match fs::read_to_string(format!("/proc/{number}/comm")) {
         Ok(name) => format!("process {number} ({})", name.trim_end()),
         Err(_) => format!("process {number}"),
     }
