@@ -1,13 +1,18 @@
 //! `cargo xtask bench follow`: what it costs to deliver a line to many followers.
 //!
 //! Each follower is a connection of its own to the server, reads the log as batches while the run goes on, and must get
-//! each line once and in order. What is judged is the processor time of the server for each delivered line.
+//! each line once and in order: their numbers are checked as they come, and the batches of all followers are compared with
+//! each other, and the log as `holm logs` prints it with what was printed. What is judged is the processor time of the server
+//! for each delivered line.
 
 use std::{
+    collections::HashMap,
+    fmt::Write as _,
     fs,
-    io::{BufReader, Read, Write},
+    io::{BufReader, Read, Write as _},
     os::unix::net::UnixStream,
     path::Path,
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -91,25 +96,48 @@ fn measure(installation: &Installation, followers: u32, lines: u64) -> Result<Ro
     let run = exec::read(installation.command().args(["run", "--detach", "--", "sh", "-c", &script]))?;
     let run = run.trim().to_owned();
     let token = fs::read_to_string(installation.token())?;
-    let (socket, begun) = (installation.socket(), Instant::now());
+    let (socket, seen, begun) = (installation.socket(), Arc::new(Seen::default()), Instant::now());
     let before = cpu_ms(installation.server_pid()?)?;
     let reading = (0..followers).map(|_| {
-        let (socket, run, token) = (socket.clone(), run.clone(), token.trim().to_owned());
-        thread::Builder::new().stack_size(STACK_BYTES).spawn(move || one(&socket, &run, &token))
+        let (socket, run, token, seen) = (socket.clone(), run.clone(), token.trim().to_owned(), seen.clone());
+        thread::Builder::new().stack_size(STACK_BYTES).spawn(move || one(&socket, &run, &token, &seen))
     });
     let reading: Vec<_> = reading.collect::<std::io::Result<_>>().context("cannot start a follower")?;
     for follower in reading {
-        let seen = follower.join().map_err(|_| anyhow::anyhow!("a follower panicked"))??;
-        ensure!(seen == bursts * 100, "a follower got {seen} of {} lines", bursts * 100);
+        let got = follower.join().map_err(|_| anyhow::anyhow!("a follower panicked"))??;
+        ensure!(got == bursts * 100, "a follower got {got} of {} lines", bursts * 100);
     }
     let cpu_ms = cpu_ms(installation.server_pid()?)? - before;
+    let printed = (1..=bursts * 100).fold(String::new(), |mut lines, line| {
+        let _never_fails = writeln!(lines, "{line}");
+        lines
+    });
+    ensure!(exec::read(installation.command().args(["logs", &run]))? == printed, "the log is not what was printed");
     let delivered = f64::from(followers) * (bursts * 100) as f64;
     let seconds = begun.elapsed().as_secs_f64();
     Ok(Row { followers, lines: bursts * 100, seconds, server_cpu_us_per_line: cpu_ms * 1e3 / delivered })
 }
 
+/// What the first follower that got a batch got as that batch, by its first entry and the number of them.
+#[derive(Debug, Default)]
+struct Seen(Mutex<HashMap<(u64, u32), Vec<u8>>>);
+
+impl Seen {
+    /// Whether another follower got other bytes for the same entries.
+    fn differs(&self, first: u64, count: u32, bytes: Vec<u8>) -> bool {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match seen.get(&(first, count)) {
+            Some(others) => *others != bytes,
+            None => {
+                seen.insert((first, count), bytes);
+                false
+            }
+        }
+    }
+}
+
 /// Follows to the end; returns how many entries came, each once and in order.
-fn one(socket: &Path, run: &str, token: &str) -> Result<u64> {
+fn one(socket: &Path, run: &str, token: &str, seen: &Seen) -> Result<u64> {
     let mut stream = UnixStream::connect(socket).context("cannot connect")?;
     stream.set_read_timeout(Some(SILENCE_MAX))?;
     // HTTP/1.0 has no chunks: the body ends with the connection.
@@ -118,7 +146,7 @@ fn one(socket: &Path, run: &str, token: &str) -> Result<u64> {
     let mut reader = BufReader::new(stream);
     let status = read_head(&mut reader)?;
     ensure!(status.contains(" 200 "), "the server answered `{status}`");
-    entries(&mut reader)
+    entries(&mut reader, seen)
 }
 
 /// Reads the head of an answer; returns its first line.
@@ -133,8 +161,8 @@ fn read_head(reader: &mut impl Read) -> Result<String> {
     Ok(String::from_utf8_lossy(&head).lines().next().unwrap_or_default().to_owned())
 }
 
-/// Reads frames to the end; returns the last sequence. A gap or a repetition is an error.
-fn entries(reader: &mut impl Read) -> Result<u64> {
+/// Reads frames to the end; returns the last sequence. A gap or a repetition is an error, and what others have `seen` otherwise.
+fn entries(reader: &mut impl Read, seen: &Seen) -> Result<u64> {
     let mut last = 0u64;
     loop {
         let mut magic = [0; 4];
@@ -157,7 +185,9 @@ fn entries(reader: &mut impl Read) -> Result<u64> {
                 let (first, length) = (u64::from_le_bytes(first), usize::try_from(length)?);
                 ensure!(first == last + 1, "entry {first} follows entry {last}");
                 ensure!(length <= BATCH_BYTES_MAX, "a batch of {length} bytes");
-                reader.read_exact(&mut vec![0; length])?;
+                let mut bytes = vec![0; length];
+                reader.read_exact(&mut bytes)?;
+                ensure!(!seen.differs(first, count, bytes), "another follower got other lines from {first} on");
                 last += u64::from(count);
             }
             other => bail!("{other:?} is no frame"),
@@ -192,12 +222,21 @@ mod tests {
     #[test]
     fn gaps_repetitions_and_cuts_are_errors() {
         let end = |seq: u64| [&b"HLBE"[..], &seq.to_le_bytes()].concat();
-        let read = |frames: &[Vec<u8>]| entries(&mut frames.concat().as_slice()).ok();
+        let read = |frames: &[Vec<u8>]| entries(&mut frames.concat().as_slice(), &Seen::default()).ok();
         assert_eq!(read(&[batch(1, 2, 9), b"HLBK".to_vec(), batch(3, 1, 0), end(3)]), Some(3));
         assert_eq!(read(&[batch(1, 2, 9), batch(4, 1, 0), end(4)]), None);
         assert_eq!(read(&[batch(1, 2, 9), batch(1, 2, 9), end(2)]), None);
         assert_eq!(read(&[batch(1, 2, 9)]), None);
         assert_eq!(read(&[batch(1, 2, 9), end(3)]), None);
+    }
+
+    #[test]
+    fn other_lines_than_those_of_another_follower_are_an_error() {
+        let seen = Seen::default();
+        let read = |batch: &[u8]| entries(&mut [batch, b"HLBE", &2u64.to_le_bytes()].concat().as_slice(), &seen).ok();
+        let (one, mut other) = (batch(1, 2, 9), batch(1, 2, 9));
+        *other.last_mut().unwrap() = 1;
+        assert_eq!([read(&one), read(&one), read(&other), read(&one)], [Some(2), Some(2), None, Some(2)]);
     }
 
     #[test]
