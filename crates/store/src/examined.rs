@@ -26,11 +26,6 @@ queries! {
         where state <> 'ended' and (org, id) > ($1, $2) order by org, id limit $3 + 0";
 }
 
-/// Whether the database that `url` names, which must be there, has tables of Holm's. Nothing is changed.
-pub async fn has_tables(url: &str) -> Result<bool> {
-    Ok(Db::look(url).await?.is_some())
-}
-
 /// Reads the runs that have not ended, at most [`RUNS_EXAMINED_MAX`], in the database that `url` names, which must be there.
 /// There are none where no server has begun. Nothing is changed.
 pub async fn runs_examine(url: &str) -> Result<ExaminedRuns> {

@@ -44,7 +44,7 @@ pub use census::RunCensus;
 pub use doomed::{DOOMED_PAGE_MAX, Doomed, DoomedPart};
 pub use error::{Cause, Error, Result};
 pub use events::{EVENTS_APPEND_MAX, EVENTS_PAGE_MAX, EventAppended};
-pub use examined::{ExaminedRuns, RUNS_EXAMINED_MAX, has_tables, runs_examine};
+pub use examined::{ExaminedRuns, RUNS_EXAMINED_MAX, runs_examine};
 pub use hints::{HINT_BYTES_MAX, Hints};
 pub use hosts::HOSTS_MAX;
 pub use leases::{Due, DuePlace, LEASES_PAGE_MAX, RENEWALS_MAX, Renewal};
@@ -62,6 +62,7 @@ pub use tokens::TOKENS_MAX;
 pub use memory::Between;
 use memory::Memory;
 use sql::{Db, args, queries};
+pub use sql::{Expect, SqliteFiles};
 
 queries! {
     of "schema step" in "schema";
@@ -69,10 +70,10 @@ queries! {
 }
 
 /// Whether the PostgreSQL server behind `url` answers and takes writes, or the file of SQLite that it names, which must be
-/// there, is whole. Returns how long an answer of the server takes at least; nothing of a file. Nothing is changed.
-pub async fn reach(url: &str) -> Result<Option<Duration>> {
+/// there, is whole and what is expected. Returns how long an answer of the server takes at least; nothing of a file. Nothing is changed.
+pub async fn reach(url: &str, expect: Expect) -> Result<Option<Duration>> {
     match url.strip_prefix("sqlite:") {
-        Some(path) => Db::examine_sqlite(path).await.map(|()| None),
+        Some(path) => Db::examine_sqlite(path, expect).await.map(|()| None),
         None => Db::examine_postgres(url).await.map(Some),
     }
 }
@@ -99,9 +100,14 @@ impl Store {
     /// Opens the store that `url` names and brings its schema up to date: `memory:`, `sqlite:PATH` or
     /// `postgres://USER:PASSWORD@HOST/DATABASE`, with one host. Large objects go to `blobs`.
     pub async fn open(url: &str, blobs: Blobs) -> Result<Self> {
+        Self::open_expecting(url, Expect::Anything, blobs).await
+    }
+
+    /// The same; a file of SQLite that is not what is expected is refused.
+    pub async fn open_expecting(url: &str, expect: Expect, blobs: Blobs) -> Result<Self> {
         let backend = match url.split_once(':') {
             Some(("memory", "")) => Backend::Memory(Memory::default()),
-            Some(("sqlite", path)) => Backend::Sql(Db::open_sqlite(path).await?),
+            Some(("sqlite", path)) => Backend::Sql(Db::open_sqlite(path, expect).await?),
             Some(("postgres" | "postgresql", _)) => Backend::Sql(Db::open_postgres(url).await?),
             _ => {
                 let problem = "give `memory:`, `sqlite:PATH` or `postgres://…`";

@@ -6,6 +6,7 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 
 use holm_api::client::{Client, Endpoint};
 use holm_domain::limits::LeaseConfig;
+use holm_store::Expect;
 use secrecy::ExposeSecret as _;
 use serde::Serialize;
 
@@ -223,7 +224,7 @@ async fn local_server(home: &Path) -> Option<Finding> {
 async fn database_answers(config: &Config, url: &str) -> Option<Finding> {
     let at = format!("{}: server.database", config.path.display());
     let way_out = "start PostgreSQL, or correct the URL";
-    match tokio::time::timeout(Duration::from_secs(10), crate::serve::database_ping(url)).await {
+    match tokio::time::timeout(Duration::from_secs(10), crate::serve::database_ping(url, Expect::Anything)).await {
         Ok(Ok(_)) => None,
         // What a database says may quote the URL, and the URL has a password in it.
         Ok(Err(problem)) => Some(error(at, problem.to_string().replace(url, "the database"), way_out)),

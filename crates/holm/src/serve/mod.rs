@@ -24,7 +24,7 @@ use holm_runtime::{
     SharedRuntime,
     process::{Config as ProcessConfig, Label, ProcessRuntime},
 };
-use holm_store::{Blobs, Store};
+use holm_store::{Blobs, Expect, SqliteFiles, Store};
 use secrecy::ExposeSecret as _;
 
 use crate::{
@@ -65,45 +65,42 @@ async fn open_store(home: &Home, database: Option<&SecretString>) -> anyhow::Res
         None => own_database(home)?,
     };
     own_file(&url)?;
-    if database.is_none() {
-        refuse_emptied(home, &url).await?;
-    }
     let blobs = Blobs::local(&blobs).context("cannot open the folder of large objects")?;
-    let opened = Store::open(url.expose_secret(), blobs).await;
+    let opened = Store::open_expecting(url.expose_secret(), expect(home, database), blobs).await;
     opened.with_context(|| format!("cannot open the database {}", database_name(&url)))
 }
 
 /// Has the file of a database that is a file for this process alone, to its end: a server of SQLite hears of nothing that
 /// another one writes.
 fn own_file(database: &SecretString) -> anyhow::Result<()> {
-    let Some(path) = database
-        .expose_secret()
-        .strip_prefix("sqlite:")
-        .filter(|path| !path.is_empty() && !path.starts_with(":memory:"))
-    else {
-        // Opening it says what is wrong with it.
-        return Ok(());
-    };
-    // By whatever name it is given, it is the same file; SQLite puts its log beside the file itself, too.
-    let real = match fs::canonicalize(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => PathBuf::from(path),
-        found => found.with_context(|| format!("cannot find the database {path}"))?,
-    };
-    if fs::metadata(&real).is_ok_and(|file| file.nlink() > 1) {
-        bail!("the database {path} has several names (hard links), and SQLite keeps a log for each: leave it one");
+    let name = database_name(database);
+    let Some(files) = files(database)? else { return Ok(()) };
+    if fs::metadata(&files.database).is_ok_and(|file| file.nlink() > 1) {
+        bail!("the database {name} has several names (hard links), and SQLite keeps a log for each: leave it one");
     }
-    let lock = real.with_added_extension("lock");
+    let lock = lock_of(&files);
     match Lock::take(&lock).with_context(|| format!("cannot lock {}", lock.display()))? {
         Ok(lock) => lock.keep(),
         Err(pid) => {
             let who = pid.map(|pid| format!(" (process {pid})")).unwrap_or_default();
             bail!(
-                "another server{who} has the database {path}: end it first, or give this one a --home of its own; several \
+                "another server{who} has the database {name}: end it first, or give this one a --home of its own; several \
                  servers on one database need PostgreSQL"
             );
         }
     }
     Ok(())
+}
+
+/// The files of a database that is one of SQLite.
+pub fn files(database: &SecretString) -> anyhow::Result<Option<SqliteFiles>> {
+    let files = SqliteFiles::of(database.expose_secret());
+    files.with_context(|| format!("cannot find the database {}", database_name(database)))
+}
+
+/// The file that a server which has a database keeps locked.
+fn lock_of(files: &SqliteFiles) -> PathBuf {
+    files.database.with_added_extension("lock")
 }
 
 /// The database under a home.
@@ -113,22 +110,9 @@ pub fn own_database(home: &Home) -> anyhow::Result<SecretString> {
     Ok(format!("sqlite:{path}").into())
 }
 
-/// Refuses the database under a home that was used before if what it held is gone. SQLite takes a file of no length for a new
-/// one, and a file whose log was removed for what it was before the log, and would say nothing.
-pub async fn refuse_emptied(home: &Home, database: &SecretString) -> anyhow::Result<()> {
-    let path = home.database();
-    if !path.exists() || !home.token().exists() {
-        return Ok(());
-    }
-    let looked = holm_store::has_tables(database.expose_secret()).await;
-    if looked.with_context(|| format!("cannot open the database {}", path.display()))? {
-        return Ok(());
-    }
-    bail!(
-        "the database {path} is empty, or its log `{path}-wal` was removed, and this home was used before: restore it from a \
-         copy, or move it away to begin with nothing",
-        path = path.display()
-    );
+/// What the database under a home, or one that was named, is expected to be. A home that was used before has a token.
+pub fn expect(home: &Home, named: Option<&SecretString>) -> Expect {
+    if named.is_none() && home.token().exists() { Expect::Used } else { Expect::Anything }
 }
 
 /// Lets go of the store at an orderly end. What is not brought into the file of SQLite now is found beside it at the next start.
@@ -144,17 +128,19 @@ pub fn database_name(url: &SecretString) -> &str {
     url.strip_prefix("sqlite:").unwrap_or("that --database or `[server] database` names")
 }
 
-/// The files of a database that is a file: the journals beside it hold what it holds.
-fn files_of(database: &SecretString) -> Vec<PathBuf> {
-    let path = database.expose_secret().strip_prefix("sqlite:");
-    path.map(|path| ["", "-wal", "-shm", ".lock"].map(|end| PathBuf::from(format!("{path}{end}"))).into())
-        .unwrap_or_default()
+/// The files of a database that no run may have lent: the journals beside it hold what it holds.
+fn guarded(database: &SecretString) -> anyhow::Result<Vec<PathBuf>> {
+    let guarded = |files: SqliteFiles| {
+        let lock = lock_of(&files);
+        vec![files.database, files.log, files.shared, lock]
+    };
+    Ok(files(database)?.map(guarded).unwrap_or_default())
 }
 
 /// Whether the database that `url` names answers, and within which time if it is a server. What it holds is not looked at,
 /// and nothing is changed.
-pub async fn database_ping(url: &str) -> anyhow::Result<Option<Duration>> {
-    Ok(holm_store::reach(url).await?)
+pub async fn database_ping(url: &str, expect: Expect) -> anyhow::Result<Option<Duration>> {
+    Ok(holm_store::reach(url, expect).await?)
 }
 
 /// Reads the runs that have not ended in the database that `url` names. Nothing is changed.

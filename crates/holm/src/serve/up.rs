@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     agent::{self, HostArgs},
-    block_on, close, files_of, idle, logging, open_store,
+    block_on, close, guarded, idle, logging, open_store,
     server::{ServeArgs, announce, bind, own_tokens},
     signals::{Asked, Signals},
     socket::Listen,
@@ -152,9 +152,8 @@ async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
         Ok(Client::new(Endpoint::Unix(home.socket()), token)?)
     };
     let (user, own) = (client(home.token())?, client(home.agent_token())?);
-    let mut guarded = session.config.guarded();
-    guarded.extend(args.serve.database(table).map(files_of).unwrap_or_default());
-    let lending = agent::Lending { lends, guarded };
+    let named = args.serve.database(table).map(guarded).transpose()?.unwrap_or_default();
+    let lending = agent::Lending { lends, guarded: [session.config.guarded(), named].concat() };
     let agent = agent::agent(&home, own, &args.host, &session.config.file.agent, lending)?;
     let stop_server = CancellationToken::new();
     let mut serving = tokio::spawn(server.serve(listeners, stop_server.clone()));

@@ -11,6 +11,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use super::places::SqliteFiles;
+
 /// The files of a database that is open, as they were when its connection that writes was opened.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Files(Arc<Mutex<Vec<Noted>>>);
@@ -25,11 +27,9 @@ struct Noted {
 impl Files {
     /// Notes which they are now.
     pub(super) fn note(&self, database: &Path) -> io::Result<()> {
-        let database = database.canonicalize()?;
-        let mut log = database.clone().into_os_string();
-        log.push("-wal");
+        let SqliteFiles { database, log, .. } = SqliteFiles::at(database)?;
         let mut noted = Vec::new();
-        for path in [database, log.into()] {
+        for path in [database, log] {
             let file = fs::metadata(&path)?;
             noted.push(Noted { path, device: file.dev(), inode: file.ino() });
         }
@@ -55,13 +55,13 @@ impl Noted {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Db;
+    use super::super::{Db, Expect};
 
     #[tokio::test]
     async fn each_file_that_is_removed_or_replaced_is_told_until_it_is_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().canonicalize().unwrap().join("db");
-        let db = Db::open_sqlite(path.to_str().unwrap()).await.unwrap();
+        let db = Db::open_sqlite(path.to_str().unwrap(), Expect::Anything).await.unwrap();
         let Db::Sqlite { writer, files, .. } = &db else { panic!("another engine") };
         let aside = path.with_extension("aside");
         for file in [path.clone(), path.with_file_name("db-wal")] {

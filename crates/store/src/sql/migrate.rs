@@ -72,7 +72,7 @@ async fn script(tx: &mut Tx, text: &'static str) -> Result<()> {
 mod tests {
     use holm_domain::UnixMicros;
 
-    use super::*;
+    use super::{super::Expect, *};
     use crate::{Blobs, Store, postgres::TestDatabase};
 
     /// What a program of the second step left: a run that goes on and one that has ended.
@@ -99,7 +99,7 @@ mod tests {
     async fn runs_of_earlier_steps_are_found_on_sqlite() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db").display().to_string();
-        brought_forward(&Db::reach_sqlite(&path).await.unwrap(), &format!("sqlite:{path}")).await;
+        brought_forward(&Db::reach_sqlite(&path, Expect::Anything).await.unwrap(), &format!("sqlite:{path}")).await;
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@
 mod files;
 pub(crate) mod migrate;
 mod notify;
+mod places;
 mod pools;
 #[cfg(test)]
 mod prepared;
@@ -21,6 +22,8 @@ use sqlx::{PgPool, Postgres, Sqlite, SqlitePool, Transaction, sqlite::SqliteErro
 
 pub(crate) use files::Files;
 pub(crate) use notify::Listening;
+pub use places::SqliteFiles;
+pub use pools::Expect;
 pub(crate) use row::{Fields, Row, encode};
 pub(crate) use value::{Args, Value, args};
 
@@ -72,8 +75,8 @@ pub(crate) enum Tx {
 
 impl Db {
     /// Opens a file of SQLite and brings its schema up to date.
-    pub(crate) async fn open_sqlite(path: &str) -> Result<Self> {
-        let db = Self::reach_sqlite(path).await?;
+    pub(crate) async fn open_sqlite(path: &str, expect: Expect) -> Result<Self> {
+        let db = Self::reach_sqlite(path, expect).await?;
         migrate::up(&db).await?;
         Ok(db)
     }
@@ -274,7 +277,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
         let text = path.to_str().unwrap();
-        let db = Db::open_sqlite(text).await.unwrap();
+        let db = Db::open_sqlite(text, Expect::Anything).await.unwrap();
         let Db::Sqlite { writer, readers, .. } = &db else { panic!("another engine") };
         sqlx::query("create table filling (bytes blob)").execute(writer).await.unwrap();
         for _ in 0..20 {
@@ -284,13 +287,16 @@ mod tests {
         }
         writer.close().await;
         readers.close().await;
-        Db::examine_sqlite(text).await.unwrap();
+        Db::examine_sqlite(text, Expect::Anything).await.unwrap();
         let file = std::fs::File::options().write(true).open(&path).unwrap();
         // Everything but the first page, in which the schema begins.
         for page in 1..file.metadata().unwrap().len() / 4_096 {
             file.write_all_at(&[0x55; 4_096], page * 4_096).unwrap();
         }
-        for error in [Db::open_sqlite(text).await.unwrap_err(), Db::examine_sqlite(text).await.unwrap_err()] {
+        for error in [
+            Db::open_sqlite(text, Expect::Anything).await.unwrap_err(),
+            Db::examine_sqlite(text, Expect::Anything).await.unwrap_err(),
+        ] {
             assert!(matches!(error, Error::Damaged { .. }), "{error}");
         }
     }
@@ -302,7 +308,7 @@ mod tests {
     #[tokio::test]
     async fn a_full_disk_is_over_when_there_is_room_again() {
         let dir = tempfile::tempdir().unwrap();
-        let db = Db::open_sqlite(dir.path().join("db").to_str().unwrap()).await.unwrap();
+        let db = Db::open_sqlite(dir.path().join("db").to_str().unwrap(), Expect::Anything).await.unwrap();
         let Db::Sqlite { writer, .. } = &db else { panic!("another engine") };
         sqlx::query("create table filling (bytes blob)").execute(writer).await.unwrap();
         sqlx::query("pragma max_page_count = 1").execute(writer).await.unwrap();

@@ -16,13 +16,14 @@ use std::{
 };
 
 use sqlx::{
-    AssertSqlSafe, Connection, Database, PgConnection, PgPool, Row as _, Sqlite, SqliteConnection, SqlitePool,
+    AssertSqlSafe, Connection, Database, PgConnection, PgPool, Row as _, Sqlite, SqliteConnection, SqliteExecutor,
+    SqlitePool,
     pool::PoolOptions,
     postgres::PgConnectOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
-use super::{Db, Files, WAIT_MAX, broken, in_time, is_busy, wal, within};
+use super::{Db, Files, SqliteFiles, WAIT_MAX, broken, in_time, is_busy, places::is_file, wal, within};
 use crate::{Error, Result};
 
 const OPENING: &str = "open the database";
@@ -41,13 +42,25 @@ const RESTS: &str = "select set_config(name, '0', false) from pg_settings where 
 /// How often PostgreSQL is asked to find out how long it takes to answer.
 const PINGS_MEASURED: u32 = 5;
 
+/// What a file of SQLite is expected to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    /// Anything, a new one as well.
+    Anything,
+    /// One that was used before: where it is there, it is not empty.
+    Used,
+}
+
 impl Db {
-    /// Opens a file of SQLite as it is, readable by its owner alone, and makes it if it is not there.
-    pub(crate) async fn reach_sqlite(path: &str) -> Result<Self> {
-        if path.is_empty() || path.starts_with(":memory:") {
+    /// Opens a file of SQLite, readable by its owner alone, and makes it if it is not there.
+    pub(super) async fn reach_sqlite(path: &str, expect: Expect) -> Result<Self> {
+        if !is_file(path) {
             return Err(Error::invalid("the URL of the store", "give the path of a file after `sqlite:`"));
         }
         wal::examine(path).await?;
+        if expect == Expect::Used {
+            refuse_emptied(path).await?;
+        }
         create(path).map_err(|error| Error::unavailable(OPENING, error))?;
         let options = SqliteConnectOptions::new()
             .filename(Path::new(path))
@@ -69,10 +82,12 @@ impl Db {
     }
 
     /// Reads a file of SQLite that is there, and looks whether all of it fits together. It may be in use.
-    pub(crate) async fn examine_sqlite(path: &str) -> Result<()> {
+    pub(crate) async fn examine_sqlite(path: &str, expect: Expect) -> Result<()> {
         wal::examine(path).await?;
-        let options = SqliteConnectOptions::new().filename(Path::new(path)).read_only(true).busy_timeout(WAIT_MAX);
-        let connection = SqliteConnection::connect_with(&options).await;
+        if expect == Expect::Used {
+            refuse_emptied(path).await?;
+        }
+        let connection = SqliteConnection::connect_with(&reading(path)).await;
         let mut connection = connection.map_err(|error| broken(OPENING, error))?;
         let check = sqlx::query_scalar::<_, String>("pragma quick_check(1)");
         let said = check.fetch_one(&mut connection).await.map_err(|error| broken("examine the database", error))?;
@@ -85,10 +100,8 @@ impl Db {
         let (db, has_tables) = match url.strip_prefix("sqlite:") {
             Some(path) => {
                 wal::examine(path).await?;
-                let options = SqliteConnectOptions::new().filename(Path::new(path)).read_only(true);
-                let pool: SqlitePool = for_one().connect_lazy_with(options.busy_timeout(WAIT_MAX));
-                let asked = sqlx::query_scalar("select exists (select 1 from sqlite_master where name = 'runs')");
-                let has_tables: sqlx::Result<bool> = in_time(asked.fetch_one(&pool)).await;
+                let pool: SqlitePool = for_one().connect_lazy_with(reading(path));
+                let has_tables = has_tables(&pool).await;
                 (Self::Sqlite { writer: pool.clone(), readers: pool, files: Files::default() }, has_tables)
             }
             None => {
@@ -162,6 +175,36 @@ pub(super) fn one_more(pool: &PgPool) -> PgPool {
         })
     });
     keeps.connect_lazy_with((*pool.connect_options()).clone())
+}
+
+/// How a file of SQLite that is there is opened by somebody who changes nothing.
+fn reading(path: &str) -> SqliteConnectOptions {
+    SqliteConnectOptions::new().filename(Path::new(path)).read_only(true).busy_timeout(WAIT_MAX)
+}
+
+/// Whether a file of SQLite has tables of Holm's.
+async fn has_tables(reader: impl SqliteExecutor<'_>) -> sqlx::Result<bool> {
+    let asked = sqlx::query_scalar("select exists (select 1 from sqlite_master where name = 'runs')");
+    in_time(asked.fetch_one(reader)).await
+}
+
+/// Refuses a file that was used before if it is there and what it held is not. SQLite takes a file of no length for a new
+/// one, and a file whose log was removed for what it was before the log, and would say nothing.
+async fn refuse_emptied(path: &str) -> Result<()> {
+    let files = SqliteFiles::at(Path::new(path)).map_err(|error| Error::unavailable(OPENING, error))?;
+    if !files.database.exists() {
+        return Ok(());
+    }
+    let asked = async {
+        let mut connection = SqliteConnection::connect_with(&reading(path)).await?;
+        let has_tables = has_tables(&mut connection).await?;
+        connection.close().await.map(|()| has_tables)
+    };
+    if asked.await.map_err(|error| broken(OPENING, error))? {
+        return Ok(());
+    }
+    let problem = format!("it is empty, or its log `{}` was removed, and it was used before", files.log.display());
+    Err(Error::damaged(problem))
 }
 
 /// A pool of one connection, for somebody who looks and goes.
@@ -338,7 +381,7 @@ mod tests {
     async fn a_file_that_was_closed_holds_all_by_itself() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name| folder.path().join(name).to_str().unwrap().to_owned();
-        let db = Db::open_sqlite(&path("db")).await.unwrap();
+        let db = Db::open_sqlite(&path("db"), Expect::Anything).await.unwrap();
         let has_tables = async |name| Db::look(&format!("sqlite:{}", path(name))).await.unwrap().is_some();
         std::fs::copy(path("db"), path("early")).unwrap();
         assert!(has_tables("db").await && !has_tables("early").await, "all lies in the log");
@@ -348,10 +391,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_file_that_was_used_and_holds_nothing_is_refused_and_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name| folder.path().join(name).to_str().unwrap().to_owned();
+        let db = Db::open_sqlite(&path("db"), Expect::Used).await.unwrap();
+        std::fs::copy(path("db"), path("without its log")).unwrap();
+        std::fs::write(path("emptied"), "").unwrap();
+        for name in ["without its log", "emptied"] {
+            let before = std::fs::read(path(name)).unwrap();
+            let opened = Db::open_sqlite(&path(name), Expect::Used).await.map(drop);
+            for refused in [opened, Db::examine_sqlite(&path(name), Expect::Used).await] {
+                let error = refused.unwrap_err();
+                let told = error.to_string();
+                assert!(error.is_damage() && told.contains(&format!("{name}-wal` was removed")), "{told}");
+            }
+            assert_eq!(std::fs::read(path(name)).unwrap(), before);
+            Db::examine_sqlite(&path(name), Expect::Anything).await.unwrap();
+        }
+        db.close().await.unwrap();
+        Db::open_sqlite(&path("db"), Expect::Used).await.unwrap();
+    }
+
+    #[tokio::test]
     async fn a_log_that_another_program_reads_is_told_at_the_end() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("db");
-        let db = Db::open_sqlite(path.to_str().unwrap()).await.unwrap();
+        let db = Db::open_sqlite(path.to_str().unwrap(), Expect::Anything).await.unwrap();
         let Db::Sqlite { writer, .. } = &db else { panic!("another engine") };
         sqlx::raw_sql("pragma busy_timeout = 0").execute(writer).await.unwrap();
         let mut other = SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(&path)).await.unwrap();

@@ -25,6 +25,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
+use super::places::{SqliteFiles, if_there};
 use crate::{Error, Result};
 
 const READING: &str = "read the write-ahead log of the database";
@@ -56,9 +57,10 @@ pub(super) async fn examine(database: &str) -> Result<()> {
 
 fn look(database: &Path) -> Result<()> {
     let unavailable = |error| Error::unavailable(READING, error);
-    let Some((path, mut log)) = open(database).map_err(unavailable)? else { return Ok(()) };
+    let SqliteFiles { database, log: path, .. } = SqliteFiles::at(database).map_err(unavailable)?;
+    let Some(mut log) = if_there(File::open(&path)).map_err(unavailable)? else { return Ok(()) };
     let bytes = log.metadata().map_err(unavailable)?.len();
-    if bytes > 0 && is_gone(database).map_err(unavailable)? {
+    if bytes > 0 && is_gone(&database).map_err(unavailable)? {
         let problem = format!(
             "it is gone or empty, and its log `{}` is not, which SQLite would remove without a word",
             path.display()
@@ -77,24 +79,9 @@ fn look(database: &Path) -> Result<()> {
     Err(Error::damaged(problem))
 }
 
-/// The log of a database, if it has one. It lies beside the file itself, also where that is named by a link.
-fn open(database: &Path) -> io::Result<Option<(PathBuf, File)>> {
-    let database = if_there(database.canonicalize())?.unwrap_or_else(|| database.to_owned());
-    let mut path = database.into_os_string();
-    path.push("-wal");
-    Ok(if_there(File::open(&path))?.map(|log| (path.into(), log)))
-}
-
 /// Whether the file of a database that has a log is not there, or without its first page.
 fn is_gone(database: &Path) -> io::Result<bool> {
     Ok(if_there(database.metadata())?.is_none_or(|file| file.len() == 0))
-}
-
-fn if_there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
-    match found {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        found => found.map(Some),
-    }
 }
 
 type Head = [u8; HEAD_BYTES];

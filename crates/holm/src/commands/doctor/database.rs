@@ -4,11 +4,11 @@ use std::{
     fs::{self, File},
     io,
     os::unix::fs::FileExt as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
-use holm_store::{ExaminedRuns, RUNS_EXAMINED_MAX};
+use holm_store::{ExaminedRuns, Expect, RUNS_EXAMINED_MAX, SqliteFiles};
 use rustix::process::{Flock, FlockType, Pid, fcntl_getlk};
 use secrecy::{ExposeSecret as _, SecretString};
 
@@ -36,17 +36,15 @@ const CHANGES_AT: u64 = 8;
 /// How many runs that cannot be read are named.
 const RUNS_NAMED_MAX: usize = 3;
 
-/// Whether there is such a file, or the log of one, which is not to be without it.
-async fn there(name: &'static str, path: PathBuf) -> Result<bool, Probe> {
-    let files = [path.clone(), beside(&path, "-wal")];
-    deadline::look(name, &path, LOOK_DEADLINE, move || files.iter().any(|file| file.exists())).await
-}
-
-/// A file that SQLite has beside the one of a database.
-fn beside(path: &Path, end: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(end);
-    name.into()
+/// The files of the database, if it is one of SQLite and there; also its log alone, which is not to be without it.
+async fn files(name: &'static str, url: &SecretString) -> Result<Option<(SqliteFiles, bool)>, Probe> {
+    let Some(path) = url.expose_secret().strip_prefix("sqlite:").map(PathBuf::from) else { return Ok(None) };
+    let url = url.clone();
+    let found = deadline::look(name, &path, LOOK_DEADLINE, move || {
+        let files = serve::files(&url)?;
+        anyhow::Ok(files.map(|files| (files.clone(), files.database.exists() || files.log.exists())))
+    });
+    found.await?.map_err(|error| missing(name, told(&error), "see the message"))
 }
 
 /// Looks at it, and at the runs in it if it can be read.
@@ -59,46 +57,42 @@ pub async fn probes(session: &Session, home: &Home) -> Vec<Probe> {
             Err(error) => return vec![missing(name, told(&error), "see the message")],
         },
     };
-    let is_own = session.config.file.server.database.is_none();
-    let file = url.expose_secret().strip_prefix("sqlite:").map(PathBuf::from);
-    if let Some(path) = &file {
-        match there(name, path.clone()).await {
-            Ok(true) => {}
-            Ok(false) => return vec![good(name, "none yet; the first start of a server makes it")],
-            Err(silent) => return vec![silent],
-        }
+    let expect = serve::expect(home, session.config.file.server.database.as_ref());
+    let files = match files(name, &url).await {
+        Ok(Some((_, false))) => return vec![good(name, "none yet; the first start of a server makes it")],
+        Ok(files) => files.map(|(files, _)| files),
+        Err(silent) => return vec![silent],
+    };
+    if let Some(files) = &files {
         // What keeps this from being told is met by the look that follows, and told there.
-        if is_log_lost(path).is_ok_and(|lost| lost) {
-            let found = format!("the log {}-wal was removed or replaced under a live server", path.display());
+        if is_log_lost(files).is_ok_and(|lost| lost) {
+            let found = format!("the log {} was removed or replaced under a live server", files.log.display());
             let way_out = "put it back, or end the server in order (`holm down`), which brings all that it holds into the \
                            database; until then it takes no runs";
             return vec![missing(name, found, way_out)];
         }
     }
-    let mut probes = vec![itself(&url, file).await];
+    let mut probes = vec![itself(&url, files, expect).await];
     if probes[0].status == Status::Missing {
         return probes;
-    }
-    if is_own && let Err(error) = serve::refuse_emptied(home, &url).await {
-        return vec![missing(name, told(&error), "see the message")];
     }
     probes.push(runs(&url).await);
     probes
 }
 
-async fn itself(url: &SecretString, file: Option<PathBuf>) -> Probe {
+async fn itself(url: &SecretString, files: Option<SqliteFiles>, expect: Expect) -> Probe {
     let name = "database";
     let what = serve::database_name(url);
-    match tokio::time::timeout(DATABASE_DEADLINE, serve::database_ping(url.expose_secret())).await {
-        Ok(Ok(answer_time)) => match (file, answer_time) {
-            (Some(path), _) => whole(&path).await,
+    match tokio::time::timeout(DATABASE_DEADLINE, serve::database_ping(url.expose_secret(), expect)).await {
+        Ok(Ok(answer_time)) => match (files, answer_time) {
+            (Some(files), _) => whole(&files).await,
             (None, answer_time) => answers(what, answer_time.unwrap_or_default()),
         },
         Ok(Err(error)) => {
             let found = format!("{what}: {}", without_url(&error, url));
             missing(name, found, "see the message; without it no server works")
         }
-        Err(_) if file.is_some() => less(
+        Err(_) if files.is_some() => less(
             name,
             format!("{what} was not read to its end within {}", show_duration(DATABASE_DEADLINE)),
             "look again",
@@ -148,9 +142,9 @@ fn answers(what: &str, answer_time: Duration) -> Probe {
 }
 
 /// What there is to say of a file that is whole.
-async fn whole(path: &Path) -> Probe {
-    let name = "database";
-    match locked_by(path).await {
+async fn whole(files: &SqliteFiles) -> Probe {
+    let (name, path) = ("database", &files.database);
+    match locked_by(files).await {
         Ok(None) => good(name, format!("{} is whole", path.display())),
         Ok(Some(holder)) => {
             let found = format!("{} is whole, and {holder} keeps the database locked", path.display());
@@ -165,8 +159,8 @@ async fn whole(path: &Path) -> Probe {
 
 /// Who keeps a file of SQLite locked for writing all the while, and lets nothing be written in that time. To look takes no
 /// lock, so nobody waits for it.
-async fn locked_by(path: &Path) -> io::Result<Option<String>> {
-    let shared = match File::open(beside(path, "-shm")) {
+async fn locked_by(files: &SqliteFiles) -> io::Result<Option<String>> {
+    let shared = match File::open(&files.shared) {
         Ok(file) => file,
         // Nobody has it open.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -188,14 +182,14 @@ async fn locked_by(path: &Path) -> io::Result<Option<String>> {
 }
 
 /// Whether somebody has the file open, and knows of more in its log than the one under its name holds.
-fn is_log_lost(path: &Path) -> io::Result<bool> {
-    let shared = File::open(beside(path, "-shm"))?;
+fn is_log_lost(files: &SqliteFiles) -> io::Result<bool> {
+    let shared = File::open(&files.shared)?;
     let write = Flock { start: OPEN_LOCK_AT, length: 1, ..FlockType::WriteLock.into() };
     if fcntl_getlk(&shared, &write)?.is_none() {
         return Ok(false);
     }
     let known = known_bytes(&shared)?;
-    let there = match fs::metadata(beside(path, "-wal")) {
+    let there = match fs::metadata(&files.log) {
         Ok(log) => log.len(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
         Err(error) => return Err(error),
@@ -204,13 +198,18 @@ fn is_log_lost(path: &Path) -> io::Result<bool> {
     Ok(there < known && known_bytes(&shared)? == known)
 }
 
-/// How long a log is at least by the head of the shared memory (walformat.html, 2.1, szPage and mxFrame).
+/// How long a log is at least by the head of the shared memory (walformat.html, 2.1, szPage and mxFrame). The largest page,
+/// of 65,536 bytes, is told as 1.
 fn known_bytes(shared: &File) -> io::Result<u64> {
     let (mut page, mut frames) = ([0; 2], [0; 4]);
     shared.read_exact_at(&mut page, 14)?;
     shared.read_exact_at(&mut frames, 16)?;
+    let page = match u16::from_ne_bytes(page) {
+        1 => 65_536,
+        bytes => u64::from(bytes),
+    };
     let frames = u64::from(u32::from_ne_bytes(frames));
-    Ok(if frames == 0 { 0 } else { 32 + frames * (24 + u64::from(u16::from_ne_bytes(page))) })
+    Ok(if frames == 0 { 0 } else { 32 + frames * (24 + page) })
 }
 
 /// What every transaction that writes changes: the counter in the head of the shared memory (walformat.html, 2.1, iChange).

@@ -8,7 +8,10 @@ use sqlx::{
 };
 use tempfile::TempDir;
 
-use super::{super::Db, *};
+use super::{
+    super::{Db, Expect},
+    *,
+};
 
 /// A database whose log grows until it is told to be brought in.
 pub(super) struct Bench {
@@ -340,9 +343,9 @@ async fn a_log_whose_database_is_gone_is_not_removed() {
             fs::write(&path, "").unwrap();
         }
         let text = path.display().to_string();
-        let opened = Db::open_sqlite(&text).await.map(drop);
+        let opened = Db::open_sqlite(&text, Expect::Anything).await.map(drop);
         let looked = Db::look(&format!("sqlite:{text}")).await.map(drop);
-        for refused in [opened, looked, Db::examine_sqlite(&text).await] {
+        for refused in [opened, looked, Db::examine_sqlite(&text, Expect::Anything).await] {
             let told = refused.unwrap_err().to_string();
             assert!(told.contains("it is gone or empty, and its log `"), "{told}");
             assert!(told.contains("db-wal` is not") && told.contains("restore both from a copy"), "{told}");
@@ -350,7 +353,7 @@ async fn a_log_whose_database_is_gone_is_not_removed() {
         assert!(fs::read(&beside).unwrap() == log && path.exists() == emptied, "it was touched");
         // What SQLite leaves of a log in which nothing is.
         fs::write(&beside, "").unwrap();
-        Db::open_sqlite(&text).await.unwrap();
+        Db::open_sqlite(&text, Expect::Anything).await.unwrap();
     }
 }
 
@@ -359,7 +362,7 @@ async fn a_log_whose_database_is_gone_is_not_removed() {
 async fn a_database_whose_log_is_damaged_is_not_opened() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
-    let db = Db::open_sqlite(path("live").to_str().unwrap()).await.unwrap();
+    let db = Db::open_sqlite(path("live").to_str().unwrap(), Expect::Anything).await.unwrap();
     let Db::Sqlite { writer, .. } = &db else { panic!("another engine") };
     let synchronous = sqlx::query_scalar::<_, i64>("pragma synchronous").fetch_one(writer).await;
     assert_eq!(synchronous.unwrap(), 2, "FULL: each commit is on the disk before the next frame is written");
@@ -379,9 +382,9 @@ async fn a_database_whose_log_is_damaged_is_not_opened() {
     let left = files();
     for name in ["killed", "link"] {
         let text = path(name).display().to_string();
-        let opened = Db::open_sqlite(&text).await.map(drop);
+        let opened = Db::open_sqlite(&text, Expect::Anything).await.map(drop);
         let looked = Db::look(&format!("sqlite:{text}")).await.map(drop);
-        for refused in [opened, looked, Db::examine_sqlite(&text).await] {
+        for refused in [opened, looked, Db::examine_sqlite(&text, Expect::Anything).await] {
             let error = refused.unwrap_err();
             assert!(matches!(error, Error::Damaged { .. }), "{error}");
             let told = error.to_string();
@@ -393,7 +396,7 @@ async fn a_database_whose_log_is_damaged_is_not_opened() {
     }
     assert!(files() == left && !path("killed-shm").exists(), "it was touched");
     fs::write(path("killed-wal"), whole).unwrap();
-    let db = Db::open_sqlite(path("killed").to_str().unwrap()).await.unwrap();
+    let db = Db::open_sqlite(path("killed").to_str().unwrap(), Expect::Anything).await.unwrap();
     let Db::Sqlite { writer, .. } = &db else { panic!("another engine") };
     let rows = sqlx::query_scalar::<_, i64>("select count(*) from schema_steps where step < 1").fetch_one(writer).await;
     assert!(rows.unwrap() >= 20 - 4);
