@@ -9,10 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::OFlags;
 
 use crate::{
-    lock::{Lock, holder},
+    lock::{self, Lock, Served},
     serve::socket::short_path,
 };
 
@@ -103,26 +103,8 @@ impl Home {
         if !self.is_there()? {
             return Ok(Served::Nobody);
         }
-        let mut file = match open_nofollow(fs::OpenOptions::new().read(true), &self.lock_file()) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Served::Nobody),
-            Err(error) => return Err(error),
-        };
-        match flock(&file, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => Ok(Served::Nobody),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(Served::By(holder(&mut file))),
-            Err(error) => Err(error.into()),
-        }
+        lock::served_by(&self.lock_file())
     }
-}
-
-/// Who serves a home.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Served {
-    /// Nobody.
-    Nobody,
-    /// A process; its id is not known in the moment between its taking the lock and its writing it down.
-    By(Option<u32>),
 }
 
 /// Who listens on the socket of a home.

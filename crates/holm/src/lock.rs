@@ -55,8 +55,31 @@ impl Lock {
     }
 }
 
+/// Who has what a lock is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// Nobody.
+    Nobody,
+    /// A process; its id is not known in the moment between its taking the lock and its writing it down.
+    By(Option<u32>),
+}
+
+/// Who has the lock whose file is at `path`.
+pub fn served_by(path: &Path) -> io::Result<Served> {
+    let mut file = match open_nofollow(fs::OpenOptions::new().read(true), path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Served::Nobody),
+        Err(error) => return Err(error),
+    };
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(Served::Nobody),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(Served::By(holder(&mut file))),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// The process that has the lock, as its file tells.
-pub fn holder(file: &mut File) -> Option<u32> {
+fn holder(file: &mut File) -> Option<u32> {
     let mut text = String::new();
     file.take(16).read_to_string(&mut text).ok()?;
     text.trim().parse().ok()

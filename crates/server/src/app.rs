@@ -93,8 +93,8 @@ impl App {
         }
     }
 
-    /// Refuses what is to be kept while a file of the database is not in its place: what is stored then is gone with the
-    /// server. Looked at anew each time, so it recovers by itself.
+    /// Refuses new runs while a file of the database is not in its place: what is stored then is gone with the server, unless
+    /// that ends in order. What goes on is stored all the same. Looked at anew each time, so it recovers by itself.
     pub fn needs_files(&self) -> Result<(), Failure> {
         let Some(path) = self.store.displaced() else { return Ok(()) };
         let name = path.file_name().unwrap_or_default().to_string_lossy();

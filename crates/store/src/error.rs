@@ -1,5 +1,7 @@
 //! What can go wrong in the store, by what a caller can do about it.
 
+use std::path::Path;
+
 use crate::blobs::is_log_key;
 
 /// A cause that another library told.
@@ -95,6 +97,14 @@ impl Error {
     pub(crate) fn damaged(problem: impl Into<String>) -> Self {
         let way_out = "restore it from a copy, or move it away to begin with nothing";
         Self::Damaged { problem: problem.into(), way_out }
+    }
+
+    pub(crate) fn displaced(database: &Path) -> Self {
+        let problem = format!(
+            "`{}` was removed or replaced while it was open, and what was stored last lies in its log alone",
+            database.display()
+        );
+        Self::Damaged { problem, way_out: "put it back before the next start" }
     }
 
     pub(crate) fn invalid(what: &'static str, problem: impl Into<String>) -> Self {

@@ -144,7 +144,7 @@ impl Store {
     }
 
     /// Ends the use of the store by all its clones, within seconds. What a file of SQLite holds is in the file alone then; if
-    /// that fails, nothing is lost, and a part of it lies in the write-ahead log beside it as before.
+    /// that fails, a part of it lies in the write-ahead log as before, which is lost if that is [displaced](Self::displaced).
     pub async fn close(&self) -> Result<()> {
         match &self.backend {
             Backend::Memory(_) => Ok(()),

@@ -107,14 +107,13 @@ fn measure(installation: &Installation, followers: u32, lines: u64) -> Result<Ro
         let got = follower.join().map_err(|_| anyhow::anyhow!("a follower panicked"))??;
         ensure!(got == bursts * 100, "a follower got {got} of {} lines", bursts * 100);
     }
-    let cpu_ms = cpu_ms(installation.server_pid()?)? - before;
+    let (cpu_ms, seconds) = (cpu_ms(installation.server_pid()?)? - before, begun.elapsed().as_secs_f64());
     let printed = (1..=bursts * 100).fold(String::new(), |mut lines, line| {
         let _never_fails = writeln!(lines, "{line}");
         lines
     });
     ensure!(exec::read(installation.command().args(["logs", &run]))? == printed, "the log is not what was printed");
     let delivered = f64::from(followers) * (bursts * 100) as f64;
-    let seconds = begun.elapsed().as_secs_f64();
     Ok(Row { followers, lines: bursts * 100, seconds, server_cpu_us_per_line: cpu_ms * 1e3 / delivered })
 }
 

@@ -352,7 +352,9 @@ fn a_log_that_is_removed_under_a_live_server_is_told_and_costs_no_run() {
     world.start_up();
     world.run(["--", "echo", "kept"]).succeeds();
     let run = world.newest();
-    fs::remove_file(file(&world).with_extension("db-wal")).expect("removed");
+    for beside in ["db-wal", "db-shm"] {
+        fs::remove_file(file(&world).with_extension(beside)).expect("removed");
+    }
     let spec = serde_json::json!({ "spec": { "root": { "kind": "host" }, "argv": ["true"] } });
     let refused = world.http().post("/v1/runs", &spec).is_problem(503, "unavailable");
     assert!(refused.to_string().contains("holm.db-wal of the database was removed"), "{refused}");
@@ -364,6 +366,23 @@ fn a_log_that_is_removed_under_a_live_server_is_told_and_costs_no_run() {
     world.start_up();
     assert_eq!(world.logs(&run).text(), "kept\n");
     assert_eq!(world.run(["--", "echo", "new"]).succeeds().text(), "new\n");
+}
+
+#[test]
+fn a_database_that_is_removed_under_a_live_server_is_told_and_not_begun_anew() {
+    let mut world = World::on_file();
+    world.start_up();
+    world.run(["--", "echo", "kept"]).succeeds();
+    let (path, aside) = (file(&world), world.dir().join("aside"));
+    fs::rename(&path, &aside).expect("moved");
+    let spec = serde_json::json!({ "spec": { "root": { "kind": "host" }, "argv": ["true"] } });
+    let refused = world.http().post("/v1/runs", &spec).is_problem(503, "unavailable");
+    assert!(refused.to_string().contains("holm.db of the database was removed"), "{refused}");
+    world.stop_up().exits(1).complains_of(&["holm.db` was removed", "put it back"]);
+    world.holm(["up", "--private"]).exits(1).complains_of(&["it is gone or empty", "restore both from a copy"]);
+    fs::rename(&aside, &path).expect("moved back");
+    world.start_up();
+    assert_eq!(world.logs(&world.newest()).text(), "kept\n");
 }
 
 #[test]

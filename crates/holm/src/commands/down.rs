@@ -12,10 +12,7 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 
-use crate::{
-    home::{Home, Served},
-    session::Session,
-};
+use crate::{home::Home, lock::Served, session::Session};
 
 const POLL_EVERY: Duration = Duration::from_millis(10);
 

@@ -11,13 +11,7 @@ use secrecy::ExposeSecret as _;
 use serde::Serialize;
 
 use super::{Config, Environment, LOCAL, Target, file};
-use crate::{
-    home::{Home, Served},
-    local,
-    output::told,
-    serve::server::log_retention,
-    units,
-};
+use crate::{home::Home, local, lock::Served, output::told, serve::server::log_retention, units};
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -29,7 +29,7 @@ use secrecy::ExposeSecret as _;
 
 use crate::{
     home::{Home, create_dir},
-    lock::Lock,
+    lock::{self, Lock, Served},
     session::Session,
 };
 
@@ -75,9 +75,7 @@ async fn open_store(home: &Home, database: Option<&SecretString>) -> anyhow::Res
 fn own_file(database: &SecretString) -> anyhow::Result<()> {
     let name = database_name(database);
     let Some(files) = files(database)? else { return Ok(()) };
-    if fs::metadata(&files.database).is_ok_and(|file| file.nlink() > 1) {
-        bail!("the database {name} has several names (hard links), and SQLite keeps a log for each: leave it one");
-    }
+    one_name(&files)?;
     let lock = lock_of(&files);
     match Lock::take(&lock).with_context(|| format!("cannot lock {}", lock.display()))? {
         Ok(lock) => lock.keep(),
@@ -90,6 +88,20 @@ fn own_file(database: &SecretString) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses a file that has several names.
+pub fn one_name(files: &SqliteFiles) -> anyhow::Result<()> {
+    if fs::metadata(&files.database).is_ok_and(|file| file.nlink() > 1) {
+        let name = files.database.display();
+        bail!("the database {name} has several names (hard links), and SQLite keeps a log for each: leave it one");
+    }
+    Ok(())
+}
+
+/// Who serves a database that is one of SQLite.
+pub fn served_by(files: &SqliteFiles) -> io::Result<Served> {
+    lock::served_by(&lock_of(files))
 }
 
 /// The files of a database that is one of SQLite.
@@ -115,11 +127,18 @@ pub fn expect(home: &Home, named: Option<&SecretString>) -> Expect {
     if named.is_none() && home.token().exists() { Expect::Used } else { Expect::Anything }
 }
 
-/// Lets go of the store at an orderly end. What is not brought into the file of SQLite now is found beside it at the next start.
-async fn close(store: &Store) {
-    if let Err(error) = store.close().await {
-        tracing::warn!(%error, "the store was not closed in order; nothing is lost, keep the log of the database beside it");
+/// Lets go of the store at an orderly end. What is not brought into the file of SQLite now is found beside it at the next start,
+/// if it is still there.
+async fn close(store: &Store) -> anyhow::Result<()> {
+    let displaced = store.displaced();
+    match (store.close().await, displaced) {
+        (Ok(()), _) => {}
+        (Err(error), None) => {
+            tracing::warn!(%error, "the store was not closed in order; nothing is lost, keep the log of the database beside it");
+        }
+        (Err(error), Some(path)) => bail!("{} was removed or replaced: {error}", path.display()),
     }
+    Ok(())
 }
 
 /// What may be said of a database: the path of a file, but not the URL of a server, which may bear a password.

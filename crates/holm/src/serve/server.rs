@@ -158,7 +158,7 @@ async fn serve(session: Session, args: ServeArgs) -> anyhow::Result<u8> {
         served = server.serve(listeners, shutdown.clone()) => served?,
         () = asked => anyhow::bail!("asked to end twice; connections were cut"),
     };
-    close(&store).await;
+    close(&store).await?;
     tracing::info!(cut, "the server has ended");
     Ok(0)
 }

@@ -4,6 +4,7 @@
 //! which still has to report, then the server, which drains its streams.
 
 use std::{
+    io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::Duration,
@@ -76,7 +77,7 @@ pub fn run(session: Session, args: UpArgs) -> anyhow::Result<u8> {
         Err(pid) => {
             let who = pid.map(|pid| format!(" (process {pid})")).unwrap_or_default();
             let ends = match pid.filter(|_| !home.socket().exists()) {
-                Some(pid) => format!("its socket is gone, so `kill {pid}` ends it"),
+                Some(pid) => format!("it has no socket, or not yet, so `kill {pid}` ends it"),
                 None => "`holm down` ends it".to_owned(),
             };
             session.output.error(format!(
@@ -95,20 +96,25 @@ pub fn run(session: Session, args: UpArgs) -> anyhow::Result<u8> {
 struct OwnSocket {
     path: PathBuf,
     /// Which file it is.
-    file: Option<(u64, u64)>,
+    file: (u64, u64),
 }
 
 impl OwnSocket {
-    fn at(path: PathBuf) -> Self {
-        Self { file: Self::file(&path), path }
+    fn at(path: PathBuf) -> io::Result<Self> {
+        let file = Self::file(&path)?;
+        Ok(Self { file, path })
     }
 
-    fn file(path: &Path) -> Option<(u64, u64)> {
-        std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
+    fn file(path: &Path) -> io::Result<(u64, u64)> {
+        std::fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
     }
 
+    /// Whether it is where it was made. What keeps that from being told does not say that it is not.
     fn is_there(&self) -> bool {
-        Self::file(&self.path) == self.file
+        match Self::file(&self.path) {
+            Ok(file) => file == self.file,
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
     }
 
     /// Waits until it is not there any more. Then neither the own agent nor anybody else reaches this server; the next one
@@ -146,7 +152,7 @@ async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
     let server = Server::new(config, store.clone())?;
     let activity = server.activity();
     let (listeners, urls) = bind(&listens).await?;
-    let socket = OwnSocket::at(home.socket());
+    let socket = OwnSocket::at(home.socket()).with_context(|| format!("cannot find {}", home.socket().display()))?;
     let client = |path: PathBuf| -> anyhow::Result<Client> {
         let token = read_token(&path, &Source::Default)?.value;
         Ok(Client::new(Endpoint::Unix(home.socket()), token)?)
@@ -194,8 +200,9 @@ async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
         served = serving => served.context("the server")?.context("the server")?,
         _ = signals.next() => anyhow::bail!("asked to end twice; connections were cut"),
     };
-    close(&store).await;
+    let closed = close(&store).await;
     socket.remove()?;
+    closed?;
     tracing::info!(cut, "server and agent have ended");
     Ok(0)
 }

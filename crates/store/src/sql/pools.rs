@@ -27,10 +27,13 @@ use super::{Db, Files, SqliteFiles, WAIT_MAX, broken, in_time, is_busy, places::
 use crate::{Error, Result};
 
 const OPENING: &str = "open the database";
+const GATHERING: &str = "bring the write-ahead log into the database";
 /// How many connections read a SQLite database at once, beside the one that writes.
 const SQLITE_READERS: u32 = 4;
-/// How long the end of a store waits for its write-ahead log to be brought into its file.
+/// How long the end of a store waits for its write-ahead log to be brought into its file, and then for its connections.
 const CLOSING_MAX: Duration = Duration::from_secs(5);
+/// How long it waits for others that keep it from that; it is to be told of them before it gives up.
+const GATHERING_WAIT: Duration = Duration::from_secs(3);
 /// How many connections one process opens to PostgreSQL, the one that listens included.
 const POSTGRES_CONNECTIONS: u32 = 16;
 /// How long it waits before it opens a database again that others are about to open.
@@ -77,8 +80,11 @@ impl Db {
         let files = Files::default();
         let writer = when_free(WAIT_MAX, |rest| writer(pool(1), &files, &options, rest)).await;
         let writer = writer.map_err(|error| broken(OPENING, error))?;
-        let readers = pool(SQLITE_READERS).connect_lazy_with(options.pragma("query_only", "on"));
-        Ok(Self::Sqlite { writer, readers, files })
+        // One that is opened later would begin a log of its own where that of the others was removed.
+        let kept = pool(SQLITE_READERS).idle_timeout(None).max_lifetime(None);
+        let kept = kept.after_connect(|connection, _| Box::pin(begin(connection)));
+        let readers = in_time(all_at_once(kept.connect_lazy_with(options.pragma("query_only", "on")))).await;
+        Ok(Self::Sqlite { writer, readers: readers.map_err(|error| broken(OPENING, error))?, files })
     }
 
     /// Reads a file of SQLite that is there, and looks whether all of it fits together. It may be in use.
@@ -114,17 +120,22 @@ impl Db {
         Ok(has_tables.map_err(|error| broken(OPENING, error))?.then_some(db))
     }
 
-    /// Ends the connections to a file of SQLite, once all that lies in its write-ahead log is in the file. A server of
-    /// PostgreSQL keeps what it was told, however its connections end.
+    /// Ends the connections to a file of SQLite, once all that lies in its write-ahead log is in the file. Where that is not in
+    /// its place, the log stays as it is: what is brought into a file without a name is gone with it. A server of PostgreSQL
+    /// keeps what it was told, however its connections end.
     pub(crate) async fn close(&self) -> Result<()> {
-        let Self::Sqlite { writer, readers, .. } = self else { return Ok(()) };
+        let Self::Sqlite { writer, readers, files } = self else { return Ok(()) };
+        let gathered = match files.displaced_database() {
+            Some(path) => Err(Error::displaced(&path)),
+            None => within(CLOSING_MAX, gather(writer)).await.map_err(|error| broken(GATHERING, error)),
+        };
         let closing = async {
-            let gathered = gather(writer).await;
             readers.close().await;
             writer.close().await;
-            gathered
+            Ok(())
         };
-        within(CLOSING_MAX, closing).await.map_err(|error| broken("bring the write-ahead log into the database", error))
+        let closed = within(CLOSING_MAX, closing).await.map_err(|error| broken("close the database", error));
+        gathered.and(closed)
     }
 
     /// Connects to a database of PostgreSQL as it is.
@@ -203,7 +214,10 @@ async fn refuse_emptied(path: &str) -> Result<()> {
     if asked.await.map_err(|error| broken(OPENING, error))? {
         return Ok(());
     }
-    let problem = format!("it is empty, or its log `{}` was removed, and it was used before", files.log.display());
+    let problem = format!(
+        "it is empty, or its log `{}` was removed, and it was used before, unless its first start was cut short",
+        files.log.display()
+    );
     Err(Error::damaged(problem))
 }
 
@@ -277,10 +291,8 @@ async fn writer(
     let (files, path) = (files.clone(), options.get_filename().to_owned());
     let pool = pool.idle_timeout(None).max_lifetime(None).after_connect(move |connection, _| {
         let (files, path) = (files.clone(), path.clone());
-        // The first that is read opens the log.
-        let begin = format!("pragma busy_timeout = {}; select 1 from sqlite_master limit 1", WAIT_MAX.as_millis());
         Box::pin(async move {
-            sqlx::raw_sql(AssertSqlSafe(begin)).execute(connection).await?;
+            begin(connection).await?;
             Ok(files.note(&path)?)
         })
     });
@@ -290,9 +302,28 @@ async fn writer(
     Ok(pool)
 }
 
+/// Opens every connection that a pool may have.
+async fn all_at_once(pool: SqlitePool) -> sqlx::Result<SqlitePool> {
+    let mut open = Vec::new();
+    for _ in 0..pool.options().get_max_connections() {
+        open.push(pool.acquire().await?);
+    }
+    drop(open);
+    Ok(pool)
+}
+
+/// Begins the use of a connection that waits for locks as long as any, once it is open. The first that it reads opens the log.
+async fn begin(connection: &mut SqliteConnection) -> sqlx::Result<()> {
+    let begin = format!("pragma busy_timeout = {}; select 1 from sqlite_master limit 1", WAIT_MAX.as_millis());
+    sqlx::raw_sql(AssertSqlSafe(begin)).execute(connection).await.map(drop)
+}
+
 /// Brings all that lies in the write-ahead log into the file, and leaves the log empty.
 async fn gather(writer: &SqlitePool) -> sqlx::Result<()> {
-    let row = sqlx::query("pragma wal_checkpoint(truncate)").fetch_one(writer).await?;
+    let mut writer = writer.acquire().await?;
+    let wait = format!("pragma busy_timeout = {}", GATHERING_WAIT.as_millis());
+    sqlx::raw_sql(AssertSqlSafe(wait)).execute(&mut *writer).await?;
+    let row = sqlx::query("pragma wal_checkpoint(truncate)").fetch_one(&mut *writer).await?;
     if row.try_get_unchecked::<bool, _>(0)? {
         let problem = "another program reads what is only in the log";
         return Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::ResourceBusy, problem)));
@@ -417,8 +448,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("db");
         let db = Db::open_sqlite(path.to_str().unwrap(), Expect::Anything).await.unwrap();
-        let Db::Sqlite { writer, .. } = &db else { panic!("another engine") };
-        sqlx::raw_sql("pragma busy_timeout = 0").execute(writer).await.unwrap();
         let mut other = SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(&path)).await.unwrap();
         sqlx::raw_sql("begin; select * from orgs").execute(&mut other).await.unwrap();
         let error = db.close().await.unwrap_err();

@@ -17,7 +17,7 @@ use super::{
     deadline::{self, LOOK_DEADLINE},
     good, less, missing,
 };
-use crate::{home::Home, output::told, serve, session::Session, units::show_duration};
+use crate::{home::Home, lock::Served, output::told, serve, session::Session, units::show_duration};
 
 /// How long the database may take to answer, and a large file to be read.
 const DATABASE_DEADLINE: Duration = Duration::from_secs(20);
@@ -64,6 +64,9 @@ pub async fn probes(session: &Session, home: &Home) -> Vec<Probe> {
         Err(silent) => return vec![silent],
     };
     if let Some(files) = &files {
+        if let Err(error) = serve::one_name(files) {
+            return vec![missing(name, told(&error), "see the message")];
+        }
         // What keeps this from being told is met by the look that follows, and told there.
         if is_log_lost(files).is_ok_and(|lost| lost) {
             let found = format!("the log {} was removed or replaced under a live server", files.log.display());
@@ -181,8 +184,13 @@ async fn locked_by(files: &SqliteFiles) -> io::Result<Option<String>> {
     }
 }
 
-/// Whether somebody has the file open, and knows of more in its log than the one under its name holds.
+/// Whether somebody has the file open, and knows of more in its log than the one under its name holds; or it is served, and
+/// has no log.
 fn is_log_lost(files: &SqliteFiles) -> io::Result<bool> {
+    let is_begun = fs::metadata(&files.database).is_ok_and(|file| file.len() > 0);
+    if is_begun && !files.log.exists() {
+        return Ok(matches!(serve::served_by(files)?, Served::By(_)));
+    }
     let shared = File::open(&files.shared)?;
     let write = Flock { start: OPEN_LOCK_AT, length: 1, ..FlockType::WriteLock.into() };
     if fcntl_getlk(&shared, &write)?.is_none() {
