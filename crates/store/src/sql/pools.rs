@@ -398,7 +398,11 @@ mod tests {
         let options = SqliteConnectOptions::new().filename(folder.path().join("db")).create_if_missing(true);
         let options = options.journal_mode(SqliteJournalMode::Wal);
         let pool = PoolOptions::new().max_connections(1);
-        let pool = writer(pool, &Files::default(), &options.busy_timeout(WAIT_MAX), Duration::ZERO).await.unwrap();
+        let pool =
+            writer(pool, &Files::default(), &options.clone().busy_timeout(WAIT_MAX), Duration::ZERO).await.unwrap();
+        // With the last of all connections SQLite removes the log.
+        let mut reader = SqliteConnection::connect_with(&options).await.unwrap();
+        sqlx::raw_sql("select 1 from sqlite_master").execute(&mut reader).await.unwrap();
         for _ in 0..2 {
             let mut connection = pool.acquire().await.unwrap();
             let asked = sqlx::query_scalar::<_, i64>("pragma busy_timeout").fetch_one(&mut *connection).await;
