@@ -68,6 +68,10 @@ pub struct RunView {
     /// When it was submitted, in microseconds since the Unix epoch, as all times here.
     #[schema(value_type = i64)]
     pub queued_at: UnixMicros,
+    /// Until when it pauses in the queue before it is granted anew, because its lease expired.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<i64>)]
+    pub retry_at: Option<UnixMicros>,
     /// When it was claimed last.
     #[schema(value_type = Option<i64>)]
     pub claimed_at: Option<UnixMicros>,
@@ -100,6 +104,7 @@ impl From<holm_domain::run::Run> for RunView {
             outcome: run.outcome,
             usage: run.usage,
             queued_at: run.queued_at,
+            retry_at: run.retry_at,
             claimed_at: run.claimed_at,
             started_at: run.started_at,
             ended_at: run.ended_at,

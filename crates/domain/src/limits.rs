@@ -104,6 +104,9 @@ pub const CLOCK_FOLLOWS_ONE_IN: u32 = 100;
 /// The longest lease that a server can be told to grant.
 pub const LEASE_TTL_MAX: Duration = Duration::from_secs(3600);
 
+/// The longest pause of a run whose lease expired, before it is granted anew.
+pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(300);
+
 /// The times and counts by which leases work. All are checked together by [`LeaseConfig::validate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseConfig {
@@ -115,6 +118,9 @@ pub struct LeaseConfig {
     pub queue_deadline: Duration,
     /// How many times a run may be claimed before an expired lease ends it as lost.
     pub attempts_max: u32,
+    /// How long a run whose first lease expired pauses before it is granted anew; twice as long after each further one, and at
+    /// most [`RETRY_PAUSE_MAX`].
+    pub retry_pause: Duration,
     /// What a run may take beyond its own time limit for preparation, flushing and teardown.
     pub overhead: Duration,
     /// How long what a sandbox left may take to be stored once it has ended.
@@ -128,6 +134,7 @@ impl Default for LeaseConfig {
             margin: Duration::from_secs(5),
             queue_deadline: Duration::from_secs(24 * 3600),
             attempts_max: 3,
+            retry_pause: Duration::from_secs(1),
             overhead: Duration::from_secs(900),
             finishing: Duration::from_secs(2 * 3600),
         }
@@ -143,6 +150,12 @@ impl LeaseConfig {
     /// How long after a grant it is told once more to an agent that shows no sign of knowing it.
     pub fn claim_again_after(&self) -> Duration {
         (self.ttl / 8).min(Duration::from_secs(1))
+    }
+
+    /// How long a run pauses that was claimed `attempt` times, the last time in vain.
+    pub fn retry_pause_after(&self, attempt: u32) -> Duration {
+        let doublings = attempt.saturating_sub(1).min(31);
+        self.retry_pause.saturating_mul(1 << doublings).min(RETRY_PAUSE_MAX)
     }
 
     /// Refuses times that would let two sandboxes of one run overlap, or a run wait for ever.
@@ -161,6 +174,9 @@ impl LeaseConfig {
         }
         if self.queue_deadline < Duration::from_secs(1) {
             return problem("lease.queue_deadline", self.queue_deadline, "give at least one second");
+        }
+        if self.retry_pause > RETRY_PAUSE_MAX {
+            return problem("lease.retry_pause", self.retry_pause, "give at most five minutes");
         }
         if self.attempts_max == 0 || self.attempts_max > 100 {
             return Err(InvalidField::new("lease.attempts_max", self.attempts_max, "give 1 to 100"));
@@ -183,6 +199,15 @@ mod tests {
     fn changes_are_bounded_whatever_the_disk() {
         let of = |disk_bytes| Limits { disk_bytes, ..Limits::default() }.changes_bytes_max();
         assert_eq!((of(MIB), of(64 * TIB)), (3 * MIB, CHANGES_BYTES_MAX));
+    }
+
+    #[test]
+    fn pauses_double_and_are_bounded() {
+        let config = LeaseConfig::default();
+        let seconds = |attempt| config.retry_pause_after(attempt).as_secs();
+        assert_eq!([0, 1, 2, 3, 9, 10, 100, u32::MAX].map(seconds), [1, 1, 2, 4, 256, 300, 300, 300]);
+        let none = LeaseConfig { retry_pause: Duration::ZERO, ..config };
+        assert_eq!(none.retry_pause_after(100), Duration::ZERO);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::{
     gate::{Gate, Gates},
     metrics::Metrics,
     problem::Failure,
+    savings::Savings,
     told::UnreadableRuns,
     wakers::Wakers,
 };
@@ -33,6 +34,8 @@ pub struct App {
     pub metrics: Metrics,
     /// Runs that agents hold or wait for and that cannot be read.
     pub unreadable: UnreadableRuns,
+    /// Which host keeps what becomes free for which run.
+    pub savings: Savings,
     /// Live streams of each org.
     pub streams: Arc<Gate>,
     /// Searches in logs of each org.
@@ -62,6 +65,7 @@ impl App {
         let metrics = Metrics::default();
         Self {
             unreadable: UnreadableRuns::counting(metrics.unreadable_runs()),
+            savings: Savings::default(),
             streams: Gate::new("streams", config.limits.streams_per_org_max),
             searches: Gate::new("searches", config.limits.searches_per_org_max),
             pages: Gate::new("pages", config.limits.pages_per_org_max),

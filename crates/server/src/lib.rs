@@ -31,6 +31,8 @@ mod jumps;
 mod metrics;
 mod ops;
 mod problem;
+mod restored;
+mod savings;
 mod serve;
 mod tasks;
 #[cfg(test)]
@@ -69,6 +71,12 @@ impl Server {
     /// Whether anybody uses it.
     pub fn activity(&self) -> Arc<Activity> {
         Arc::clone(&self.app.activity)
+    }
+
+    /// Takes the database as a restored copy, before it is served: no lease of before counts any more, and no run is granted
+    /// until each has run out. Returns how many runs have not ended.
+    pub async fn restored(&self) -> Result<usize, String> {
+        restored::restored(&self.app).await.map_err(|failure| failure.for_log().to_string())
     }
 
     /// All routes, to be called in process. The tasks run only in [`Server::serve`].

@@ -70,6 +70,8 @@ impl World {
     pub async fn on_store(store: Store, change: impl FnOnce(&mut Config)) -> Self {
         let clock = Clock::manual(UnixMicros(1_700_000_000_000_000));
         let mut config = Config { clock: clock.clone(), ..Config::default() };
+        // What comes back to the queue is granted at once; where it pauses, a test says so.
+        config.lease.retry_pause = Duration::ZERO;
         change(&mut config);
         let made = bootstrap(&store, &clock, Wanted { admin: true, agent: true }).await.unwrap();
         let other = org_make(&store, &clock, "other").await;
@@ -266,7 +268,7 @@ impl World {
         self.queue(json!({"root": {"kind": "host"}, "argv": ["true"], "work_dir": work_dir})).await
     }
 
-    async fn queue(&self, spec: serde_json::Value) -> RunId {
+    pub async fn queue(&self, spec: serde_json::Value) -> RunId {
         self.member().post("/v1/runs", &json!({ "spec": spec })).await.json::<RunView>(StatusCode::CREATED).id
     }
 

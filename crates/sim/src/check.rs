@@ -20,6 +20,8 @@ struct Stored {
     fence: u64,
     version: u64,
     state: RunState,
+    /// Whether it is in the queue and does not pause.
+    is_ready: bool,
     ended: Option<Run>,
     head: u64,
     /// How many events it has.
@@ -90,10 +92,10 @@ impl Checks {
         self.stored.iter().map(|(run, stored)| (*run, mark(stored))).collect()
     }
 
-    /// Whether a run is in the queue, and how often one was claimed.
+    /// Whether a run is in the queue and may be claimed, and how often one was claimed.
     pub(crate) fn queue(&self) -> (bool, u64) {
-        let is_queued = self.stored.values().any(|stored| stored.state == RunState::Queued);
-        (is_queued, self.stored.values().map(|stored| stored.fence).sum())
+        let is_ready = self.stored.values().any(|stored| stored.is_ready);
+        (is_ready, self.stored.values().map(|stored| stored.fence).sum())
     }
 
     /// Whether every run of so many has ended.
@@ -120,9 +122,9 @@ impl Checks {
         let is_queued = run.state == RunState::Queued;
         let came = is_queued && before.is_none_or(|before| before.state != RunState::Queued);
         let (fence, version, state) = (run.fence, run.version, run.state);
-        let id = run.id;
+        let (id, is_ready) = (run.id, is_queued && run.retry_at.is_none());
         let ended = (state == RunState::Ended).then_some(run);
-        self.stored.insert(id, Stored { fence, version, state, ended, head, events });
+        self.stored.insert(id, Stored { fence, version, state, is_ready, ended, head, events });
         Ok(came)
     }
 

@@ -117,11 +117,14 @@ impl Plan {
         let margin = ttl / 6;
         let servers = chance.index(3) + 1;
         let (runs, is_single) = (chance.index(8) + 1, servers == 1);
+        let has_margin = setting.mutant != Some(Mutant::NoMargin);
         let lease = LeaseConfig {
             ttl,
-            margin: if setting.mutant == Some(Mutant::NoMargin) { ttl / 50 + LEAST_MARGIN } else { margin },
+            margin: if has_margin { margin } else { ttl / 50 + LEAST_MARGIN },
             queue_deadline: ttl * 40,
             attempts_max: 3,
+            // The pause before a run is granted anew would do what the margin does.
+            retry_pause: if has_margin { ttl / 10 } else { Duration::ZERO },
             overhead: ttl * 3,
             finishing: ttl * 3,
         };
@@ -190,7 +193,8 @@ impl Plan {
     /// on servers that were started last when the faults ended.
     pub fn ended_by(&self) -> At {
         let LeaseConfig { ttl, margin, overhead, finishing, attempts_max, .. } = self.lease;
-        let attempt = self.time_limit + overhead + finishing + (ttl + margin) * 2;
+        let pause = self.lease.retry_pause_after(attempts_max);
+        let attempt = self.time_limit + overhead + finishing + (ttl + margin) * 2 + pause;
         let restart = ttl + margin + self.jump_max * 2;
         self.submitted_by().plus((attempt * attempts_max) * self.runs as u32 + restart + self.late_max)
     }

@@ -127,8 +127,8 @@ impl Store {
         }
     }
 
-    /// Up to `limit` queued runs of the org behind the place `after`, oldest first: the candidates for a claim. Those that
-    /// cannot be read are among them, each at its place.
+    /// Up to `limit` queued runs of the org behind the place `after`, in the order of [`Run::queue_at`]: the candidates for a
+    /// claim. Those that pause are not among them; those that cannot be read are, each at its place.
     pub async fn run_queue(&self, org: OrgId, after: Option<&DuePlace>, limit: u32) -> Result<Vec<Due>> {
         let limit = page(limit, RUNS_PAGE_MAX)?;
         match &self.backend {

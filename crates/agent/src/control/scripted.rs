@@ -87,7 +87,8 @@ fn now() -> UnixMicros {
 
 impl Scripted {
     pub(crate) fn new(ttl: Duration) -> Self {
-        let config = LeaseConfig { ttl, margin: Duration::from_millis(200), ..LeaseConfig::default() };
+        let (margin, retry_pause) = (Duration::from_millis(200), Duration::ZERO);
+        let config = LeaseConfig { ttl, margin, retry_pause, ..LeaseConfig::default() };
         Self { world: Arc::default(), config }
     }
 

@@ -34,10 +34,10 @@ pub enum FinishRefused {
     Inconsistent(Outcome),
 }
 
-/// Grants a queued run to `by`. Nothing if the run is not in the queue, or is bound to another host.
+/// Grants a queued run to `by`. Nothing if the run is not in the queue, pauses, or is bound to another host.
 pub fn claim(run: &Run, by: Claimant, now: UnixMicros, config: &LeaseConfig) -> Option<Decision> {
     let Claimant { agent, instance } = by;
-    if run.state != RunState::Queued || run.affinity.is_some_and(|bound| bound != agent) {
+    if run.state != RunState::Queued || run.retry_at.is_some() || run.affinity.is_some_and(|bound| bound != agent) {
         return None;
     }
     let mut run = run.clone();
@@ -189,7 +189,7 @@ pub fn finish(
     Ok(Some(Decision { run, events: vec![ended] }))
 }
 
-/// Takes an expired lease away: the run returns to the queue, or ends as lost once it was claimed often enough, or as
+/// Takes an expired lease away: the run returns to the queue, where it pauses, longer each time, or ends as lost once it was claimed often enough, or as
 /// cancelled if somebody had asked for that. One whose sandbox has ended ends as that was told, and as no success: what it
 /// left was not stored. Nothing before expiry plus margin.
 pub fn expire(run: &Run, now: UnixMicros, config: &LeaseConfig) -> Option<Decision> {
@@ -197,6 +197,11 @@ pub fn expire(run: &Run, now: UnixMicros, config: &LeaseConfig) -> Option<Decisi
     if now < lease.expires_at.plus(config.margin) {
         return None;
     }
+    Some(taken_away(run, lease, now, config))
+}
+
+/// The run without its lease.
+fn taken_away(run: &Run, lease: Lease, now: UnixMicros, config: &LeaseConfig) -> Decision {
     let mut run = run.clone();
     run.version += 1;
     run.lease = None;
@@ -209,24 +214,52 @@ pub fn expire(run: &Run, now: UnixMicros, config: &LeaseConfig) -> Option<Decisi
         run.end(Outcome::lost(format!("the lease expired {} times without an end", run.attempt)), now)
     } else {
         run.state = RunState::Queued;
-        run.queue_deadline_at = now.plus(config.queue_deadline);
+        run.queue_deadline_at = now.plus(run.spec.queue_timeout(config));
+        run.retry_at = Some(now.plus(config.retry_pause_after(run.attempt))).filter(|at| *at > now);
         EventKind::Requeued
     };
-    Some(Decision { run, events: vec![expired, next] })
+    Decision { run, events: vec![expired, next] }
+}
+
+/// By how much the fence of a run is raised that is found in a restored copy of a database: further than it was raised by
+/// claims since the copy was made, of which there are at most a hundred (`attempts_max`).
+pub const RESTORED_FENCES: u64 = 1_000_000;
+
+/// Takes a run as it is found in a restored copy of a database. What was granted since the copy was made is not known: from
+/// now on no lease of before is the newest, and the run is granted to nobody until whatever lease somebody may hold has run
+/// out, if leases last as long as they did. Nothing for a run that has ended.
+pub fn restored(run: &Run, now: UnixMicros, config: &LeaseConfig) -> Option<Decision> {
+    if run.state == RunState::Ended {
+        return None;
+    }
+    let mut decision = match run.lease {
+        Some(lease) => taken_away(run, lease, now, config),
+        None => Decision { run: Run { version: run.version + 1, ..run.clone() }, events: Vec::new() },
+    };
+    let run = &mut decision.run;
+    run.fence += RESTORED_FENCES;
+    if run.state == RunState::Queued {
+        run.retry_at = run.retry_at.max(Some(now.plus(config.ttl + config.margin)));
+    }
+    Some(decision)
 }
 
 /// Brings nearer what was written by a clock that has been set back since: a lease that outlasts any that could be granted
-/// now, and the wait of a run that was submitted in what is the future now. Nothing for any other run, so a lease that
+/// now, the wait of a run that was submitted in what is the future now, and a pause that is longer than any. Nothing for any other run, so a lease that
 /// somebody can hold is never shortened.
 pub fn bring_nearer(run: &Run, now: UnixMicros, config: &LeaseConfig) -> Option<Decision> {
     let mut nearer = run.clone();
     let lasts_at_most = now.plus(LEASE_TTL_MAX);
-    let waits_at_most = now.plus(config.queue_deadline);
+    let waits_at_most = now.plus(run.spec.queue_timeout(config));
+    // After a restore a run pauses for as long as a lease lasts, and after a lost lease not for that long.
+    let pauses_at_most = lasts_at_most.plus(config.margin);
+    nearer.retry_at = run.retry_at.map(|at| at.min(pauses_at_most));
     match &mut nearer.lease {
         Some(lease) if lease.expires_at > lasts_at_most.plus(config.margin) => lease.expires_at = lasts_at_most,
         None if run.state == RunState::Queued && run.queued_at > now && run.queue_deadline_at > waits_at_most => {
             nearer.queue_deadline_at = waits_at_most;
         }
+        None if nearer.retry_at != run.retry_at => {}
         _ => return None,
     }
     nearer.version += 1;

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{
     Claimant,
-    grant::{self, claim, claim_again, expire, finish, renew, sandbox_ended, start},
+    grant::{self, RESTORED_FENCES, claim, claim_again, expire, finish, renew, sandbox_ended, start},
     holder::{Action, Held, Holder, HolderConfig, Input, StopReason},
 };
 use crate::{
@@ -66,6 +66,8 @@ enum Op {
     Finish(u8, u64, u8),
     Expire,
     GiveUp,
+    EndPause,
+    Restored,
     Cancel(Cancel),
 }
 
@@ -80,6 +82,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..3u8, 0..3u64, 0..2u8).prop_map(|(by, behind, code)| Op::Finish(by, behind, code)),
         3 => Just(Op::Expire),
         1 => Just(Op::GiveUp),
+        2 => Just(Op::EndPause),
+        1 => Just(Op::Restored),
         1 => prop_oneof![Just(Cancel::Terminate), Just(Cancel::Kill)].prop_map(Op::Cancel),
     ]
 }
@@ -91,7 +95,10 @@ fn apply(run: &Run, op: Op, now: UnixMicros) -> (Option<Decision>, bool) {
     let is_live =
         |by: u8, behind: u64| run.lease.is_some_and(|lease| lease.agent == agent(by) && lease.fence == fence(behind));
     match op {
-        Op::Claim(by) => (claim(run, claimant(by), now, &config), run.state == RunState::Queued),
+        Op::Claim(by) => {
+            let is_ready = run.state == RunState::Queued && run.retry_at.is_none();
+            (claim(run, claimant(by), now, &config), is_ready)
+        }
         Op::ClaimAgain(by) => {
             let is_its_own = run.lease.is_some_and(|lease| lease.instance == claimant(by).instance);
             let is_claimed = run.state == RunState::Claimed;
@@ -119,6 +126,8 @@ fn apply(run: &Run, op: Op, now: UnixMicros) -> (Option<Decision>, bool) {
             (expire(run, now, &config), is_due)
         }
         Op::GiveUp => (run.give_up(now), run.lease.is_none() && now >= run.queue_deadline_at),
+        Op::EndPause => (run.end_pause(now), run.retry_at.is_some_and(|at| at <= now)),
+        Op::Restored => (grant::restored(run, now, &config), true),
         Op::Cancel(how) => (run.request_cancel(how, now), run.cancel < Some(how)),
     }
 }
@@ -127,16 +136,15 @@ fn check_step(before: &Run, decision: &Decision, op: Op) -> Result<(), TestCaseE
     let after = &decision.run;
     prop_assert_eq!(after.version, before.version + 1);
     let claimed = u64::from(matches!(op, Op::Claim(_)));
-    prop_assert_eq!(
-        after.fence,
-        before.fence + claimed,
-        "a claim raises the fence by one, and nothing else touches it"
-    );
+    let raised = if matches!(op, Op::Restored) { RESTORED_FENCES } else { claimed };
+    prop_assert_eq!(after.fence, before.fence + raised, "a claim raises the fence by one, a restore by more");
+    prop_assert!(!matches!(op, Op::Restored) || after.lease.is_none(), "no lease of before counts");
     prop_assert_eq!(after.attempt, before.attempt + claimed as u32);
     prop_assert!(before.state != RunState::Ended, "what has ended never changes");
     prop_assert_eq!(after.lease.is_some(), after.state.is_leased());
     prop_assert_eq!(after.outcome.is_some(), after.state == RunState::Ended);
     prop_assert_eq!(after.ending.is_some(), after.state == RunState::Finishing);
+    prop_assert!(after.retry_at.is_none() || after.state == RunState::Queued, "only what is queued pauses");
     prop_assert!(before.ending.is_none() || after.state != RunState::Queued, "never executed again");
     prop_assert_eq!(after.deadline(&config()).is_none(), after.state == RunState::Ended, "nothing waits for ever");
     if let (Some(old), Some(new)) = (before.lease, after.lease) {
@@ -157,7 +165,9 @@ fn check_step(before: &Run, decision: &Decision, op: Op) -> Result<(), TestCaseE
             (None, None, false) => (true, None),
         };
         prop_assert_eq!((requeued, kind), expected);
+        prop_assert_eq!(after.retry_at.is_some(), requeued, "what comes back pauses");
     }
+    prop_assert!(after.retry_at.is_none() || after.queue_at().is_none(), "what pauses stands nowhere in the queue");
     Ok(())
 }
 
@@ -185,10 +195,14 @@ proptest! {
         let mut agents = agents.into_iter();
         for _ in 0..20 {
             let Some(deadline) = run.deadline(&config()) else { return Ok(()) };
-            let by = if run.state == RunState::Queued { agents.next() } else { None };
+            let is_ready = run.state == RunState::Queued && run.retry_at.is_none();
+            let by = if is_ready { agents.next() } else { None };
             let decision = match by {
                 Some(by) => claim(&run, claimant((by, 0)), UnixMicros(deadline.0 - 1), &config()),
-                None => expire(&run, deadline, &config()).or_else(|| run.give_up(deadline)),
+                None => {
+                    let overdue = expire(&run, deadline, &config()).or_else(|| run.give_up(deadline));
+                    overdue.or_else(|| run.end_pause(deadline))
+                }
             };
             prop_assert!(decision.is_some(), "the deadline of {:?} has no owner", run);
             run = decision.map_or(run, |decision| decision.run);

@@ -151,6 +151,10 @@ pub struct Run {
     pub queued_at: UnixMicros,
     /// When it is given up if no agent has claimed it.
     pub queue_deadline_at: UnixMicros,
+    /// Until when it is in the queue without being granted: a pause after its lease expired.
+    // Left out where there is none: who does not know it yet need not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<UnixMicros>,
     /// When it was claimed last.
     pub claimed_at: Option<UnixMicros>,
     /// When its command was started last.
@@ -188,6 +192,7 @@ pub struct Admission {
 /// Takes a run into the queue. The spec must have been validated by [`RunSpec::validate`].
 pub fn admit(admission: Admission, spec: RunSpec, now: UnixMicros, config: &LeaseConfig) -> Decision {
     let Admission { id, org, project, created_by } = admission;
+    let queue_deadline_at = now.plus(spec.queue_timeout(config));
     let run = Run {
         id,
         org,
@@ -206,7 +211,8 @@ pub fn admit(admission: Admission, spec: RunSpec, now: UnixMicros, config: &Leas
         outcome: None,
         usage: None,
         queued_at: now,
-        queue_deadline_at: now.plus(config.queue_deadline),
+        queue_deadline_at,
+        retry_at: None,
         claimed_at: None,
         started_at: None,
         ended_at: None,
@@ -219,13 +225,29 @@ pub fn admit(admission: Admission, spec: RunSpec, now: UnixMicros, config: &Leas
 impl Run {
     /// When somebody must look after this run if nothing happened until then; nothing for a run that has ended.
     ///
-    /// The owner of the deadline is the server's reaping task: a queued run is given up, an expired lease is taken away.
+    /// The owner of the deadline is the server's reaping task: a queued run is given up, an expired lease is taken away, and
+    /// the pause after that is ended.
     pub fn deadline(&self, config: &LeaseConfig) -> Option<UnixMicros> {
         match (self.state, &self.lease) {
             (RunState::Ended, _) => None,
             (_, Some(lease)) => Some(lease.expires_at.plus(config.margin)),
-            (_, None) => Some(self.queue_deadline_at),
+            (_, None) => Some(self.retry_at.map_or(self.queue_deadline_at, |at| at.min(self.queue_deadline_at))),
         }
+    }
+
+    /// Where it stands in the queue of its org, in which the earliest is first: when it was submitted, and by its priority
+    /// earlier or later. Nowhere while it pauses.
+    pub fn queue_at(&self) -> Option<UnixMicros> {
+        let ahead = Duration::from_secs(60 * u64::from(self.spec.priority.unsigned_abs()));
+        let at = if self.spec.priority < 0 { self.queued_at.plus(ahead) } else { self.queued_at.minus(ahead) };
+        Some(at).filter(|_| self.retry_at.is_none())
+    }
+
+    /// Ends the pause of a queued run that is over.
+    pub fn end_pause(&self, now: UnixMicros) -> Option<Decision> {
+        self.retry_at.filter(|at| self.state == RunState::Queued && *at <= now)?;
+        let run = Self { retry_at: None, version: self.version + 1, ..self.clone() };
+        Some(Decision { run, events: Vec::new() })
     }
 
     /// Asks that the run end. A queued run ends at once; an owned one is ended by its agent. Asking again, or asking for a
@@ -278,6 +300,7 @@ impl Run {
         self.state = RunState::Ended;
         self.lease = None;
         self.ending = None;
+        self.retry_at = None;
         self.ended_at = Some(now);
         self.outcome = Some(outcome.clone());
         EventKind::Ended { outcome }

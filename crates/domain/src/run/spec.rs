@@ -1,13 +1,13 @@
 //! What a run is asked to do, and the check of it before anything else happens.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     ErrorCode,
     error::InvalidField,
-    limits::{ARGS_BYTES_MAX, ARGS_MAX, LABEL_BYTES_MAX, LABELS_MAX, Limits, MOUNTS_MAX, PATH_BYTES_MAX},
+    limits::{ARGS_BYTES_MAX, ARGS_MAX, LABEL_BYTES_MAX, LABELS_MAX, LeaseConfig, Limits, MOUNTS_MAX, PATH_BYTES_MAX},
 };
 
 /// Where the root file system comes from.
@@ -114,6 +114,22 @@ pub struct RunSpec {
     // Left out where there are none: who does not know them yet need not.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub host_labels: BTreeMap<String, String>,
+    /// For how many minutes more than it did it counts as having waited, fewer if negative: -1,440 to 1,440. So whatever
+    /// else is submitted, it comes to its turn.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: i32,
+    /// How long it may wait in the queue, in milliseconds: 1,000 to 31 days; as long as the server has it where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_timeout_ms: Option<u64>,
+}
+
+/// The most by which a run may count as having waited longer or shorter than it did, in minutes.
+pub const PRIORITY_MAX: i32 = 24 * 60;
+/// The longest that a run may ask to be kept in the queue, in milliseconds.
+const QUEUE_TIMEOUT_MS_MAX: u64 = 31 * 24 * 3_600_000;
+
+fn is_zero(number: &i32) -> bool {
+    *number == 0
 }
 
 impl RunSpec {
@@ -133,7 +149,14 @@ impl RunSpec {
             allow_sudo: false,
             labels: BTreeMap::new(),
             host_labels: BTreeMap::new(),
+            priority: 0,
+            queue_timeout_ms: None,
         }
+    }
+
+    /// How long it may wait in the queue.
+    pub fn queue_timeout(&self, config: &LeaseConfig) -> Duration {
+        self.queue_timeout_ms.map_or(config.queue_deadline, Duration::from_millis)
     }
 
     /// Checks every field; the first that cannot be is named.
@@ -142,7 +165,20 @@ impl RunSpec {
         self.validate_paths()?;
         validate_labels("labels", &self.labels)?;
         validate_labels("host_labels", &self.host_labels)?;
+        self.validate_waiting()?;
         self.limits.validate()
+    }
+
+    fn validate_waiting(&self) -> Result<(), InvalidField> {
+        if self.priority.unsigned_abs() > PRIORITY_MAX.unsigned_abs() {
+            let problem = format!("give -{PRIORITY_MAX} to {PRIORITY_MAX} minutes");
+            return Err(InvalidField::new("priority", self.priority, problem));
+        }
+        let is_wrong = |ms: &u64| !(1_000..=QUEUE_TIMEOUT_MS_MAX).contains(ms);
+        match self.queue_timeout_ms.filter(is_wrong) {
+            Some(ms) => Err(InvalidField::new("queue_timeout_ms", ms, "give one second to 31 days")),
+            None => Ok(()),
+        }
     }
 
     fn validate_command(&self) -> Result<(), InvalidField> {

@@ -13,7 +13,7 @@ use holm_domain::{
     schedule,
 };
 
-use super::ago;
+use super::{ago, instant};
 use crate::{output::escaped, units::show_bytes};
 
 /// How many live runs are looked at for what they hold; with more of them it is not known.
@@ -21,6 +21,9 @@ const LIVE_MAX: u32 = 200;
 
 /// One clause without a full stop.
 pub async fn why(client: &Client, run: &RunView) -> Result<String, ClientError> {
+    if let Some(at) = run.retry_at {
+        return Ok(format!("it pauses; it is granted anew from {} on", instant(at)));
+    }
     let hosts = client.host_list().await?.hosts;
     if let Some(reason) = of_hosts(&run.spec, &hosts) {
         return Ok(reason);

@@ -1,7 +1,7 @@
-//! Ends what is overdue: leases that expired, runs whose time in the queue is over (SPEC L4).
+//! Ends what is overdue: leases that expired, runs whose time in the queue is over, pauses after a lease (SPEC L4).
 //!
 //! Every run that has not ended has a deadline, and this task is the one that looks after it. Decisions come from
-//! [`holm_domain::lease::grant::expire`] and [`Run::give_up`]; the compare-and-swap lets any number of servers reap at once.
+//! [`holm_domain::lease::grant::expire`], [`Run::give_up`] and [`Run::end_pause`]; the compare-and-swap lets any number of servers reap at once.
 //!
 //! What the time of day did before the server started is not known. So it takes nothing away before every lease has run out
 //! that somebody may hold ([`App::takes_away_from`]), and begins with what an earlier time of day left too far ahead.
@@ -31,7 +31,11 @@ pub async fn reap_telling(app: &App, told: &mut Told<DuePlace>) -> Result<usize,
     if now < app.takes_away_from {
         return Ok(0);
     }
-    look_after(app, now, told, |run, now| grant::expire(run, now, config).or_else(|| run.give_up(now))).await
+    let decide = |run: &Run, now| {
+        let overdue = grant::expire(run, now, config).or_else(|| run.give_up(now));
+        overdue.or_else(|| run.end_pause(now))
+    };
+    look_after(app, now, told, decide).await
 }
 
 /// Brings nearer every deadline that was written by a clock that has been set back since; returns how many there were.
@@ -89,7 +93,9 @@ async fn look_after_one(
 mod tests {
     use std::time::Duration;
 
+    use holm_api::agent::Polled;
     use holm_domain::run::{OutcomeKind, Reason, RunState};
+    use http::StatusCode;
     use serde_json::json;
 
     use super::*;
@@ -111,6 +117,28 @@ mod tests {
         let again = world.claim().await;
         assert_eq!((again.run, again.fence), (held.run, 2), "the fence grows with every claim");
         assert_eq!(reap(world.app()).await.unwrap(), 0, "it comes to rest");
+    }
+
+    #[tokio::test]
+    async fn what_comes_back_pauses_longer_each_time() {
+        let world = World::with_config(|config| config.lease.retry_pause = Duration::from_secs(10)).await;
+        let id = world.queue_run().await;
+        let nothing = async || {
+            let polled: Polled = world.agent().post("/agent/v1/poll", &world.poll()).await.json(StatusCode::OK);
+            polled.claimed.is_empty()
+        };
+        for pause in [10, 20] {
+            assert_eq!(world.claim().await.run, id);
+            world.clock.advance(Duration::from_secs(35));
+            assert_eq!(reap(world.app()).await.unwrap(), 1);
+            assert_eq!(run(&world, id).await.retry_at, Some(world.clock.now().plus(Duration::from_secs(pause))));
+            world.clock.advance(Duration::from_secs(pause) - Duration::from_millis(1));
+            assert_eq!(reap(world.app()).await.unwrap(), 0);
+            assert!(nothing().await, "it pauses for {pause} s");
+            world.clock.advance(Duration::from_millis(1));
+            assert_eq!(reap(world.app()).await.unwrap(), 1);
+        }
+        assert_eq!(world.claim().await.run, id);
     }
 
     #[tokio::test]

@@ -116,7 +116,7 @@ impl Memory {
 
     pub(crate) fn run_queue(&self, org: OrgId, after: Option<&DuePlace>, limit: usize) -> Vec<Due> {
         let is_queued = |run: &Run| run.org == org && run.state == RunState::Queued;
-        let queued = |row: &Row| Some(row.run.queued_at).filter(|_| is_queued(&row.run));
+        let queued = |row: &Row| row.run.queue_at().filter(|_| is_queued(&row.run));
         self.by_time(queued, UnixMicros(i64::MAX), after, limit)
     }
 

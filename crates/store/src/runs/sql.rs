@@ -31,8 +31,8 @@ macro_rules! run_list {
 
 queries! {
     of "run" in "project";
-    RUN_INSERT = "insert into runs (id, org, project, state, version, fence, queued_at, deadline_at, body)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+    RUN_INSERT = "insert into runs (id, org, project, state, version, fence, queued_at, deadline_at, body, queue_at)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
     RUN_INSERT_LABEL = "insert into run_labels (org, key, value, run) values ($1, $2, $3, $4)";
     RUN_INSERT_HEAD = "insert into log_heads (org, run, fence, next_log_seq, next_event_seq, unsealed_bytes, seal_from,
         newest_at) values ($1, $2, $3, 1, $4, 0, $5, $6)";
@@ -57,9 +57,11 @@ queries! {
         and exists (select 1 from run_labels m where m.org = $1 and m.key = $16 and m.value = $17 and m.run = r.id)
         and exists (select 1 from run_labels m where m.org = $1 and m.key = $18 and m.value = $19 and m.run = r.id)
         and exists (select 1 from run_labels m where m.org = $1 and m.key = $20 and m.value = $21 and m.run = r.id)");
-    RUN_QUEUE = "select id, org, version, state, body, queued_at from runs
-        where org = $1 and state = 'queued' and (queued_at, id) > ($2, $3) order by queued_at, id limit $4 + 0";
-    RUN_SAVE = "update runs set state = $4, version = $5, fence = $6, deadline_at = $7, body = $8, log_kept_since = $9
+    /// Those that pause stand nowhere, so they are behind no place.
+    RUN_QUEUE = "select id, org, version, state, body, queue_at from runs
+        where org = $1 and state = 'queued' and (queue_at, id) > ($2, $3) order by queue_at, id limit $4 + 0";
+    RUN_SAVE = "update runs set state = $4, version = $5, fence = $6, deadline_at = $7, body = $8, log_kept_since = $9,
+          queue_at = $10
         where org = $1 and id = $2 and version = $3";
     RUN_SAVE_LEASE = "insert into leases (org, run, agent, fence, version, expires_at) values ($1, $2, $3, $4, $5, $6)
         on conflict (org, run) do update set agent = excluded.agent, fence = excluded.fence,
@@ -144,7 +146,8 @@ async fn insert(
 ) -> Result<()> {
     let body = encode("a run", run)?;
     let Run { id, org, project, state, version, fence, queued_at, .. } = run;
-    let values = args![*id, *org, *project, state.as_str(), *version, *fence, *queued_at, deadline, body];
+    let place = run.queue_at();
+    let values = args![*id, *org, *project, state.as_str(), *version, *fence, *queued_at, deadline, body, place];
     tx.execute(RUN_INSERT, values).await?;
     for (key, value) in run.labels() {
         tx.execute(RUN_INSERT_LABEL, args![*org, key.as_str(), value.as_str(), *id]).await?;
@@ -213,7 +216,7 @@ fn list_query(filter: &RunFilter) -> Query {
 
 pub(super) async fn run_queue(db: &Db, org: OrgId, after: Option<&DuePlace>, limit: usize) -> Result<Vec<Due>> {
     let (at, id) = behind(after);
-    db.rows(RUN_QUEUE, args![org, at, id, limit]).await?.iter().map(|row| due(row, "queued_at")).collect()
+    db.rows(RUN_QUEUE, args![org, at, id, limit]).await?.iter().map(|row| due(row, "queue_at")).collect()
 }
 
 pub(super) async fn run_save(
@@ -243,7 +246,8 @@ pub(super) async fn run_save(
 async fn save_itself(tx: &mut Tx, expect_version: u64, run: &Run, deadline: Option<UnixMicros>) -> Result<bool> {
     let body = encode("a run", run)?;
     let (state, version, fence) = (run.state.as_str(), run.version, run.fence);
-    let values = args![run.org, run.id, expect_version, state, version, fence, deadline, body, kept_since(run)];
+    let (kept, place) = (kept_since(run), run.queue_at());
+    let values = args![run.org, run.id, expect_version, state, version, fence, deadline, body, kept, place];
     if tx.execute(RUN_SAVE, values).await? == 0 {
         return Ok(false);
     }

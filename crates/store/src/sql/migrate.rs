@@ -12,6 +12,7 @@ const STEPS: &[&str] = &[
     include_str!("../../migrations/0002_log_times.sql"),
     include_str!("../../migrations/0003_log_retention.sql"),
     include_str!("../../migrations/0004_host_cordon.sql"),
+    include_str!("../../migrations/0005_queue_order.sql"),
 ];
 
 const TABLE: &str = "create table if not exists schema_steps (step bigint primary key)";

@@ -109,14 +109,14 @@ async fn no_query_reads_a_whole_table_and_no_page_is_sorted() {
         assert!(!(sorted && pages.contains(&query.name)), "{}: {steps:#?}", query.name);
     }
     for (name, index) in [
-        ("RUN_QUEUE", "INDEX runs_queued (org=? AND (queued_at,id)>(?,?))"),
+        ("RUN_QUEUE", "INDEX runs_queue (org=? AND (queue_at,id)>(?,?))"),
         ("RUNS_DUE", "runs_due"),
         ("RUNS_EXAMINED", "runs_live"),
         ("LOG_SEALABLE", "log_heads_sealable"),
         ("DOOMED_DUE", "doomed_runs_due"),
         ("DOOMED_LOG_DUE", "doomed_logs_due"),
         ("LOGS_KEPT", "runs_log_kept"),
-        ("RUN_CENSUS_QUEUED", "COVERING INDEX runs_queued"),
+        ("RUN_CENSUS_QUEUED", "COVERING INDEX runs_queue"),
     ] {
         let steps = plan(&db, all().into_iter().find(|query| query.name == name).expect("there")).await;
         assert!(steps[0].contains(index), "{name}: {steps:?}");

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use holm_domain::{
     OrgId, ProjectId, RunId, UnixMicros,
     lease::grant,
+    limits::LeaseConfig,
     run::{Cancel, Decision, EventKind, ExitStatus, Outcome, Run, RunSpec, RunState, Usage},
 };
 use holm_store::{BlobKey, Doomed, DoomedPart, Error, Inserted, Project, RUNS_PAGE_MAX, RunCensus, RunFilter};
@@ -20,6 +21,8 @@ cases!(
     labels_are_compared_exactly,
     pages_are_stable_while_runs_are_added,
     the_queue_is_oldest_first,
+    what_pauses_stands_nowhere_in_the_queue,
+    priorities_are_places_in_the_queue,
     deadlines_are_found,
     leases_are_found_by_agent,
     a_key_makes_one_run,
@@ -241,6 +244,41 @@ async fn the_queue_is_oldest_first(fixture: Fixture) {
     tenant.save(&granted).await.expect("claimed");
     assert_eq!(places(queue(Some(&behind), 3).await), expected[1..], "who claims one hides none behind it");
     assert!(expected.iter().all(|(_, id)| *id != claimed.id));
+}
+
+async fn what_pauses_stands_nowhere_in_the_queue(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let pausing = LeaseConfig { retry_pause: Duration::from_secs(1), ..config() };
+    let (lost, waiting) = (tenant.claimed().await, tenant.queued().await);
+    let queue = async || {
+        let page = fixture.store.run_queue(tenant.org, None, 10).await.expect("a queue");
+        read(page).iter().map(|run: &Run| run.id).collect::<Vec<_>>()
+    };
+    let now = lost.deadline(&pausing).expect("a deadline");
+    let expired = grant::expire(&lost, now, &pausing).expect("expired");
+    tenant.save(&expired).await.expect("saved");
+    assert_eq!(queue().await, [waiting.id]);
+    assert_eq!(expired.run.deadline(&pausing), Some(now.plus(Duration::from_secs(1))));
+    let over = expired.run.end_pause(now.plus(Duration::from_secs(1))).expect("over");
+    tenant.save(&over).await.expect("saved");
+    let mut both = [lost, waiting].map(|run| (run.queue_at(), run.id));
+    both.sort();
+    assert_eq!(queue().await, both.map(|(_, id)| id), "at its place of before");
+}
+
+async fn priorities_are_places_in_the_queue(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let mut expected = Vec::new();
+    for (queued_at, priority) in [(600, 0), (660, 1), (540, -2), (0, 0), (6_000, 1_440)] {
+        let Decision { mut run, events } = tenant.admit(RunSpec { priority, ..RunSpec::new(["true"]) });
+        run.queued_at = UnixMicros(queued_at * 1_000_000);
+        tenant.insert(&run, &events).await.expect("inserted");
+        expected.push((queued_at - 60 * i64::from(priority), run.id));
+    }
+    expected.sort();
+    let page = fixture.store.run_queue(tenant.org, None, 10).await.expect("a queue");
+    let found = read(page).iter().map(|run: &Run| run.id).collect::<Vec<_>>();
+    assert_eq!(found, expected.iter().map(|(_, id)| *id).collect::<Vec<_>>());
 }
 
 async fn deadlines_are_found(fixture: Fixture) {

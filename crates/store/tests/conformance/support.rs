@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -281,7 +282,8 @@ pub fn refused(host: impl Into<String>) -> EventKind {
 }
 
 pub fn config() -> LeaseConfig {
-    LeaseConfig { attempts_max: 100, ..LeaseConfig::default() }
+    // What comes back to the queue may be claimed at once; where it pauses, a test says so.
+    LeaseConfig { attempts_max: 100, retry_pause: Duration::ZERO, ..LeaseConfig::default() }
 }
 
 pub fn sandbox(agent: AgentId) -> SandboxInfo {

@@ -90,16 +90,22 @@ pub struct RunArgs {
     /// Let programs inside gain privileges inside (sudo)
     #[arg(long)]
     pub allow_sudo: bool,
-    /// The runtime that must make the sandbox: process, container or vm
+    /// The runtime that must make the sandbox; `process` is the one there is so far
     #[arg(long, value_name = "NAME")]
     pub runtime: Option<String>,
     /// Only on a host with this label (its `--host-label`); several must all be there
     #[arg(long, value_name = "KEY=VALUE")]
     pub on: Vec<String>,
+    /// Count as submitted this many minutes earlier than it is, or later if negative: -1440 to 1440 [default: 0]
+    #[arg(long, value_name = "MINUTES", allow_negative_numbers = true)]
+    pub priority: Option<String>,
+    /// Give the run up if no host has taken it within this time [default: as the server has it, one day]
+    #[arg(long, value_name = "DURATION")]
+    pub queue_timeout: Option<String>,
     /// The project of the run [env: HOLM_PROJECT]
     #[arg(long, value_name = "NAME")]
     pub project: Option<String>,
-    /// Say nothing but what the command says
+    /// Say nothing of progress and of what is not enforced; errors and why a run ended are said all the same
     #[arg(short, long)]
     pub quiet: bool,
     /// The command and its arguments

@@ -38,6 +38,8 @@ pub fn flag_of(field: &str) -> Option<&'static str> {
         ("work_dir", "--dir"),
         ("mounts", "--mount"),
         ("host_labels", "--on"),
+        ("priority", "--priority"),
+        ("queue_timeout_ms", "--queue-timeout"),
         ("labels", "--label"),
         ("root", "--image"),
         ("cwd", "--workdir"),
@@ -69,6 +71,8 @@ pub fn spec_of(args: &RunArgs, cwd: &Path, env: &dyn Fn(&str) -> Option<String>)
         allow_sudo: args.allow_sudo,
         labels: labels(&args.label)?,
         host_labels: host_labels("--on", &args.on)?,
+        priority: args.priority.as_deref().map(priority).transpose()?.unwrap_or_default(),
+        queue_timeout_ms: args.queue_timeout.as_deref().map(queue_timeout_ms).transpose()?,
     };
     spec.validate().map_err(|error| named(&error, args))?;
     Ok(spec)
@@ -84,6 +88,7 @@ fn named(error: &InvalidField, args: &RunArgs) -> Usage {
         "--disk" => args.disk.as_deref(),
         "--log-limit" => args.log_limit.as_deref(),
         "--timeout" => args.timeout.as_deref(),
+        "--queue-timeout" => args.queue_timeout.as_deref(),
         _ => None,
     };
     Usage::new(flag, typed.unwrap_or(&error.value), &error.problem)
@@ -112,6 +117,15 @@ fn limits(args: &RunArgs) -> Result<Limits, Usage> {
         limits.timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
     }
     Ok(limits)
+}
+
+fn priority(text: &str) -> Result<i32, Usage> {
+    read("--priority", text, |text| text.parse().map_err(|_| "give a whole number of minutes such as `60`".into()))
+}
+
+fn queue_timeout_ms(text: &str) -> Result<u64, Usage> {
+    let timeout = read("--queue-timeout", text, units::duration)?;
+    Ok(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX))
 }
 
 fn read<T>(flag: &str, text: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, Usage> {
@@ -279,6 +293,8 @@ mod tests {
             env: vec!["A=b=c".into(), "SET".into(), "NOT_SET".into(), "EMPTY=".into()],
             label: vec!["k=v".into(), "flag".into()],
             on: vec!["zone=a".into()],
+            priority: Some("-5".into()),
+            queue_timeout: Some("5m".into()),
             mount: vec!["data:/data:ro".into(), "/srv:/srv".into()],
             dir: Some("../x".into()),
             ..args()
@@ -291,6 +307,7 @@ mod tests {
         assert_eq!(env, [("A", "b=c"), ("EMPTY", ""), ("SET", "value")]);
         assert_eq!(spec.labels["flag"], "");
         assert_eq!(spec.host_labels["zone"], "a");
+        assert_eq!((spec.priority, spec.queue_timeout_ms), (-5, Some(300_000)));
         assert_eq!(spec.mounts[0].source, "/nowhere/here/data");
         assert!(spec.mounts[0].read_only && !spec.mounts[1].read_only);
         assert_eq!(spec.work_dir.unwrap().source, "/nowhere/x");
@@ -308,6 +325,10 @@ mod tests {
             (RunArgs { disk: some("0"), ..args() }, "--disk", "0"),
             (RunArgs { timeout: some("0s"), ..args() }, "--timeout", "0s"),
             (RunArgs { timeout: some("400d"), ..args() }, "--timeout", "400d"),
+            (RunArgs { priority: some("high"), ..args() }, "--priority", "high"),
+            (RunArgs { priority: some("1441"), ..args() }, "--priority", "1441"),
+            (RunArgs { queue_timeout: some("1ms"), ..args() }, "--queue-timeout", "1ms"),
+            (RunArgs { queue_timeout: some("32d"), ..args() }, "--queue-timeout", "32d"),
             (RunArgs { image: "ubuntu".into(), ..args() }, "--image", "ubuntu"),
             (RunArgs { workdir: some("relative"), ..args() }, "--workdir", "relative"),
             (RunArgs { user: some("a b"), ..args() }, "--user", "a b"),

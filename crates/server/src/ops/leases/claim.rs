@@ -11,7 +11,7 @@ use holm_domain::{
     lease::{Claimant, grant},
     limits::LeaseConfig,
     run::{Decision, Run},
-    schedule,
+    schedule::{self, Pick},
 };
 use holm_store::{DuePlace, Error};
 
@@ -24,7 +24,7 @@ use crate::{
     problem::Failure,
 };
 
-/// One look at the queue of an org, oldest first, page by page.
+/// One look at the queue of an org, in its order, page by page.
 ///
 /// What is damaged is passed over and not counted: nobody can decide on it, not even that it waited too long, so it stands
 /// first in the queue until it is repaired, and as many of them as one look has candidates would block it for good. So the
@@ -116,6 +116,12 @@ impl<'a> Room<'a> {
         self.is_left() && demand.runs <= self.free.runs && demand.memory_bytes <= self.free.memory_bytes
     }
 
+    /// What of a part of the queue there is room for.
+    fn pick(&self, queue: &[Run]) -> Pick {
+        let saves = |run: &Run| self.app.savings.is_by(self.host.id, run.id);
+        schedule::pick(queue, self.host, &self.free, self.app.now(), saves)
+    }
+
     /// Counts what would be told of `run`, before it is granted: its bytes, unless they may not be held.
     fn hold(&mut self, run: &Run) -> Option<usize> {
         let held = spec_bytes(run).and_then(|bytes| self.account.take(self.app, bytes).map(|()| bytes));
@@ -156,6 +162,7 @@ impl<'a> Room<'a> {
         self.claims = self.claims.saturating_sub(1);
         self.free = self.free.less(&schedule::demand(&run.spec));
         self.bytes = self.bytes.saturating_sub(bytes);
+        self.app.savings.end(run.id);
         let (agent, fence) = (self.host.id, granted.fence);
         if fence == run.fence {
             tracing::info!(run = %run.id, %agent, fence, "claimed; told once more");
@@ -190,20 +197,23 @@ pub(super) async fn lease_claim_again(room: &mut Room<'_>, held: &[HeldLease], s
     }
 }
 
-/// Grants runs of the queue, oldest first, as far as there is room.
+/// Grants runs of the queue, in its order, as far as there is room.
 pub(super) async fn lease_claim(room: &mut Room<'_>, mut queue: Queue) {
     loop {
-        while room.is_left()
-            && let Some(index) = schedule::pick(&queue.runs, room.host, &room.free)
-        {
-            // Whether somebody else was faster or not: this run is out of this look at the queue.
-            let run = queue.runs.remove(index);
-            if room.grant(&run, grant::claim).await {
-                queue.pass_over();
-            }
-        }
         if !room.is_left() {
             return;
+        }
+        match room.pick(&queue.runs) {
+            Pick::Run(index) => {
+                // Whether somebody else was faster or not: this run is out of this look at the queue.
+                let run = queue.runs.remove(index);
+                if room.grant(&run, grant::claim).await {
+                    queue.pass_over();
+                }
+                continue;
+            }
+            Pick::Saves => return,
+            Pick::Nothing => {}
         }
         match queue.go_on(room.app).await {
             Ok(true) => {}
@@ -216,8 +226,69 @@ pub(super) async fn lease_claim(room: &mut Room<'_>, mut queue: Queue) {
 
 #[cfg(test)]
 mod tests {
+    use holm_api::agent::{Polled, Register};
+    use holm_domain::{AgentId, RunId};
+    use http::StatusCode;
+    use serde_json::json;
+
     use super::*;
     use crate::testing::World;
+
+    const GIB: u64 = 1 << 30;
+
+    async fn queued(world: &World, memory_bytes: u64, priority: i32) -> RunId {
+        let limits = json!({ "memory_bytes": memory_bytes });
+        let spec = json!({ "root": { "kind": "host" }, "argv": ["true"], "limits": limits, "priority": priority });
+        world.queue(spec).await
+    }
+
+    /// What `agent` is given that has so much memory left.
+    async fn given(world: &World, agent: AgentId, memory_bytes: u64) -> Vec<RunId> {
+        let free = Capacity { memory_bytes, ..world.poll().free };
+        let poll = Poll { agent, free, ..world.poll() };
+        let polled: Polled = world.agent().post("/agent/v1/poll", &poll).await.json(StatusCode::OK);
+        polled.claimed.into_iter().map(|claimed| claimed.run).collect()
+    }
+
+    #[tokio::test]
+    async fn a_large_run_is_passed_over_for_a_while_and_then_one_host_saves_for_it() {
+        let world = World::new().await;
+        let (one, other) = (world.agent_id, world.another_agent().await);
+        let large = queued(&world, 8 * GIB, 0).await;
+        let small = queued(&world, GIB, 0).await;
+        assert_eq!(given(&world, one, 4 * GIB).await, [small]);
+        world.clock.advance(schedule::SAVED_FOR_AFTER);
+        let later = [queued(&world, GIB, 0).await, queued(&world, GIB, 0).await];
+        assert_eq!(given(&world, one, 4 * GIB).await, [], "it saves");
+        assert_eq!(given(&world, other, GIB).await, [later[0]], "another does not");
+        assert_eq!(given(&world, one, 8 * GIB).await, [large]);
+        assert_eq!(given(&world, one, GIB).await, [later[1]]);
+    }
+
+    #[tokio::test]
+    async fn no_host_saves_for_a_run_that_it_could_never_execute() {
+        let world = World::new().await;
+        let capacity = Capacity { memory_bytes: 4 * GIB, ..world.poll().free };
+        let body = Register { capacity, ..world.registration() };
+        assert_eq!(world.agent().post("/agent/v1/register", &body).await.status, StatusCode::OK);
+        queued(&world, 8 * GIB, 0).await;
+        world.clock.advance(schedule::SAVED_FOR_AFTER);
+        let small = queued(&world, GIB, 0).await;
+        assert_eq!(given(&world, world.agent_id, 4 * GIB).await, [small]);
+    }
+
+    #[tokio::test]
+    async fn a_priority_is_worth_as_many_minutes() {
+        let world = World::new().await;
+        let low = queued(&world, GIB, -5).await;
+        world.clock.advance(std::time::Duration::from_secs(240));
+        let plain = queued(&world, GIB, 0).await;
+        let high = queued(&world, GIB, 10).await;
+        world.clock.advance(std::time::Duration::from_secs(120));
+        let late = queued(&world, GIB, 0).await;
+        // Submitted at minutes 0, 4, 4, 6; they count as of 5, 4, -6, 6.
+        assert_eq!(given(&world, world.agent_id, 64 * GIB).await, [high, plain, low, late]);
+    }
 
     #[tokio::test]
     async fn a_look_is_as_long_as_runs_are_passed_over() {
