@@ -123,6 +123,7 @@ pages! {
     limits_and_usage: "limits.md";
     logs_and_events: "logs.md";
     several_machines: "several-machines.md";
+    operation: "operations.md";
     monitoring: "monitoring.md";
     security: "security.md";
     troubleshooting: "troubleshooting.md";

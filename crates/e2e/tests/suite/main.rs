@@ -29,4 +29,6 @@ mod output;
 mod people;
 mod places;
 mod pressure;
+mod restore;
+mod units;
 mod up;

@@ -191,9 +191,9 @@ pub async fn unreachable(config: &Config) -> Vec<Finding> {
         Err(_) => {}
     }
     if let Some(database) =
-        config.file.server.database.as_ref().filter(|url| url.expose_secret().starts_with("postgres"))
+        config.database.as_ref().filter(|database| database.value.expose_secret().starts_with("postgres"))
     {
-        findings.extend(database_answers(config, database.expose_secret()).await);
+        findings.extend(database_answers(database.source.to_string(), database.value.expose_secret()).await);
     }
     findings
 }
@@ -215,8 +215,7 @@ async fn local_server(home: &Path) -> Option<Finding> {
     }
 }
 
-async fn database_answers(config: &Config, url: &str) -> Option<Finding> {
-    let at = format!("{}: server.database", config.path.display());
+async fn database_answers(at: String, url: &str) -> Option<Finding> {
     let way_out = "start PostgreSQL, or correct the URL";
     match tokio::time::timeout(Duration::from_secs(10), crate::serve::database_ping(url, Expect::Anything)).await {
         Ok(Ok(_)) => None,

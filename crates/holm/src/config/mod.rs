@@ -26,7 +26,7 @@ pub const LOCAL: &str = "local";
 /// The folder of the configuration file, among those of other programs.
 const FOLDER: &str = "holm";
 /// The variables of the environment that Holm reads.
-pub const VARIABLES: [&str; 9] = [
+pub const VARIABLES: [&str; 10] = [
     "HOLM_SERVER",
     "HOLM_CONTEXT",
     "HOLM_TOKEN",
@@ -34,6 +34,7 @@ pub const VARIABLES: [&str; 9] = [
     "HOLM_PROJECT",
     "HOLM_CONFIG",
     "HOLM_HOME",
+    "HOLM_DATABASE",
     "HOLM_LOG",
     "HOLM_LOG_FORMAT",
 ];
@@ -142,6 +143,8 @@ pub struct Config {
     pub project: Option<Setting<String>>,
     /// The name of the context in use, if one is.
     pub context: Option<Setting<String>>,
+    /// The database of a server of this machine, if one was named beside the command line.
+    pub database: Option<Setting<SecretString>>,
     server: Option<Setting<String>>,
     token_file: Option<Setting<PathBuf>>,
     token: Option<Setting<SecretString>>,
@@ -183,7 +186,14 @@ impl Config {
             }),
         };
         let home = home(global, env, &file, of_file("home"))?;
-        Ok(Self { home, project, context, server, token_file, token, path, file })
+        let database = match env.text("HOLM_DATABASE")? {
+            Some(Setting { value, source }) => Some(Setting { value: value.into(), source }),
+            None => {
+                let source = of_file("server.database");
+                file.server.database.clone().map(|value| Setting { value, source })
+            }
+        };
+        Ok(Self { home, database, project, context, server, token_file, token, path, file })
     }
 
     /// The file that `--token-file` or `HOLM_TOKEN_FILE` names.

@@ -66,7 +66,7 @@ pub struct HostArgs {
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
 Examples:
-  holm token create host-7 --role agent > agent-token        at the server
+  (umask 77; holm token create host-7 --role agent > agent-token)        at the server
   holm agent --server https://holm.example --token-file agent-token --lend /srv/src
 
 SIGTERM leaves runs to the next agent, which takes them up if it comes before their leases end.

@@ -13,7 +13,12 @@ use holm_store::Store;
 use secrecy::ExposeSecret as _;
 use tokio_util::sync::CancellationToken;
 
-use super::{block_on, close, logging, open_store, signals::Signals, socket::Listen, write_whole};
+use super::{
+    block_on, close, logging, open_store,
+    signals::Signals,
+    socket::{Listen, OwnSocket},
+    write_whole,
+};
 use crate::{
     commands::Usage,
     config::{file::ServerTable, read_token},
@@ -49,6 +54,10 @@ pub struct ServeArgs {
     /// How many times a run may be claimed before it is lost [default: 3]
     #[arg(long, value_name = "N")]
     pub attempts_max: Option<u32>,
+    /// The database is a restored copy: no lease of before counts, and no run is granted until each has run out. At the first
+    /// start after a restore, with the same times of leases, and on one server before the others start
+    #[arg(long)]
+    pub restored: bool,
 }
 
 /// The flags of `holm server`.
@@ -144,8 +153,9 @@ async fn serve(session: Session, args: ServeArgs) -> anyhow::Result<u8> {
     let store = open_store(&home, args.database(table)).await?;
     let config = config.on(&store);
     first_token(&home, &store, &config.clock).await?;
-    let (listeners, urls) = bind(&listens).await?;
+    let Bound { listeners, urls, sockets } = bind(&listens).await?;
     let server = Server::new(config, store.clone())?;
+    take_restored(&server, args.restored).await?;
     let shutdown = CancellationToken::new();
     announce(&session, &urls, &home)?;
     let asked = async {
@@ -158,20 +168,52 @@ async fn serve(session: Session, args: ServeArgs) -> anyhow::Result<u8> {
         served = server.serve(listeners, shutdown.clone()) => served?,
         () = asked => anyhow::bail!("asked to end twice; connections were cut"),
     };
-    close(&store).await?;
+    let closed = close(&store).await;
+    remove(&sockets)?;
+    closed?;
     tracing::info!(cut, "the server has ended");
     Ok(0)
 }
 
-/// Binds everything, so that nothing is served before all of it is there.
-pub async fn bind(listens: &[Listen]) -> anyhow::Result<(Vec<Listener>, Vec<String>)> {
-    let (mut listeners, mut urls) = (Vec::new(), Vec::new());
-    for listen in listens {
-        let (listener, url) = listen.bind().await?;
-        listeners.push(listener);
-        urls.push(url);
+/// Takes the database as a restored copy, if it is one.
+pub async fn take_restored(server: &Server, is_restored: bool) -> anyhow::Result<()> {
+    if is_restored {
+        let runs =
+            server.restored().await.map_err(anyhow::Error::msg).context("cannot take the database as restored")?;
+        tracing::warn!(
+            runs,
+            "the database is a restored copy: its leases count no more, and its runs wait until all have run out"
+        );
     }
-    Ok((listeners, urls))
+    Ok(())
+}
+
+/// Where a server listens.
+#[derive(Debug, Default)]
+pub struct Bound {
+    /// What it listens on.
+    pub listeners: Vec<Listener>,
+    /// Under which URLs it is reached.
+    pub urls: Vec<String>,
+    /// The sockets that it made, in the order in which they were named.
+    pub sockets: Vec<OwnSocket>,
+}
+
+/// Binds everything, so that nothing is served before all of it is there.
+pub async fn bind(listens: &[Listen]) -> anyhow::Result<Bound> {
+    let mut bound = Bound::default();
+    for listen in listens {
+        let (listener, url, socket) = listen.bind().await?;
+        bound.listeners.push(listener);
+        bound.urls.push(url);
+        bound.sockets.extend(socket);
+    }
+    Ok(bound)
+}
+
+/// Removes what a server made that has ended.
+pub fn remove(sockets: &[OwnSocket]) -> anyhow::Result<()> {
+    sockets.iter().try_for_each(OwnSocket::remove)
 }
 
 /// Says where the server is and where its token: to whoever started it, on standard output.

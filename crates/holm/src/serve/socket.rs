@@ -5,9 +5,13 @@ use std::{
     net::SocketAddr,
     os::{
         fd::{AsRawFd as _, OwnedFd},
-        unix::{ffi::OsStrExt as _, fs::FileTypeExt as _},
+        unix::{
+            ffi::OsStrExt as _,
+            fs::{FileTypeExt as _, MetadataExt as _},
+        },
     },
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use anyhow::{Context as _, bail};
@@ -41,20 +45,69 @@ impl Listen {
         }
     }
 
-    /// Binds it; tells the URL under which it is reached.
-    pub async fn bind(&self) -> anyhow::Result<(Listener, String)> {
+    /// Binds it; tells the URL under which it is reached, and the socket that was made for it.
+    pub async fn bind(&self) -> anyhow::Result<(Listener, String, Option<OwnSocket>)> {
         match self {
             Self::Tcp(address) => {
                 let listener = TcpListener::bind(address).await.map_err(|error| not_bound(*address, error))?;
                 let bound = listener.local_addr()?;
-                Ok((Listener::Tcp(listener), format!("http://{bound}")))
+                Ok((Listener::Tcp(listener), format!("http://{bound}"), None))
             }
             Self::Unix(path) => {
                 let listener =
                     bind_unix(path).await.with_context(|| format!("cannot listen on unix:{}", path.display()))?;
-                Ok((Listener::Unix(listener), format!("unix:{}", path.display())))
+                let socket = OwnSocket::at(path).with_context(|| format!("cannot find {}", path.display()))?;
+                Ok((Listener::Unix(listener), format!("unix:{}", path.display()), Some(socket)))
             }
         }
+    }
+}
+
+/// A socket that this server made.
+#[derive(Debug)]
+pub struct OwnSocket {
+    path: PathBuf,
+    file: File,
+}
+
+/// Which file one is. The number of one that was removed is given to another, so when it was made counts as well, where the
+/// file system knows it.
+#[derive(Debug, PartialEq, Eq)]
+struct File {
+    device: u64,
+    inode: u64,
+    made: Option<SystemTime>,
+}
+
+impl OwnSocket {
+    fn at(path: &Path) -> io::Result<Self> {
+        Ok(Self { file: Self::file(path)?, path: path.to_owned() })
+    }
+
+    fn file(path: &Path) -> io::Result<File> {
+        let file = fs::symlink_metadata(path)?;
+        Ok(File { device: file.dev(), inode: file.ino(), made: file.created().ok() })
+    }
+
+    /// Where it was made.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it is where it was made. What keeps that from being told does not say that it is not.
+    pub fn is_there(&self) -> bool {
+        match Self::file(&self.path) {
+            Ok(file) => file == self.file,
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
+    }
+
+    /// Removes it. Another's in its place is left alone.
+    pub fn remove(&self) -> anyhow::Result<()> {
+        if !self.is_there() {
+            return Ok(());
+        }
+        fs::remove_file(&self.path).with_context(|| format!("cannot remove {}", self.path.display()))
     }
 }
 
@@ -118,11 +171,16 @@ mod tests {
         let deep = dir.path().join("x".repeat(100)).join("y".repeat(100));
         fs::create_dir_all(&deep).unwrap();
         let listen = Listen::Unix(deep.join("up.sock"));
-        let (listener, _) = listen.bind().await.unwrap();
+        let (listener, _, socket) = listen.bind().await.unwrap();
         let taken = format!("{:#}", listen.bind().await.unwrap_err());
         assert!(taken.contains("listens there already"), "{taken}");
         drop(listener);
-        listen.bind().await.unwrap();
+        let (_listener, _, next) = listen.bind().await.unwrap();
+        socket.unwrap().remove().unwrap();
+        let next = next.unwrap();
+        assert!(next.is_there(), "another's is left alone");
+        next.remove().unwrap();
+        assert!(!next.is_there());
         let file = deep.join("file");
         fs::write(&file, "x").unwrap();
         Listen::Unix(file.clone()).bind().await.unwrap_err();

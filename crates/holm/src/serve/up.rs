@@ -3,12 +3,7 @@
 //! The agent speaks to the server through the socket, as an agent elsewhere would. The order of the end: first the agent,
 //! which still has to report, then the server, which drains its streams.
 
-use std::{
-    io,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -21,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     agent::{self, HostArgs},
     block_on, close, guarded, idle, logging, open_store,
-    server::{ServeArgs, announce, bind, own_tokens},
+    server::{Bound, ServeArgs, announce, bind, own_tokens, remove, take_restored},
     signals::{Asked, Signals},
-    socket::Listen,
+    socket::{Listen, OwnSocket},
 };
 use crate::{
     config::{Source, read_token},
@@ -92,48 +87,14 @@ pub fn run(session: Session, args: UpArgs) -> anyhow::Result<u8> {
     block_on(up(session, args, home))
 }
 
-/// The socket that this server made.
-struct OwnSocket {
-    path: PathBuf,
-    /// Which file it is.
-    file: (u64, u64),
-}
-
-impl OwnSocket {
-    fn at(path: PathBuf) -> io::Result<Self> {
-        let file = Self::file(&path)?;
-        Ok(Self { file, path })
+/// Waits until the socket is not there any more. Then neither the own agent nor anybody else reaches this server; the next one
+/// takes up what runs.
+async fn lost(socket: &OwnSocket) -> Asked {
+    while socket.is_there() {
+        tokio::time::sleep(SOCKET_LOOK_EVERY).await;
     }
-
-    fn file(path: &Path) -> io::Result<(u64, u64)> {
-        std::fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
-    }
-
-    /// Whether it is where it was made. What keeps that from being told does not say that it is not.
-    fn is_there(&self) -> bool {
-        match Self::file(&self.path) {
-            Ok(file) => file == self.file,
-            Err(error) => error.kind() != io::ErrorKind::NotFound,
-        }
-    }
-
-    /// Waits until it is not there any more. Then neither the own agent nor anybody else reaches this server; the next one
-    /// takes up what runs.
-    async fn lost(&self) -> Asked {
-        while self.is_there() {
-            tokio::time::sleep(SOCKET_LOOK_EVERY).await;
-        }
-        tracing::error!(path = %self.path.display(), "the socket was removed or replaced; this server ends");
-        Asked::Leave
-    }
-
-    /// Removes it: who comes now is to start another server, not to wait for this one. Another's is left alone.
-    fn remove(&self) -> anyhow::Result<()> {
-        if !self.is_there() {
-            return Ok(());
-        }
-        std::fs::remove_file(&self.path).with_context(|| format!("cannot remove {}", self.path.display()))
-    }
+    tracing::error!(path = %socket.path().display(), "the socket was removed or replaced; this server ends");
+    Asked::Leave
 }
 
 async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
@@ -150,9 +111,9 @@ async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
     let config = config.on(&store);
     own_tokens(&home, &store, &config.clock).await?;
     let server = Server::new(config, store.clone())?;
+    take_restored(&server, args.serve.restored).await?;
     let activity = server.activity();
-    let (listeners, urls) = bind(&listens).await?;
-    let socket = OwnSocket::at(home.socket()).with_context(|| format!("cannot find {}", home.socket().display()))?;
+    let Bound { listeners, urls, sockets } = bind(&listens).await?;
     let client = |path: PathBuf| -> anyhow::Result<Client> {
         let token = read_token(&path, &Source::Default)?.value;
         Ok(Client::new(Endpoint::Unix(home.socket()), token)?)
@@ -175,7 +136,7 @@ async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
         let asked = tokio::select! {
             asked = signals.next() => asked,
             () = idle => Asked::Drain,
-            lost = socket.lost() => lost,
+            lost = lost(&sockets[0]) => lost,
         };
         tracing::info!(?asked, "server and agent are to end");
         // The agent may have ended by itself meanwhile; then another branch says so.
@@ -201,7 +162,8 @@ async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
         _ = signals.next() => anyhow::bail!("asked to end twice; connections were cut"),
     };
     let closed = close(&store).await;
-    socket.remove()?;
+    // Who comes now is to start another server, not to wait for this one.
+    remove(&sockets)?;
     closed?;
     tracing::info!(cut, "server and agent have ended");
     Ok(0)

@@ -50,16 +50,17 @@ async fn files(name: &'static str, url: &SecretString) -> Result<Option<(SqliteF
 /// Looks at it, and at the runs in it if it can be read.
 pub async fn probes(session: &Session, home: &Home) -> Vec<Probe> {
     let name = "database";
-    let url = match &session.config.file.server.database {
+    let named = session.config.database.as_ref().map(|database| &database.value);
+    let url = match named {
         Some(url) => url.clone(),
         None => match serve::own_database(home) {
             Ok(url) => url,
             Err(error) => return vec![missing(name, told(&error), "see the message")],
         },
     };
-    let expect = serve::expect(home, session.config.file.server.database.as_ref());
+    let expect = serve::expect(home, named);
     let files = match files(name, &url).await {
-        Ok(Some((_, false))) => return vec![good(name, "none yet; the first start of a server makes it")],
+        Ok(Some((files, false))) => return vec![absent(&files)],
         Ok(files) => files.map(|(files, _)| files),
         Err(silent) => return vec![silent],
     };
@@ -81,6 +82,16 @@ pub async fn probes(session: &Session, home: &Home) -> Vec<Probe> {
     }
     probes.push(runs(&url).await);
     probes
+}
+
+/// What there is to say of a file that is not there.
+fn absent(files: &SqliteFiles) -> Probe {
+    let name = "database";
+    if matches!(serve::served_by(files), Ok(Served::By(_))) {
+        let found = format!("{} was removed or replaced under a live server", files.database.display());
+        return missing(name, found, "put it back, and its log beside it; until then the server takes no runs");
+    }
+    good(name, "none yet; the first start of a server makes it")
 }
 
 async fn itself(url: &SecretString, files: Option<SqliteFiles>, expect: Expect) -> Probe {
