@@ -39,7 +39,9 @@ mod tokens;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-pub use blobs::{BLOB_READ_BYTES_MAX, BlobKey, BlobStream, Blobs, PutStreamError};
+pub use blobs::{
+    BLOB_READ_BYTES_MAX, BlobKey, BlobPlace, BlobStream, Blobs, PutStreamError, S3Keys, S3Place, Unreached,
+};
 pub use census::RunCensus;
 pub use doomed::{DOOMED_PAGE_MAX, Doomed, DoomedPart};
 pub use error::{Cause, Error, Result};
