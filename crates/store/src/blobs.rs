@@ -268,6 +268,10 @@ impl Blobs {
 
     /// Why a part of an object cannot be read: because there is no such object or it ends before, if that is so.
     async fn cut_off(&self, key: &BlobKey, range: Range<u64>, error: ObjectError) -> Error {
+        let is_about_it = matches!(error, ObjectError::NotFound { .. }) || s3::is_out_of_range(&error);
+        if self.manner.deadline.is_some() && !is_about_it {
+            return failure("read a part of a blob", error);
+        }
         match self.head(key).await {
             Ok(Some(meta)) if meta.size < range.end => {
                 let problem = format!("{} bytes are there, and {} were stored", meta.size, range.end);

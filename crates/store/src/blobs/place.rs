@@ -120,6 +120,14 @@ impl S3Place {
         Ok(place)
     }
 
+    /// The same in a region that was named elsewhere, unless it names one itself.
+    pub fn in_region(self, region: Option<&str>) -> Result<Self> {
+        match region {
+            Some(region) if self.region.is_none() => Ok(Self { region: Some(check_region(region)?), ..self }),
+            _ => Ok(self),
+        }
+    }
+
     /// Whether requests go by TLS.
     pub(super) fn is_encrypted(&self) -> bool {
         self.endpoint.as_deref().is_none_or(|endpoint| endpoint.starts_with("https://"))

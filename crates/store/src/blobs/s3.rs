@@ -21,7 +21,7 @@ use super::{Manner, S3Place};
 use crate::{Error, Result};
 pub use keys::S3Keys;
 pub use told::Unreached;
-pub(super) use told::{is_no_bucket, is_other_bytes, told};
+pub(super) use told::{is_no_bucket, is_other_bytes, is_out_of_range, told};
 
 /// The size of the parts in which a stream goes up and comes down, in bytes: the least that S3 takes, of which it takes 10,000.
 const S3_PART_BYTES: usize = 5 * 1024 * 1024;
@@ -91,8 +91,8 @@ impl HttpConnector for Connector {
             .http1_only()
             .user_agent(concat!("holm/", env!("CARGO_PKG_VERSION")));
         if !self.is_encrypted {
-            // Without TLS the system's certificates are not read.
-            builder = builder.tls_certs_only([]);
+            // Without TLS the system's certificates are not read, and no proxy stands between: http is for who is near.
+            builder = builder.tls_certs_only([]).no_proxy();
         }
         let client = builder.build();
         let client = client.map_err(|error| object_store::Error::Generic { store: "S3", source: Box::new(error) })?;

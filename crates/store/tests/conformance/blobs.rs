@@ -13,27 +13,28 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use holm_domain::{OrgId, RunId};
 use holm_store::{BLOB_READ_BYTES_MAX, BlobKey, Blobs, Error, PutStreamError};
 
-use crate::support::uuid;
+use crate::{buckets::blobs_of, s3::S3Server, support::uuid};
 
-/// Stores of objects of both kinds; the folder lives as long as the test.
-fn both() -> (tempfile::TempDir, [Blobs; 2]) {
-    let folder = tempfile::tempdir().expect("a folder");
+/// Stores of objects of each kind; the folder and the server of S3 live as long as the test.
+fn all() -> ((tempfile::TempDir, S3Server), [Blobs; 3]) {
+    let (folder, server) = (tempfile::tempdir().expect("a folder"), S3Server::start());
     let local = Blobs::local(&folder.path().join("a/b")).expect("a folder of blobs");
-    (folder, [local, Blobs::memory()])
+    let bucket = blobs_of(&server);
+    ((folder, server), [local, Blobs::memory(), bucket])
 }
 
-fn run() -> (OrgId, RunId) {
+pub fn run() -> (OrgId, RunId) {
     (OrgId::from_uuid(uuid()), RunId::from_uuid(uuid()))
 }
 
-async fn keys(blobs: &Blobs, org: OrgId, run: RunId) -> Vec<(BlobKey, u64)> {
+pub async fn keys(blobs: &Blobs, org: OrgId, run: RunId) -> Vec<(BlobKey, u64)> {
     blobs.list_of_run(org, run).try_collect().await.expect("listed")
 }
 
 #[tokio::test]
 async fn put_get_and_delete() {
-    let (_folder, both) = both();
-    for blobs in both {
+    let (_kept, all) = all();
+    for blobs in all {
         let (org, run) = run();
         let key = BlobKey::run_changes(org, run, 3);
         assert_eq!(blobs.get(&key).await.expect("read"), None);
@@ -56,8 +57,8 @@ async fn put_get_and_delete() {
 
 #[tokio::test]
 async fn objects_of_one_run_are_removed_and_no_others() {
-    let (_folder, both) = both();
-    for blobs in both {
+    let (_kept, all) = all();
+    for blobs in all {
         let ((org, one), (_, two)) = (run(), run());
         for fence in 1..=3 {
             blobs.put(&BlobKey::run_changes(org, one, fence), Bytes::from_static(b"x")).await.expect("stored");
@@ -72,8 +73,8 @@ async fn objects_of_one_run_are_removed_and_no_others() {
 
 #[tokio::test]
 async fn a_stream_goes_through_piece_by_piece() {
-    let (_folder, both) = both();
-    for blobs in both {
+    let (_kept, all) = all();
+    for blobs in all {
         let (org, run) = run();
         let key = BlobKey::run_changes(org, run, 1);
         // Pieces of odd sizes, some larger than a part.
@@ -92,8 +93,8 @@ async fn a_stream_goes_through_piece_by_piece() {
 
 #[tokio::test]
 async fn a_stream_that_fails_or_is_too_long_leaves_nothing() {
-    let (folder, both) = both();
-    for blobs in both {
+    let ((folder, server), all) = all();
+    for blobs in all {
         let (org, run) = run();
         let key = BlobKey::run_changes(org, run, 1);
         let piece = || Ok::<_, io::Error>(Bytes::from(vec![1; 2_000_000]));
@@ -110,6 +111,7 @@ async fn a_stream_that_fails_or_is_too_long_leaves_nothing() {
         assert_eq!(keys(&blobs, org, run).await, []);
     }
     assert_eq!(files_under(folder.path()), 0, "no part of a file is left");
+    assert_eq!(server.half_done(), Vec::<String>::new());
 }
 
 fn files_under(folder: &std::path::Path) -> usize {
@@ -137,7 +139,14 @@ impl Drop for Counted {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_stream_is_not_gathered_in_memory() {
-    let (_folder, [blobs, _]) = both();
+    let (_kept, [local, _, bucket]) = all();
+    // Of a bucket, a part is what comes at once.
+    for (blobs, piece_bytes_max) in [(local, 1 << 20), (bucket, 5 << 20)] {
+        goes_through_in_pieces(&blobs, piece_bytes_max).await;
+    }
+}
+
+async fn goes_through_in_pieces(blobs: &Blobs, piece_bytes_max: usize) {
     let (org, run) = run();
     let key = BlobKey::run_changes(org, run, 1);
     let (alive, most) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
@@ -159,5 +168,5 @@ async fn a_long_stream_is_not_gathered_in_memory() {
         largest = largest.max(piece.len());
     }
     assert_eq!(read, 40_000_000);
-    assert!(largest <= 1 << 20, "{largest} bytes at once");
+    assert!(largest <= piece_bytes_max, "{largest} bytes at once");
 }

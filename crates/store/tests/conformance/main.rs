@@ -4,6 +4,7 @@
 //! faster; where tasks race, what is asserted holds for every order.
 
 mod blobs;
+mod buckets;
 mod claims;
 mod corrupt;
 mod events;
@@ -14,6 +15,8 @@ mod logs;
 mod postgres;
 mod retention;
 mod runs;
+#[path = "../support/s3.rs"]
+mod s3;
 mod seals;
 mod support;
 mod tenants;

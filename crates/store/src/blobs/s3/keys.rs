@@ -38,7 +38,7 @@ impl fmt::Debug for S3Keys {
 }
 
 fn refused(problem: impl Into<String>) -> Error {
-    Error::invalid("the credentials of the blobs", problem)
+    Error::invalid("a credential of the blobs", problem)
 }
 
 impl S3Keys {

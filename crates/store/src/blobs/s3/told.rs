@@ -112,7 +112,7 @@ impl Told {
             words = words.split(": ").take(2).collect::<Vec<_>>().join(": ");
         }
         Self {
-            is_refusal: matches!(error, ObjectError::PermissionDenied { .. } | ObjectError::Unauthenticated { .. }),
+            is_refusal: ["status code: 401", "status code: 403"].iter().any(|status| whole.contains(status)),
             is_redirect: whole.contains("status code: 3") || whole.contains("redirect without LOCATION"),
             code: code.map(str::to_owned),
             words,
@@ -128,6 +128,11 @@ pub(in crate::blobs) fn told(error: ObjectError) -> Told {
 /// Whether what is not there is the bucket.
 pub(in crate::blobs) fn is_no_bucket(error: &ObjectError) -> bool {
     element(&error.to_string(), "Code") == Some("NoSuchBucket")
+}
+
+/// Whether the object ends before the part that was asked for begins.
+pub(in crate::blobs) fn is_out_of_range(error: &ObjectError) -> bool {
+    error.to_string().contains("status code: 416")
 }
 
 /// Whether the store says that it stored something else.
