@@ -1,9 +1,10 @@
 //! `holm doctor`: what this host can do, and what to do about the rest.
 //!
-//! Looks and changes nothing, each look bounded in time. What a server and an agent here stand on is looked at in [`database`]
-//! and [`state`], what a server tells in [`server`]. What a runtime can do is the runtime's to say; the probes beside it
+//! Looks and changes nothing, each look bounded in time. What a server and an agent here stand on is looked at in [`bucket`],
+//! [`database`] and [`state`], what a server tells in [`server`]. What a runtime can do is the runtime's to say; the probes beside it
 //! explain why.
 
+mod bucket;
 mod database;
 mod deadline;
 mod server;
@@ -89,8 +90,10 @@ pub async fn execute(session: &Session) -> anyhow::Result<u8> {
 /// What needs the home. Where a folder of it does not answer, nothing more is looked at, which would hang as well.
 async fn in_home(session: &Session) -> Vec<Probe> {
     let home = session.home();
-    let (mut probes, answers) = state::probes(&home).await;
+    let (bucket, folder) = bucket::told(session, &home);
+    let (mut probes, answers) = state::probes(&home, folder).await;
     if answers {
+        probes.extend(bucket.probe().await);
         probes.extend(database::probes(session, &home).await);
         probes.extend(server::probes(session, &home).await);
         probes.extend(runtimes(session));

@@ -6,12 +6,19 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 
 use holm_api::client::{Client, Endpoint};
 use holm_domain::limits::LeaseConfig;
-use holm_store::Expect;
+use holm_store::{BlobPlace, Expect};
 use secrecy::ExposeSecret as _;
 use serde::Serialize;
 
 use super::{Config, Environment, LOCAL, Target, file};
-use crate::{home::Home, local, lock::Served, output::told, serve::server::log_retention, units};
+use crate::{
+    home::Home,
+    local,
+    lock::Served,
+    output::told as shown,
+    serve::{blobs::BlobsTold, server::log_retention},
+    units,
+};
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -70,10 +77,11 @@ pub fn contradictions(config: &Config, env: &Environment) -> Vec<Finding> {
             "set HOLM_SERVER as well, or unset it",
         )),
         Ok(_) => {}
-        Err(problem) => findings.push(error("server", told(&problem), "see the message")),
+        Err(problem) => findings.push(error("server", shown(&problem), "see the message")),
     }
     contexts(config, &mut findings);
     server_table(config, &mut findings);
+    blobs(config, env, &mut findings);
     findings
 }
 
@@ -112,7 +120,7 @@ fn contexts(config: &Config, findings: &mut Vec<Finding>) {
                     format!("`holm login --as {name} {}`", entry.server),
                 ));
             }
-            Err(problem) => findings.push(error(key("token"), told(&problem), "give a token that works")),
+            Err(problem) => findings.push(error(key("token"), shown(&problem), "give a token that works")),
         }
         has_secret |= entry.token.is_some();
     }
@@ -164,8 +172,43 @@ fn server_table(config: &Config, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Reaches for the server that is meant and for the database that is named.
-pub async fn unreachable(config: &Config) -> Vec<Finding> {
+/// What is told of large objects.
+fn blobs(config: &Config, env: &Environment, findings: &mut Vec<Finding>) {
+    let told = match BlobsTold::of_settings(config, env) {
+        Ok(told) => told,
+        Err(problem) => return findings.push(error("HOLM_BLOBS", shown(&problem), "give a place that is text")),
+    };
+    let at = blobs_at(config, &told);
+    let home = Home(config.home.value.clone());
+    let place = match told.place(&home, env) {
+        Ok(BlobPlace::S3(place)) => place,
+        Ok(BlobPlace::Folder(_)) => return,
+        Err(problem) => {
+            return findings.push(error(at, shown(&problem), "see `holm server --help`"));
+        }
+    };
+    if let Err(problem) = told.bucket(&place, env) {
+        let way_out = "give credentials that work";
+        findings.push(error(at, shown(&problem), way_out));
+    }
+    if let Some((path, _)) = told.credentials_file(env)
+        && file::is_readable_by_others(&path)
+    {
+        let problem = "it has a secret in it, and others than its owner may read it";
+        findings.push(error(path.display(), problem, format!("chmod 600 {}", path.display())));
+    }
+}
+
+/// Where it was told.
+fn blobs_at(config: &Config, told: &BlobsTold) -> String {
+    match told.at {
+        at @ "server.blobs" => format!("{}: {at}", config.path.display()),
+        at => at.to_owned(),
+    }
+}
+
+/// Reaches for the server that is meant, and for the database and the bucket that are named.
+pub async fn unreachable(config: &Config, env: &Environment) -> Vec<Finding> {
     let mut findings = Vec::new();
     match config.target() {
         Ok(Target::Named { endpoint, token }) => {
@@ -195,6 +238,7 @@ pub async fn unreachable(config: &Config) -> Vec<Finding> {
     {
         findings.extend(database_answers(database.source.to_string(), database.value.expose_secret()).await);
     }
+    findings.extend(bucket_answers(config, env).await);
     findings
 }
 
@@ -205,7 +249,7 @@ async fn local_server(home: &Path) -> Option<Finding> {
         Ok(Served::By(pid)) => match local::connect(&home).await {
             Ok(Some(_)) => None,
             other => {
-                let why = other.err().map(|error| format!(": {}", told(&error))).unwrap_or_default();
+                let why = other.err().map(|error| format!(": {}", shown(&error))).unwrap_or_default();
                 let who = pid.map(|pid| format!(" (process {pid})")).unwrap_or_default();
                 let problem = format!("a server{who} has the lock and does not answer{why}");
                 Some(error(home.socket().display(), problem, format!("see {}, or `holm down`", home.log().display())))
@@ -223,6 +267,14 @@ async fn database_answers(at: String, url: &str) -> Option<Finding> {
         Ok(Err(problem)) => Some(error(at, problem.to_string().replace(url, "the database"), way_out)),
         Err(_) => Some(error(at, "the database did not answer within 10 s", way_out)),
     }
+}
+
+/// Nothing where no bucket is named; what keeps it from being asked was told among the contradictions.
+async fn bucket_answers(config: &Config, env: &Environment) -> Option<Finding> {
+    let told = BlobsTold::of_settings(config, env).ok()?;
+    let BlobPlace::S3(place) = told.place(&Home(config.home.value.clone()), env).ok()? else { return None };
+    let unreached = told.bucket(&place, env).ok()?.reach().await.err()?;
+    Some(error(blobs_at(config, &told), format!("{place}: {}", unreached.problem), unreached.way_out))
 }
 
 #[cfg(test)]
@@ -265,6 +317,7 @@ database = "mysql://u:hunter2@h/db"
 lease_ttl = "1ms"
 attempts_max = 0
 log_retention = "1ms"
+blobs = "s3://AKIA:hunter2@holm"
 "#;
         let env = Environment::from([("HOLM_SEVRER", "x"), ("HOLM_TOKEN", "a"), ("HOLM_TOKEN_FILE", "b")]);
         let found = findings(text, &env);
@@ -280,6 +333,7 @@ log_retention = "1ms"
             ("server.database", "this is no database"),
             ("server.lease_ttl", "`1ms` is not accepted"),
             ("server.log_retention", "`1ms` is not accepted"),
+            ("server.blobs", "credentials are no part of it"),
             ("config.toml", "others than its owner may read it"),
         ] {
             let hit = found.iter().any(|f| f.at.ends_with(at) && f.problem.contains(problem) && !f.way_out.is_empty());
@@ -287,5 +341,30 @@ log_retention = "1ms"
         }
         let shown = format!("{found:?}");
         assert!(!shown.contains("hunter2") && !shown.contains("holm_secret"), "{shown}");
+    }
+
+    #[test]
+    fn a_bucket_needs_credentials_that_can_be() {
+        let text = "[server]\nblobs = \"s3://holm/p?endpoint=http://127.0.0.1:9\"\n";
+        let of = |pairs: [(&str, &str); 2]| findings(text, &Environment::from(pairs));
+        let key = ("AWS_ACCESS_KEY_ID", "AKIATEST");
+        assert_eq!(of([key, ("AWS_SECRET_ACCESS_KEY", "hunter2")]), []);
+        for (pairs, words) in [
+            ([key, ("AWS_REGION", "here")], "there are no credentials for the bucket: set AWS_ACCESS_KEY_ID"),
+            ([key, ("AWS_SECRET_ACCESS_KEY", "changeme")], "is the placeholder of an example"),
+            ([("AWS_SHARED_CREDENTIALS_FILE", "/no/such/file"), ("AWS_PROFILE", "x")], "/no/such/file cannot be read"),
+        ] {
+            let found = of(pairs);
+            assert!(found.len() == 1 && found[0].at.ends_with("server.blobs"), "{found:?}");
+            assert!(found[0].problem.contains(words), "{found:?}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("keys");
+        std::fs::write(&file, "[default]\naws_access_key_id = AKIATEST\naws_secret_access_key = hunter2\n").unwrap();
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+        let text = format!("{text}blobs_credentials = \"{}\"\n", file.display());
+        let found = findings(&text, &Environment::default());
+        assert!(found.len() == 1 && found[0].problem.contains("others than its owner may read it"), "{found:?}");
+        assert!(!format!("{found:?}").contains("hunter2"), "{found:?}");
     }
 }

@@ -54,6 +54,10 @@ pub struct ServerTable {
     pub listen: Option<String>,
     /// `sqlite:PATH` or `postgres://…`.
     pub database: Option<SecretString>,
+    /// `file:/PATH` or `s3://BUCKET/PREFIX`.
+    pub blobs: Option<String>,
+    /// The file with the credentials for the bucket, relative to the configuration file.
+    pub blobs_credentials: Option<PathBuf>,
     /// How long a lease lasts: `30s`.
     pub lease_ttl: Option<String>,
     /// What is waited beyond the expiry of a lease: `5s`.

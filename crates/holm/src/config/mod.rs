@@ -26,7 +26,7 @@ pub const LOCAL: &str = "local";
 /// The folder of the configuration file, among those of other programs.
 const FOLDER: &str = "holm";
 /// The variables of the environment that Holm reads.
-pub const VARIABLES: [&str; 10] = [
+pub const VARIABLES: [&str; 11] = [
     "HOLM_SERVER",
     "HOLM_CONTEXT",
     "HOLM_TOKEN",
@@ -35,6 +35,7 @@ pub const VARIABLES: [&str; 10] = [
     "HOLM_CONFIG",
     "HOLM_HOME",
     "HOLM_DATABASE",
+    "HOLM_BLOBS",
     "HOLM_LOG",
     "HOLM_LOG_FORMAT",
 ];
@@ -79,7 +80,7 @@ pub struct Environment(BTreeMap<String, OsString>);
 impl Environment {
     /// The environment of this process.
     pub fn of_process() -> Self {
-        let keep = |name: &str| name.starts_with("HOLM_") || name.starts_with("XDG_") || name == "HOME";
+        let keep = |name: &str| ["HOLM_", "XDG_", "AWS_"].iter().any(|begin| name.starts_with(begin)) || name == "HOME";
         Self(
             std::env::vars_os()
                 .filter_map(|(k, v)| Some((k.into_string().ok()?, v)))

@@ -1,6 +1,7 @@
 //! The long-running processes: server, agent, and both in one.
 
 pub mod agent;
+pub mod blobs;
 mod idle;
 mod label;
 pub mod logging;
@@ -24,14 +25,16 @@ use holm_runtime::{
     SharedRuntime,
     process::{Config as ProcessConfig, Label, ProcessRuntime},
 };
-use holm_store::{Blobs, Expect, SqliteFiles, Store};
+use holm_store::{Expect, SqliteFiles, Store};
 use secrecy::ExposeSecret as _;
 
 use crate::{
+    config::Environment,
     home::{Home, create_dir},
     lock::{self, Lock, Served},
     session::Session,
 };
+use blobs::BlobsTold;
 
 /// Prints the OpenAPI document.
 pub fn openapi(session: &Session) -> anyhow::Result<u8> {
@@ -55,17 +58,15 @@ fn block_on(main: impl Future<Output = anyhow::Result<u8>>) -> anyhow::Result<u8
 }
 
 /// Opens the store: the one that was named, or SQLite under the home.
-async fn open_store(home: &Home, database: Option<&SecretString>) -> anyhow::Result<Store> {
+async fn open_store(home: &Home, database: Option<&SecretString>, blobs: &BlobsTold) -> anyhow::Result<Store> {
     let dir = home.server();
-    let blobs = home.blobs();
     create_dir(&dir).with_context(|| format!("cannot use {}", dir.display()))?;
-    create_dir(&blobs).with_context(|| format!("cannot make {}", blobs.display()))?;
     let url = match database {
         Some(url) => url.clone(),
         None => own_database(home)?,
     };
     own_file(&url)?;
-    let blobs = Blobs::local(&blobs).context("cannot open the folder of large objects")?;
+    let blobs = blobs.open(home, &Environment::of_process()).await?;
     let opened = Store::open_expecting(url.expose_secret(), expect(home, database), blobs).await;
     opened.with_context(|| format!("cannot open the database {}", database_name(&url)))
 }

@@ -1,6 +1,6 @@
 //! `holm server`: the control plane alone.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -14,6 +14,7 @@ use secrecy::ExposeSecret as _;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    blobs::BlobsTold,
     block_on, close, logging, open_store,
     signals::Signals,
     socket::{Listen, OwnSocket},
@@ -21,7 +22,7 @@ use super::{
 };
 use crate::{
     commands::Usage,
-    config::{file::ServerTable, read_token},
+    config::{Config as Settings, file::ServerTable, read_token},
     home::Home,
     session::Session,
     units,
@@ -39,6 +40,12 @@ pub struct ServeArgs {
     /// The database: sqlite:PATH or postgres://USER:PASSWORD@HOST/NAME [default: SQLite under the home]
     #[arg(long, env = "HOLM_DATABASE", hide_env_values = true, value_name = "URL")]
     pub database: Option<SecretString>,
+    /// Where large objects are kept: file:/PATH or s3://BUCKET/PREFIX, with ?endpoint=URL where it is not AWS [default: a folder under the home]
+    #[arg(long, env = "HOLM_BLOBS", hide_env_values = true, value_name = "URL")]
+    pub blobs: Option<String>,
+    /// The file with the credentials for the bucket, as ~/.aws/credentials has them [default: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY]
+    #[arg(long, value_name = "FILE")]
+    pub blobs_credentials: Option<PathBuf>,
     /// How long a lease lasts [default: 30s]
     #[arg(long, value_name = "DURATION")]
     pub lease_ttl: Option<String>,
@@ -65,7 +72,7 @@ pub struct ServeArgs {
 #[command(after_help = "\
 Examples:
   holm server
-  holm server --listen 0.0.0.0:4656 --database postgres://holm@db/holm
+  holm server --listen 0.0.0.0:4656 --database postgres://holm@db/holm --blobs s3://holm?region=eu-central-1
 
 The server speaks plain HTTP; put a proxy with TLS in front of it where others share the network.
 The first start on an empty database writes a token with the role admin to HOLM_HOME/token.")]
@@ -91,6 +98,18 @@ impl ServeArgs {
     /// The database that was named, if one was.
     pub fn database<'a>(&'a self, table: &'a ServerTable) -> Option<&'a SecretString> {
         self.database.as_ref().or(table.database.as_ref())
+    }
+
+    /// Where large objects are to be kept.
+    pub fn blobs(&self, config: &Settings) -> Result<BlobsTold, Usage> {
+        let of_file = BlobsTold::of_file(config);
+        let told = BlobsTold {
+            at: if self.blobs.is_some() { "--blobs" } else { of_file.at },
+            place: self.blobs.clone().or(of_file.place),
+            credentials: self.blobs_credentials.clone().or(of_file.credentials),
+        };
+        told.check()?;
+        Ok(told)
     }
 
     /// How the server works; times that cannot be are refused by the flag.
@@ -148,9 +167,9 @@ async fn serve(session: Session, args: ServeArgs) -> anyhow::Result<u8> {
     let mut signals = Signals::listen()?;
     let home = session.home();
     let table = &session.config.file.server;
-    let (config, listens) = (args.config(table, &home)?, args.listens(table)?);
+    let (config, listens, blobs) = (args.config(table, &home)?, args.listens(table)?, args.blobs(&session.config)?);
     home.create().with_context(|| home.not_made())?;
-    let store = open_store(&home, args.database(table)).await?;
+    let store = open_store(&home, args.database(table), &blobs).await?;
     let config = config.on(&store);
     first_token(&home, &store, &config.clock).await?;
     let Bound { listeners, urls, sockets } = bind(&listens).await?;

@@ -107,7 +107,8 @@ async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
     if !args.private {
         listens.extend(args.serve.listens(table)?);
     }
-    let store = open_store(&home, args.serve.database(table)).await?;
+    let blobs = args.serve.blobs(&session.config)?;
+    let store = open_store(&home, args.serve.database(table), &blobs).await?;
     let config = config.on(&store);
     own_tokens(&home, &store, &config.clock).await?;
     let server = Server::new(config, store.clone())?;
@@ -120,7 +121,7 @@ async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
     };
     let (user, own) = (client(home.token())?, client(home.agent_token())?);
     let named = args.serve.database(table).map(guarded).transpose()?.unwrap_or_default();
-    let lending = agent::Lending { lends, guarded: [session.config.guarded(), named].concat() };
+    let lending = agent::Lending { lends, guarded: [session.config.guarded(), named, blobs.guarded()].concat() };
     let agent = agent::agent(&home, own, &args.host, &session.config.file.agent, lending)?;
     let stop_server = CancellationToken::new();
     let mut serving = tokio::spawn(server.serve(listeners, stop_server.clone()));

@@ -12,9 +12,10 @@ use crate::{
 /// Prints what was found; the exit code is 1 if anything of it is an error.
 pub async fn execute(session: &Session, offline: bool) -> anyhow::Result<u8> {
     let config = &session.config;
-    let mut findings = contradictions(config, &Environment::of_process());
+    let env = Environment::of_process();
+    let mut findings = contradictions(config, &env);
     if !offline {
-        findings.extend(unreachable(config).await);
+        findings.extend(unreachable(config, &env).await);
     }
     let output = session.output;
     let failed = findings.iter().any(|finding| finding.severity == Severity::Error);

@@ -26,20 +26,22 @@ use crate::{home::Home, units::show_bytes};
 /// A name, where it is looked, and the look itself.
 type Look = (&'static str, fn(&Home) -> PathBuf, fn(&Home) -> Vec<Probe>);
 
+const BLOBS: &str = "blobs";
+
 const SERVER: &str = "server's folder";
 const AGENT: &str = "agent's folder";
 
-const LOOKS: [Look; 6] = [
+const LOOKS: [Look; 5] = [
     ("home", |home| home.0.clone(), |home| vec![room("home", &home.0, STORAGE_FLOOR_BYTES)]),
     (SERVER, Home::server, |home| Vec::from_iter(apart(SERVER, &home.0, &home.server(), 0))),
     (AGENT, Home::agent, |home| Vec::from_iter(apart(AGENT, &home.0, &home.agent(), STORAGE_FLOOR_BYTES))),
-    ("blobs", Home::blobs, |home| vec![blobs(&home.blobs())]),
     ("agent", Home::agent, |home| agent(&home.agent())),
     ("set aside", Home::agent, |home| vec![set_aside(&home.agent().join(SET_ASIDE_NAME))]),
 ];
 
-/// Looks at all of it, up to the first that does not answer; returns whether none was such.
-pub async fn probes(home: &Home) -> (Vec<Probe>, bool) {
+/// Looks at all of it, and at the folder of large objects if they lie in one, up to the first that does not answer; returns
+/// whether none was such.
+pub async fn probes(home: &Home, folder: Option<PathBuf>) -> (Vec<Probe>, bool) {
     let mut probes = Vec::new();
     for (name, place, look) in LOOKS {
         let own = home.clone();
@@ -51,7 +53,12 @@ pub async fn probes(home: &Home) -> (Vec<Probe>, bool) {
             }
         }
     }
-    (probes, true)
+    let Some(folder) = folder else { return (probes, true) };
+    let looked_at = folder.clone();
+    let found = deadline::look(BLOBS, &looked_at, LOOK_DEADLINE, move || blobs(&folder)).await;
+    let answers = found.is_ok();
+    probes.push(found.unwrap_or_else(|gone| gone));
+    (probes, answers)
 }
 
 /// The room in a folder of the home that lies on another disk than the home.
@@ -62,7 +69,7 @@ fn apart(name: &'static str, home: &Path, folder: &Path, floor: u64) -> Option<P
 }
 
 fn blobs(path: &Path) -> Probe {
-    let name = "blobs";
+    let name = BLOBS;
     match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return good(name, "none yet; the first start of a server makes their folder");
