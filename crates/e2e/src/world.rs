@@ -59,7 +59,13 @@ impl World {
     /// The same on the database behind that URL, which the test looks after.
     #[track_caller]
     pub fn on_database(url: &str) -> Self {
-        Self::on(Store::Sqlite, &format!("database = \"{url}\"\n"), "")
+        Self::on_database_with(url, "")
+    }
+
+    /// The same with lines for the table `[server]` of the configuration.
+    #[track_caller]
+    pub fn on_database_with(url: &str, server: &str) -> Self {
+        Self::on(Store::Sqlite, &format!("database = \"{url}\"\n{server}"), "")
     }
 
     /// The same on a file in the state folder, whatever other tests stand on.

@@ -7,6 +7,7 @@ mod agent_folder;
 mod api;
 mod attempts;
 mod basics;
+mod buckets;
 mod contexts;
 mod cordon;
 mod crash;
@@ -30,5 +31,7 @@ mod people;
 mod places;
 mod pressure;
 mod restore;
+#[path = "../../../store/tests/support/s3.rs"]
+mod s3;
 mod units;
 mod up;
