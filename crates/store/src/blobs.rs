@@ -6,6 +6,7 @@
 //! asked over a network answers within a time, or is said not to. Who may read an object is decided before this module is
 //! asked.
 
+mod key;
 mod place;
 mod s3;
 mod upload;
@@ -31,6 +32,9 @@ use object_store::{
 };
 
 use crate::{Error, Result, error::Cause};
+pub use key::BlobKey;
+pub(crate) use key::is_log_key;
+use key::{log_path, run_path};
 pub use place::{BlobPlace, S3Place};
 pub use s3::{S3Keys, Unreached};
 use upload::{Parts, Upload};
@@ -43,61 +47,6 @@ const PARTS_IN_FLIGHT: usize = 4;
 const REMOVALS_AT_ONCE: usize = 8;
 /// The most that is read into memory at once by [`Blobs::get`] and [`Blobs::get_range`], in bytes.
 pub const BLOB_READ_BYTES_MAX: u64 = 64 * 1024 * 1024;
-
-/// The name of an object; made of ids only.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct BlobKey(Path);
-
-impl BlobKey {
-    /// The archive of changes that the attempt of `run` with `fence` left.
-    pub fn run_changes(org: OrgId, run: RunId, fence: u64) -> Self {
-        Self(run_path(org, run).join(format!("changes.{fence:020}.tar")))
-    }
-
-    /// A piece of the log of `run`. The digest of the bytes is part of the name, so that no writer, however late, puts
-    /// other bytes under a name that the index already knows.
-    pub(crate) fn log_segment(org: OrgId, run: RunId, first_seq: u64, bytes: &[u8]) -> Self {
-        use sha2::{Digest, Sha256};
-        let digest: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-        Self(log_path(org, run).join(format!("{first_seq:020}.{digest}")))
-    }
-
-    /// The key as it stands in the index.
-    pub(crate) fn as_str(&self) -> &str {
-        self.0.as_ref()
-    }
-
-    /// Reads a key from the index, if it is one of the log of `run`.
-    pub(crate) fn parse_log_segment(text: &str, org: OrgId, run: RunId) -> Option<Self> {
-        let path = Path::parse(text).ok()?;
-        path.prefix_matches(&log_path(org, run)).then_some(Self(path))
-    }
-}
-
-impl fmt::Debug for BlobKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl fmt::Display for BlobKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-fn run_path(org: OrgId, run: RunId) -> Path {
-    Path::from_iter(["orgs".to_owned(), org.to_string(), "runs".to_owned(), run.to_string()])
-}
-
-fn log_path(org: OrgId, run: RunId) -> Path {
-    run_path(org, run).join("logs")
-}
-
-/// Whether a key, as it stands in the index, is one of the log of a run.
-pub(crate) fn is_log_key(key: &str) -> bool {
-    key.split('/').nth_back(1) == Some("logs")
-}
 
 /// An object that is read piece by piece.
 pub struct BlobStream {

@@ -72,7 +72,7 @@ pub struct ServeArgs {
 #[command(after_help = "\
 Examples:
   holm server
-  holm server --listen 0.0.0.0:4656 --database postgres://holm@db/holm --blobs s3://holm?region=eu-central-1
+  holm server --listen 0.0.0.0:4656 --database postgres://holm@db/holm --blobs s3://holm-blobs
 
 The server speaks plain HTTP; put a proxy with TLS in front of it where others share the network.
 The first start on an empty database writes a token with the role admin to HOLM_HOME/token.")]
