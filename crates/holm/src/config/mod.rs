@@ -18,7 +18,7 @@ use anyhow::{Context as _, anyhow, bail};
 use holm_api::client::{Endpoint, SecretString};
 use secrecy::ExposeSecret as _;
 
-use crate::cli::Global;
+use crate::{cli::Global, serve::blobs::BlobsTold};
 use file::{ConfigFile, ContextEntry};
 
 /// The name under which the server of this machine is chosen.
@@ -202,14 +202,16 @@ impl Config {
         self.token_file.as_ref()
     }
 
-    /// Folders and files that no run may see, whatever an agent lends: where data, settings and tokens are.
+    /// Folders and files that no run may see, whatever an agent lends: where data, settings, tokens and other credentials are.
     pub fn guarded(&self) -> Vec<PathBuf> {
         let folder = self.path.parent().unwrap_or(Path::new("/"));
         // The file as well: the folder may hold a link to it only.
         let own_folder = folder.file_name().is_some_and(|name| name == FOLDER).then(|| folder.to_owned());
         let of_contexts = self.file.contexts.values().filter_map(|entry| entry.token_file.as_ref());
         let tokens = of_contexts.map(|path| folder.join(path)).chain(self.token_file.iter().map(|it| it.value.clone()));
-        [self.home.value.clone(), self.path.clone()].into_iter().chain(own_folder).chain(tokens).collect()
+        let blobs = BlobsTold::of_file(self).guarded();
+        let own = [self.home.value.clone(), self.path.clone()].into_iter().chain(own_folder);
+        own.chain(tokens).chain(blobs).collect()
     }
 
     /// Which server is meant, with its token.

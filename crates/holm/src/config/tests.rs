@@ -172,4 +172,12 @@ fn data_settings_and_tokens_are_guarded() {
     let env = Environment::from([("HOME", "/home/u")]);
     let guarded = Config::load(&Global { home: Some("/h".into()), ..Global::default() }, &env).unwrap().guarded();
     assert!(guarded.contains(&"/home/u/.config/holm".into()), "{guarded:?}");
+    for (told, path) in [
+        ("blobs = \"s3://holm\"\nblobs_credentials = \"keys\"", "keys"),
+        ("blobs = \"file:/srv/objects\"", "/srv/objects"),
+    ] {
+        let world = World::new(&format!("[server]\n{told}\n"));
+        let guarded = Config::load(&world.global(), &Environment::default()).unwrap().guarded();
+        assert!(guarded.contains(&world.path(path)), "{path} is not in {guarded:?}");
+    }
 }

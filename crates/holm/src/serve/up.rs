@@ -121,7 +121,10 @@ async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
     };
     let (user, own) = (client(home.token())?, client(home.agent_token())?);
     let named = args.serve.database(table).map(guarded).transpose()?.unwrap_or_default();
-    let lending = agent::Lending { lends, guarded: [session.config.guarded(), named, blobs.guarded()].concat() };
+    let mut guarded = [session.config.guarded(), named, blobs.guarded()].concat();
+    guarded.sort_unstable();
+    guarded.dedup();
+    let lending = agent::Lending { lends, guarded };
     let agent = agent::agent(&home, own, &args.host, &session.config.file.agent, lending)?;
     let stop_server = CancellationToken::new();
     let mut serving = tokio::spawn(server.serve(listeners, stop_server.clone()));
