@@ -18,6 +18,7 @@ mod reap;
 mod runtime;
 mod sys;
 mod tree;
+mod witness;
 
 pub use image::{Budget as ImageBudget, LIMITS as IMAGE_LIMITS, READY_WITHIN as IMAGE_READY_WITHIN};
 pub use label::{InvalidLabel, Label};

@@ -26,6 +26,7 @@ use super::{
     lend::{Lending, Lent, lend, lend_layer},
     meters, reap,
     tree::{self, Owners, Use},
+    witness,
 };
 use crate::{
     AttemptId, Context, Descriptor, Error, Prepared, Request, Resources, Runtime, Sandbox, ShimIdentity, StepReport,
@@ -188,6 +189,7 @@ impl Runtime for ProcessRuntime {
             _ => return Err(Error::Malformed("the plan was made by another user".to_owned())),
         };
         making.give("guest.binary", guest::memfd()?);
+        making.descriptors.extend(witness::folder(request.attempt.run)?);
         let spec = &request.spec;
         let (lower, image_digest, mut binds) = making.root(host, lending, spec, stop)?;
         let work = match &spec.work_dir {

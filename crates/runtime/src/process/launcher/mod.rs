@@ -36,6 +36,7 @@ use super::{
     blueprint::{Blueprint, take},
     label::{GUEST_LABEL, GUEST_NAME},
     sys::{self, Cloned},
+    witness,
 };
 use crate::{Context, Descriptor, Error, passing};
 
@@ -86,6 +87,8 @@ fn start(socket: &UnixStream, plan: &Blueprint, mut parts: Vec<Descriptor>, erro
     alive(socket)?;
     // No effect: it goes with the process.
     fs::write("/proc/self/oom_score_adj", OOM_SCORE).context(|| "setting the OOM score".to_owned())?;
+    // Before the groups, which are killed with the sandbox.
+    let witness = witness::take(&plan.label, &mut parts)?;
     join_groups(&mut parts)?;
     if plan.mapped {
         enter_namespace(&take(&mut parts, "userns")?)?;
@@ -97,6 +100,9 @@ fn start(socket: &UnixStream, plan: &Blueprint, mut parts: Vec<Descriptor>, erro
     let cloned = unsafe { sys::clone_process(NAMESPACES | libc::CLONE_PARENT) };
     match cloned.context(|| "making the sandbox's namespaces".to_owned())? {
         Cloned::Parent { pidfd } => {
+            if let Some(witness) = witness {
+                witness.watch(pidfd.as_fd())?;
+            }
             let guest = [Descriptor { name: "guest".to_owned(), fd: pidfd }];
             passing::send(socket, &(), &guest).map_err(|error| Error::Malformed(error.to_string()))
         }
