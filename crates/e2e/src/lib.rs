@@ -11,6 +11,7 @@ pub mod host;
 pub mod http;
 pub mod impostor;
 pub mod leftovers;
+pub mod network;
 pub mod noise;
 pub mod postgres;
 pub mod probe;
@@ -25,7 +26,7 @@ use std::time::{Duration, Instant};
 pub use impostor::Impostor;
 pub use ran::{Ran, Running};
 pub use terminal::OnTerminal;
-pub use world::World;
+pub use world::{World, fleet::Fleet};
 
 /// How long anything that must happen may take; generous, because tests run beside each other on slow machines.
 pub const DEADLINE: Duration = Duration::from_secs(60);

@@ -1,6 +1,7 @@
-//! A wire to a TCP server that can be slow, silent or dead.
+//! A wire to a TCP server that can be slow, silent or dead; or to several, each connection to the next of them that accepts.
 
 use std::{
+    collections::VecDeque,
     io::{Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
@@ -53,14 +54,15 @@ impl Line {
     }
 }
 
-/// A port behind which a server is. Connections are ended with this.
+/// A port behind which a server is, or several are. Connections are ended with this.
 pub struct Proxy {
-    port: u16,
+    address: SocketAddr,
     state: Arc<Mutex<State>>,
 }
 
 struct State {
-    port: u16,
+    /// The servers, the next one first.
+    ports: VecDeque<u16>,
     way: Way,
     lines: Vec<(Arc<Line>, [TcpStream; 2])>,
     is_over: bool,
@@ -70,9 +72,16 @@ impl Proxy {
     /// Stands before the server on that port of the loopback address.
     #[track_caller]
     pub fn before(port: u16) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        let own = listener.local_addr().expect("an address").port();
-        let state = State { port, way: Way::Passes(Duration::ZERO), lines: Vec::new(), is_over: false };
+        Self::at(Ipv4Addr::LOCALHOST, [port])
+    }
+
+    /// Stands at an address before the servers on those ports of the loopback address.
+    #[track_caller]
+    pub fn at(address: Ipv4Addr, ports: impl IntoIterator<Item = u16>) -> Self {
+        let listener = TcpListener::bind((address, 0)).expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let ports = ports.into_iter().collect();
+        let state = State { ports, way: Way::Passes(Duration::ZERO), lines: Vec::new(), is_over: false };
         let state = Arc::new(Mutex::new(state));
         let accepting = Arc::clone(&state);
         thread::spawn(move || {
@@ -81,18 +90,23 @@ impl Proxy {
                 if state.is_over {
                     return;
                 }
-                // A server that is not there is one that refuses.
-                if let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, state.port)) {
+                // Where no server is, it is as if one refused.
+                if let Some(server) = state.next_server() {
                     state.join(client, server);
                 }
             }
         });
-        Self { port: own, state }
+        Self { address, state }
     }
 
     /// Where it listens.
     pub fn port(&self) -> u16 {
-        self.port
+        self.address.port()
+    }
+
+    /// Where it is found.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
     }
 
     /// Everything arrives later by this, each way.
@@ -114,7 +128,7 @@ impl Proxy {
 
     /// New connections lead to another server; those that there are go on.
     pub fn leads_to(&self, port: u16) {
-        self.state().port = port;
+        self.state().ports = [port].into();
     }
 
     fn set(&self, way: Way) {
@@ -129,6 +143,14 @@ impl Proxy {
 }
 
 impl State {
+    /// A connection to the next server that accepts one.
+    fn next_server(&mut self) -> Option<TcpStream> {
+        (0..self.ports.len()).find_map(|_| {
+            self.ports.rotate_left(1);
+            TcpStream::connect((Ipv4Addr::LOCALHOST, *self.ports.back()?)).ok()
+        })
+    }
+
     fn join(&mut self, client: TcpStream, server: TcpStream) {
         let line = Line::new(self.way);
         let copy = |stream: &TcpStream| stream.try_clone().expect("a descriptor");
@@ -139,6 +161,7 @@ impl State {
             let line = Arc::clone(&line);
             thread::spawn(move || carry(&line, from, to));
         }
+        self.lines.retain(|(line, _)| !line.is_over.load(Ordering::SeqCst));
         self.lines.push((line, [client, server]));
     }
 }
@@ -155,6 +178,7 @@ fn carry(line: &Line, mut from: TcpStream, mut to: TcpStream) {
     if line.pass() {
         let _closed_before = to.shutdown(Shutdown::Both);
         let _closed_before = from.shutdown(Shutdown::Both);
+        line.is_over.store(true, Ordering::SeqCst);
     }
 }
 
@@ -168,6 +192,6 @@ impl Drop for Proxy {
             streams.iter().for_each(|stream| drop(stream.shutdown(Shutdown::Both)));
         }
         // The thread that accepts looks once more.
-        let _woken = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)));
+        let _woken = TcpStream::connect(self.address);
     }
 }

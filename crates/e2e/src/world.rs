@@ -1,5 +1,7 @@
 //! One installation of Holm, with its own copy of the binary, its own folders and its own store.
 
+pub mod fleet;
+
 use std::{
     ffi::OsStr,
     fs,
@@ -35,6 +37,8 @@ pub struct World {
 enum Role {
     Up,
     Server,
+    /// Another server on the same database, by its number.
+    Further(usize),
     Agent(String),
 }
 
