@@ -8,6 +8,7 @@ mod api;
 mod attempts;
 mod basics;
 mod buckets;
+mod chaos;
 mod contexts;
 mod cordon;
 mod crash;
