@@ -50,6 +50,8 @@ enum Command {
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1_000))]
         rounds: u32,
     },
+    /// Have servers, agents, shims, networks and the database of a fleet fail, at any time and many at once.
+    Chaos(test::Chaos),
     /// Run the tests of hostile output at full size: 1 GiB in one line, ten million empty lines.
     Sizes,
     /// Give the readers of hostile bytes made-up ones, guided by the code that they reach.
@@ -78,6 +80,7 @@ fn main() -> ExitCode {
         Command::Bench(what) => bench::bench(&what),
         Command::Soak(arguments) => soak::soak(&arguments),
         Command::Crashes { rounds } => test::crashes(rounds),
+        Command::Chaos(arguments) => test::chaos(arguments),
         Command::Sizes => test::sizes(),
         Command::Fuzz(arguments) => fuzz::fuzz(&arguments),
         Command::Sim(arguments) => sim::sim(&arguments),

@@ -78,6 +78,7 @@ fn needs(all: bool) -> Vec<Need> {
         Need { what: "PostgreSQL's server", package: "postgresql".to_owned(), present: postgres::bin_dir().is_ok() },
         program("qemu-system-x86_64", "qemu-system-x86"),
         program("setpriv", "util-linux"),
+        program("ip", "iproute2"),
         program("curl", "curl"),
         // libFuzzer is C++.
         program("c++", "g++"),

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{exec, fuzz, openapi, places, postgres::Postgres, say, scratch::Scratch, setup, tidy};
 use count::Counts;
@@ -256,25 +256,61 @@ fn binary(dir: &Path) -> Result<PathBuf> {
     Ok(kept)
 }
 
+/// The stores on which the end-to-end suite runs.
+const STORES: [&str; 2] = ["sqlite", "postgres"];
+
 /// Has a process die at every step that outlives it, `rounds` times on each store.
 pub fn crashes(rounds: u32) -> Result<()> {
-    beyond(rounds, "crash::", ("HOLM_TEST_CRASHES", "all"))
+    beyond(rounds, &STORES, "crash::", |command| command.env("HOLM_TEST_CRASHES", "all"))
 }
 
 /// Runs the tests of hostile output as large as it may become, on each store.
 pub fn sizes() -> Result<()> {
-    beyond(1, "hostile::output::", ("HOLM_TEST_SIZES", "full"))
+    beyond(1, &STORES, "hostile::output::", |command| command.env("HOLM_TEST_SIZES", "full"))
 }
 
-/// Runs some end-to-end tests on each store, `rounds` times, with a variable that makes them do more than in [`test`].
-fn beyond(rounds: u32, filter: &str, (name, value): (&str, &str)) -> Result<()> {
+/// The arguments of `chaos`.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct Chaos {
+    /// What the faults are decided from [default: any].
+    #[arg(long)]
+    seed: Option<u64>,
+    /// As large as in `test`: 2 servers, 3 agents, 100 runs, and no fault of the database.
+    #[arg(long)]
+    short: bool,
+}
+
+/// Lets parts of a fleet fail, many at once, and shows which when.
+pub fn chaos(arguments: Chaos) -> Result<()> {
+    ensure!(places::is_root(), "only root can give agents networks that can be cut: run `cargo xtask chaos` as root");
+    let seed = arguments.seed.map_or_else(any_seed, Ok)?;
+    say::note(&format!("seed {seed}"));
+    let result = beyond(1, &["postgres"], "chaos::a_fleet_in_chaos_ends_every_run_once", |command| {
+        command.env("HOLM_TEST_CHAOS_SEED", seed.to_string()).env("NEXTEST_PROFILE", "soak");
+        // What was done and what came of it is shown also where all went well.
+        command.args(if has_nextest() { &["--no-capture"][..] } else { &["--", "--nocapture"] });
+        if arguments.short { command } else { command.env("HOLM_TEST_CHAOS", "soak") }
+    });
+    let short = if arguments.short { " --short" } else { "" };
+    result.with_context(|| format!("again: cargo xtask chaos --seed {seed}{short}"))
+}
+
+/// Short enough to be typed.
+fn any_seed() -> Result<u64> {
+    let mut bytes = [0; 4];
+    std::io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut bytes)?;
+    Ok(u64::from(u32::from_ne_bytes(bytes)))
+}
+
+/// Runs some end-to-end tests on each of the stores, `rounds` times, with what makes them do more than in [`test`].
+fn beyond(rounds: u32, stores: &[&str], filter: &str, more: impl Fn(&mut Command) -> &mut Command) -> Result<()> {
     setup::setup(&setup::Arguments::default())?;
     let (context, dir) = (Context::default(), tested()?);
     let begun = Instant::now();
     for round in 1..=rounds {
-        for store in ["sqlite", "postgres"] {
+        for store in stores {
             say::step(&format!("round {round} of {rounds} on {store}"));
-            context.run_tests(suite(store, &dir)?.arg(filter).env(name, value))?;
+            context.run_tests(more(suite(store, &dir)?.arg(filter)))?;
         }
     }
     say::result(&format!("{}; {:.0} s in all", context.counts(), begun.elapsed().as_secs_f64()));
