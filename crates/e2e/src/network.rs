@@ -146,8 +146,8 @@ impl Default for Host {
 }
 
 /// What `ip` is to be told so that what is sent from that end arrives nowhere.
-fn leads_nowhere<'a>(from: &'a End, other: &'a str) -> [&'a str; 8] {
-    ["neighbour", "replace", other, "lladdr", NOBODY, "dev", &from.card, "permanent"]
+fn leads_nowhere<'a>(from: &'a End, other: &'a str) -> [&'a str; 9] {
+    ["neighbour", "replace", other, "lladdr", NOBODY, "dev", &from.card, "nud", "permanent"]
 }
 
 #[track_caller]
