@@ -24,7 +24,7 @@ pub struct Judged {
 /// Why a run may have failed: its shim was killed, or no sandbox could be made of it before its deadline.
 const FAILURES: [&str; 2] = ["guest_lost", "launch_failed"];
 
-/// Looks at every run.
+/// Looks at every run that has ended.
 #[track_caller]
 pub fn judge(fleet: &Fleet, asked: &[Asked]) -> Judged {
     let mut judged = Judged::default();
@@ -40,15 +40,24 @@ pub fn judge(fleet: &Fleet, asked: &[Asked]) -> Judged {
             judged.problems.push(format!("{id} was not submitted"));
             continue;
         };
+        if run["state"] != "ended" {
+            continue;
+        }
         // Each is asked of another server.
         let http = fleet.http(nth % fleet.servers());
         if let Err(problem) = judge_run(fleet, &http, run, asked, &mut judged) {
-            judged.problems.push(format!("{id}: {problem}: {run}\n  {}", told(&fleet.events(id))));
+            judged.problems.push(format!("{problem}: {}\n  {}", brief(run), told(&fleet.events(id))));
         }
     }
     let overlaps = fleet.overlaps();
     judged.problems.extend(overlaps.lines().map(str::to_owned));
     judged
+}
+
+/// A run in short.
+pub fn brief(run: &Value) -> String {
+    let members = ["id", "state", "attempt", "fence", "agent", "outcome"];
+    members.map(|member| format!("{member} {}", run[member])).join(", ")
 }
 
 /// The events of a run in short.
