@@ -142,7 +142,9 @@ fn work(chance: &mut Chance, shape: Shape) -> Vec<Due> {
     let mut steps = Vec::new();
     for run in 0..shape.runs {
         let at_ms = shape.span_ms * 9 / 10 * run as u64 / shape.runs as u64;
-        let (lines, pause_ms) = (chance.within(15, 40) as u32, chance.within(40, 100) as u32);
+        // Some take longer than a lease and its margin: only they could be alive when their run is granted anew.
+        let pause = if chance.one_in(3) { (200, 300) } else { (40, 100) };
+        let (lines, pause_ms) = (chance.within(15, 40) as u32, chance.within(pause.0, pause.1) as u32);
         steps.push(Due { at_ms, step: Step::Submit { lines, pause_ms } });
         if chance.one_in(12) {
             let kill = chance.one_in(2);
