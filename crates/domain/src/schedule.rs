@@ -1,9 +1,9 @@
 //! Which of the waiting runs an agent gets.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use crate::{
-    AgentId, UnixMicros,
+    AgentId,
     host::{Capacity, Host, RuntimeInfo},
     run::{RootSource, Run, RunSpec, RunState},
 };
@@ -53,44 +53,24 @@ pub fn could_run(spec: &RunSpec, host: &Host) -> bool {
         && spec.limits.memory_bytes <= host.capacity.memory_bytes
 }
 
-/// What a host is given of a part of the queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pick {
-    /// The run with this index.
-    Run(usize),
-    /// Nothing of this part.
-    Nothing,
-    /// Nothing at all: it keeps what is free for a run that would otherwise wait for ever.
-    Saves,
-}
-
-/// From when on a host that has too little free memory for a run keeps what becomes free for it. Until then smaller runs go
-/// before it.
-pub const SAVED_FOR_AFTER: Duration = Duration::from_secs(120);
-
-/// The first of `queue` (in its order) that `host` can execute now with `free` left. Nothing while the host takes nothing
-/// new ([`Host::refusal`]).
+/// The first of `queue` (in its order) that `host` can execute now with `free` left; its index. Nothing while the host takes
+/// nothing new ([`Host::refusal`]).
 ///
-/// Processors are shared: a run waits for memory and for a place, never for processor time. One that waits for memory for as
-/// long as [`SAVED_FOR_AFTER`] is not passed over any more, if this host is the one that `saves` for it.
-pub fn pick(queue: &[Run], host: &Host, free: &Capacity, now: UnixMicros, saves: impl Fn(&Run) -> bool) -> Pick {
-    if host.refusal().is_some() || free.runs == 0 {
-        return Pick::Nothing;
+/// Processors are shared: a run waits for memory and for a place, never for processor time.
+pub fn pick(queue: &[Run], host: &Host, free: &Capacity) -> Option<usize> {
+    if host.refusal().is_some() {
+        return None;
     }
-    for (index, run) in queue.iter().enumerate() {
-        let is_candidate = run.state == RunState::Queued
+    queue.iter().position(|run| {
+        let demand = demand(&run.spec);
+        run.state == RunState::Queued
             && run.retry_at.is_none()
             && run.org == host.org
             && run.affinity.is_none_or(|agent: AgentId| agent == host.id)
-            && could_run(&run.spec, host);
-        if is_candidate && demand(&run.spec).memory_bytes <= free.memory_bytes {
-            return Pick::Run(index);
-        }
-        if is_candidate && run.queued_at.plus(SAVED_FOR_AFTER) <= now && saves(run) {
-            return Pick::Saves;
-        }
-    }
-    Pick::Nothing
+            && demand.runs <= free.runs
+            && demand.memory_bytes <= free.memory_bytes
+            && could_run(&run.spec, host)
+    })
 }
 
 #[cfg(test)]
@@ -135,40 +115,17 @@ mod tests {
         admit(admission, spec, UnixMicros(1), &LeaseConfig::default()).run
     }
 
-    fn first(queue: &[Run], host: &Host, free: &Capacity) -> Option<usize> {
-        match pick(queue, host, free, UnixMicros(1), |_: &Run| true) {
-            Pick::Run(index) => Some(index),
-            Pick::Nothing => None,
-            Pick::Saves => panic!("nothing has waited for long"),
-        }
-    }
-
     #[test]
     fn the_first_that_fits_is_picked() {
         let queue = [queued(1 << 41), queued(1 << 30), queued(1 << 30)];
-        assert_eq!(first(&queue, &host(), &ROOM), Some(1));
-        assert_eq!(first(&queue, &host(), &Capacity { runs: 0, ..ROOM }), None);
+        assert_eq!(pick(&queue, &host(), &ROOM), Some(1));
+        assert_eq!(pick(&queue, &host(), &Capacity { runs: 0, ..ROOM }), None);
     }
 
     #[test]
     fn a_run_that_pauses_is_not_picked() {
         let paused = Run { retry_at: Some(UnixMicros(2)), ..queued(1 << 30) };
-        assert_eq!(first(&[paused, queued(1 << 30)], &host(), &ROOM), Some(1));
-    }
-
-    #[test]
-    fn one_host_saves_for_a_run_that_has_waited_long_and_could_run_there() {
-        let late = UnixMicros(1).plus(SAVED_FOR_AFTER);
-        let half = Capacity { memory_bytes: 1 << 39, ..ROOM };
-        let queue = |first: Run| [first, queued(1 << 30)];
-        let picked = |first, now, saves| pick(&queue(first), &host(), &half, now, |_: &Run| saves);
-        assert_eq!(picked(queued(1 << 40), late, true), Pick::Saves);
-        assert_eq!(picked(queued(1 << 40), late, false), Pick::Run(1), "another host saves for it");
-        assert_eq!(picked(queued(1 << 40), UnixMicros(late.0 - 1), true), Pick::Run(1), "it may wait");
-        assert_eq!(picked(queued(1 << 41), late, true), Pick::Run(1), "it never fits here");
-        assert_eq!(picked(queued(1 << 39), late, true), Pick::Run(0), "it fits");
-        let full = Capacity { runs: 0, ..half };
-        assert_eq!(pick(&queue(queued(1 << 40)), &host(), &full, late, |_: &Run| true), Pick::Nothing);
+        assert_eq!(pick(&[paused, queued(1 << 30)], &host(), &ROOM), Some(1));
     }
 
     #[test]
@@ -178,7 +135,7 @@ mod tests {
         };
         let mut run = queued(1 << 30);
         run.spec.host_labels = labels(&[("arch", "arm64"), ("zone", "")]);
-        let picked = |pairs| first(std::slice::from_ref(&run), &Host { labels: labels(pairs), ..host() }, &ROOM);
+        let picked = |pairs| pick(std::slice::from_ref(&run), &Host { labels: labels(pairs), ..host() }, &ROOM);
         assert_eq!(picked(&[("arch", "arm64"), ("zone", ""), ("gpu", "1")]), Some(0));
         for pairs in
             [&[][..], &[("arch", "arm64")], &[("arch", "amd64"), ("zone", "")], &[("arch", "arm64"), ("zone", "a")]]
@@ -195,8 +152,8 @@ mod tests {
         let labelled = |key: &str| Host { labels: [(key.to_owned(), "why".to_owned())].into(), ..host() };
         let refusing = [Host { cordon: Some(cordon), ..host() }, labelled(STORAGE_LABEL), labelled(PRESSURE_LABEL)];
         for host in refusing {
-            assert_eq!(first(&queue, &host, &ROOM), None, "{:?}", host.refusal());
+            assert_eq!(pick(&queue, &host, &ROOM), None, "{:?}", host.refusal());
         }
-        assert_eq!(first(&queue, &labelled("zone"), &ROOM), Some(0));
+        assert_eq!(pick(&queue, &labelled("zone"), &ROOM), Some(0));
     }
 }

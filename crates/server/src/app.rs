@@ -14,7 +14,6 @@ use crate::{
     gate::{Gate, Gates},
     metrics::Metrics,
     problem::Failure,
-    savings::Savings,
     told::UnreadableRuns,
     wakers::Wakers,
 };
@@ -34,8 +33,6 @@ pub struct App {
     pub metrics: Metrics,
     /// Runs that agents hold or wait for and that cannot be read.
     pub unreadable: UnreadableRuns,
-    /// Which host keeps what becomes free for which run.
-    pub savings: Savings,
     /// Live streams of each org.
     pub streams: Arc<Gate>,
     /// Searches in logs of each org.
@@ -65,7 +62,6 @@ impl App {
         let metrics = Metrics::default();
         Self {
             unreadable: UnreadableRuns::counting(metrics.unreadable_runs()),
-            savings: Savings::default(),
             streams: Gate::new("streams", config.limits.streams_per_org_max),
             searches: Gate::new("searches", config.limits.searches_per_org_max),
             pages: Gate::new("pages", config.limits.pages_per_org_max),

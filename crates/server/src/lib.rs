@@ -32,7 +32,6 @@ mod metrics;
 mod ops;
 mod problem;
 mod restored;
-mod savings;
 mod serve;
 mod tasks;
 #[cfg(test)]

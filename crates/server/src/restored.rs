@@ -88,13 +88,20 @@ mod tests {
             let run = store.run_get(world.org, id).await.unwrap().unwrap();
             assert_eq!((run.state, run.retry_at), (RunState::Queued, Some(world.clock.now().plus(pause))));
         }
+        for id in [held.run, waiting] {
+            let run = store.run_get(world.org, id).await.unwrap().unwrap();
+            assert!(run.queue_deadline_at > world.clock.now().plus(pause), "its time in the queue begins then");
+        }
         world.clock.advance(pause - Duration::from_millis(1));
         assert_eq!(reap(world.app()).await.unwrap(), 0);
         world.clock.advance(Duration::from_millis(1));
         assert_eq!(reap(world.app()).await.unwrap(), 2);
         let again = world.claim().await;
-        assert_eq!((again.run, again.fence), (held.run, held.fence + grant::RESTORED_FENCES + 1));
-        assert_eq!(world.claim().await.fence, grant::RESTORED_FENCES + 1);
+        assert_eq!(again.run, held.run);
+        let restored_at = (world.clock.now().0 - 35_000_000) / 1_000_000;
+        for fence in [again.fence, world.claim().await.fence] {
+            assert_eq!(i64::try_from(fence).unwrap(), restored_at + 1, "a second restore is later");
+        }
     }
 
     #[tokio::test]

@@ -1,5 +1,5 @@
 -- Where a run stands in the queue of its org: when it was submitted, by its priority earlier or later; nothing while it pauses.
--- A run that was there before this step, or was stored by a program that does not know of it, has 0 and stands at the head, in
+-- A run that was there before this step, or was taken in by a program that does not know of it, has 0 and stands at the head, in
 -- the order in which they were submitted. No row is written here, however many there are.
 alter table runs add column queue_at bigint default 0;
 drop index runs_queued;

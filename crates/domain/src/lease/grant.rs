@@ -6,6 +6,8 @@
 //! What always holds (SPEC L1, L2): a claim raises the fence by one; nothing is granted before expiry plus margin; no
 //! operation with an old fence changes anything.
 
+use std::time::Duration;
+
 use crate::{
     AgentId, UnixMicros,
     lease::{Claimant, Lease},
@@ -214,20 +216,28 @@ fn taken_away(run: &Run, lease: Lease, now: UnixMicros, config: &LeaseConfig) ->
         run.end(Outcome::lost(format!("the lease expired {} times without an end", run.attempt)), now)
     } else {
         run.state = RunState::Queued;
-        run.queue_deadline_at = now.plus(run.spec.queue_timeout(config));
-        run.retry_at = Some(now.plus(config.retry_pause_after(run.attempt))).filter(|at| *at > now);
+        let after = config.retry_pause_after(run.attempt);
+        pause(&mut run, after, now, config);
         EventKind::Requeued
     };
     Decision { run, events: vec![expired, next] }
 }
 
-/// By how much the fence of a run is raised that is found in a restored copy of a database: further than it was raised by
-/// claims since the copy was made, of which there are at most a hundred (`attempts_max`).
+/// Has a queued run pause from `now` on; its time in the queue begins when the pause is over.
+fn pause(run: &mut Run, pause: Duration, now: UnixMicros, config: &LeaseConfig) {
+    let until = now.plus(pause);
+    run.retry_at = Some(until).filter(|at| *at > now);
+    run.queue_deadline_at = until.plus(run.spec.queue_timeout(config));
+}
+
+/// By how much the fence of a run is raised at least that is found in a restored copy of a database: further than it was
+/// raised by claims since the copy was made, of which there are at most a hundred (`attempts_max`).
 pub const RESTORED_FENCES: u64 = 1_000_000;
 
 /// Takes a run as it is found in a restored copy of a database. What was granted since the copy was made is not known: from
 /// now on no lease of before is the newest, and the run is granted to nobody until whatever lease somebody may hold has run
-/// out, if leases last as long as they did. Nothing for a run that has ended.
+/// out, if leases last as long as they did. Its fence is no less than the time in seconds, so a copy that is restored once
+/// more gives none out again. Nothing for a run that has ended.
 pub fn restored(run: &Run, now: UnixMicros, config: &LeaseConfig) -> Option<Decision> {
     if run.state == RunState::Ended {
         return None;
@@ -237,9 +247,11 @@ pub fn restored(run: &Run, now: UnixMicros, config: &LeaseConfig) -> Option<Deci
         None => Decision { run: Run { version: run.version + 1, ..run.clone() }, events: Vec::new() },
     };
     let run = &mut decision.run;
-    run.fence += RESTORED_FENCES;
+    let seconds = u64::try_from(now.0 / 1_000_000).unwrap_or_default();
+    run.fence = (run.fence + RESTORED_FENCES).max(seconds);
     if run.state == RunState::Queued {
-        run.retry_at = run.retry_at.max(Some(now.plus(config.ttl + config.margin)));
+        let longest = (config.ttl + config.margin).max(config.retry_pause_after(run.attempt));
+        pause(run, longest, now, config);
     }
     Some(decision)
 }

@@ -142,6 +142,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_wait_that_is_shorter_than_the_pause_begins_after_it() {
+        let world = World::with_config(|config| config.lease.retry_pause = Duration::from_secs(10)).await;
+        let spec = json!({ "root": { "kind": "host" }, "argv": ["true"], "queue_timeout_ms": 1_000 });
+        let id = world.queue(spec).await;
+        assert_eq!(world.claim().await.run, id);
+        for pause in [35, 10] {
+            world.clock.advance(Duration::from_secs(pause));
+            assert_eq!(reap(world.app()).await.unwrap(), 1);
+        }
+        assert_eq!(world.claim().await.run, id);
+    }
+
+    #[tokio::test]
     async fn what_expires_too_often_is_lost_and_what_waits_too_long_is_given_up() {
         let world = World::new().await;
         let id = world.queue_run().await;

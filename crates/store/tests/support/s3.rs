@@ -77,6 +77,12 @@ pub struct S3Server {
     running: Option<Runtime>,
 }
 
+/// An address of this machine that is the test's own: its port is free when the server is started again.
+fn address() -> Ipv4Addr {
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, 64 | a, b, c)
+}
+
 impl S3Server {
     /// A server with one bucket, which is empty.
     pub fn start() -> Self {
@@ -89,7 +95,7 @@ impl S3Server {
 
     /// Starts a server that was stopped, where it was.
     pub fn start_again(&mut self) {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, self.port)).expect("a port");
+        let listener = TcpListener::bind((address(), self.port)).expect("a port");
         listener.set_nonblocking(true).expect("a socket that does not block");
         self.port = listener.local_addr().expect("an address").port();
         let files = s3s_fs::FileSystem::new(self.dir.path()).expect("a folder of buckets");
@@ -124,7 +130,7 @@ impl S3Server {
 
     /// The bucket, as a server is told it.
     pub fn place(&self) -> String {
-        format!("s3://{BUCKET}/{PREFIX}?endpoint=http://127.0.0.1:{}", self.port)
+        format!("s3://{BUCKET}/{PREFIX}?endpoint=http://{}:{}", address(), self.port)
     }
 
     /// The next requests of that method whose path and query have `part` in them go wrong, so many times.

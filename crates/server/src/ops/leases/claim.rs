@@ -10,8 +10,8 @@ use holm_domain::{
     host::{Capacity, Host},
     lease::{Claimant, grant},
     limits::LeaseConfig,
-    run::{Decision, Run},
-    schedule::{self, Pick},
+    run::{Decision, Run, RunSpec},
+    schedule,
 };
 use holm_store::{DuePlace, Error};
 
@@ -116,12 +116,6 @@ impl<'a> Room<'a> {
         self.is_left() && demand.runs <= self.free.runs && demand.memory_bytes <= self.free.memory_bytes
     }
 
-    /// What of a part of the queue there is room for.
-    fn pick(&self, queue: &[Run]) -> Pick {
-        let saves = |run: &Run| self.app.savings.is_by(self.host.id, run.id);
-        schedule::pick(queue, self.host, &self.free, self.app.now(), saves)
-    }
-
     /// Counts what would be told of `run`, before it is granted: its bytes, unless they may not be held.
     fn hold(&mut self, run: &Run) -> Option<usize> {
         let held = spec_bytes(run).and_then(|bytes| self.account.take(self.app, bytes).map(|()| bytes));
@@ -162,7 +156,6 @@ impl<'a> Room<'a> {
         self.claims = self.claims.saturating_sub(1);
         self.free = self.free.less(&schedule::demand(&run.spec));
         self.bytes = self.bytes.saturating_sub(bytes);
-        self.app.savings.end(run.id);
         let (agent, fence) = (self.host.id, granted.fence);
         if fence == run.fence {
             tracing::info!(run = %run.id, %agent, fence, "claimed; told once more");
@@ -174,6 +167,8 @@ impl<'a> Room<'a> {
 }
 
 fn told(granted: Run, runtime: &str, ttl_ms: u64, next_log_seq: u64) -> ClaimedRun {
+    // How a run waits is over, and an agent of an earlier version would refuse the whole answer for it.
+    let spec = RunSpec { priority: 0, queue_timeout_ms: None, ..granted.spec };
     ClaimedRun {
         run: granted.id,
         org: granted.org,
@@ -181,7 +176,7 @@ fn told(granted: Run, runtime: &str, ttl_ms: u64, next_log_seq: u64) -> ClaimedR
         fence: granted.fence,
         ttl_ms,
         runtime: runtime.to_owned(),
-        spec: granted.spec,
+        spec,
         next_log_seq,
     }
 }
@@ -200,20 +195,17 @@ pub(super) async fn lease_claim_again(room: &mut Room<'_>, held: &[HeldLease], s
 /// Grants runs of the queue, in its order, as far as there is room.
 pub(super) async fn lease_claim(room: &mut Room<'_>, mut queue: Queue) {
     loop {
+        while room.is_left()
+            && let Some(index) = schedule::pick(&queue.runs, room.host, &room.free)
+        {
+            // Whether somebody else was faster or not: this run is out of this look at the queue.
+            let run = queue.runs.remove(index);
+            if room.grant(&run, grant::claim).await {
+                queue.pass_over();
+            }
+        }
         if !room.is_left() {
             return;
-        }
-        match room.pick(&queue.runs) {
-            Pick::Run(index) => {
-                // Whether somebody else was faster or not: this run is out of this look at the queue.
-                let run = queue.runs.remove(index);
-                if room.grant(&run, grant::claim).await {
-                    queue.pass_over();
-                }
-                continue;
-            }
-            Pick::Saves => return,
-            Pick::Nothing => {}
         }
         match queue.go_on(room.app).await {
             Ok(true) => {}
@@ -226,7 +218,7 @@ pub(super) async fn lease_claim(room: &mut Room<'_>, mut queue: Queue) {
 
 #[cfg(test)]
 mod tests {
-    use holm_api::agent::{Polled, Register};
+    use holm_api::agent::Polled;
     use holm_domain::{AgentId, RunId};
     use http::StatusCode;
     use serde_json::json;
@@ -248,33 +240,6 @@ mod tests {
         let poll = Poll { agent, free, ..world.poll() };
         let polled: Polled = world.agent().post("/agent/v1/poll", &poll).await.json(StatusCode::OK);
         polled.claimed.into_iter().map(|claimed| claimed.run).collect()
-    }
-
-    #[tokio::test]
-    async fn a_large_run_is_passed_over_for_a_while_and_then_one_host_saves_for_it() {
-        let world = World::new().await;
-        let (one, other) = (world.agent_id, world.another_agent().await);
-        let large = queued(&world, 8 * GIB, 0).await;
-        let small = queued(&world, GIB, 0).await;
-        assert_eq!(given(&world, one, 4 * GIB).await, [small]);
-        world.clock.advance(schedule::SAVED_FOR_AFTER);
-        let later = [queued(&world, GIB, 0).await, queued(&world, GIB, 0).await];
-        assert_eq!(given(&world, one, 4 * GIB).await, [], "it saves");
-        assert_eq!(given(&world, other, GIB).await, [later[0]], "another does not");
-        assert_eq!(given(&world, one, 8 * GIB).await, [large]);
-        assert_eq!(given(&world, one, GIB).await, [later[1]]);
-    }
-
-    #[tokio::test]
-    async fn no_host_saves_for_a_run_that_it_could_never_execute() {
-        let world = World::new().await;
-        let capacity = Capacity { memory_bytes: 4 * GIB, ..world.poll().free };
-        let body = Register { capacity, ..world.registration() };
-        assert_eq!(world.agent().post("/agent/v1/register", &body).await.status, StatusCode::OK);
-        queued(&world, 8 * GIB, 0).await;
-        world.clock.advance(schedule::SAVED_FOR_AFTER);
-        let small = queued(&world, GIB, 0).await;
-        assert_eq!(given(&world, world.agent_id, 4 * GIB).await, [small]);
     }
 
     #[tokio::test]
