@@ -92,8 +92,9 @@ async fn log_delete(db: &Db, expect_version: u64, run: &Run, now: UnixMicros) ->
         drop(tx);
         return Err(crate::runs::changed_or_gone(db, org, id).await?);
     }
-    tx.execute(LOG_DELETE, args![org, id]).await?;
+    // The head first, as who appends and who seals has it: a statement sees no row that was added while it waited.
     tx.execute(LOG_DELETE_HEAD, args![org, id]).await?;
+    tx.execute(LOG_DELETE, args![org, id]).await?;
     tx.execute(LOG_DELETE_DOOM, args![org, id, now]).await?;
     tx.commit().await
 }
