@@ -191,9 +191,9 @@ pub fn finish(
     Ok(Some(Decision { run, events: vec![ended] }))
 }
 
-/// Takes an expired lease away: the run returns to the queue, where it pauses, longer each time, or ends as lost once it was claimed often enough, or as
-/// cancelled if somebody had asked for that. One whose sandbox has ended ends as that was told, and as no success: what it
-/// left was not stored. Nothing before expiry plus margin.
+/// Takes an expired lease away: the run returns to the queue, where it pauses, longer each time, or ends as lost once it was
+/// claimed often enough, or as cancelled if somebody had asked for that. One whose sandbox has ended ends as that was told, and
+/// as no success: what it left was not stored. Nothing before expiry plus margin.
 pub fn expire(run: &Run, now: UnixMicros, config: &LeaseConfig) -> Option<Decision> {
     let lease = run.lease?;
     if now < lease.expires_at.plus(config.margin) {
@@ -257,8 +257,8 @@ pub fn restored(run: &Run, now: UnixMicros, config: &LeaseConfig) -> Option<Deci
 }
 
 /// Brings nearer what was written by a clock that has been set back since: a lease that outlasts any that could be granted
-/// now, the wait of a run that was submitted in what is the future now, and a pause that is longer than any. Nothing for any other run, so a lease that
-/// somebody can hold is never shortened.
+/// now, the wait of a run that was submitted in what is the future now, and a pause that is longer than any. Nothing for any
+/// other run, so a lease that somebody can hold is never shortened.
 pub fn bring_nearer(run: &Run, now: UnixMicros, config: &LeaseConfig) -> Option<Decision> {
     let mut nearer = run.clone();
     let lasts_at_most = now.plus(LEASE_TTL_MAX);

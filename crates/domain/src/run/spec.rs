@@ -114,8 +114,7 @@ pub struct RunSpec {
     // Left out where there are none: who does not know them yet need not.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub host_labels: BTreeMap<String, String>,
-    /// For how many minutes more than it did it counts as having waited, fewer if negative: -1,440 to 1,440. So whatever
-    /// else is submitted, it comes to its turn.
+    /// For how many minutes more than it did it counts as having waited, fewer if negative: -1,440 to 1,440.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub priority: i32,
     /// How long it may wait in the queue, in milliseconds: 1,000 to 31 days; as long as the server has it where it is left out.
