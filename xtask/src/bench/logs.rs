@@ -36,6 +36,8 @@ const TAIL_LINES: usize = 100;
 /// The length of the file that the command writes again and again.
 const SOURCE_BYTES: u64 = 64 << 20;
 const PIECE_BYTES: usize = 1 << 20;
+/// How often it is looked whether the run has ended: when it did is in its record, and a look takes time from what is measured.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long each GiB may take.
 const DEADLINE_A_GIB: Duration = Duration::from_secs(600);
 
@@ -211,7 +213,7 @@ fn whole_path(installation: &Installation, folder: &Path, copies: u64) -> Result
         if Instant::now() >= deadline {
             bail!("run {run} has not ended within {limit:?}");
         }
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(LOOK_EVERY);
     }
 }
 

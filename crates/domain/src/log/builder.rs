@@ -1,8 +1,8 @@
 //! Builds batches of lines as they come, and packs them.
 
-use std::fmt;
+use std::{fmt, io};
 
-use zstd::bulk::Compressor;
+use zstd::{bulk::Compressor, zstd_safe::CParameter};
 
 use super::{
     BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, BLOCK_HEAD_BYTES, ENTRY_BYTES_MAX, FLAG_PARTIAL, FLAG_STDERR, FLAG_TIME,
@@ -13,9 +13,9 @@ use crate::UnixMicros;
 /// The length of entries from which on packing them is tried, in bytes. A batch is short where output is slow; many of
 /// those are packed together later.
 pub const PACKED_BYTES_MIN: usize = 4 * 1024;
-/// The fastest of the levels that are meant for use: the faster ones below 0 save little time and cost half of what is
-/// gained.
-const LEVEL: i32 = 1;
+/// The fastest of the levels that are meant for use, with a table of 16 KiB instead of 64 KiB: beside whoever reads the
+/// output, the larger one does not stay in the processor's first cache, which costs a third of the time and gains nothing.
+const SETTINGS: [CParameter; 3] = [CParameter::CompressionLevel(1), CParameter::HashLog(12), CParameter::MinMatch(6)];
 
 /// Builds batches of lines as they come.
 #[derive(Debug)]
@@ -184,7 +184,7 @@ impl Packer {
     fn pack<'a>(&'a mut self, plain: &'a mut [u8]) -> &'a mut [u8] {
         if self.compressor.is_none() {
             // Fails only for want of memory; then the batch stays as it is, which is one of the two ways to write it.
-            self.compressor = Compressor::new(LEVEL).ok();
+            self.compressor = compressor().ok();
         }
         let Some(compressor) = &mut self.compressor else { return plain };
         if self.packed.len() < plain.len() {
@@ -197,6 +197,12 @@ impl Packer {
             Err(_) => plain,
         }
     }
+}
+
+fn compressor() -> io::Result<Compressor<'static>> {
+    let mut compressor = Compressor::default();
+    SETTINGS.into_iter().try_for_each(|setting| compressor.set_parameter(setting))?;
+    Ok(compressor)
 }
 
 impl fmt::Debug for Packer {
