@@ -219,7 +219,7 @@ fn places_are_given_back_after_every_kind_of_end() {
     let ids = scripts.map(|script| bench.control.submit(script.spec()));
     let agent = bench.start();
     let reasons = ids.map(|id| bench.ended(id).outcome.unwrap().reason);
-    let (command, launch, lost) = (Reason::CommandFailed, Reason::LaunchFailed, Reason::GuestLost);
+    let (command, launch, lost) = (Reason::CommandFailed, Reason::HostFailed, Reason::GuestLost);
     assert_eq!(reasons, [Some(command), Some(launch), Some(lost), None]);
     bench.clean();
     agent.stop(Shutdown::Leave);
@@ -255,8 +255,8 @@ fn a_sandbox_that_cannot_be_made_ends_the_run_with_the_reason_and_leaves_nothing
 fn a_shim_that_dies_is_told_by_how_far_it_was() {
     let bench = Bench::new();
     let cases = [
-        (Death::BeforeOrders, OutcomeKind::Failed, Some(Reason::LaunchFailed), ""),
-        (Death::BeforeStart, OutcomeKind::Failed, Some(Reason::LaunchFailed), ""),
+        (Death::BeforeOrders, OutcomeKind::Failed, Some(Reason::HostFailed), ""),
+        (Death::BeforeStart, OutcomeKind::Failed, Some(Reason::HostFailed), ""),
         (Death::Running, OutcomeKind::Failed, Some(Reason::GuestLost), "x\n"),
         (Death::AfterExitFile, OutcomeKind::Succeeded, None, "x\n"),
     ];

@@ -2,7 +2,7 @@
 
 use holm_domain::{
     AgentId, OrgId, ProjectId, RunId, UnixMicros,
-    run::{Cancel, Event, Measured, Outcome, RunSpec, RunState, SandboxInfo, Usage},
+    run::{Cancel, Event, Measured, Outcome, PassedOver, RunSpec, RunState, SandboxInfo, Usage},
 };
 use serde::{Deserialize, Serialize};
 
@@ -72,6 +72,10 @@ pub struct RunView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<i64>)]
     pub retry_at: Option<UnixMicros>,
+    /// Hosts that could not make its sandbox: the `agent` of each, and `until` when it is granted to others only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<Object>)]
+    pub passed_over: Vec<PassedOver>,
     /// When it was claimed last.
     #[schema(value_type = Option<i64>)]
     pub claimed_at: Option<UnixMicros>,
@@ -105,6 +109,7 @@ impl From<holm_domain::run::Run> for RunView {
             usage: run.usage,
             queued_at: run.queued_at,
             retry_at: run.retry_at,
+            passed_over: run.passed_over,
             claimed_at: run.claimed_at,
             started_at: run.started_at,
             ended_at: run.ended_at,

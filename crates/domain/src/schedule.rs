@@ -66,6 +66,7 @@ pub fn pick(queue: &[Run], host: &Host, free: &Capacity) -> Option<usize> {
         run.state == RunState::Queued
             && run.retry_at.is_none()
             && run.org == host.org
+            && !run.passes_over(host.id)
             && run.affinity.is_none_or(|agent: AgentId| agent == host.id)
             && demand.runs <= free.runs
             && demand.memory_bytes <= free.memory_bytes
@@ -82,7 +83,7 @@ mod tests {
         InstanceId, OrgId, ProjectId, RunId, TokenId, UnixMicros,
         host::{Cordon, PRESSURE_LABEL, STORAGE_LABEL},
         limits::LeaseConfig,
-        run::{Admission, admit},
+        run::{Admission, PassedOver, admit},
     };
 
     const ROOM: Capacity = Capacity { runs: 4, cpus_milli: 1_000, memory_bytes: 1 << 40 };
@@ -126,6 +127,15 @@ mod tests {
     fn a_run_that_pauses_is_not_picked() {
         let paused = Run { retry_at: Some(UnixMicros(2)), ..queued(1 << 30) };
         assert_eq!(pick(&[paused, queued(1 << 30)], &host(), &ROOM), Some(1));
+    }
+
+    #[test]
+    fn a_host_that_could_not_make_the_sandbox_is_passed_over() {
+        let passing = |agent| PassedOver { agent, until: UnixMicros(2) };
+        let elsewhere = Run { passed_over: vec![passing(AgentId::from_uuid(Uuid::max()))], ..queued(1 << 30) };
+        let here = Run { passed_over: vec![passing(host().id)], ..queued(1 << 30) };
+        assert_eq!(pick(&[here.clone(), elsewhere], &host(), &ROOM), Some(1));
+        assert_eq!(pick(&[here], &host(), &ROOM), None);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use holm_domain::{
     AgentId, ErrorCode, InstanceId, UnixMicros,
     host::{Capacity, RuntimeInfo},
     lease::grant,
+    limits::LeaseConfig,
     log::{BatchBuilder, Stream},
     run::{EventKind, ExitStatus, Outcome, RunSpec, RunState, SandboxInfo, WorkDir},
 };
@@ -310,7 +311,9 @@ async fn a_log_that_a_killed_server_left_unsealed_is_sealed_by_the_next() {
     // The end is stored, and the server is killed before any task of it hears of that.
     let stored = store.run_get(made.org, run).await.unwrap().unwrap();
     let outcome = Outcome::exited(ExitStatus::Code(0));
-    let ended = grant::finish(&stored, agent(1), claimed.fence, outcome, None, None, UnixMicros(9)).unwrap().unwrap();
+    let ended = grant::finish(&stored, agent(1), claimed.fence, outcome.into(), UnixMicros(9), &LeaseConfig::default())
+        .unwrap()
+        .unwrap();
     store.run_save(stored.version, &ended.run, &ended.events, None, UnixMicros(9)).await.unwrap();
     drop(store);
     let (server, store) = Running::begin(folder.path(), "b.sock", Config::default()).await;

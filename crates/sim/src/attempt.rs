@@ -167,7 +167,7 @@ impl World {
             Phase::Made => {
                 let Some(shim) = self.hosts[host].disk.shims.get(&held) else { return nothing };
                 let lost = || {
-                    let reason = if shim.started { Reason::GuestLost } else { Reason::LaunchFailed };
+                    let reason = if shim.started { Reason::GuestLost } else { Reason::HostFailed };
                     Outcome::failed(reason, "the shim is gone")
                 };
                 let end = shim.word.clone().or_else(|| (!shim.is_alive).then(lost));

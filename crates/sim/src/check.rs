@@ -122,7 +122,7 @@ impl Checks {
         let is_queued = run.state == RunState::Queued;
         let came = is_queued && before.is_none_or(|before| before.state != RunState::Queued);
         let (fence, version, state) = (run.fence, run.version, run.state);
-        let (id, is_ready) = (run.id, is_queued && run.retry_at.is_none());
+        let (id, is_ready) = (run.id, is_queued && run.retry_at.is_none() && run.passed_over.is_empty());
         let ended = (state == RunState::Ended).then_some(run);
         self.stored.insert(id, Stored { fence, version, state, is_ready, ended, head, events });
         Ok(came)

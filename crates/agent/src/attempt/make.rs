@@ -43,13 +43,19 @@ pub(crate) struct Made {
     pub(crate) sandbox: SandboxInfo,
 }
 
+/// What was asked for cannot be made.
 fn launch_failed(problem: impl std::fmt::Display) -> NotMade {
     NotMade::Failed(Outcome::failed(Reason::LaunchFailed, problem.to_string()))
 }
 
+/// This host cannot make it, or not now.
+fn host_failed(problem: impl std::fmt::Display) -> NotMade {
+    NotMade::Failed(Outcome::failed(Reason::HostFailed, problem.to_string()))
+}
+
 impl From<FolderError> for NotMade {
     fn from(error: FolderError) -> Self {
-        launch_failed(error)
+        host_failed(error)
     }
 }
 
@@ -129,7 +135,7 @@ async fn while_wanted<T>(preparing: impl Future<Output = T>, orders: &mut watch:
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, NotMade> + Send + 'static) -> Result<T, NotMade> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(error) => Err(launch_failed(format!("the preparation failed: {error}"))),
+        Err(error) => Err(host_failed(format!("the preparation failed: {error}"))),
     }
 }
 
@@ -157,7 +163,7 @@ fn prepare<C>(
         (joined, prepared)
     });
     let shim = shim.and_then(|shim| shim.unwrap_or_else(|_| Err(std::io::Error::other("starting it panicked"))));
-    let shim = shim.map_err(|error| launch_failed(format!("the shim cannot be started: {error}")))?;
+    let shim = shim.map_err(|error| host_failed(format!("the shim cannot be started: {error}")))?;
     Ok((prepared?, shim))
 }
 
@@ -171,7 +177,7 @@ fn brief<C>(
 ) -> Result<Made, NotMade> {
     let dir = shared.folder.attempt(claim.attempt);
     let Prepared { launch, mut descriptors, image_digest, unenforced } = prepared;
-    descriptors.push(Descriptor { name: DIR_DESCRIPTOR.to_owned(), fd: open_dir(&dir).map_err(launch_failed)? });
+    descriptors.push(Descriptor { name: DIR_DESCRIPTOR.to_owned(), fd: open_dir(&dir).map_err(host_failed)? });
     let sandbox = SandboxInfo { agent: shared.agent, runtime: claim.runtime.clone(), image_digest, unenforced };
     let message = Launch {
         attempt: claim.attempt,
@@ -184,11 +190,11 @@ fn brief<C>(
         storage_floor_bytes: shared.config.storage_floor_bytes,
         tuning: shared.config.tuning,
     };
-    let id = shim.id().map_err(launch_failed)?;
+    let id = shim.id().map_err(host_failed)?;
     let record = ShimRecord { shim: id, sandbox: sandbox.clone() };
     effect("journal.shim", || record.write(&dir))?;
     let process = effect("shim.brief", || shim.brief(id, |socket| passing::send(socket, &message, &descriptors)));
-    let process = process.map_err(|error| launch_failed(format!("the shim does not take its orders: {error}")))?;
+    let process = process.map_err(|error| host_failed(format!("the shim does not take its orders: {error}")))?;
     Ok(Made { process, sandbox })
 }
 

@@ -87,7 +87,7 @@ impl Seen {
         }
         let (reason, message) = match self.started {
             true => (Reason::GuestLost, "the shim beside the sandbox died; the sandbox was removed"),
-            false => (Reason::LaunchFailed, "the shim died before the command was started"),
+            false => (Reason::HostFailed, "the shim died before the command was started"),
         };
         let why = unreadable.map(|problem| format!("; how it ended cannot be read: {problem}")).unwrap_or_default();
         let outcome = Outcome::failed(reason, format!("{message}{why}"));
@@ -117,12 +117,8 @@ pub(crate) fn outcome_of(error: &Error) -> Outcome {
         Error::Image(_) => Reason::ImageFailed,
         Error::HostPath { .. } => Reason::HostPathRefused,
         Error::LimitsNotEnforceable(_) => Reason::LimitsNotEnforceable,
-        Error::Exhausted(_)
-        | Error::Unsupported { .. }
-        | Error::System { .. }
-        | Error::Launch(_)
-        | Error::Stopped
-        | Error::Malformed(_) => Reason::LaunchFailed,
+        Error::Exhausted(_) | Error::System { .. } => Reason::HostFailed,
+        Error::Unsupported { .. } | Error::Launch(_) | Error::Stopped | Error::Malformed(_) => Reason::LaunchFailed,
     };
     Outcome::failed(reason, error.to_string())
 }
@@ -210,7 +206,7 @@ pub(crate) mod tests {
     fn a_lost_shim_is_told_by_how_far_it_was() {
         let mut early = Seen::default();
         early.lose(None);
-        assert_eq!(early.end.unwrap().outcome.reason, Some(Reason::LaunchFailed));
+        assert_eq!(early.end.unwrap().outcome.reason, Some(Reason::HostFailed));
         let mut late = Seen { started: true, ..Seen::default() };
         late.lose(Some("exit.json: torn"));
         let end = late.end.unwrap();
@@ -226,8 +222,9 @@ pub(crate) mod tests {
             (Error::Image("no".into()), Reason::ImageFailed),
             (path, Reason::HostPathRefused),
             (Error::LimitsNotEnforceable(vec!["memory".into()]), Reason::LimitsNotEnforceable),
-            (Error::Exhausted("ids"), Reason::LaunchFailed),
-            (system, Reason::LaunchFailed),
+            (Error::Exhausted("ids"), Reason::HostFailed),
+            (system, Reason::HostFailed),
+            (Error::Launch("no".into()), Reason::LaunchFailed),
         ] {
             let outcome = outcome_of(&error);
             assert_eq!(outcome.reason, Some(reason));

@@ -16,7 +16,7 @@ use holm_domain::{
     host::{Capacity, refusal},
     lease::{
         Claimant,
-        grant::{self, FinishRefused},
+        grant::{self, Finish, FinishRefused},
     },
     limits::LeaseConfig,
     log::{BatchError, parse_all},
@@ -388,6 +388,7 @@ impl ControlPlane for Scripted {
 
     async fn finish(&self, run: RunId, body: FinishRun) -> Result<(), ControlError> {
         self.heard(body.instance)?;
+        let config = self.config;
         self.faulty(Op::Finish, |world| {
             let stored = world.output.get(&run).map_or(1, |entries| entries.len() as u64 + 1);
             if held(world, run, body.agent, body.fence).is_ok() && body.next_log_seq != stored {
@@ -397,7 +398,8 @@ impl ControlPlane for Scripted {
                 return Err(ControlError::Refused("as the server does with what is too long".to_owned()));
             }
             let FinishRun { agent, fence, outcome, usage, result, .. } = body;
-            let decided = grant::finish(&world.runs[&run], agent, fence, outcome, usage, result, now());
+            let decided =
+                grant::finish(&world.runs[&run], agent, fence, Finish { outcome, usage, result }, now(), &config);
             match decided {
                 Ok(Some(decision)) => {
                     world.finishes += 1;

@@ -12,7 +12,10 @@ use crate::{
     AgentId, UnixMicros,
     lease::{Claimant, Lease},
     limits::{LEASE_TTL_MAX, LeaseConfig},
-    run::{Decision, Ending, EventKind, LiveUsage, Measured, Outcome, Run, RunState, SandboxInfo, Usage},
+    run::{
+        Decision, Ending, EventKind, LiveUsage, Measured, Outcome, PassedOver, Run, RunState, SandboxInfo, Usage,
+        event::TEXT_BYTES_MAX,
+    },
 };
 
 /// The operation bears a fence that is not that of a live lease.
@@ -36,10 +39,12 @@ pub enum FinishRefused {
     Inconsistent(Outcome),
 }
 
-/// Grants a queued run to `by`. Nothing if the run is not in the queue, pauses, or is bound to another host.
+/// Grants a queued run to `by`. Nothing if the run is not in the queue, pauses, is bound to another host, or passes this one
+/// over.
 pub fn claim(run: &Run, by: Claimant, now: UnixMicros, config: &LeaseConfig) -> Option<Decision> {
     let Claimant { agent, instance } = by;
-    if run.state != RunState::Queued || run.retry_at.is_some() || run.affinity.is_some_and(|bound| bound != agent) {
+    let is_elsewhere = run.affinity.is_some_and(|bound| bound != agent) || run.passes_over(agent);
+    if run.state != RunState::Queued || run.retry_at.is_some() || is_elsewhere {
         return None;
     }
     let mut run = run.clone();
@@ -148,7 +153,8 @@ pub fn sandbox_ended(
         return Ok(None);
     }
     let lease = held(run, agent, fence)?;
-    if run.ending.is_some() {
+    // Where there was no sandbox, nothing is to be stored, and the finish decides.
+    if run.ending.is_some() || outcome.is_of_host() && run.state == RunState::Claimed {
         return Ok(None);
     }
     if !outcome.is_consistent() {
@@ -162,16 +168,34 @@ pub fn sandbox_ended(
     Ok(Some(Decision { run, events: Vec::new() }))
 }
 
-/// Ends a run as its agent says it ended. A finish that is repeated under the fence that ended the run changes nothing.
+/// How an agent says that a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finish {
+    /// How.
+    pub outcome: Outcome,
+    /// What its sandbox used.
+    pub usage: Option<Usage>,
+    /// What its command left as its result.
+    pub result: Option<serde_json::Value>,
+}
+
+impl From<Outcome> for Finish {
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, usage: None, result: None }
+    }
+}
+
+/// Ends a run as its agent says it ended, unless only its host failed ([`elsewhere`]). A finish that is repeated under the
+/// fence that ended the run changes nothing.
 pub fn finish(
     run: &Run,
     agent: AgentId,
     fence: u64,
-    outcome: Outcome,
-    usage: Option<Usage>,
-    result: Option<serde_json::Value>,
+    finish: Finish,
     now: UnixMicros,
+    config: &LeaseConfig,
 ) -> Result<Option<Decision>, FinishRefused> {
+    let Finish { outcome, usage, result } = finish;
     let stale = StaleFence { given: fence, newest: run.fence };
     if run.state == RunState::Ended && fence == run.fence && run.outcome.as_ref() == Some(&outcome) {
         return Ok(None);
@@ -183,12 +207,40 @@ pub fn finish(
     if !outcome.is_consistent() {
         return Err(FinishRefused::Inconsistent(outcome));
     }
+    if let Some(decision) = elsewhere(run, agent, &outcome, now, config) {
+        return Ok(Some(decision));
+    }
+    // Nobody is told that a host failed at what was not wanted any more.
+    let is_unwanted = run.cancel.is_some() && run.state == RunState::Claimed && outcome.is_of_host();
+    let outcome = if is_unwanted { Outcome::cancelled("cancelled before the command was started") } else { outcome };
     let mut run = run.clone();
     run.version += 1;
     run.usage = usage;
     run.result = result;
     let ended = run.end(outcome, now);
     Ok(Some(Decision { run, events: vec![ended] }))
+}
+
+/// A run whose host could not make its sandbox goes back to the queue. Any other host may take it at once; that one is passed
+/// over for a while, longer each time. Nothing once the command may have been started, where somebody asked for the end, or
+/// when it was claimed often enough.
+fn elsewhere(run: &Run, agent: AgentId, outcome: &Outcome, now: UnixMicros, config: &LeaseConfig) -> Option<Decision> {
+    let is_worth_it = run.state == RunState::Claimed && run.cancel.is_none() && run.attempt < config.attempts_max;
+    if !(outcome.is_of_host() && is_worth_it) {
+        return None;
+    }
+    let mut problem = outcome.message.clone().unwrap_or_default();
+    problem.truncate(problem.floor_char_boundary(TEXT_BYTES_MAX));
+    let mut run = run.clone();
+    run.version += 1;
+    run.lease = None;
+    run.state = RunState::Queued;
+    let until = now.plus(config.retry_pause_after(run.attempt));
+    run.passed_over.retain(|host| host.agent != agent);
+    run.passed_over.extend((until > now).then_some(PassedOver { agent, until }));
+    run.queue_deadline_at = until.plus(run.spec.queue_timeout(config));
+    let failed = EventKind::HostFailed { agent, fence: run.fence, problem };
+    Some(Decision { run, events: vec![failed, EventKind::Requeued] })
 }
 
 /// Takes an expired lease away: the run returns to the queue, where it pauses, longer each time, or ends as lost once it was
@@ -266,12 +318,13 @@ pub fn bring_nearer(run: &Run, now: UnixMicros, config: &LeaseConfig) -> Option<
     // After a restore a run pauses for as long as a lease lasts, and after a lost lease not for that long.
     let pauses_at_most = lasts_at_most.plus(config.margin);
     nearer.retry_at = run.retry_at.map(|at| at.min(pauses_at_most));
+    nearer.passed_over.iter_mut().for_each(|host| host.until = host.until.min(pauses_at_most));
     match &mut nearer.lease {
         Some(lease) if lease.expires_at > lasts_at_most.plus(config.margin) => lease.expires_at = lasts_at_most,
         None if run.state == RunState::Queued && run.queued_at > now && run.queue_deadline_at > waits_at_most => {
             nearer.queue_deadline_at = waits_at_most;
         }
-        None if nearer.retry_at != run.retry_at => {}
+        None if (nearer.retry_at, &nearer.passed_over) != (run.retry_at, &run.passed_over) => {}
         _ => return None,
     }
     nearer.version += 1;

@@ -15,8 +15,8 @@ use crate::{
     AgentId, BootMicros, InstanceId, OrgId, ProjectId, RunId, TokenId, UnixMicros,
     limits::LeaseConfig,
     run::{
-        Admission, Cancel, Decision, EventKind, ExitStatus, Outcome, OutcomeKind, Run, RunSpec, RunState, SandboxInfo,
-        admit,
+        Admission, Cancel, Decision, EventKind, ExitStatus, Outcome, OutcomeKind, Reason, Run, RunSpec, RunState,
+        SandboxInfo, admit,
     },
 };
 
@@ -62,13 +62,34 @@ enum Op {
     ClaimAgain(By),
     Renew(By, u64),
     Start(u8, u64),
-    SandboxEnded(u8, u64, u8),
-    Finish(u8, u64, u8),
+    SandboxEnded(u8, u64, End),
+    Finish(u8, u64, End),
     Expire,
     GiveUp,
     EndPause,
+    Reconsider,
     Restored,
     Cancel(Cancel),
+}
+
+/// How a sandbox ended, if there was one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum End {
+    Exited(u8),
+    HostFailed,
+}
+
+fn end() -> impl Strategy<Value = End> {
+    prop_oneof![(0..2u8).prop_map(End::Exited), Just(End::HostFailed)]
+}
+
+impl From<End> for Outcome {
+    fn from(end: End) -> Self {
+        match end {
+            End::Exited(code) => Outcome::exited(ExitStatus::Code(code)),
+            End::HostFailed => Outcome::failed(Reason::HostFailed, "no room"),
+        }
+    }
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -78,11 +99,12 @@ fn op() -> impl Strategy<Value = Op> {
         2 => by().prop_map(Op::ClaimAgain),
         3 => (by(), 0..3u64).prop_map(|(by, behind)| Op::Renew(by, behind)),
         2 => (0..3u8, 0..3u64).prop_map(|(by, behind)| Op::Start(by, behind)),
-        1 => (0..3u8, 0..3u64, 0..2u8).prop_map(|(by, behind, code)| Op::SandboxEnded(by, behind, code)),
-        1 => (0..3u8, 0..3u64, 0..2u8).prop_map(|(by, behind, code)| Op::Finish(by, behind, code)),
+        1 => (0..3u8, 0..3u64, end()).prop_map(|(by, behind, end)| Op::SandboxEnded(by, behind, end)),
+        2 => (0..3u8, 0..3u64, end()).prop_map(|(by, behind, end)| Op::Finish(by, behind, end)),
         3 => Just(Op::Expire),
         1 => Just(Op::GiveUp),
         2 => Just(Op::EndPause),
+        2 => Just(Op::Reconsider),
         1 => Just(Op::Restored),
         1 => prop_oneof![Just(Cancel::Terminate), Just(Cancel::Kill)].prop_map(Op::Cancel),
     ]
@@ -97,7 +119,7 @@ fn apply(run: &Run, op: Op, now: UnixMicros) -> (Option<Decision>, bool) {
     match op {
         Op::Claim(by) => {
             let is_ready = run.state == RunState::Queued && run.retry_at.is_none();
-            (claim(run, claimant(by), now, &config), is_ready)
+            (claim(run, claimant(by), now, &config), is_ready && !run.passes_over(agent(by.0)))
         }
         Op::ClaimAgain(by) => {
             let is_its_own = run.lease.is_some_and(|lease| lease.instance == claimant(by).instance);
@@ -111,14 +133,13 @@ fn apply(run: &Run, op: Op, now: UnixMicros) -> (Option<Decision>, bool) {
             let started = start(run, agent(by), fence(behind), sandbox(agent(by)), now);
             (started.ok().flatten(), is_live(by, behind) && run.state == RunState::Claimed)
         }
-        Op::SandboxEnded(by, behind, code) => {
-            let outcome = Outcome::exited(ExitStatus::Code(code));
-            let ended = sandbox_ended(run, agent(by), fence(behind), outcome, now, &config);
-            (ended.ok().flatten(), is_live(by, behind) && run.ending.is_none())
+        Op::SandboxEnded(by, behind, end) => {
+            let ended = sandbox_ended(run, agent(by), fence(behind), end.into(), now, &config);
+            let is_there = end != End::HostFailed || run.state != RunState::Claimed;
+            (ended.ok().flatten(), is_live(by, behind) && run.ending.is_none() && is_there)
         }
-        Op::Finish(by, behind, code) => {
-            let outcome = Outcome::exited(ExitStatus::Code(code));
-            let finished = finish(run, agent(by), fence(behind), outcome, None, None, now);
+        Op::Finish(by, behind, end) => {
+            let finished = finish(run, agent(by), fence(behind), Outcome::from(end).into(), now, &config);
             (finished.ok().flatten(), is_live(by, behind))
         }
         Op::Expire => {
@@ -127,6 +148,7 @@ fn apply(run: &Run, op: Op, now: UnixMicros) -> (Option<Decision>, bool) {
         }
         Op::GiveUp => (run.give_up(now), run.lease.is_none() && now >= run.queue_deadline_at),
         Op::EndPause => (run.end_pause(now), run.retry_at.is_some_and(|at| at <= now)),
+        Op::Reconsider => (run.reconsider(now), run.passed_over.iter().any(|host| host.until <= now)),
         Op::Restored => (grant::restored(run, now, &config), true),
         Op::Cancel(how) => (run.request_cancel(how, now), run.cancel < Some(how)),
     }
@@ -170,6 +192,13 @@ fn check_step(before: &Run, decision: &Decision, op: Op) -> Result<(), TestCaseE
         prop_assert_eq!((requeued, kind), expected);
         prop_assert_eq!(after.retry_at.is_some(), requeued, "what comes back pauses");
     }
+    if let Op::Finish(by, _, End::HostFailed) = op {
+        let is_tried_again =
+            before.state == RunState::Claimed && before.cancel.is_none() && before.attempt < config().attempts_max;
+        let after_state = if is_tried_again { RunState::Queued } else { RunState::Ended };
+        prop_assert_eq!((after.state, after.passes_over(agent(by))), (after_state, is_tried_again));
+    }
+    prop_assert!(after.passed_over.is_empty() || after.state != RunState::Ended, "what has ended waits for no host");
     prop_assert!(after.retry_at.is_none() || after.queue_at().is_none(), "what pauses stands nowhere in the queue");
     Ok(())
 }
@@ -204,7 +233,7 @@ proptest! {
                 Some(by) => claim(&run, claimant((by, 0)), UnixMicros(deadline.0 - 1), &config()),
                 None => {
                     let overdue = expire(&run, deadline, &config()).or_else(|| run.give_up(deadline));
-                    overdue.or_else(|| run.end_pause(deadline))
+                    overdue.or_else(|| run.end_pause(deadline)).or_else(|| run.reconsider(deadline))
                 }
             };
             prop_assert!(decision.is_some(), "the deadline of {:?} has no owner", run);
@@ -218,7 +247,7 @@ proptest! {
         let run = claim(&queued(UnixMicros(1)), claimant((0, 0)), UnixMicros(2), &config()).map(|decision| decision.run);
         let run = run.ok_or_else(|| TestCaseError::fail("a queued run is granted"))?;
         let outcome = |code| Outcome::exited(ExitStatus::Code(code));
-        let end = |run: &Run, code| finish(run, agent(0), 1, outcome(code), None, None, UnixMicros(3));
+        let end = |run: &Run, code| finish(run, agent(0), 1, outcome(code).into(), UnixMicros(3), &config());
         let ended = end(&run, code).ok().flatten().map(|decision| decision.run);
         let ended = ended.ok_or_else(|| TestCaseError::fail("the first end is taken"))?;
         prop_assert_eq!(end(&ended, code), Ok(None));
@@ -429,7 +458,7 @@ fn a_run_that_only_uploads_has_a_deadline_of_its_own_and_is_never_queued_again()
     let uploading = renew(&ending, claimant((1, 0)), (1, None), limit.plus(config.ttl), &config).unwrap().run;
     let deadline = ended_at.plus(config.finishing);
     assert!(renew(&uploading, claimant((1, 0)), (1, None), deadline, &config).is_err(), "nothing goes on for ever");
-    let finished = finish(&uploading, agent(1), 1, outcome.clone(), None, None, deadline).unwrap().unwrap().run;
+    let finished = finish(&uploading, agent(1), 1, outcome.clone().into(), deadline, &config).unwrap().unwrap().run;
     assert_eq!((finished.outcome, finished.ending), (Some(outcome), None));
     let lost = expire(&uploading, deadline, &config).unwrap().run;
     assert_eq!((lost.state, lost.outcome.unwrap().kind), (RunState::Ended, OutcomeKind::Lost));

@@ -38,6 +38,15 @@ pub enum EventKind {
         /// The number of that lease.
         fence: u64,
     },
+    /// A host could not make its sandbox.
+    HostFailed {
+        /// The agent of the host.
+        agent: AgentId,
+        /// The number of its lease.
+        fence: u64,
+        /// Why, in at most [`TEXT_BYTES_MAX`] bytes.
+        problem: String,
+    },
     /// It went back to the queue.
     Requeued,
     /// The sandbox tried to reach something that its policy does not name. Told by the shim.

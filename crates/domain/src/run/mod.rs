@@ -112,6 +112,15 @@ pub struct SandboxInfo {
     pub unenforced: Vec<String>,
 }
 
+/// A host that could not make the sandbox of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassedOver {
+    /// The agent of the host.
+    pub agent: AgentId,
+    /// Until when the run is not granted to it.
+    pub until: UnixMicros,
+}
+
 /// One workload from submission to its end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
@@ -155,6 +164,9 @@ pub struct Run {
     // Left out where there is none: who does not know it yet need not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<UnixMicros>,
+    /// Hosts that could not make its sandbox, each for a while.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub passed_over: Vec<PassedOver>,
     /// When it was claimed last.
     pub claimed_at: Option<UnixMicros>,
     /// When its command was started last.
@@ -213,6 +225,7 @@ pub fn admit(admission: Admission, spec: RunSpec, now: UnixMicros, config: &Leas
         queued_at: now,
         queue_deadline_at,
         retry_at: None,
+        passed_over: Vec::new(),
         claimed_at: None,
         started_at: None,
         ended_at: None,
@@ -226,12 +239,15 @@ impl Run {
     /// When somebody must look after this run if nothing happened until then; nothing for a run that has ended.
     ///
     /// The owner of the deadline is the server's reaping task: a queued run is given up, an expired lease is taken away, and
-    /// the pause after that is ended.
+    /// the pause after that, or of a host that is passed over, is ended.
     pub fn deadline(&self, config: &LeaseConfig) -> Option<UnixMicros> {
         match (self.state, &self.lease) {
             (RunState::Ended, _) => None,
             (_, Some(lease)) => Some(lease.expires_at.plus(config.margin)),
-            (_, None) => Some(self.retry_at.map_or(self.queue_deadline_at, |at| at.min(self.queue_deadline_at))),
+            (_, None) => {
+                let pauses = self.passed_over.iter().map(|host| host.until).chain(self.retry_at);
+                pauses.chain([self.queue_deadline_at]).min()
+            }
         }
     }
 
@@ -243,10 +259,26 @@ impl Run {
         Some(at).filter(|_| self.retry_at.is_none())
     }
 
+    /// Whether it is not granted to the host of `agent` for now, because that could not make its sandbox.
+    pub fn passes_over(&self, agent: AgentId) -> bool {
+        self.passed_over.iter().any(|host| host.agent == agent)
+    }
+
     /// Ends the pause of a queued run that is over.
     pub fn end_pause(&self, now: UnixMicros) -> Option<Decision> {
         self.retry_at.filter(|at| self.state == RunState::Queued && *at <= now)?;
         let run = Self { retry_at: None, version: self.version + 1, ..self.clone() };
+        Some(Decision { run, events: Vec::new() })
+    }
+
+    /// Passes over no longer those hosts whose time for that is over.
+    pub fn reconsider(&self, now: UnixMicros) -> Option<Decision> {
+        let mut run = self.clone();
+        run.passed_over.retain(|host| host.until > now);
+        if self.state != RunState::Queued || run.passed_over.len() == self.passed_over.len() {
+            return None;
+        }
+        run.version += 1;
         Some(Decision { run, events: Vec::new() })
     }
 
@@ -301,6 +333,7 @@ impl Run {
         self.lease = None;
         self.ending = None;
         self.retry_at = None;
+        self.passed_over.clear();
         self.ended_at = Some(now);
         self.outcome = Some(outcome.clone());
         EventKind::Ended { outcome }

@@ -89,6 +89,8 @@ pub enum Reason {
     LimitsNotEnforceable,
     /// The sandbox could not be made.
     LaunchFailed,
+    /// The host could not make the sandbox, which says nothing of any other.
+    HostFailed,
 }
 
 /// How a run ended.
@@ -148,6 +150,11 @@ impl Outcome {
         let message = format!("the command ended with exit code 0; {MISSING} and is lost");
         let failed = Self::failed(Reason::ReportLost, message);
         Self { kind: OutcomeKind::Lost, exit: self.exit, ..failed }
+    }
+
+    /// Whether a host failed before the command was started: another try, elsewhere perhaps, may succeed and repeats nothing.
+    pub fn is_of_host(&self) -> bool {
+        self.kind == OutcomeKind::Failed && self.reason == Some(Reason::HostFailed) && self.exit.is_none()
     }
 
     /// The exit code that `holm run` ends with: the command's own, 128 plus the signal, or one of 124 to 127 and 130.

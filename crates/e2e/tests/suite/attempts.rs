@@ -103,3 +103,56 @@ fn a_last_word_that_cannot_be_read_is_no_success() {
     assert!(note(&world, &run).contains("exit.json"));
     assert_eq!(world.logs(&run).text(), "begun\n");
 }
+
+/// A host that cannot make a sandbox until it is mended: a file lies where the folder of attempts was.
+struct Broken {
+    place: PathBuf,
+    aside: PathBuf,
+}
+
+impl Broken {
+    fn host_of(world: &World, agent: &str) -> Self {
+        let place = world.dir().join(format!("agent-{agent}/agent/runs"));
+        let aside = place.with_extension("aside");
+        fs::rename(&place, &aside).expect("the folder of attempts");
+        fs::write(&place, b"").expect("a file");
+        Self { place, aside }
+    }
+
+    fn mend(self) {
+        fs::remove_file(&self.place).expect("a file");
+        fs::rename(&self.aside, &self.place).expect("the folder of attempts");
+    }
+}
+
+#[test]
+fn a_sandbox_that_one_host_cannot_make_is_made_by_another() {
+    // So many that it has not ended before the other host is there.
+    let mut world = World::with_config("attempts_max = 20\n", "");
+    world.start_server();
+    world.start_agent("bad");
+    let broken = Broken::host_of(&world, "bad");
+    let run = world.detach(["--", "echo", "made"]);
+    let passed_over = || world.show(&run)["passed_over"][0]["agent"].as_str().map(str::to_owned);
+    let bad = eventually("the first failure", passed_over);
+    world.start_agent("good");
+    let ended = world.until_ended(&run);
+    assert_eq!(ended["outcome"]["kind"], "succeeded", "{ended}");
+    assert_ne!(ended["sandbox"]["agent"], bad.as_str(), "{ended}");
+    assert_eq!(world.logs(&run).text(), "made\n");
+    let events = world.holm(["events", &run]).succeeds();
+    assert!(events.text().contains(&format!("the host of {bad} could not make its sandbox (fence 1)")), "{events}");
+    broken.mend();
+}
+
+#[test]
+fn a_sandbox_that_no_host_can_make_ends_its_run_with_the_reason() {
+    let mut world = World::with_server();
+    world.start_agent("only");
+    let broken = Broken::host_of(&world, "only");
+    world.holm(["run", "--", "true"]).exits(125).complains_of(&["Not a directory"]);
+    let runs = world.holm(["ps", "--all", "--json"]).succeeds().json();
+    let [run] = runs.as_array().map(Vec::as_slice).unwrap_or_default() else { panic!("one run was expected: {runs}") };
+    assert_eq!((&run["outcome"]["reason"], &run["attempt"]), (&"host_failed".into(), &3.into()), "{run}");
+    broken.mend();
+}

@@ -303,7 +303,7 @@ impl Play {
             assert_eq!(count("egress_refused"), 1, "{:?}", self.world.events(&run));
         } else {
             assert!(!self.died, "the death of an agent does a run no harm: {view}");
-            assert!(["guest_lost", "launch_failed"].contains(&reason), "{view}");
+            assert!(["guest_lost", "host_failed"].contains(&reason), "{view}");
             assert_eq!(ran.code, 125, "{ran}");
             assert!(all_lines().starts_with(ran.text()), "{ran}");
             assert_eq!(changed, "old\n", "nothing is written back of a run that failed");

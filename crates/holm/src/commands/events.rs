@@ -76,6 +76,9 @@ fn sentence(kind: &EventKind) -> String {
         EventKind::Started { sandbox } => format!("started in a sandbox of `{}`", escaped(&sandbox.runtime)),
         EventKind::CancelRequested { how } => format!("asked to end ({})", format!("{how:?}").to_lowercase()),
         EventKind::LeaseExpired { agent, fence } => format!("the lease of {agent} expired (fence {fence})"),
+        EventKind::HostFailed { agent, fence, problem } => {
+            format!("the host of {agent} could not make its sandbox (fence {fence}): {}", escaped(problem))
+        }
         EventKind::Requeued => "back in the queue".to_owned(),
         EventKind::EgressRefused { host, port, protocol, count } => {
             let (host, protocol) = (escaped(host), escaped(protocol));

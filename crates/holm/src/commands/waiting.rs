@@ -24,7 +24,21 @@ pub async fn why(client: &Client, run: &RunView) -> Result<String, ClientError> 
     if let Some(at) = run.retry_at {
         return Ok(format!("it pauses; it is granted anew from {} on", instant(at)));
     }
-    let hosts = client.host_list().await?.hosts;
+    let mut hosts = client.host_list().await?.hosts;
+    // What no other host can take waits for those that failed.
+    let others = |host: &HostView| !run.passed_over.iter().any(|failed| failed.agent == host.id);
+    let takes_it = |host: &HostView| host.alive && could_run(&run.spec, host);
+    if let Some(first) = run.passed_over.iter().map(|failed| failed.until).min() {
+        if !hosts.iter().any(|host| others(host) && takes_it(host)) {
+            let failed = hosts.iter().filter(|host| !others(host)).map(|host| escaped(&host.name));
+            let failed = failed.collect::<Vec<_>>().join(", ");
+            let at = instant(first);
+            return Ok(format!(
+                "{failed} could not make its sandbox (see `holm events`); it is tried again from {at} on"
+            ));
+        }
+        hosts.retain(others);
+    }
     if let Some(reason) = of_hosts(&run.spec, &hosts) {
         return Ok(reason);
     }

@@ -23,7 +23,10 @@ use holm_domain::{
     access::Token,
     error::InvalidField,
     host::Host,
-    lease::{Claimant, grant},
+    lease::{
+        Claimant,
+        grant::{self, Finish},
+    },
     limits::RESULT_BYTES_MAX,
     run::{Cancel, Outcome, OutcomeKind, Reason, Run},
 };
@@ -259,7 +262,8 @@ pub async fn run_finish(app: &App, token: &Token, id: RunId, body: FinishRun) ->
         let detail = format!("the log goes on at {stored}, not at {next_log_seq}; append what is missing, then finish");
         return Err(Failure::new(ErrorCode::LogGap, detail).at(LOG_GAP_FIELD, stored));
     }
-    let finish = |run: &Run, now| grant::finish(run, agent, fence, outcome.clone(), usage, result.clone(), now);
+    let end = Finish { outcome, usage, result };
+    let finish = |run: &Run, now| grant::finish(run, agent, fence, end.clone(), now, &app.config.lease);
     revise_from(app, run, finish).await.map(drop)
 }
 

@@ -1,7 +1,9 @@
-//! Ends what is overdue: leases that expired, runs whose time in the queue is over, pauses after a lease (SPEC L4).
+//! Ends what is overdue: leases that expired, runs whose time in the queue is over, pauses after a lease, and of hosts that
+//! could not make a sandbox (SPEC L4).
 //!
 //! Every run that has not ended has a deadline, and this task is the one that looks after it. Decisions come from
-//! [`holm_domain::lease::grant::expire`], [`Run::give_up`] and [`Run::end_pause`]; the compare-and-swap lets any number of servers reap at once.
+//! [`holm_domain::lease::grant::expire`], [`Run::give_up`], [`Run::end_pause`] and [`Run::reconsider`]; the compare-and-swap
+//! lets any number of servers reap at once.
 //!
 //! What the time of day did before the server started is not known. So it takes nothing away before every lease has run out
 //! that somebody may hold ([`App::takes_away_from`]), and begins with what an earlier time of day left too far ahead.
@@ -28,12 +30,13 @@ pub async fn reap(app: &App) -> Result<usize, Failure> {
 /// stands in nobody's way.
 pub async fn reap_telling(app: &App, told: &mut Told<DuePlace>) -> Result<usize, Failure> {
     let (now, config) = (app.now(), &app.config.lease);
-    if now < app.takes_away_from {
-        return Ok(0);
-    }
     let decide = |run: &Run, now| {
+        // To ask a host again that failed takes nothing from anybody.
+        if now < app.takes_away_from {
+            return run.reconsider(now);
+        }
         let overdue = grant::expire(run, now, config).or_else(|| run.give_up(now));
-        overdue.or_else(|| run.end_pause(now))
+        overdue.or_else(|| run.end_pause(now)).or_else(|| run.reconsider(now))
     };
     look_after(app, now, told, decide).await
 }

@@ -255,7 +255,7 @@ async fn renewals_are_saved_together_and_each_by_itself(fixture: Fixture) {
     tenant.save(&claimed_anew).await.expect("claimed");
     let agent = runs[2].lease.expect("leased").agent;
     let lost = Outcome::lost("it is gone");
-    let ended = grant::finish(&runs[2], agent, 1, lost, None, None, UnixMicros(9)).expect("taken").expect("new");
+    let ended = grant::finish(&runs[2], agent, 1, lost.into(), UnixMicros(9), &config()).expect("taken").expect("new");
     tenant.save(&ended).await.expect("saved");
     store.run_delete(tenant.org, ended.run.id, ended.run.version, UnixMicros(9)).await.expect("deleted");
     assert_eq!(store.leases_renew(&renewals).await.expect("answered"), [true, true, false, false, true]);

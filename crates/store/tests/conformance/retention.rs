@@ -13,7 +13,7 @@ use holm_store::{BlobKey, Doomed, DoomedPart, Due, DuePlace, Error, LOG_INLINE_B
 
 use crate::{
     corrupt::tamper,
-    support::{Engine, Fixture, Tenant, batch, cases, save, uuid},
+    support::{Engine, Fixture, Tenant, batch, cases, config, save, uuid},
 };
 
 cases!(
@@ -33,7 +33,7 @@ const RETENTION: Duration = Duration::from_micros(100);
 async fn end(tenant: &Tenant, run: &Run, at: i64) -> Run {
     let held = run.lease.expect("leased");
     let outcome = Outcome::exited(ExitStatus::Code(0));
-    let finished = grant::finish(run, held.agent, held.fence, outcome, None, None, UnixMicros(at)).expect("held");
+    let finished = grant::finish(run, held.agent, held.fence, outcome.into(), UnixMicros(at), &config()).expect("held");
     let decision = finished.expect("finished");
     tenant.save(&decision).await.expect("saved");
     decision.run

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use bytes::Bytes;
 use holm_domain::{
     OrgId, ProjectId, RunId, UnixMicros,
-    lease::grant,
+    lease::grant::{self, Finish},
     limits::LeaseConfig,
     run::{Cancel, Decision, EventKind, ExitStatus, Outcome, Run, RunSpec, RunState, Usage},
 };
@@ -52,9 +52,8 @@ async fn every_field_of_a_run_survives(fixture: Fixture) {
             let outcome = Outcome::exited(ExitStatus::Signal(15));
             let result = Some(serde_json::json!({"n": [1, 2.5, null], "text": "\u{0}"}));
             let usage = Usage { memory_peak_bytes: Some(1 << 60), log_bytes: Some(0), ..Usage::default() };
-            grant::finish(run, agent, 1, outcome, Some(usage), result, UnixMicros(5_000))
-                .expect("held")
-                .expect("finished")
+            let finish = Finish { outcome, usage: Some(usage), result };
+            grant::finish(run, agent, 1, finish, UnixMicros(5_000), &config()).expect("held").expect("finished")
         },
     ];
     let mut current = run;

@@ -9,7 +9,7 @@ use holm_store::{Error, LOG_INLINE_BYTES, LOG_SEGMENT_BYTES, LogAppended, Sealab
 
 use futures_util::TryStreamExt;
 
-use crate::support::{Engine, Fixture, Tenant, batch, batch_at, cases, entries_of, entry, uuid};
+use crate::support::{Engine, Fixture, Tenant, batch, batch_at, cases, config, entries_of, entry, uuid};
 
 cases!(
     a_sealed_log_reads_as_before,
@@ -206,7 +206,8 @@ async fn what_is_worth_sealing_is_found_from_the_store(fixture: Fixture) {
     assert_eq!(sealable(other.clone(), None).await, [of(full.id, LOG_SEGMENT_BYTES)]);
     let held = ended.lease.expect("leased");
     let outcome = Outcome::exited(ExitStatus::Code(0));
-    let finished = grant::finish(&ended, held.agent, held.fence, outcome, None, None, UnixMicros(9)).expect("held");
+    let finished =
+        grant::finish(&ended, held.agent, held.fence, outcome.into(), UnixMicros(9), &config()).expect("held");
     tenant.save(&finished.expect("finished")).await.expect("saved");
     let both = [of(ended.id, LOG_INLINE_BYTES), of(full.id, LOG_SEGMENT_BYTES)];
     assert_eq!(sealable(other.clone(), None).await, both);

@@ -22,7 +22,7 @@ pub struct Judged {
 }
 
 /// Why a run may have failed: its shim was killed, or no sandbox could be made of it before its deadline.
-const FAILURES: [&str; 2] = ["guest_lost", "launch_failed"];
+const FAILURES: [&str; 2] = ["guest_lost", "host_failed"];
 
 /// Looks at every run that has ended.
 #[track_caller]

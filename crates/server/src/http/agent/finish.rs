@@ -43,14 +43,15 @@ pub async fn finish(
 #[cfg(test)]
 mod tests {
     use holm_api::{
-        agent::{HeldLease, LOG_GAP_FIELD},
+        agent::{HeldLease, LOG_GAP_FIELD, Poll, Polled, StartRun},
         runs::RunView,
     };
     use holm_domain::{
-        ErrorCode,
-        run::{ExitStatus, Outcome, OutcomeKind, RunState, Usage},
+        AgentId, ErrorCode,
+        run::{ExitStatus, Outcome, OutcomeKind, Reason, RunState, SandboxInfo, Usage},
     };
     use serde_json::json;
+    use std::time::Duration;
 
     use super::*;
     use crate::testing::World;
@@ -59,6 +60,69 @@ mod tests {
         let outcome = Outcome::exited(ExitStatus::Code(0));
         let (agent, instance) = (world.agent_id, world.instance);
         FinishRun { agent, instance, fence: held.fence, outcome, usage: None, result: None, next_log_seq }
+    }
+
+    async fn host_fails(world: &World, agent: AgentId, held: HeldLease) {
+        let outcome = Outcome::failed(Reason::HostFailed, "no room");
+        let body = FinishRun { agent, outcome, ..body(world, held, 1) };
+        let path = format!("/agent/v1/runs/{}/finish", held.run);
+        assert_eq!(world.agent().post(&path, &body).await.status, StatusCode::NO_CONTENT);
+    }
+
+    /// What is granted to `agent` when it asks.
+    async fn granted(world: &World, agent: AgentId) -> Option<HeldLease> {
+        let polled = world.agent().post("/agent/v1/poll", &Poll { agent, ..world.poll() }).await;
+        let polled: Polled = polled.json(StatusCode::OK);
+        polled.claimed.first().map(|claimed| HeldLease { run: claimed.run, fence: claimed.fence, cancel: None })
+    }
+
+    #[tokio::test]
+    async fn what_a_host_cannot_make_goes_to_another_at_once_and_back_to_it_after_a_pause() {
+        let world = World::with_config(|config| config.lease.retry_pause = Duration::from_secs(1)).await;
+        let (first, second) = (world.agent_id, world.another_agent().await);
+        let held = world.claim_run().await;
+        host_fails(&world, first, held).await;
+        let shown = world.member().get(&format!("/v1/runs/{}", held.run)).await;
+        let view: RunView = shown.json(StatusCode::OK);
+        assert_eq!((view.state, view.agent, view.passed_over[0].agent), (RunState::Queued, None, first));
+        assert!(granted(&world, first).await.is_none(), "it would fail again at once");
+        let again = granted(&world, second).await.unwrap();
+        assert_eq!((again.run, again.fence), (held.run, held.fence + 1));
+        host_fails(&world, second, again).await;
+        assert!(granted(&world, second).await.is_none());
+        world.clock.advance(Duration::from_secs(1));
+        crate::tasks::reap::reap(world.app()).await.unwrap();
+        assert!(granted(&world, second).await.is_none(), "its pause is longer: the run has failed twice");
+        let last = granted(&world, first).await.unwrap();
+        host_fails(&world, first, last).await;
+        let shown = world.member().get(&format!("/v1/runs/{}", held.run)).await;
+        let view: RunView = shown.json(StatusCode::OK);
+        assert_eq!((view.state, view.attempt, view.passed_over), (RunState::Ended, 3, Vec::new()));
+        assert_eq!(view.outcome.unwrap().reason, Some(Reason::HostFailed), "it was tried as often as is allowed");
+    }
+
+    #[tokio::test]
+    async fn what_was_started_or_is_to_end_is_not_tried_again() {
+        let world = World::new().await;
+        let started = world.claim_run().await;
+        let sandbox = SandboxInfo {
+            agent: world.agent_id,
+            runtime: "process".into(),
+            image_digest: None,
+            unenforced: Vec::new(),
+        };
+        let start = StartRun { instance: world.instance, fence: started.fence, sandbox };
+        let path = format!("/agent/v1/runs/{}/start", started.run);
+        assert_eq!(world.agent().post(&path, &start).await.status, StatusCode::NO_CONTENT);
+        let cancelled = world.claim_run().await;
+        let cancel = json!({ "kill": true });
+        let asked = world.member().post(&format!("/v1/runs/{}/cancel", cancelled.run), &cancel).await;
+        assert!(asked.status.is_success(), "{asked:?}");
+        for (held, reason) in [(started, Reason::HostFailed), (cancelled, Reason::Cancelled)] {
+            host_fails(&world, world.agent_id, held).await;
+            let view: RunView = world.member().get(&format!("/v1/runs/{}", held.run)).await.json(StatusCode::OK);
+            assert_eq!((view.state, view.outcome.unwrap().reason), (RunState::Ended, Some(reason)));
+        }
     }
 
     #[tokio::test]
