@@ -41,7 +41,7 @@ pub(crate) struct Survivor {
 enum Verdict {
     /// Nothing was created, or nothing that can be told is left: remove it. Its lease expires and the run is queued again.
     Remove,
-    /// No shim began with its orders: make it again under the same lease.
+    /// No shim began with its orders: make it again under the same lease, if that is still held.
     Again,
     /// A shim began: take it up, dead or alive.
     TakeUp,
@@ -149,7 +149,7 @@ async fn again<C: ControlPlane>(shared: &Arc<Shared<C>>, stay: Stay, record: Rec
     // Not given when something could not be removed in the first place: the reaper has it then, and the lease expires.
     let is_removed = !shared.folder.attempt(attempt).exists();
     let stay = is_removed.then(|| shared.occupancy.enter(attempt)).flatten()?;
-    Some(Survivor { claim, deadline, origin: Origin::Claimed, stay })
+    Some(Survivor { claim, deadline, origin: Origin::Again { deadline }, stay })
 }
 
 async fn take_up<C: ControlPlane>(

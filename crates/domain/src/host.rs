@@ -18,6 +18,9 @@ pub const STORAGE_LABEL: &str = "holm.storage";
 /// The label by which a host says that it takes no new runs because it is under pressure.
 pub const PRESSURE_LABEL: &str = "holm.pressure";
 
+/// The label by which a host says that it takes no new runs for a while because it could not make the last sandboxes.
+pub const FAILING_LABEL: &str = "holm.failing";
+
 /// That somebody wants a host to take no new runs. Those that it has go on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cordon {
@@ -41,7 +44,8 @@ pub fn refusal(labels: &BTreeMap<String, String>, cordon: Option<&Cordon>) -> Op
     let cordon = cordon.map(Cordon::to_string);
     let storage = labels.get(STORAGE_LABEL).map(|why| format!("disk {why}"));
     let pressure = labels.get(PRESSURE_LABEL).map(|why| format!("under pressure: {why}"));
-    let reasons: Vec<String> = cordon.into_iter().chain(storage).chain(pressure).collect();
+    let failing = labels.get(FAILING_LABEL).map(|why| format!("it cannot make sandboxes: {why}"));
+    let reasons: Vec<String> = cordon.into_iter().chain(storage).chain(pressure).chain(failing).collect();
     (!reasons.is_empty()).then(|| format!("{}; it takes nothing new", reasons.join("; ")))
 }
 
@@ -248,6 +252,9 @@ mod tests {
     fn labels_and_people_say_why_nothing_new_is_taken() {
         let label = |key: &str, value: &str| (key.to_owned(), value.to_owned());
         assert_eq!(refusal(&BTreeMap::from([label("zone", "a")]), None), None);
+        let failing = BTreeMap::from([label(FAILING_LABEL, "no mounts")]);
+        let told = refusal(&failing, None);
+        assert_eq!(told.as_deref(), Some("it cannot make sandboxes: no mounts; it takes nothing new"));
         let both = BTreeMap::from([label(PRESSURE_LABEL, "io"), label(STORAGE_LABEL, "full")]);
         assert_eq!(refusal(&both, None).as_deref(), Some("disk full; under pressure: io; it takes nothing new"));
         let all = refusal(&both, Some(&cordon()));

@@ -104,8 +104,12 @@ pub const CLOCK_FOLLOWS_ONE_IN: u32 = 100;
 /// The longest lease that a server can be told to grant.
 pub const LEASE_TTL_MAX: Duration = Duration::from_secs(3600);
 
-/// The longest pause of a run whose lease expired, before it is granted anew.
+/// The longest pause of a run whose lease expired, before it is granted anew, and of a host that could not make its sandbox.
 pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(300);
+
+/// How often a run comes back to the queue because a host could not make its sandbox. These do not count as attempts whose
+/// lease expired: nothing of them was executed.
+pub const HOST_FAILURES_MAX: u32 = 4;
 
 /// The times and counts by which leases work. All are checked together by [`LeaseConfig::validate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,10 +120,11 @@ pub struct LeaseConfig {
     pub margin: Duration,
     /// How long a run may wait in the queue.
     pub queue_deadline: Duration,
-    /// How many times a run may be claimed before an expired lease ends it as lost.
+    /// How many times a run may be claimed before an expired lease ends it as lost; times at which its host could not make the
+    /// sandbox are not counted.
     pub attempts_max: u32,
     /// How long a run whose first lease expired pauses before it is granted anew; twice as long after each further one, and at
-    /// most [`RETRY_PAUSE_MAX`].
+    /// most [`RETRY_PAUSE_MAX`]. So long it passes over a host that could not make its sandbox, too.
     pub retry_pause: Duration,
     /// What a run may take beyond its own time limit for preparation, flushing and teardown.
     pub overhead: Duration,
@@ -152,7 +157,7 @@ impl LeaseConfig {
         (self.ttl / 8).min(Duration::from_secs(1))
     }
 
-    /// How long a run pauses that was claimed `attempt` times, the last time in vain.
+    /// How long a run pauses, or passes a host over, after the `attempt`th time in vain.
     pub fn retry_pause_after(&self, attempt: u32) -> Duration {
         let doublings = attempt.saturating_sub(1).min(31);
         self.retry_pause.saturating_mul(1 << doublings).min(RETRY_PAUSE_MAX)

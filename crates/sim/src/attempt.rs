@@ -21,6 +21,10 @@ use crate::{
 
 /// The most lines, and the most events, of a request.
 const AT_ONCE: u64 = 4;
+/// How many of a thousand sandboxes a host cannot make.
+const HOST_FAILS: u64 = 100;
+/// In how many of a thousand such cases its agent dies over it.
+const HOST_FAILS_WHOLLY: u64 = 500;
 
 /// How far a sandbox is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +39,8 @@ enum Phase {
 pub(crate) struct Attempt {
     pub(crate) deadline: BootMicros,
     pub(crate) cancel: Option<Cancel>,
+    /// Until when an earlier process held the lease under which it is made again: not before that it is still held was said.
+    found: Option<BootMicros>,
     phase: Phase,
     /// The sequence of the next line to be sent.
     cursor: u64,
@@ -66,6 +72,7 @@ impl Attempt {
         Self {
             deadline,
             cancel: None,
+            found: None,
             phase: Phase::Preparing,
             cursor: first_seq,
             is_aligned: false,
@@ -102,6 +109,10 @@ impl World {
                     self.kill_shim(host, held);
                     self.hosts[host].disk.remove(held);
                     self.begin(host, held, record.first_seq, record.deadline);
+                    let is_heedless = self.setting.mutant == Some(Mutant::MadeAgainUnasked);
+                    if let Some(attempt) = self.attempt(host, held).filter(|_| !is_heedless) {
+                        attempt.found = Some(record.deadline);
+                    }
                     record.deadline
                 }
                 Some(shim) if is_this_boot || shim.word.is_some() => {
@@ -134,12 +145,24 @@ impl World {
         let Some(attempt) = agent.attempts.get_mut(&held).filter(|attempt| attempt.phase == Phase::Preparing) else {
             return;
         };
+        if attempt.found.is_some_and(|found| attempt.deadline <= found) && may_start {
+            return self.later(self.plan.lease.ttl / 50, Event::Prepared(Process { host, life }, held));
+        }
         if attempt.cancel.is_some() {
             attempt.phase = Phase::NotMade(Outcome::cancelled("cancelled before the command was started"));
             return self.nudge(host, held);
         }
         if !may_start {
             return self.let_go(host, held);
+        }
+        if self.chance.is(HOST_FAILS) {
+            attempt.phase = Phase::NotMade(Outcome::failed(Reason::HostFailed, "it cannot be made"));
+            // What keeps a host from making a sandbox often ends its agent as well.
+            if self.chance.is(HOST_FAILS_WHOLLY) {
+                let soon = self.chance.span(Duration::ZERO, self.plan.lease.ttl / 200);
+                self.later(soon, Event::AgentFails(Process { host, life }));
+            }
+            return self.nudge(host, held);
         }
         attempt.phase = Phase::Made;
         let (deadline, first_seq) = (attempt.deadline, attempt.cursor);

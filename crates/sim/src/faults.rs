@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    network::Way,
+    network::{Process, Way},
     plan::Fault,
     time::{At, BootClock},
     world::{Event, World},
@@ -52,6 +52,15 @@ impl World {
     fn agent_dies(&mut self, host: usize, until: At) {
         self.hosts[host].agent = None;
         self.agenda.add(until, Event::StartAgent(host));
+    }
+
+    /// The agent that could not make a sandbox dies, and is there again before its lease is over.
+    pub(crate) fn agent_fails(&mut self, Process { host, life }: Process) {
+        let is_it = self.hosts[host].agent.as_ref().is_some_and(|agent| agent.life == life);
+        if is_it && self.now < self.plan.faults_end {
+            let until = self.now.plus(self.chance.span(Duration::ZERO, self.plan.lease.ttl / 10));
+            self.agent_dies(host, until);
+        }
     }
 
     fn host_reboots(&mut self, host: usize, until: At) {

@@ -32,6 +32,8 @@ pub enum Mutant {
     LostAcknowledgement,
     /// Nothing that happens on a server wakes a poll that waits there; only time does.
     LostWakeUps,
+    /// An agent that was restarted makes a sandbox again before it was told that the lease is still held.
+    MadeAgainUnasked,
 }
 
 /// What is otherwise than it should be.
@@ -52,7 +54,7 @@ impl From<Mutant> for Setting {
 
 impl Mutant {
     /// Every mutant.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::NoFenceCheck,
         Self::NoFenceCheckOfRenewals,
         Self::NoFenceCheckOfStarts,
@@ -66,6 +68,7 @@ impl Mutant {
         Self::WeakSwap,
         Self::LostAcknowledgement,
         Self::LostWakeUps,
+        Self::MadeAgainUnasked,
     ];
 
     /// Its name on the command line.
@@ -84,6 +87,7 @@ impl Mutant {
             Self::WeakSwap => "weak-swap",
             Self::LostAcknowledgement => "lost-acknowledgement",
             Self::LostWakeUps => "lost-wake-ups",
+            Self::MadeAgainUnasked => "made-again-unasked",
         }
     }
 }

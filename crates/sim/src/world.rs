@@ -34,6 +34,8 @@ pub(crate) enum Event {
     /// A user asks for the end of a run.
     Cancel(usize, Cancel),
     Fault,
+    /// An agent dies of what is wrong with its host.
+    AgentFails(Process),
     StartAgent(usize),
     StartServer(usize),
     /// The reaper of a server, in one of its lives, makes a round.
@@ -245,6 +247,7 @@ impl World {
             Event::Step { server, operation, purpose } => self.step(server, operation, purpose),
             Event::Cancel(run, how) => self.cancel(run, how),
             Event::Fault => self.fault(),
+            Event::AgentFails(process) => self.agent_fails(process),
             Event::StartAgent(host) => self.start_agent(host),
             Event::StartServer(server) => {
                 let life = self.servers.start(server, self.now)?;

@@ -64,6 +64,7 @@ fn caught_by(mutant: Mutant) -> (u64, &'static str) {
         Mutant::WeakSwap => (14, "live at once"),
         Mutant::NoMargin => (313, "live at once"),
         Mutant::LostAcknowledgement => (1, "neither in the spool nor in the store"),
+        Mutant::MadeAgainUnasked => (0, "live at once"),
         Mutant::LostWakeUps => (51, "a host has room for it, and in"),
     }
 }

@@ -5,7 +5,10 @@
 
 use std::{os::fd::OwnedFd, path::Path, sync::Arc};
 
-use holm_domain::run::{Outcome, Reason, SandboxInfo};
+use holm_domain::{
+    BootMicros,
+    run::{Outcome, Reason, SandboxInfo},
+};
 use holm_runtime::{Descriptor, Error, Prepared, Request, SharedRuntime, Stop, crash::effect, passing};
 use holm_shim::protocol::{DIR_DESCRIPTOR, Launch};
 use rustix::fs::{Mode, OFlags};
@@ -77,13 +80,26 @@ pub(crate) fn go_on(orders: &Orders) -> Result<(), NotMade> {
     }
 }
 
-/// Makes the sandbox of `claim` up to its shim.
+/// Waits until the control plane has said that a lease is still held which an earlier agent held until `found`. What that
+/// agent told last may have been the end of it, whose answer it did not live to hear: somebody else may have the run now.
+async fn still_held(orders: &mut watch::Receiver<Orders>, found: BootMicros) -> Result<(), NotMade> {
+    let heard = |orders: &Orders| go_on(orders).is_err() || orders.deadline > found;
+    let orders = orders.wait_for(heard).await.map_err(|_| NotMade::Left)?;
+    go_on(&orders)
+}
+
+/// Makes the sandbox of `claim` up to its shim; of a lease that an earlier agent held until `found`, only once that it is
+/// still held was said.
 pub(crate) async fn make<C: ControlPlane>(
     shared: &Arc<Shared<C>>,
     claim: &Claim,
     stay: &Arc<Stay>,
     orders: &mut watch::Receiver<Orders>,
+    found: Option<BootMicros>,
 ) -> Result<Made, NotMade> {
+    if let Some(found) = found {
+        still_held(orders, found).await?;
+    }
     let first = *orders.borrow_and_update();
     go_on(&first)?;
     claim.spec.validate().map_err(launch_failed)?;
@@ -194,7 +210,13 @@ fn brief<C>(
     let record = ShimRecord { shim: id, sandbox: sandbox.clone() };
     effect("journal.shim", || record.write(&dir))?;
     let process = effect("shim.brief", || shim.brief(id, |socket| passing::send(socket, &message, &descriptors)));
-    let process = process.map_err(|error| host_failed(format!("the shim does not take its orders: {error}")))?;
+    let process = process.map_err(|error| {
+        let problem = format!("the shim does not take its orders: {error}");
+        match error {
+            passing::Error::TooLarge { .. } | passing::Error::Body(_) => launch_failed(problem),
+            _ => host_failed(problem),
+        }
+    })?;
     Ok(Made { process, sandbox })
 }
 
@@ -208,6 +230,24 @@ fn open_dir(dir: &Path) -> std::io::Result<OwnedFd> {
 mod tests {
     use super::*;
     use holm_domain::{BootMicros, run::Cancel};
+
+    #[tokio::test]
+    async fn what_an_earlier_agent_held_is_made_again_only_once_it_is_said_to_be_held() {
+        let found = BootMicros(7);
+        for (news, is_held) in [
+            (Orders::until(BootMicros(8)), true),
+            (Orders { lost: Some(Lost::Stale), ..Orders::until(found) }, false),
+            (Orders { lost: Some(Lost::Expired), ..Orders::until(found) }, false),
+        ] {
+            let (orders, mut received) = watch::channel(Orders::until(found));
+            let waiting = still_held(&mut received, found);
+            tokio::pin!(waiting);
+            let soon = tokio::time::timeout(std::time::Duration::from_millis(20), &mut waiting).await;
+            assert!(soon.is_err(), "nobody has said anything");
+            orders.send_replace(news);
+            assert_eq!(waiting.await.is_ok(), is_held, "{news:?}");
+        }
+    }
 
     #[test]
     fn what_weighs_more_is_heeded_first() {

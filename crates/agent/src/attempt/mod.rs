@@ -15,7 +15,7 @@ mod silence;
 
 use std::{sync::Arc, time::Duration};
 
-use holm_domain::run::SandboxInfo;
+use holm_domain::{BootMicros, run::SandboxInfo};
 use holm_runtime::crash::effect_of;
 use holm_shim::protocol::Status;
 use tokio::sync::watch;
@@ -48,6 +48,11 @@ const ALONE_WITHIN: Duration = Duration::from_secs(20);
 pub(crate) enum Origin {
     /// It was claimed, and nothing of it exists.
     Claimed,
+    /// An earlier agent had it and launched nothing; nothing of it exists any more.
+    Again {
+        /// Until when that agent held the lease.
+        deadline: BootMicros,
+    },
     /// An earlier agent had launched it.
     Found {
         /// The shim's process; nothing if it is gone.
@@ -85,13 +90,17 @@ impl<C: ControlPlane> Attempt<C> {
         let (mut shim, mut seen) = (Shim::default(), Seen::default());
         let stay = Arc::new(stay);
         let way = match origin {
-            Origin::Claimed => match make::make(&shared, &claim, &stay, &mut orders).await {
-                Ok(Made { process, sandbox }) => {
-                    shim.process = Some(process);
-                    converse(&shared, &claim, &mut shim, &mut orders, (seen, sandbox), &stay).await
+            Origin::Claimed | Origin::Again { .. } => {
+                let found = if let Origin::Again { deadline } = origin { Some(deadline) } else { None };
+                match make::make(&shared, &claim, &stay, &mut orders, found).await {
+                    Ok(Made { process, sandbox }) => {
+                        shared.admission.made();
+                        shim.process = Some(process);
+                        converse(&shared, &claim, &mut shim, &mut orders, (seen, sandbox), &stay).await
+                    }
+                    Err(not_made) => tell_not_made(&shared, &claim, not_made).await,
                 }
-                Err(not_made) => tell_not_made(&shared, &claim, not_made).await,
-            },
+            }
             Origin::Found { process, link, status, sandbox } => {
                 shim = Shim { process, link: link.map(|link| *link) };
                 if let Some(status) = status {
@@ -155,6 +164,9 @@ async fn tell_not_made<C: ControlPlane>(shared: &Shared<C>, claim: &Claim, not_m
         NotMade::Failed(outcome) => outcome,
     };
     tracing::info!(run = %attempt.run, fence = attempt.fence, ?outcome, "the sandbox was not made");
+    if outcome.is_of_host() {
+        shared.admission.not_made(outcome.message.as_deref().unwrap_or_default());
+    }
     let end = End::without_traces(outcome);
     match report::tell_end(shared, attempt, end, claim.first_log_seq).await {
         Ok(()) => Way::Reported,

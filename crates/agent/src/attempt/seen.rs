@@ -97,7 +97,10 @@ impl Seen {
 
 fn is_not_its_to_tell(outcome: &Outcome) -> bool {
     outcome.kind == OutcomeKind::Lost
-        || matches!(outcome.reason, Some(Reason::QueueDeadline | Reason::AgentLost | Reason::ReportLost))
+        || matches!(
+            outcome.reason,
+            Some(Reason::QueueDeadline | Reason::AgentLost | Reason::ReportLost | Reason::HostFailed)
+        )
 }
 
 fn believable(outcome: Option<Outcome>) -> Outcome {

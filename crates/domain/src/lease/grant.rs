@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::{
     AgentId, UnixMicros,
     lease::{Claimant, Lease},
-    limits::{LEASE_TTL_MAX, LeaseConfig},
+    limits::{HOST_FAILURES_MAX, LEASE_TTL_MAX, LeaseConfig},
     run::{
         Decision, Ending, EventKind, LiveUsage, Measured, Outcome, PassedOver, Run, RunState, SandboxInfo, Usage,
         event::TEXT_BYTES_MAX,
@@ -223,9 +223,10 @@ pub fn finish(
 
 /// A run whose host could not make its sandbox goes back to the queue. Any other host may take it at once; that one is passed
 /// over for a while, longer each time. Nothing once the command may have been started, where somebody asked for the end, or
-/// when it was claimed often enough.
+/// after [`HOST_FAILURES_MAX`] times.
 fn elsewhere(run: &Run, agent: AgentId, outcome: &Outcome, now: UnixMicros, config: &LeaseConfig) -> Option<Decision> {
-    let is_worth_it = run.state == RunState::Claimed && run.cancel.is_none() && run.attempt < config.attempts_max;
+    let is_first_few = run.host_failures < HOST_FAILURES_MAX;
+    let is_worth_it = run.state == RunState::Claimed && run.cancel.is_none() && is_first_few;
     if !(outcome.is_of_host() && is_worth_it) {
         return None;
     }
@@ -235,7 +236,8 @@ fn elsewhere(run: &Run, agent: AgentId, outcome: &Outcome, now: UnixMicros, conf
     run.version += 1;
     run.lease = None;
     run.state = RunState::Queued;
-    let until = now.plus(config.retry_pause_after(run.attempt));
+    run.host_failures += 1;
+    let until = now.plus(config.retry_pause_after(run.host_failures));
     run.passed_over.retain(|host| host.agent != agent);
     run.passed_over.extend((until > now).then_some(PassedOver { agent, until }));
     run.queue_deadline_at = until.plus(run.spec.queue_timeout(config));
@@ -264,11 +266,12 @@ fn taken_away(run: &Run, lease: Lease, now: UnixMicros, config: &LeaseConfig) ->
         run.end(ending.outcome.report_lost(), now)
     } else if run.cancel.is_some() {
         run.end(Outcome::cancelled("cancelled; its agent did not answer"), now)
-    } else if run.attempt >= config.attempts_max {
-        run.end(Outcome::lost(format!("the lease expired {} times without an end", run.attempt)), now)
+    } else if run.attempt.saturating_sub(run.host_failures) >= config.attempts_max {
+        let expired = run.attempt.saturating_sub(run.host_failures);
+        run.end(Outcome::lost(format!("the lease expired {expired} times without an end")), now)
     } else {
         run.state = RunState::Queued;
-        let after = config.retry_pause_after(run.attempt);
+        let after = config.retry_pause_after(run.attempt.saturating_sub(run.host_failures));
         pause(&mut run, after, now, config);
         EventKind::Requeued
     };
@@ -319,13 +322,16 @@ pub fn bring_nearer(run: &Run, now: UnixMicros, config: &LeaseConfig) -> Option<
     let pauses_at_most = lasts_at_most.plus(config.margin);
     nearer.retry_at = run.retry_at.map(|at| at.min(pauses_at_most));
     nearer.passed_over.iter_mut().for_each(|host| host.until = host.until.min(pauses_at_most));
-    match &mut nearer.lease {
-        Some(lease) if lease.expires_at > lasts_at_most.plus(config.margin) => lease.expires_at = lasts_at_most,
-        None if run.state == RunState::Queued && run.queued_at > now && run.queue_deadline_at > waits_at_most => {
-            nearer.queue_deadline_at = waits_at_most;
-        }
-        None if (nearer.retry_at, &nearer.passed_over) != (run.retry_at, &run.passed_over) => {}
-        _ => return None,
+    if run.state == RunState::Queued && run.queued_at > now {
+        nearer.queue_deadline_at = run.queue_deadline_at.min(waits_at_most);
+    }
+    if let Some(lease) = &mut nearer.lease
+        && lease.expires_at > lasts_at_most.plus(config.margin)
+    {
+        lease.expires_at = lasts_at_most;
+    }
+    if nearer == *run {
+        return None;
     }
     nearer.version += 1;
     Some(Decision { run: nearer, events: Vec::new() })

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     AgentId, BootMicros, InstanceId, OrgId, ProjectId, RunId, TokenId, UnixMicros,
-    limits::LeaseConfig,
+    limits::{HOST_FAILURES_MAX, LeaseConfig},
     run::{
         Admission, Cancel, Decision, EventKind, ExitStatus, Outcome, OutcomeKind, Reason, Run, RunSpec, RunState,
         SandboxInfo, admit,
@@ -182,7 +182,7 @@ fn check_step(before: &Run, decision: &Decision, op: Op) -> Result<(), TestCaseE
         let requeued = decision.events.contains(&EventKind::Requeued);
         let kind = after.outcome.as_ref().map(|outcome| outcome.kind);
         let ending = before.ending.as_ref().map(|ending| ending.outcome.kind);
-        let expected = match (ending, before.cancel, before.attempt >= config().attempts_max) {
+        let expected = match (ending, before.cancel, before.attempt - before.host_failures >= config().attempts_max) {
             (Some(OutcomeKind::Succeeded), ..) => (false, Some(OutcomeKind::Lost)),
             (Some(told), ..) => (false, Some(told)),
             (None, Some(_), _) => (false, Some(OutcomeKind::Cancelled)),
@@ -194,7 +194,7 @@ fn check_step(before: &Run, decision: &Decision, op: Op) -> Result<(), TestCaseE
     }
     if let Op::Finish(by, _, End::HostFailed) = op {
         let is_tried_again =
-            before.state == RunState::Claimed && before.cancel.is_none() && before.attempt < config().attempts_max;
+            before.state == RunState::Claimed && before.cancel.is_none() && before.host_failures < HOST_FAILURES_MAX;
         let after_state = if is_tried_again { RunState::Queued } else { RunState::Ended };
         prop_assert_eq!((after.state, after.passes_over(agent(by))), (after_state, is_tried_again));
     }
@@ -218,7 +218,7 @@ proptest! {
             claims += u32::from(matches!(op, Op::Claim(_)));
             run = decision.run;
         }
-        prop_assert!(claims <= config().attempts_max, "no run is claimed more often than is allowed");
+        prop_assert!(claims <= config().attempts_max + HOST_FAILURES_MAX, "no run is claimed more often than is allowed");
     }
 
     #[test]

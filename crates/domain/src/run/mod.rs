@@ -160,10 +160,13 @@ pub struct Run {
     pub queued_at: UnixMicros,
     /// When it is given up if no agent has claimed it.
     pub queue_deadline_at: UnixMicros,
-    /// Until when it is in the queue without being granted: a pause after its lease expired.
+    /// Until when it is in the queue without being granted to anybody: a pause after its lease expired.
     // Left out where there is none: who does not know it yet need not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<UnixMicros>,
+    /// How many of its attempts ended because a host could not make its sandbox.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub host_failures: u32,
     /// Hosts that could not make its sandbox, each for a while.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub passed_over: Vec<PassedOver>,
@@ -177,6 +180,11 @@ pub struct Run {
     pub logs_deleted_at: Option<UnixMicros>,
     /// The number of this state; it grows by one with every saved change.
     pub version: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// A new state of a run and what is told of the change.
@@ -225,6 +233,7 @@ pub fn admit(admission: Admission, spec: RunSpec, now: UnixMicros, config: &Leas
         queued_at: now,
         queue_deadline_at,
         retry_at: None,
+        host_failures: 0,
         passed_over: Vec::new(),
         claimed_at: None,
         started_at: None,

@@ -24,20 +24,9 @@ pub async fn why(client: &Client, run: &RunView) -> Result<String, ClientError> 
     if let Some(at) = run.retry_at {
         return Ok(format!("it pauses; it is granted anew from {} on", instant(at)));
     }
-    let mut hosts = client.host_list().await?.hosts;
-    // What no other host can take waits for those that failed.
-    let others = |host: &HostView| !run.passed_over.iter().any(|failed| failed.agent == host.id);
-    let takes_it = |host: &HostView| host.alive && could_run(&run.spec, host);
-    if let Some(first) = run.passed_over.iter().map(|failed| failed.until).min() {
-        if !hosts.iter().any(|host| others(host) && takes_it(host)) {
-            let failed = hosts.iter().filter(|host| !others(host)).map(|host| escaped(&host.name));
-            let failed = failed.collect::<Vec<_>>().join(", ");
-            let at = instant(first);
-            return Ok(format!(
-                "{failed} could not make its sandbox (see `holm events`); it is tried again from {at} on"
-            ));
-        }
-        hosts.retain(others);
+    let hosts = client.host_list().await?.hosts;
+    if let Some(reason) = of_failures(run, &hosts) {
+        return Ok(reason);
     }
     if let Some(reason) = of_hosts(&run.spec, &hosts) {
         return Ok(reason);
@@ -49,6 +38,21 @@ pub async fn why(client: &Client, run: &RunView) -> Result<String, ClientError> 
     let held = is_all.then(|| held(&page.runs));
     let of_memory = held.and_then(|held| of_memory(&run.spec, &hosts, &held));
     Ok(of_memory.unwrap_or_else(|| "a host will take it".to_owned()))
+}
+
+/// That only hosts could take it now that could not make its sandbox a moment ago.
+fn of_failures(run: &RunView, hosts: &[HostView]) -> Option<String> {
+    let takes_it = |host: &&HostView| {
+        host.alive && host.refusal().is_none() && host.runs_held < host.capacity.runs && could_run(&run.spec, host)
+    };
+    let until =
+        |host: &HostView| run.passed_over.iter().find(|failed| failed.agent == host.id).map(|failed| failed.until);
+    let taking: Vec<&HostView> = hosts.iter().filter(takes_it).collect();
+    let failed: Option<Vec<_>> = taking.iter().map(|host| until(host)).collect();
+    let at = failed?.into_iter().min()?;
+    let names = taking.iter().map(|host| escaped(&host.name)).collect::<Vec<_>>().join(", ");
+    let at = instant(at);
+    Some(format!("{names} could not make its sandbox, as `holm events` says, and is asked again from {at} on"))
 }
 
 /// What hosts alone tell: none is there, none can, none has a place, none takes anything.
