@@ -48,17 +48,19 @@ pub struct Installation {
     bin: PathBuf,
     server: Option<Child>,
     agent: Option<Child>,
+    /// Where commands find a server that is not behind the socket, and the file with the token for it.
+    reaches: Option<(String, PathBuf)>,
 }
 
 impl Installation {
     /// A folder in `place` that shims can reach into, and nothing that runs yet.
-    fn new(built: &Path, place: &Path) -> Result<Self> {
+    pub fn new(built: &Path, place: &Path) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("holm-xtask-").tempdir_in(place)?;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
         let bin = dir.path().join("holm");
         // A copy of its own, so that its processes can be told from those of another installation.
         fs::copy(built, &bin).with_context(|| format!("cannot copy {}", built.display()))?;
-        Ok(Self { dir, bin, server: None, agent: None })
+        Ok(Self { dir, bin, server: None, agent: None, reaches: None })
     }
 
     /// `holm up` that answers, with its folder in `place`.
@@ -82,6 +84,11 @@ impl Installation {
         this.wait_until_ready()?;
         this.start_agent()?;
         Ok(this)
+    }
+
+    /// From now on commands speak to the server with that URL and the token in that file.
+    pub fn reach(&mut self, url: &str, token: PathBuf) {
+        self.reaches = Some((url.to_owned(), token));
     }
 
     /// The folder of the installation.
@@ -152,7 +159,8 @@ impl Installation {
         self.logged(self.command().args(arguments), log)
     }
 
-    fn logged(&self, command: &mut Command, log: &str) -> Result<Child> {
+    /// Starts a command that writes to a file of the installation.
+    pub fn logged(&self, command: &mut Command, log: &str) -> Result<Child> {
         let file = fs::OpenOptions::new().append(true).create(true).open(self.dir.path().join(log))?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         command.spawn().with_context(|| format!("cannot start `{}`", exec::line(command)))
@@ -167,7 +175,9 @@ impl Installation {
             }
         }
         command.env("HOLM_HOME", self.home()).env("HOLM_CONFIG", self.dir.path().join("config.toml"));
-        if self.socket().exists() {
+        if let Some((url, token)) = &self.reaches {
+            command.env("HOLM_SERVER", url).env("HOLM_TOKEN_FILE", token);
+        } else if self.socket().exists() {
             command.env("HOLM_SERVER", self.server_url()).env("HOLM_TOKEN_FILE", self.home().join("token"));
         }
         command

@@ -81,7 +81,7 @@ pub fn follow(arguments: &Arguments) -> Result<()> {
 }
 
 /// Each follower takes one descriptor here, and one in the server, which inherits the limit.
-fn raise_descriptors() -> Result<()> {
+pub fn raise_descriptors() -> Result<()> {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
         .context("cannot raise the number of open files")

@@ -9,6 +9,7 @@ mod logs;
 mod peaks;
 mod peers;
 mod start;
+mod streams;
 mod throughput;
 
 use std::{fs, time::Duration};
@@ -29,6 +30,8 @@ pub enum Bench {
     Logs(logs::Arguments),
     /// What a line costs with 1, 100 and 1,000 followers.
     Follow(follow::Arguments),
+    /// Each line once to each of 1,000 followers of 100 runs over two servers, of which one is killed midway.
+    Streams(streams::Arguments),
     /// Memory and wake-ups while nothing happens: without runs, and with many sandboxes that sleep.
     Idle(idle::Arguments),
 }
@@ -40,6 +43,7 @@ pub fn bench(what: &Bench) -> Result<()> {
         Bench::Throughput(arguments) => throughput::throughput(arguments),
         Bench::Logs(arguments) => logs::logs(arguments),
         Bench::Follow(arguments) => follow::follow(arguments),
+        Bench::Streams(arguments) => streams::streams(arguments),
         Bench::Idle(arguments) => idle::idle(arguments),
     }
 }
