@@ -27,6 +27,7 @@ mod hosts;
 mod leases;
 mod logs;
 mod memory;
+mod org_limits;
 mod orgs;
 #[cfg(test)]
 #[path = "../tests/support/postgres.rs"]

@@ -1,5 +1,6 @@
 //! The store in memory: what the other engines do, in the plainest form. The conformance suite holds them to the same.
 
+mod org_limits;
 mod runs;
 mod tenants;
 
@@ -14,6 +15,7 @@ use holm_domain::{
     AgentId, OrgId, ProjectId, RunId, TokenId, UnixMicros,
     access::Token,
     host::Host,
+    org_limits::OrgOverrides,
     run::{Event, Run},
 };
 use tokio::sync::broadcast;
@@ -51,6 +53,8 @@ impl Default for Memory {
 #[derive(Debug, Default)]
 struct State {
     orgs: BTreeMap<OrgId, Org>,
+    org_limits: BTreeMap<OrgId, OrgOverrides>,
+    org_rates: BTreeMap<(OrgId, &'static str), UnixMicros>,
     projects: BTreeMap<ProjectId, Project>,
     tokens: BTreeMap<TokenId, Token>,
     hosts: BTreeMap<AgentId, Host>,

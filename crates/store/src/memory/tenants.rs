@@ -10,7 +10,7 @@ use super::{Memory, State};
 use crate::{Error, HOSTS_MAX, Org, PROJECTS_MAX, Project, Result, TOKENS_MAX};
 
 impl State {
-    fn org_must_be(&self, org: OrgId) -> Result<()> {
+    pub(super) fn org_must_be(&self, org: OrgId) -> Result<()> {
         if self.orgs.contains_key(&org) { Ok(()) } else { Err(Error::NotFound { what: "org" }) }
     }
 }

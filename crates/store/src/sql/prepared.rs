@@ -7,8 +7,8 @@ use sqlx::{Executor, Row, Statement};
 
 use super::{Db, Expect, Query, migrate};
 use crate::{
-    census, doomed, events, examined, hosts, leases, logs, orgs, postgres::TestDatabase, projects, retention, runs,
-    tokens,
+    census, doomed, events, examined, hosts, leases, logs, org_limits, orgs, postgres::TestDatabase, projects,
+    retention, runs, tokens,
 };
 
 fn all() -> Vec<Query> {
@@ -16,6 +16,7 @@ fn all() -> Vec<Query> {
         crate::QUERIES,
         migrate::QUERIES,
         orgs::QUERIES,
+        org_limits::QUERIES,
         projects::QUERIES,
         tokens::QUERIES,
         hosts::QUERIES,
@@ -123,6 +124,16 @@ async fn no_query_reads_a_whole_table_and_no_page_is_sorted() {
     }
 }
 
+#[tokio::test]
+async fn queued_runs_are_counted_in_their_index() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("holm.db");
+    let db = Db::open_sqlite(path.to_str().expect("a path"), Expect::Anything).await.expect("opens");
+    let query = org_limits::QUERIES.iter().find(|query| query.name == "ORG_QUEUED_COUNT").expect("there");
+    let steps = plan(&db, *query).await;
+    assert!(steps.iter().any(|step| step.contains("INDEX runs_queue (org=?)")), "{steps:?}");
+}
+
 /// SQLite looks at the value of a bare `limit $n` when it plans (`sqlite3ExprIsInteger` in its sources), and therefore
 /// prepares the statement anew whenever it is executed with a value; at one in a sum it does not look.
 #[test]
@@ -154,7 +165,7 @@ fn no_module_is_forgotten() {
             }
         }
     }
-    assert_eq!(defining, 15, "list the queries of every module in `all`");
+    assert_eq!(defining, 16, "list the queries of every module in `all`");
     let names: BTreeSet<&str> = all().iter().map(|query| query.name).collect();
     assert_eq!(names.len(), all().len(), "names are unique");
 }

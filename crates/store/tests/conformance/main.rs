@@ -11,6 +11,7 @@ mod events;
 mod hints;
 mod isolation;
 mod logs;
+mod org_limits;
 #[path = "../support/postgres.rs"]
 mod postgres;
 mod retention;
