@@ -42,20 +42,26 @@ impl Default for Backoff {
     }
 }
 
-/// Repeats `operation` while the control plane is not available, for at most `patience`.
+/// Repeats `operation` while the control plane is not available, for at most `patience`. What it takes no more of now is not
+/// lost, but waits for as long as it says, however often: the lease ends that.
 pub(crate) async fn persist<T, F: Future<Output = Result<T, ControlError>> + Send>(
     what: &'static str,
     patience: Duration,
     mut operation: impl FnMut() -> F + Send,
 ) -> Result<T, ControlError> {
     let mut backoff = Backoff::default();
-    let begun = tokio::time::Instant::now();
+    let mut begun = tokio::time::Instant::now();
     loop {
         match operation().await {
             // An agent that the control plane has forgotten registers again while it asks for work.
             Err(error @ (ControlError::Unavailable(_) | ControlError::Unregistered)) if begun.elapsed() < patience => {
                 tracing::debug!(what, %error, "trying again");
                 backoff.wait().await;
+            }
+            Err(ControlError::Later { after, problem }) => {
+                tracing::debug!(what, problem, "trying again later");
+                tokio::time::sleep(after).await;
+                begun = tokio::time::Instant::now();
             }
             result => return result,
         }
@@ -65,6 +71,20 @@ pub(crate) async fn persist<T, F: Future<Output = Result<T, ControlError>> + Sen
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_limited_waits_as_long_as_it_is_told() {
+        let (begun, mut calls) = (tokio::time::Instant::now(), 0);
+        let result = persist("test", Duration::from_secs(1), || {
+            calls += 1;
+            let problem = "a rate".to_owned();
+            let told =
+                if calls <= 3 { Err(ControlError::Later { after: Duration::from_secs(9), problem }) } else { Ok(7) };
+            async move { told }
+        });
+        assert_eq!(result.await, Ok(7));
+        assert_eq!(begun.elapsed().as_secs(), 27, "beyond its patience");
+    }
 
     #[test]
     fn waits_grow_up_to_the_limit_and_are_spread() {

@@ -43,6 +43,10 @@ pub(crate) async fn persist<C: ControlPlane>(control: &C, body: Register) -> Res
                 tracing::warn!(problem, "the control plane is not available; trying again to register");
                 backoff.wait().await;
             }
+            Err(ControlError::Later { after, problem }) => {
+                tracing::warn!(problem, "the control plane takes no registration now; trying again to register");
+                tokio::time::sleep(after).await;
+            }
             result => return result,
         }
     }

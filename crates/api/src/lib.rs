@@ -10,6 +10,7 @@ pub mod batches;
 pub mod client;
 pub mod hosts;
 pub mod logs;
+pub mod orgs;
 pub mod problem;
 pub mod runs;
 pub mod tokens;

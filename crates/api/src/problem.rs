@@ -24,6 +24,10 @@ pub struct Problem {
     /// The value of that field, cut to 256 characters.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub value: Option<String>,
+    /// After how many seconds the request may be tried again: a rate of the org is used up. The header `Retry-After` says the
+    /// same.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub retry_after_s: Option<u64>,
     /// The number under which the request stands in the server's log.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub request_id: Option<String>,
@@ -40,6 +44,7 @@ impl Problem {
             detail: detail.into(),
             field: None,
             value: None,
+            retry_after_s: None,
             request_id: None,
         }
     }

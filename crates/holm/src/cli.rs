@@ -106,6 +106,9 @@ pub enum Command {
     /// Make, list and revoke API tokens
     #[command(subcommand)]
     Token(Token),
+    /// Look at what an org may have and do at most, and set it
+    #[command(subcommand)]
+    Org(Org),
     /// Keep a server and a token for it as a context
     Login(commands::login::LoginArgs),
     /// List, choose and remove contexts
@@ -167,6 +170,38 @@ pub enum Hosts {
     },
     /// Cordon a host and wait until its runs have ended
     Drain(commands::hosts::drain::DrainArgs),
+}
+
+/// What to do with orgs.
+#[derive(Debug, Subcommand)]
+pub enum Org {
+    /// The limits of an org
+    #[command(subcommand)]
+    Limits(OrgLimits),
+}
+
+/// What to do with the limits of an org.
+#[derive(Debug, Subcommand)]
+pub enum OrgLimits {
+    /// Show the limits of an org, and how many of its runs are running
+    Show {
+        /// The org: its name or its id [default: that of the token]
+        #[arg(value_name = "ORG", value_parser = commands::org::name)]
+        org: Option<String>,
+    },
+    /// Set limits of an org; for admins of the default org
+    #[command(after_help = "\
+Examples:
+  holm org limits set default runs_running_max=200 submits_per_minute=6000
+  holm org limits set default submits_per_minute=default")]
+    Set {
+        /// The org: its name or its id
+        #[arg(value_name = "ORG", value_parser = commands::org::name)]
+        org: String,
+        /// What to set: a number, or `default` for what the servers are told
+        #[arg(required = true, value_name = "LIMIT=VALUE", value_parser = commands::org::limit)]
+        limits: Vec<(String, Option<u64>)>,
+    },
 }
 
 /// What to do with tokens.

@@ -12,6 +12,7 @@ use crate::{
     auth::known::KnownTokens,
     config::{Config, ServeLimits},
     gate::{Gate, Gates},
+    limited::Limiter,
     metrics::Metrics,
     problem::Failure,
     told::UnreadableRuns,
@@ -43,6 +44,8 @@ pub struct App {
     pub held: Gates,
     /// Waiting polls of each org.
     pub polls: Arc<Gate>,
+    /// What orgs may do at most, on all servers together.
+    pub limiter: Limiter,
     /// Whether anybody uses the server.
     pub activity: Arc<Activity>,
     /// Cancelled when the server is to end: waits and streams end at once.
@@ -73,6 +76,7 @@ impl App {
             tokens: KnownTokens::default(),
             wakers: Wakers::default(),
             metrics,
+            limiter: Limiter::default(),
             activity: Arc::default(),
             shutdown: CancellationToken::new(),
         }

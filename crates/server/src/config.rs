@@ -35,6 +35,11 @@
 //! | head of a request, and an idle connection | `head_timeout`, `head_bytes_max` | 100 s, 64 KiB | closed, 431 |
 //! | a request, until its answer begins | `request_timeout` | 30 s | 504 `deadline_exceeded` |
 //! | an upload of changes | `upload_timeout`, `upload_idle_timeout` | 1 h, 30 s | 504 `deadline_exceeded` |
+//! | runs of one org that hold a lease, on all servers | `runs_running_max` of `org_limits` | 10,000 | others wait in the queue |
+//! | queued runs of one org | `runs_queued_max` | 2,000,000 | 429 `too_many` |
+//! | runs that one org submits in a minute, on all servers | `submits_per_minute` | 300,000 | 429 `too_many` |
+//! | bytes of logs that the agents of one org append in a second, on all servers | `log_bytes_per_second` | 256 MiB | 429 `too_many` |
+//! | other changes of one org in a minute, on all servers, those of its agents apart | `api_writes_per_minute`, `agent_writes_per_minute` | 60,000, 600,000 | 429 `too_many` |
 //! | the time for which logs are kept | `log_retention` | for ever | deleted, 410 `logs_deleted` |
 //! | new runs, output and changes while the disk is nearly full | `storage` | 256 MiB free, room for 1,024 files | 507 `storage_full` |
 //! | attempts of a compare-and-swap | [`SWAPS_MAX`] | 16 | 503 `unavailable` |
@@ -45,6 +50,7 @@ use std::{path::PathBuf, time::Duration};
 use holm_domain::{
     error::InvalidField,
     limits::{CHANGES_BYTES_MAX, LeaseConfig},
+    org_limits::OrgLimits,
 };
 use holm_store::Store;
 
@@ -91,12 +97,15 @@ pub const REREAD_OWN_EVERY: Duration = Duration::from_secs(30);
 pub const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
 
 /// What a server is told when it is made.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Config {
     /// The times by which leases work.
     pub lease: LeaseConfig,
     /// The limits within which it serves.
     pub limits: ServeLimits,
+    /// What each org may do at most, on all servers together, unless it has limits of its own; nothing limits orgs where this
+    /// is left out, as in a simulation.
+    pub org_limits: Option<OrgLimits>,
     /// Where the time of day comes from.
     pub clock: Clock,
     /// The room that must be left for what the server stores.
@@ -105,6 +114,20 @@ pub struct Config {
     pub log_retention: Option<Duration>,
     /// Whether it is a user's own server, which lends all of the host to whoever has a token: it makes none for others.
     pub private: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            lease: LeaseConfig::default(),
+            limits: ServeLimits::default(),
+            org_limits: Some(OrgLimits::default()),
+            clock: Clock::default(),
+            storage: None,
+            log_retention: None,
+            private: false,
+        }
+    }
 }
 
 /// The least room where nobody says, in bytes.

@@ -28,6 +28,7 @@ mod http;
 mod ids;
 #[cfg(test)]
 mod jumps;
+pub mod limited;
 mod metrics;
 mod ops;
 mod problem;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use axum::extract::MatchedPath;
 use holm_domain::{
     ErrorCode,
+    org_limits::OrgLimit,
     run::{Outcome, OutcomeKind, RunState},
 };
 use holm_store::RunCensus;
@@ -106,6 +107,7 @@ pub struct Metrics {
     requests: Family<Answered, Counter>,
     durations: Family<Route, Histogram>,
     refusals: Family<Word, Counter>,
+    limited: Family<Word, Counter>,
     claims: Counter,
     queue_waits: Histogram,
     renewals: Family<Word, Counter>,
@@ -134,6 +136,7 @@ impl Default for Metrics {
             requests: Family::default(),
             durations: Family::new_with_constructor(durations),
             refusals: Family::default(),
+            limited: Family::default(),
             claims: Counter::default(),
             queue_waits: waits(),
             renewals: Family::default(),
@@ -154,6 +157,7 @@ impl Metrics {
     fn begin_at_zero(&self) {
         let touch = |family: &Family<Word, Counter>, label, word| drop(family.get_or_create(&[(label, word)]));
         ErrorCode::ALL.iter().for_each(|code| touch(&self.refusals, "code", code.as_str()));
+        OrgLimit::ALL.iter().for_each(|limit| touch(&self.limited, "limit", limit.as_str()));
         RenewalOutcome::ALL.iter().for_each(|outcome| touch(&self.renewals, "outcome", outcome.as_str()));
         OUTCOMES.iter().for_each(|kind| touch(&self.ends, "outcome", outcome_word(*kind)));
         for task in Task::ALL.map(Task::as_str) {
@@ -172,6 +176,8 @@ impl Metrics {
         let help = "Time until an answer begins; polls and streams wait by design";
         to.register("http_request_duration_seconds", help, self.durations.clone());
         to.register("refusals", "Answers that were a problem, by its code", self.refusals.clone());
+        let help = "Requests that a limit of their org refused, and looks at the queue that found it";
+        to.register("limited", help, self.limited.clone());
         to.register("claims", "Leases that were granted", self.claims.clone());
         let help = "Time from the queue to the claim, of each claim";
         to.register("queue_wait_seconds", help, self.queue_waits.clone());
@@ -201,6 +207,11 @@ impl Metrics {
     /// Notes a problem.
     pub fn refused(&self, code: ErrorCode) {
         self.refusals.get_or_create(&[("code", code.as_str())]).inc();
+    }
+
+    /// Notes that a limit of an org kept something back.
+    pub fn limited(&self, limit: OrgLimit) {
+        self.limited.get_or_create(&[("limit", limit.as_str())]).inc();
     }
 
     /// Notes a claim of a run that had waited in the queue for that long.

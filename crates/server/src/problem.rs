@@ -4,7 +4,7 @@
 //! ([`crate::http::frame`]) writes the document, adds the number of the request, and logs it: once. What a user may not
 //! know (the text of a database error) goes to the log and never into the document.
 
-use std::fmt::Display;
+use std::{fmt::Display, time::Duration};
 
 use axum::response::{IntoResponse, Response};
 use holm_api::problem::Problem;
@@ -71,6 +71,13 @@ impl Failure {
     pub fn at(mut self, field: impl Into<String>, value: impl Display) -> Self {
         self.problem.field = Some(field.into());
         self.problem.value = Some(value.to_string().chars().take(256).collect());
+        self
+    }
+
+    /// The same failure, and when it is worth trying again.
+    pub fn after(mut self, wait: Duration) -> Self {
+        let whole = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        self.problem.retry_after_s = Some(whole.max(1));
         self
     }
 
@@ -151,7 +158,8 @@ impl IntoResponse for Failure {
         let status = StatusCode::from_u16(self.code().status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = status.into_response();
         if matches!(self.code(), ErrorCode::TooMany | ErrorCode::Unavailable | ErrorCode::StorageFull) {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            let wait = HeaderValue::from(self.problem.retry_after_s.unwrap_or(1));
+            response.headers_mut().insert(RETRY_AFTER, wait);
         }
         response.extensions_mut().insert(self);
         response

@@ -275,7 +275,8 @@ impl Servers {
         machine.moved = at;
         machine.life += 1;
         let limits = ServeLimits { reread_every: self.reread_every, ..ServeLimits::default() };
-        let config = Config { lease: self.lease, limits, clock: machine.clock.clone(), ..Config::default() };
+        let config =
+            Config { lease: self.lease, limits, clock: machine.clock.clone(), org_limits: None, ..Config::default() };
         machine.server = Some(Arc::new(Server::new(config, self.served.clone())?.direct(self.token.clone())));
         Ok(machine.life)
     }

@@ -172,7 +172,10 @@ impl<C: ControlPlane> Reporter<'_, C> {
             }
             Ok(()) => Ok(None),
             Err(Loss::Control(
-                error @ (ControlError::StaleFence | ControlError::Superseded | ControlError::Unavailable(_)),
+                error @ (ControlError::StaleFence
+                | ControlError::Superseded
+                | ControlError::Unavailable(_)
+                | ControlError::Later { .. }),
             )) => Err(error),
             Err(loss) => {
                 tracing::error!(run = %self.attempt.run, %loss, "the output cannot be stored");

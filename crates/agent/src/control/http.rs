@@ -32,6 +32,9 @@ impl HttpControl {
 
 impl From<ClientError> for ControlError {
     fn from(error: ClientError) -> Self {
+        if let Some(after) = error.limited() {
+            return Self::Later { after, problem: error.to_string() };
+        }
         if error.is_transient() {
             return Self::Unavailable(error.to_string());
         }
@@ -113,6 +116,13 @@ mod tests {
         let field = Some(field.to_owned());
         let problem = Problem { field, value: value.map(str::to_owned), ..Problem::new(code, "so it is") };
         ControlError::from(ClientError::Problem(Box::new(problem)))
+    }
+
+    #[test]
+    fn a_rate_that_is_used_up_says_when_to_come_back() {
+        let problem = Problem { retry_after_s: Some(7), ..Problem::new(ErrorCode::TooMany, "so it is") };
+        let error = ControlError::from(ClientError::Problem(Box::new(problem)));
+        assert!(matches!(error, ControlError::Later { after, .. } if after == Duration::from_secs(7)), "{error}");
     }
 
     #[test]

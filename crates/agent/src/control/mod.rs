@@ -7,7 +7,7 @@ pub mod http;
 #[cfg(test)]
 pub(crate) mod scripted;
 
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
 use bytes::Bytes;
 use holm_api::agent::{
@@ -37,6 +37,14 @@ pub enum ControlError {
     /// The control plane was not reached or is not up to it now; the same may succeed later.
     #[error("the control plane is not available: {0}")]
     Unavailable(String),
+    /// A rate of the org is used up: the same succeeds later, and not before so long.
+    #[error("the control plane takes no more before {after:?} have passed: {problem}")]
+    Later {
+        /// How long to wait.
+        after: Duration,
+        /// Which rate it is.
+        problem: String,
+    },
     /// The control plane will never do this.
     #[error("the control plane refused: {0}")]
     Refused(String),

@@ -79,6 +79,16 @@ impl ClientError {
         }
     }
 
+    /// How long to wait where a rate of the org is used up. Nothing was done.
+    pub fn limited(&self) -> Option<Duration> {
+        match self {
+            Self::Problem(problem) if problem.code == ErrorCode::TooMany => {
+                problem.retry_after_s.map(Duration::from_secs)
+            }
+            _ => None,
+        }
+    }
+
     /// Whether the same request may succeed a little later: the server was not reached, or is not up to it now.
     pub fn is_transient(&self) -> bool {
         match self {

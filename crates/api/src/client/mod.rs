@@ -6,12 +6,14 @@
 //! certificates.
 //!
 //! Deliberately left out: retries of single requests. Whoever calls knows whether a repetition is harmless; only
-//! [`follow`], which resumes by sequence, reconnects by itself.
+//! [`follow`], which resumes by sequence, reconnects by itself, and who [waits](Client::waiting) sends again what the server
+//! says that it has not taken.
 
 mod agent;
 mod error;
 pub mod follow;
 mod hosts;
+mod orgs;
 mod runs;
 pub mod sse;
 mod tokens;
@@ -83,6 +85,13 @@ impl Client {
     /// A client that has not connected yet. Fails if the endpoint cannot be one, or the token cannot be sent.
     pub fn new(endpoint: Endpoint, token: SecretString) -> Result<Self, ClientError> {
         Ok(Self { inner: Arc::new(transport::Transport::new(endpoint, &token)?) })
+    }
+
+    /// The same client; its requests wait and are sent again where a rate of the org is used up: nothing was done then. It waits for
+    /// at most `patience`, and `tell` hears of each wait before it begins. Streams and uploads do not wait.
+    pub fn waiting(self, patience: Duration, tell: impl Fn(&ClientError) + Send + Sync + 'static) -> Self {
+        self.inner.wait(patience, tell);
+        self
     }
 
     /// The server that this client speaks to.

@@ -4,7 +4,7 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -30,11 +30,24 @@ pub(super) struct Transport {
     base: String,
     http: reqwest::Client,
     authorization: HeaderValue,
+    waiting: OnceLock<Waiting>,
     /// Keeps `/proc/self/fd/N` valid for as long as connections may be made through it.
     _socket_dir: Option<Arc<OwnedFd>>,
 }
 
+/// How long a request waits where a rate of the org is used up, and who is told.
+struct Waiting {
+    patience: Duration,
+    tell: Box<dyn Fn(&ClientError) + Send + Sync>,
+}
+
 impl Transport {
+    /// From now on a request that a rate of the org refuses waits and is sent again, for at most that long. What was said
+    /// first counts.
+    pub(super) fn wait(&self, patience: Duration, tell: impl Fn(&ClientError) + Send + Sync + 'static) {
+        self.waiting.get_or_init(|| Waiting { patience, tell: Box::new(tell) });
+    }
+
     pub(super) fn new(endpoint: Endpoint, token: &SecretString) -> Result<Self, ClientError> {
         let setup = |problem: String| ClientError::Setup { endpoint: endpoint.to_string(), problem };
         let mut authorization =
@@ -63,7 +76,7 @@ impl Transport {
             builder = builder.tls_certs_only([]);
         }
         let http = builder.build().map_err(|error| setup(chain(&error)))?;
-        Ok(Self { endpoint, base, http, authorization, _socket_dir: socket_dir })
+        Ok(Self { endpoint, base, http, authorization, waiting: OnceLock::new(), _socket_dir: socket_dir })
     }
 
     pub(super) fn endpoint(&self) -> &Endpoint {
@@ -178,7 +191,30 @@ impl Call<'_> {
         self.bytes().await.map(drop)
     }
 
-    async fn bytes(self) -> Result<Bytes, ClientError> {
+    /// The same request once more, if its body does not come as a stream.
+    fn copy(&self) -> Option<Self> {
+        let request = self.request.as_ref().ok()?.try_clone()?;
+        Some(Self { transport: self.transport, request: Ok(request), deadline: self.deadline })
+    }
+
+    async fn bytes(mut self) -> Result<Bytes, ClientError> {
+        let Some(waiting) = self.transport.waiting.get() else { return self.bytes_once().await };
+        let begun = Instant::now();
+        loop {
+            let again = self.copy();
+            let result = self.bytes_once().await;
+            let wait = result.as_ref().err().and_then(ClientError::limited);
+            let (Some(wait), Some(again), Err(error)) = (wait, again, &result) else { return result };
+            if begun.elapsed() + wait > waiting.patience {
+                return result;
+            }
+            (waiting.tell)(error);
+            tokio::time::sleep(wait).await;
+            self = again;
+        }
+    }
+
+    async fn bytes_once(self) -> Result<Bytes, ClientError> {
         let (transport, deadline, begun) = (self.transport, self.deadline, Instant::now());
         let exchange = async {
             let mut response = self.send().await?;

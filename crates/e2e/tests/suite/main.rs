@@ -27,6 +27,7 @@ mod limits;
 mod logs;
 mod metrics;
 mod oom;
+mod org_limits;
 mod output;
 mod people;
 mod places;

@@ -12,6 +12,7 @@ pub mod hosts;
 pub mod login;
 pub mod logs;
 pub mod man;
+pub mod org;
 pub mod ps;
 pub mod rm;
 pub mod run;
@@ -62,6 +63,8 @@ pub async fn execute(session: &Session, command: &cli::Command) -> anyhow::Resul
             hosts::cordon::execute(session, host, false).await
         }
         Command::Hosts { command: Some(cli::Hosts::Drain(args)) } => hosts::drain::execute(session, args).await,
+        Command::Org(cli::Org::Limits(cli::OrgLimits::Show { org })) => org::show(session, org.as_deref()).await,
+        Command::Org(cli::Org::Limits(cli::OrgLimits::Set { org, limits })) => org::set(session, org, limits).await,
         Command::Token(cli::Token::Create(args)) => token::create::execute(session, args).await,
         Command::Token(cli::Token::Ls) => token::ls::execute(session).await,
         Command::Token(cli::Token::Revoke { tokens }) => token::revoke::execute(session, tokens).await,

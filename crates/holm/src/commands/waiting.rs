@@ -8,7 +8,8 @@ use holm_api::{
     runs::{ListRuns, RunView},
 };
 use holm_domain::{
-    AgentId,
+    AgentId, ErrorCode,
+    org_limits::OrgLimit,
     run::{RunSpec, RunState},
     schedule,
 };
@@ -23,6 +24,9 @@ const LIVE_MAX: u32 = 200;
 pub async fn why(client: &Client, run: &RunView) -> Result<String, ClientError> {
     if let Some(at) = run.retry_at {
         return Ok(format!("it pauses; it is granted anew from {} on", instant(at)));
+    }
+    if let Some(reason) = of_org(client, run).await? {
+        return Ok(reason);
     }
     let hosts = client.host_list().await?.hosts;
     if let Some(reason) = of_failures(run, &hosts) {
@@ -53,6 +57,21 @@ fn of_failures(run: &RunView, hosts: &[HostView]) -> Option<String> {
     let names = taking.iter().map(|host| escaped(&host.name)).collect::<Vec<_>>().join(", ");
     let at = instant(at);
     Some(format!("{names} could not make its sandbox, as `holm events` says, and is asked again from {at} on"))
+}
+
+/// Whether its org has as many runs running as it may have.
+async fn of_org(client: &Client, run: &RunView) -> Result<Option<String>, ClientError> {
+    let view = match client.org_limits(&run.org.to_string()).await {
+        Ok(view) => view,
+        // A server of an earlier version limits nobody.
+        Err(error) if error.code() == Some(ErrorCode::NotFound) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let name = OrgLimit::RunsRunning.as_str();
+    let most = view.limits.get(name).map(|limit| limit.value);
+    Ok(most.filter(|most| view.runs_running >= *most).map(|most| {
+        format!("its org has {most} runs running, as many as it may have at once ({name}); it waits until one ends")
+    }))
 }
 
 /// What hosts alone tell: none is there, none can, none has a place, none takes anything.

@@ -5,7 +5,7 @@
 use std::{net::SocketAddr, path::Path, time::Duration};
 
 use holm_api::client::{Client, Endpoint};
-use holm_domain::limits::LeaseConfig;
+use holm_domain::{limits::LeaseConfig, org_limits::OrgOverrides};
 use holm_store::{BlobPlace, Expect};
 use secrecy::ExposeSecret as _;
 use serde::Serialize;
@@ -165,6 +165,11 @@ fn server_table(config: &Config, findings: &mut Vec<Finding>) {
     {
         findings.push(error(at("log_retention"), format!("`{text}` is not accepted"), way_out));
     }
+    for (name, value) in &table.org_limits {
+        if let Err(way_out) = OrgOverrides::default().set_text(&format!("{name}={value}")) {
+            findings.push(error(at(&format!("org_limits.{name}")), format!("`{value}` is not accepted"), way_out));
+        }
+    }
     lease.attempts_max = table.attempts_max.unwrap_or(lease.attempts_max);
     if let Err(invalid) = lease.validate() {
         let key = invalid.field.replace('.', "_").replace("lease_attempts", "attempts");
@@ -295,7 +300,7 @@ mod tests {
         assert_eq!(findings("", &Environment::default()), []);
         assert_eq!(
             findings(
-                "[server]\nlisten = \"127.0.0.1:0\"\nlease_ttl = \"2s\"\nlog_retention = \"30d\"\n",
+                "[server]\nlisten = \"127.0.0.1:0\"\nlease_ttl = \"2s\"\nlog_retention = \"30d\"\n[server.org_limits]\nruns_running_max = 5\n",
                 &Environment::default()
             ),
             []
@@ -318,6 +323,9 @@ lease_ttl = "1ms"
 attempts_max = 0
 log_retention = "1ms"
 blobs = "s3://AKIA:hunter2@holm"
+[server.org_limits]
+submits_per_minute = 0
+sandwiches = 1
 "#;
         let env = Environment::from([("HOLM_SEVRER", "x"), ("HOLM_TOKEN", "a"), ("HOLM_TOKEN_FILE", "b")]);
         let found = findings(text, &env);
@@ -326,6 +334,8 @@ blobs = "s3://AKIA:hunter2@holm"
             ("HOLM_TOKEN", "HOLM_TOKEN_FILE is set as well"),
             ("context", "there is no context `gone`"),
             ("contexts.plain.server", "without encryption"),
+            ("server.org_limits.submits_per_minute", "`0` is not accepted"),
+            ("server.org_limits.sandwiches", "`1` is not accepted"),
             ("contexts.plain.token", "this is not a token"),
             ("contexts.local.server", "this name stands for"),
             ("contexts.local.server", "`nonsense` is not a server"),

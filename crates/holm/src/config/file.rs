@@ -64,6 +64,8 @@ pub struct ServerTable {
     pub lease_margin: Option<String>,
     /// How many times a run may be claimed.
     pub attempts_max: Option<u32>,
+    /// What each org may have and do at most, by the names of the limits.
+    pub org_limits: BTreeMap<String, u64>,
     /// How long after the end of a run its log is kept: `30d`.
     pub log_retention: Option<String>,
 }

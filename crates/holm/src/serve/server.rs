@@ -5,7 +5,11 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::Context as _;
 use clap::Args;
 use holm_api::client::SecretString;
-use holm_domain::{access::Role, limits::LeaseConfig};
+use holm_domain::{
+    access::Role,
+    limits::LeaseConfig,
+    org_limits::{OrgLimits, OrgOverrides},
+};
 use holm_server::{
     Clock, Config, LOG_RETENTION_MIN, Listener, STORAGE_FLOOR_BYTES, Server, StorageFloor, Wanted, bootstrap,
 };
@@ -58,6 +62,9 @@ pub struct ServeArgs {
     /// Delete the log of a run this long after its end; the run itself stays [default: keep it for ever]
     #[arg(long, value_name = "DURATION")]
     pub log_retention: Option<String>,
+    /// What each org may have and do at most, on all servers together: `holm org limits show` has the names; may be repeated
+    #[arg(long, value_name = "LIMIT=VALUE")]
+    pub org_limit: Vec<String>,
     /// How many times a run may be claimed before it is lost [default: 3]
     #[arg(long, value_name = "N")]
     pub attempts_max: Option<u32>,
@@ -144,7 +151,21 @@ impl ServeArgs {
         let log_retention = retention
             .map(|text| log_retention(text).map_err(|problem| Usage::new("--log-retention", text, problem)))
             .transpose()?;
-        Ok(Config { lease, storage, log_retention, ..Config::default() })
+        let org_limits = Some(self.org_limits(table)?);
+        Ok(Config { lease, storage, log_retention, org_limits, ..Config::default() })
+    }
+
+    /// What each org may have and do at most: flags before the file.
+    fn org_limits(&self, table: &ServerTable) -> Result<OrgLimits, Usage> {
+        let mut told = OrgOverrides::default();
+        for (name, value) in &table.org_limits {
+            let text = format!("{name}={value}");
+            told.set_text(&text).map_err(|problem| Usage::new("server.org_limits", &text, problem))?;
+        }
+        for text in &self.org_limit {
+            told.set_text(text).map_err(|problem| Usage::new("--org-limit", text, problem))?;
+        }
+        Ok(OrgLimits::default().with(&told))
     }
 }
 

@@ -19,7 +19,7 @@ use http::{HeaderMap, header::AUTHORIZATION};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
-use crate::{account::Account, app::App, gate::Party, ids::SECRET_PREFIX, problem::Failure, serve::Seat};
+use crate::{account::Account, app::App, gate::Party, ids::SECRET_PREFIX, limited, problem::Failure, serve::Seat};
 
 /// A kind of action, as a type.
 pub trait Permission: Send + 'static {
@@ -75,6 +75,7 @@ impl<P: Permission> FromRequestParts<Arc<App>> for May<P> {
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Failure> {
         let token = authenticate(parts, app).await?;
         if token.role.allows(P::ACTION) {
+            limited::charge(app, parts, &token).await?;
             return Ok(Self { token, permission: PhantomData });
         }
         let role = token.role.as_str();

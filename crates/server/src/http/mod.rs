@@ -10,6 +10,7 @@ pub mod extract;
 pub mod follow;
 pub mod frame;
 mod hosts;
+mod orgs;
 mod runs;
 mod service;
 mod tokens;
@@ -74,6 +75,7 @@ fn ordinary() -> Routes {
         .routes(routes!(hosts::list::list))
         .routes(routes!(hosts::cordon::cordon))
         .routes(routes!(hosts::uncordon::uncordon))
+        .routes(routes!(orgs::limits::limits, orgs::limits_set::limits_set))
         .routes(routes!(tokens::create::create, tokens::list::list))
         .routes(routes!(tokens::revoke::revoke))
         .routes(routes!(tokens::whoami::whoami))

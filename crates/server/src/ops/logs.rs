@@ -22,6 +22,7 @@ use holm_domain::{
     access::Token,
     lease::{Claimant, grant::StaleFence},
     log::{Batch, BatchError, Entries, parse_all},
+    org_limits::OrgLimit,
     run::{Run, RunState},
 };
 use holm_store::{Error, LOG_SEGMENT_BYTES, LogAppended, Segment};
@@ -45,6 +46,7 @@ pub async fn log_append(app: &App, token: &Token, id: RunId, by: Fenced, bytes: 
     let (first, last) = sequences(&bytes)?;
     app.needs_room()?;
     let size = bytes.len();
+    app.limiter.spend(app, org, OrgLimit::LogBytes, size as u64).await?;
     match app.store.log_append(org, id, by.fence, first, last, bytes).await? {
         LogAppended::Stored { next, unsealed_bytes } => {
             app.metrics.appended(size);

@@ -12,6 +12,7 @@ pub mod hosts;
 pub mod leases;
 pub mod logs;
 pub mod metrics;
+pub mod orgs;
 pub mod runs;
 pub mod tokens;
 
@@ -97,6 +98,9 @@ fn announce(app: &App, run: &Run, events: &[EventKind]) {
     }
     if run.state == RunState::Ended {
         app.wakers.want_sealed();
+        if app.limiter.let_go(run.org) {
+            app.wakers.ring_queue(run.org);
+        }
         run.outcome.iter().for_each(|outcome| app.metrics.ended(outcome));
     }
 }

@@ -39,6 +39,7 @@ pub async fn run_create(app: &App, by: &Token, body: CreateRun, key: Option<Stri
     check_name("project", name)?;
     let project = app.store.project_by_name(by.org, name).await?;
     let project = project.ok_or_else(|| InvalidField::new("project", name, "give the name of a project of the org"))?;
+    app.limiter.queue(app, by.org).await?;
     let admission = Admission { id: ids::run(), org: by.org, project: project.id, created_by: by.id };
     let now = app.now();
     let decision = admit(admission, body.spec, now, &app.config.lease);

@@ -179,7 +179,7 @@ async fn submit(session: &Session, body: &CreateRun) -> anyhow::Result<(Client, 
 }
 
 fn may_try_again(error: &ClientError) -> bool {
-    error.is_transient() && !matches!(error, ClientError::Deadline { .. })
+    error.is_transient() && error.limited().is_none() && !matches!(error, ClientError::Deadline { .. })
 }
 
 /// Names the flag instead of the field of the request.

@@ -189,6 +189,7 @@ mod tests {
                 "le" => value == "+Inf" || value.parse::<f64>().is_ok(),
                 "version" => value == env!("CARGO_PKG_VERSION"),
                 "code" => ErrorCode::ALL.iter().any(|code| code.as_str() == value),
+                "limit" => holm_domain::org_limits::OrgLimit::parse(&value).is_some(),
                 // Words of Holm's own.
                 "outcome" | "state" | "task" | "what" => value.chars().all(|c| c.is_ascii_lowercase() || c == '_'),
                 _ => false,

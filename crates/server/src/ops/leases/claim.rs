@@ -67,6 +67,11 @@ impl Queue {
         Ok(false)
     }
 
+    /// Whether there is something in it that may be granted.
+    pub(super) fn has_some(&self) -> bool {
+        !self.runs.is_empty()
+    }
+
     /// A run that was considered cannot be granted for what is stored of it.
     fn pass_over(&mut self) {
         self.damaged_left = self.damaged_left.saturating_sub(1);
@@ -105,6 +110,11 @@ impl<'a> Room<'a> {
     ) -> Self {
         let (claims, free, bytes) = (claims_max as usize, poll.free, CLAIMS_BYTES_MAX);
         Self { app, host, received, account, claims, free, bytes, claimed: Vec::new(), refused: None }
+    }
+
+    /// No more than so many runs are granted from now on.
+    pub(super) fn narrow(&mut self, claims_max: u32) {
+        self.claims = self.claims.min(claims_max as usize);
     }
 
     fn is_left(&self) -> bool {

@@ -1,0 +1,4 @@
+//! What orgs may have and do at most.
+
+pub mod limits;
+pub mod limits_set;
