@@ -129,6 +129,18 @@ id!(
     /// An API token; its secret is another thing.
     TokenId, "tok"
 );
+id!(
+    /// A key by which the deployment signs tokens: the `kid` of what it signed.
+    KeyId, "key"
+);
+id!(
+    /// A data key: it seals other secrets and is sealed itself by the root key.
+    EnvelopeId, "env"
+);
+id!(
+    /// One signed token (`jti`).
+    SignedTokenId, "jti"
+);
 
 #[cfg(test)]
 mod tests {

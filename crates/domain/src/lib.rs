@@ -11,6 +11,7 @@ pub mod access;
 pub mod error;
 pub mod host;
 pub mod ids;
+pub mod keys;
 pub mod lease;
 pub mod limits;
 pub mod log;
@@ -22,5 +23,5 @@ pub mod schedule;
 pub mod time;
 
 pub use error::ErrorCode;
-pub use ids::{AgentId, InstanceId, OrgId, ProjectId, RunId, TokenId};
+pub use ids::{AgentId, EnvelopeId, InstanceId, KeyId, OrgId, ProjectId, RunId, SignedTokenId, TokenId};
 pub use time::{BootMicros, UnixMicros};

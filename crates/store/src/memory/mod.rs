@@ -1,5 +1,6 @@
 //! The store in memory: what the other engines do, in the plainest form. The conformance suite holds them to the same.
 
+mod keys;
 mod org_limits;
 mod runs;
 mod tenants;
@@ -60,6 +61,7 @@ struct State {
     hosts: BTreeMap<AgentId, Host>,
     runs: BTreeMap<RunId, Row>,
     doomed: BTreeMap<(DoomedPart, RunId), Doomed>,
+    keys: keys::Keys,
     idempotency: BTreeMap<(OrgId, String), ([u8; 32], RunId)>,
 }
 

@@ -13,6 +13,7 @@ const STEPS: &[&str] = &[
     include_str!("../../migrations/0003_log_retention.sql"),
     include_str!("../../migrations/0004_host_cordon.sql"),
     include_str!("../../migrations/0005_queue_order.sql"),
+    include_str!("../../migrations/0006_keys.sql"),
     include_str!("../../migrations/0007_org_limits.sql"),
 ];
 

@@ -7,7 +7,7 @@ use sqlx::{Executor, Row, Statement};
 
 use super::{Db, Expect, Query, migrate};
 use crate::{
-    census, doomed, events, examined, hosts, leases, logs, org_limits, orgs, postgres::TestDatabase, projects,
+    census, doomed, events, examined, hosts, keys, leases, logs, org_limits, orgs, postgres::TestDatabase, projects,
     retention, runs, tokens,
 };
 
@@ -20,6 +20,7 @@ fn all() -> Vec<Query> {
         projects::QUERIES,
         tokens::QUERIES,
         hosts::QUERIES,
+        keys::QUERIES,
         census::QUERIES,
         runs::QUERIES,
         retention::QUERIES,

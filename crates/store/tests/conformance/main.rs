@@ -10,6 +10,7 @@ mod corrupt;
 mod events;
 mod hints;
 mod isolation;
+mod keys;
 mod logs;
 mod org_limits;
 #[path = "../support/postgres.rs"]

@@ -1,0 +1,230 @@
+//! The keys of the deployment: data keys, and the keys by which tokens are signed. What is secret of them is sealed before it
+//! comes here; nothing in this crate can open it.
+//!
+//! What always holds: one data key seals and one key signs, whoever rotates at once; a data key is there for as long as
+//! anything is sealed by it; the private half of a key that signs no more is erased in the transaction that says so.
+
+use holm_domain::{EnvelopeId, KeyId, UnixMicros, keys::KeyTimes};
+
+use crate::{
+    Backend, Error, Result, Store,
+    error::full_unless_one,
+    sql::{Db, Row, Tx, args, queries},
+};
+
+/// The largest number of signing keys, with those that are retired or withdrawn and not forgotten yet.
+pub const SIGNING_KEYS_MAX: u32 = 1_000;
+
+/// A data key, sealed by the root key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EnvelopeKey {
+    /// Its identity.
+    pub id: EnvelopeId,
+    /// The key, sealed.
+    pub sealed: Vec<u8>,
+    /// When it was made.
+    pub created_at: UnixMicros,
+}
+
+/// Something that a data key seals.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealedSecret {
+    /// The data key.
+    pub by: EnvelopeId,
+    /// What is sealed.
+    pub bytes: Vec<u8>,
+}
+
+/// A signing key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SigningKey {
+    /// Its identity and its times.
+    pub times: KeyTimes,
+    /// The public half (RFC 8032 §5.1.5).
+    pub public: [u8; 32],
+    /// The private half, while the key signs.
+    pub private: Option<SealedSecret>,
+}
+
+/// A private half that was sealed anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resealed {
+    /// The signing key.
+    pub id: KeyId,
+    /// Its private half, sealed by the new data key.
+    pub sealed: Vec<u8>,
+}
+
+impl Store {
+    /// The data key that seals now, if there is one.
+    pub async fn envelope_current(&self) -> Result<Option<EnvelopeKey>> {
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.turn().await.envelope_current()),
+            Backend::Sql(db) => envelope_current(db).await,
+        }
+    }
+
+    /// Stores the first data key; a conflict if there is one.
+    pub async fn envelope_create(&self, key: &EnvelopeKey) -> Result<()> {
+        match &self.backend {
+            Backend::Memory(memory) => memory.turn().await.envelope_create(key),
+            Backend::Sql(db) => envelope_create(db, key).await,
+        }
+    }
+
+    /// Puts `new` in the place of the data key `old`, with all that `old` had sealed; a conflict if another one seals by now, or
+    /// if something was sealed by `old` that is not among `resealed`. Then nothing was changed.
+    pub async fn envelope_rotate(&self, old: EnvelopeId, new: &EnvelopeKey, resealed: &[Resealed]) -> Result<()> {
+        match &self.backend {
+            Backend::Memory(memory) => memory.turn().await.envelope_rotate(old, new, resealed),
+            Backend::Sql(db) => envelope_rotate(db, old, new, resealed).await,
+        }
+    }
+
+    /// All signing keys, newest first.
+    pub async fn signing_keys(&self) -> Result<Vec<SigningKey>> {
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.turn().await.signing_keys()),
+            Backend::Sql(db) => signing_keys(db).await,
+        }
+    }
+
+    /// Has `new` sign from now on. `old`, if one signed, verifies until it retires; a conflict if another one signs by now, or
+    /// the data key of `new` seals no more. Those that retired or were withdrawn before `forget_before` are forgotten.
+    pub async fn signing_key_rotate(
+        &self,
+        old: Option<(KeyId, UnixMicros)>,
+        new: &SigningKey,
+        forget_before: UnixMicros,
+    ) -> Result<()> {
+        match &self.backend {
+            Backend::Memory(memory) => memory.turn().await.signing_key_rotate(old, new, forget_before),
+            Backend::Sql(db) => signing_key_rotate(db, old, new, forget_before).await,
+        }
+    }
+
+    /// Withdraws a key; if it signs, `new` takes its place in the same transaction. A conflict if it signs and there is no
+    /// `new`, or if another one signs and there is. One that was withdrawn before keeps its time.
+    pub async fn signing_key_withdraw(&self, id: KeyId, now: UnixMicros, new: Option<&SigningKey>) -> Result<()> {
+        match &self.backend {
+            Backend::Memory(memory) => memory.turn().await.signing_key_withdraw(id, now, new),
+            Backend::Sql(db) => signing_key_withdraw(db, id, now, new).await,
+        }
+    }
+}
+
+queries! {
+    of "key" in "data key";
+    ENVELOPE_CURRENT = "select id, sealed, created_at from envelope_keys where seals = 1";
+    ENVELOPE_CREATE = "insert into envelope_keys (id, sealed, created_at, seals) values ($1, $2, $3, 1)";
+    ENVELOPE_RETIRE = "update envelope_keys set seals = null where id = $1 and seals = 1";
+    ENVELOPE_DELETE = "delete from envelope_keys where id = $1
+        and not exists (select 1 from signing_keys where envelope_key = $1)";
+    SIGNING_KEYS = "select id, public_key, envelope_key, sealed, created_at, retires_at, withdrawn_at from signing_keys
+        order by id desc limit $1 + 0";
+    SIGNING_KEY_CREATE = "insert into signing_keys (id, public_key, envelope_key, sealed, created_at, signs)
+        select $1, $2, $3, $4, $5, 1 where (select count(*) from signing_keys) < $6";
+    SIGNING_KEY_RETIRE = "update signing_keys set signs = null, envelope_key = null, sealed = null, retires_at = $2
+        where id = $1 and signs = 1";
+    SIGNING_KEY_WITHDRAW = "update signing_keys set signs = null, envelope_key = null, sealed = null,
+        withdrawn_at = coalesce(withdrawn_at, $2) where id = $1";
+    SIGNING_KEY_SIGNS = "select id from signing_keys where signs = 1";
+    SIGNING_KEY_RESEAL = "update signing_keys set envelope_key = $3, sealed = $4 where id = $1 and envelope_key = $2";
+    SIGNING_KEYS_FORGET = "delete from signing_keys where coalesce(withdrawn_at, retires_at) < $1";
+}
+
+fn envelope(row: &Row) -> Result<EnvelopeKey> {
+    let row = row.of("envelope_keys", "id")?;
+    let sealed = row.bytes_if_any("sealed")?.ok_or_else(|| row.corrupt("nothing is sealed in it"))?;
+    Ok(EnvelopeKey { id: row.parsed("id")?, sealed, created_at: row.at("created_at")? })
+}
+
+fn signing_key(row: &Row) -> Result<SigningKey> {
+    let row = row.of("signing_keys", "id")?;
+    let by = row.text_if_any("envelope_key")?;
+    let private = match (by, row.bytes_if_any("sealed")?) {
+        (Some(_), Some(bytes)) => Some(SealedSecret { by: row.parsed("envelope_key")?, bytes }),
+        (None, None) => None,
+        _ => return Err(row.corrupt("the private half and its data key are not there together")),
+    };
+    let times = KeyTimes {
+        id: row.parsed("id")?,
+        created_at: row.at("created_at")?,
+        retires_at: row.at_if_any("retires_at")?,
+        withdrawn_at: row.at_if_any("withdrawn_at")?,
+    };
+    Ok(SigningKey { times, public: row.digest("public_key")?, private })
+}
+
+async fn envelope_current(db: &Db) -> Result<Option<EnvelopeKey>> {
+    db.row(ENVELOPE_CURRENT, args![]).await?.as_ref().map(envelope).transpose()
+}
+
+async fn envelope_create(db: &Db, key: &EnvelopeKey) -> Result<()> {
+    db.execute(ENVELOPE_CREATE, args![key.id, &key.sealed[..], key.created_at]).await.map(drop)
+}
+
+async fn envelope_rotate(db: &Db, old: EnvelopeId, new: &EnvelopeKey, resealed: &[Resealed]) -> Result<()> {
+    let mut tx = db.begin().await?;
+    changed_one(tx.execute(ENVELOPE_RETIRE, args![old]).await?, "data key")?;
+    tx.execute(ENVELOPE_CREATE, args![new.id, &new.sealed[..], new.created_at]).await?;
+    for Resealed { id, sealed } in resealed {
+        // One that signs no more has nothing that is sealed.
+        tx.execute(SIGNING_KEY_RESEAL, args![*id, old, new.id, &sealed[..]]).await?;
+    }
+    changed_one(tx.execute(ENVELOPE_DELETE, args![old]).await.map_err(meanwhile)?, "key")?;
+    tx.commit().await
+}
+
+/// A data key and what it seals do not fit together: somebody rotated it meanwhile.
+fn meanwhile(error: Error) -> Error {
+    match error {
+        Error::NotFound { what } => Error::Conflict { what },
+        other => other,
+    }
+}
+
+fn changed_one(changed: u64, what: &'static str) -> Result<()> {
+    if changed == 1 { Ok(()) } else { Err(Error::Conflict { what }) }
+}
+
+async fn signing_keys(db: &Db) -> Result<Vec<SigningKey>> {
+    db.rows(SIGNING_KEYS, args![SIGNING_KEYS_MAX]).await?.iter().map(signing_key).collect()
+}
+
+async fn signing_key_create(tx: &mut Tx, new: &SigningKey) -> Result<()> {
+    let Some(SealedSecret { by, bytes }) = &new.private else {
+        return Err(Error::invalid("a signing key", "it has no private half"));
+    };
+    let times = new.times;
+    let values = args![times.id, &new.public, *by, &bytes[..], times.created_at, SIGNING_KEYS_MAX];
+    full_unless_one(tx.execute(SIGNING_KEY_CREATE, values).await.map_err(meanwhile)?, "signing keys", SIGNING_KEYS_MAX)
+}
+
+async fn signing_key_rotate(
+    db: &Db,
+    old: Option<(KeyId, UnixMicros)>,
+    new: &SigningKey,
+    forget_before: UnixMicros,
+) -> Result<()> {
+    let mut tx = db.begin().await?;
+    if let Some((id, retires_at)) = old {
+        changed_one(tx.execute(SIGNING_KEY_RETIRE, args![id, retires_at]).await?, "key")?;
+    }
+    tx.execute(SIGNING_KEYS_FORGET, args![forget_before]).await?;
+    signing_key_create(&mut tx, new).await?;
+    tx.commit().await
+}
+
+async fn signing_key_withdraw(db: &Db, id: KeyId, now: UnixMicros, new: Option<&SigningKey>) -> Result<()> {
+    let mut tx = db.begin().await?;
+    if tx.execute(SIGNING_KEY_WITHDRAW, args![id, now]).await? == 0 {
+        return Err(Error::NotFound { what: "key" });
+    }
+    match new {
+        Some(new) => signing_key_create(&mut tx, new).await?,
+        None if tx.row(SIGNING_KEY_SIGNS, args![]).await?.is_none() => return Err(Error::Conflict { what: "key" }),
+        None => {}
+    }
+    tx.commit().await
+}
