@@ -14,6 +14,8 @@ use holm_domain::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::run_token::RunToken;
+
 /// `POST /agent/v1/register`: the body. Repeating it brings the host's record up to date.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -113,6 +115,10 @@ pub struct ClaimedRun {
     pub spec: RunSpec,
     /// The sequence that the first new log entry must have.
     pub next_log_seq: u64,
+    /// What stands for the run under this lease; each renewal brings another. Nothing where it could not be signed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub run_token: Option<RunToken>,
 }
 
 /// What the server says about a lease that the agent holds.
@@ -199,7 +205,7 @@ pub struct Renewed {
 }
 
 /// The answer for one lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RenewedLease {
     /// The run.
     #[schema(value_type = String)]
@@ -211,6 +217,10 @@ pub struct RenewedLease {
     /// The cancellation that was asked for, if one was.
     #[schema(value_type = Option<String>)]
     pub cancel: Option<Cancel>,
+    /// What stands for the run under this lease from now on, where it is held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub run_token: Option<RunToken>,
 }
 
 /// `POST /agent/v1/runs/{id}/start`: the body.

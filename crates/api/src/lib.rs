@@ -9,9 +9,11 @@ pub mod batches;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod hosts;
+pub mod keys;
 pub mod logs;
 pub mod orgs;
 pub mod problem;
+pub mod run_token;
 pub mod runs;
 pub mod tokens;
 

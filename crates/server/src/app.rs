@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     activity::Activity,
-    auth::known::KnownTokens,
+    auth::{keyring::Keyring, known::KnownTokens},
     config::{Config, ServeLimits},
     gate::{Gate, Gates},
     limited::Limiter,
@@ -28,6 +28,8 @@ pub struct App {
     pub store: Store,
     /// Tokens that were looked up a moment ago.
     pub tokens: KnownTokens,
+    /// The keys of the deployment.
+    pub keys: Keyring,
     /// Hints that something changed.
     pub wakers: Wakers,
     /// What is counted.
@@ -71,6 +73,7 @@ impl App {
             held: Gates { agents: held_gate(&config.limits), others: held_gate(&config.limits) },
             polls: Gate::new("polls", config.limits.polls_per_org_max),
             takes_away_from: config.clock.now().plus(config.lease.ttl + config.lease.margin),
+            keys: Keyring::new(config.root_key.clone()),
             config,
             store,
             tokens: KnownTokens::default(),

@@ -54,7 +54,7 @@ use holm_domain::{
 };
 use holm_store::Store;
 
-use crate::clock::Clock;
+use crate::{auth::sealing::SealingKey, clock::Clock};
 
 /// The most runs in a page.
 pub const RUNS_PAGE_MAX: u32 = 200;
@@ -112,6 +112,8 @@ pub struct Config {
     pub storage: Option<StorageFloor>,
     /// How long after the end of a run its log is kept; for ever where it is left out. At least [`LOG_RETENTION_MIN`].
     pub log_retention: Option<Duration>,
+    /// The key that opens the keys in the store. A server that is told none signs no tokens.
+    pub root_key: Option<SealingKey>,
     /// Whether it is a user's own server, which lends all of the host to whoever has a token: it makes none for others.
     pub private: bool,
 }

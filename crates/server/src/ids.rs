@@ -4,10 +4,11 @@
 //! come from the thread's cryptographic generator, which is seeded by the kernel.
 
 use base64::Engine as _;
-use holm_domain::{OrgId, ProjectId, RunId, TokenId};
+use holm_domain::{EnvelopeId, KeyId, OrgId, ProjectId, RunId, SignedTokenId, TokenId};
 use rand::Rng as _;
 use secrecy::SecretString;
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 /// The text before the secret part of every token.
 pub const SECRET_PREFIX: &str = "holm_";
@@ -37,6 +38,35 @@ pub fn run() -> RunId {
 /// A new identity of a token.
 pub fn token() -> TokenId {
     TokenId::from_uuid(draw())
+}
+
+/// A new identity of a signing key.
+pub fn key() -> KeyId {
+    KeyId::from_uuid(draw())
+}
+
+/// A new identity of a data key.
+pub fn envelope() -> EnvelopeId {
+    EnvelopeId::from_uuid(draw())
+}
+
+/// A new identity of a signed token.
+pub fn signed_token() -> SignedTokenId {
+    SignedTokenId::from_uuid(draw())
+}
+
+/// The bytes of a new key.
+pub fn secret_bytes() -> Zeroizing<[u8; SECRET_BYTES]> {
+    let mut bytes = Zeroizing::new([0u8; SECRET_BYTES]);
+    rand::rng().fill_bytes(&mut bytes[..]);
+    bytes
+}
+
+/// Bytes that are drawn once for each thing that is sealed.
+pub fn nonce<const LENGTH: usize>() -> [u8; LENGTH] {
+    let mut bytes = [0u8; LENGTH];
+    rand::rng().fill_bytes(&mut bytes);
+    bytes
 }
 
 /// A new secret of a token: `holm_` and 43 characters of base 64 (RFC 4648 §5).

@@ -47,7 +47,11 @@ use holm_store::Store;
 
 pub use crate::{
     activity::Activity,
-    auth::bootstrap::{Bootstrap, DEFAULT_ORG, Wanted, bootstrap},
+    auth::{
+        bootstrap::{Bootstrap, DEFAULT_ORG, Wanted, bootstrap},
+        keyring::{NotBegun, keys_begin},
+        sealing::{SEALING_KEY_BYTES, SealingKey},
+    },
     clock::Clock,
     config::{Config, LOG_RETENTION_MIN, STORAGE_FLOOR_BYTES, ServeLimits, StorageFloor},
     http::{cursor, openapi},

@@ -34,7 +34,8 @@ use tower::ServiceExt as _;
 use uuid::Uuid;
 
 use crate::{
-    Config, Server, Wanted, app::App, bootstrap, clock::Clock, config::ServeLimits, ids, ops::tokens::token_issue,
+    Config, SealingKey, Server, Wanted, app::App, bootstrap, clock::Clock, config::ServeLimits, ids, keys_begin,
+    ops::tokens::token_issue,
 };
 
 /// How long a test waits for what must come.
@@ -69,11 +70,15 @@ impl World {
 
     pub async fn on_store(store: Store, change: impl FnOnce(&mut Config)) -> Self {
         let clock = Clock::manual(UnixMicros(1_700_000_000_000_000));
-        let mut config = Config { clock: clock.clone(), ..Config::default() };
+        let mut config =
+            Config { clock: clock.clone(), root_key: Some(SealingKey::new([7; 32].into())), ..Config::default() };
         // What comes back to the queue is granted at once; where it pauses, a test says so.
         config.lease.retry_pause = Duration::ZERO;
         change(&mut config);
         let made = bootstrap(&store, &clock, Wanted { admin: true, agent: true }).await.unwrap();
+        if let Some(root) = &config.root_key {
+            keys_begin(&store, &clock, root).await.unwrap();
+        }
         let other = org_make(&store, &clock, "other").await;
         let issue = |org, role| {
             let (store, clock) = (store.clone(), clock.clone());
@@ -118,6 +123,11 @@ impl World {
         let mut headers = HeaderMap::new();
         headers.insert(AUTHORIZATION, format!("Bearer {secret}").parse().unwrap());
         Caller { router: self.server.router(), headers }
+    }
+
+    /// Somebody with a token who asks another server on the same store.
+    pub fn with_secret_at(&self, other: &Server, secret: &str) -> Caller {
+        Caller { router: other.router(), ..self.with_secret(secret) }
     }
 
     pub fn nobody(&self) -> Caller {
@@ -285,6 +295,14 @@ impl World {
         let poll = Poll { claims_max: 1, ..self.poll() };
         let polled: Polled = self.agent().post("/agent/v1/poll", &poll).await.json(StatusCode::OK);
         HeldLease { run: polled.claimed[0].run, fence: polled.claimed[0].fence, cancel: None }
+    }
+
+    /// The run token of a run that is submitted and claimed now.
+    pub async fn claim_token(&self) -> String {
+        self.queue_run().await;
+        let poll = Poll { claims_max: 1, ..self.poll() };
+        let polled: Polled = self.agent().post("/agent/v1/poll", &poll).await.json(StatusCode::OK);
+        polled.claimed[0].run_token.as_ref().unwrap().expose().to_owned()
     }
 
     pub async fn claim_run(&self) -> HeldLease {

@@ -240,6 +240,7 @@ fn granted(world: &World, run: &Run, ttl_ms: u64) -> ClaimedRun {
         runtime: run.spec.runtime.clone().unwrap_or_else(|| "test".to_owned()),
         spec: run.spec.clone(),
         next_log_seq: world.output.get(&run.id).map_or(1, |entries| entries.len() as u64 + 1),
+        run_token: None,
     }
 }
 
@@ -296,7 +297,8 @@ impl ControlPlane for Scripted {
                 let run = world.runs[&lease.run].clone();
                 let renewed = grant::renew(&run, by, (lease.fence, lease.usage), now(), &config).ok();
                 let ttl_ms = renewed.as_ref().map(|_| config.ttl.as_millis() as u64);
-                leases.push(RenewedLease { run: lease.run, fence: lease.fence, ttl_ms, cancel: run.cancel });
+                let (run_id, fence, cancel) = (lease.run, lease.fence, run.cancel);
+                leases.push(RenewedLease { run: run_id, fence, ttl_ms, cancel, run_token: None });
                 world.runs.extend(renewed.map(|decision| (lease.run, decision.run)));
             }
             Ok(Renewed { leases })

@@ -13,6 +13,7 @@ mod agent;
 mod error;
 pub mod follow;
 mod hosts;
+mod keys;
 mod orgs;
 mod runs;
 pub mod sse;

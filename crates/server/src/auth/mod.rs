@@ -1,12 +1,16 @@
 //! Who asks, and whether they may.
 //!
-//! Every request but those for health and the API's description bears `Authorization: Bearer holm_…` (RFC 6750 §2.1). The
-//! store knows only the SHA-256 of the secret, so the look-up compares digests of 256 random bits and leaks nothing by its
+//! Every request but those for health, the API's description and the keys that verify bears a token (RFC 6750 §2.1): an opaque
+//! one (`Authorization: Bearer holm_…`), or, where a route says so, a signed one; which it is shows in its form. The store knows only the SHA-256 of the secret, so the look-up compares digests of 256 random bits and leaks nothing by its
 //! timing. What a route needs stands in the type of its handler's argument: [`May<Read>`](May), [`May<Run>`](May), …; a
 //! handler without one does not know the caller's org and can read nothing.
 
 pub mod bootstrap;
+pub mod jose;
+pub mod keyring;
 pub mod known;
+pub mod run_token;
+pub mod sealing;
 
 use std::{marker::PhantomData, sync::Arc, time::Duration};
 
@@ -100,18 +104,30 @@ impl FromRequestParts<Arc<App>> for Known {
 
 /// The token of a request; what the request holds from now on is on its account.
 async fn authenticate(parts: &Parts, app: &App) -> Result<Token, Failure> {
-    let refused = |detail: &str| Failure::new(ErrorCode::Unauthenticated, detail);
-    let secret = bearer(&parts.headers).ok_or_else(|| refused("send the header `authorization: Bearer holm_…`"))?;
+    let secret = match shown(&parts.headers) {
+        Some(Shown::Opaque(secret)) => secret,
+        Some(Shown::Signed(_)) => return Err(refused("this takes a token `holm_…`, and no signed one")),
+        None => return Err(refused("send the header `authorization: Bearer holm_…`")),
+    };
     let token = token_of(app, &hash(secret)).await?;
     let token = token.filter(|token| token.is_live(app.now()));
     let token = token.ok_or_else(|| refused("the token is unknown, revoked or expired"))?;
-    let party = Party::of(&token);
+    seated(parts, Party::of(&token))?;
+    Ok(token)
+}
+
+fn refused(detail: &str) -> Failure {
+    Failure::new(ErrorCode::Unauthenticated, detail)
+}
+
+/// What the request holds from now on is on the account of `party`.
+fn seated(parts: &Parts, party: Party) -> Result<(), Failure> {
     Account::of(&parts.extensions)?.open(party);
     // One that is called in process has no connection.
-    if let Some(seat) = parts.extensions.get::<Arc<Seat>>() {
-        seat.take(party)?;
+    match parts.extensions.get::<Arc<Seat>>() {
+        Some(seat) => seat.take(party),
+        None => Ok(()),
     }
-    Ok(token)
 }
 
 async fn token_of(app: &App, hash: &[u8; 32]) -> Result<Option<Token>, Failure> {
@@ -174,10 +190,25 @@ impl Lasting {
     }
 }
 
-fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let (scheme, secret) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    let secret = secret.trim();
-    (scheme.eq_ignore_ascii_case("bearer") && secret.starts_with(SECRET_PREFIX)).then_some(secret)
+/// What somebody shows, by its form alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shown<'a> {
+    /// A secret of which the store knows the digest.
+    Opaque(&'a str),
+    /// A signed token ([`jose`]).
+    Signed(&'a str),
+}
+
+fn shown(headers: &HeaderMap) -> Option<Shown<'_>> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    let token = token.trim();
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return None;
+    }
+    if token.starts_with(SECRET_PREFIX) {
+        return Some(Shown::Opaque(token));
+    }
+    jose::is_signed(token).then_some(Shown::Signed(token))
 }
 
 /// What the store knows of a secret.
@@ -194,10 +225,12 @@ mod tests {
         let of = |value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(AUTHORIZATION, value.parse().unwrap());
-            bearer(&headers).map(str::to_owned)
+            shown(&headers).map(|shown| format!("{shown:?}"))
         };
-        assert_eq!(of("Bearer holm_abc"), Some("holm_abc".into()));
-        assert_eq!(of("bearer  holm_abc "), Some("holm_abc".into()));
+        assert_eq!(of("Bearer holm_abc").as_deref(), Some("Opaque(\"holm_abc\")"));
+        assert_eq!(of("bearer  holm_abc ").as_deref(), Some("Opaque(\"holm_abc\")"));
+        assert_eq!(of("Bearer holm_eyJ.b.c").as_deref(), Some("Opaque(\"holm_eyJ.b.c\")"));
+        assert_eq!(of("Bearer eyJa.b.c").as_deref(), Some("Signed(\"eyJa.b.c\")"));
         for value in ["", "Bearer", "Bearer ", "Basic holm_abc", "holm_abc", "Bearer ghp_abc"] {
             assert_eq!(of(value), None, "{value:?}");
         }

@@ -8,7 +8,7 @@ use axum::{
     http::request::Parts,
 };
 use bytes::Bytes;
-use holm_domain::{AgentId, ErrorCode, RunId, TokenId, error::InvalidField};
+use holm_domain::{AgentId, ErrorCode, KeyId, RunId, TokenId, error::InvalidField};
 use http::{HeaderMap, header::CONTENT_TYPE};
 use serde::de::DeserializeOwned;
 
@@ -203,6 +203,17 @@ impl<S: Send + Sync> FromRequestParts<S> for RunPath {
 pub struct HostPath(pub AgentId);
 
 impl<S: Send + Sync> FromRequestParts<S> for HostPath {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        path_id(parts, state).await.map(Self)
+    }
+}
+
+/// The signing key that the path names.
+pub struct KeyPath(pub KeyId);
+
+impl<S: Send + Sync> FromRequestParts<S> for KeyPath {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {

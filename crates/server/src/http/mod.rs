@@ -10,6 +10,8 @@ pub mod extract;
 pub mod follow;
 pub mod frame;
 mod hosts;
+mod keys;
+mod run_token;
 mod orgs;
 mod runs;
 mod service;
@@ -79,6 +81,12 @@ fn ordinary() -> Routes {
         .routes(routes!(tokens::create::create, tokens::list::list))
         .routes(routes!(tokens::revoke::revoke))
         .routes(routes!(tokens::whoami::whoami))
+        .routes(routes!(keys::list::list))
+        .routes(routes!(keys::rotate::rotate))
+        .routes(routes!(keys::envelope_rotate::envelope_rotate))
+        .routes(routes!(keys::withdraw::withdraw))
+        .routes(routes!(keys::jwks::jwks))
+        .routes(routes!(run_token::run_token))
         .routes(routes!(agent::register::register))
         .routes(routes!(agent::renew::renew))
         .routes(routes!(agent::start::start))

@@ -34,7 +34,7 @@ use holm_store::RunRow;
 use tokio::time::Instant;
 
 use self::claim::{Queue, Room, lease_claim, lease_claim_again};
-use super::{hosts::host_heard, revise, revise_from, run_of};
+use super::{hosts::host_heard, revise, revise_from, run_of, run_tokens::to_claimed};
 use crate::{
     account::Account,
     app::App,
@@ -63,7 +63,8 @@ pub async fn lease_poll(app: &App, token: &Token, poll: Poll, account: &Account)
         let queued = OptionFuture::from(queue.as_ref().map(Listener::heard));
         lasting.check(app).await?;
         let host = host_heard(app, token, by).await?;
-        let polled = look(app, &host, &poll, received, account).await?;
+        let mut polled = look(app, &host, &poll, received, account).await?;
+        to_claimed(app, by.agent, &mut polled.claimed).await;
         let left = until.saturating_duration_since(Instant::now());
         if !polled.is_empty() || left.is_zero() || app.shutdown.is_cancelled() || leave.is_cancelled() {
             return Ok(polled);

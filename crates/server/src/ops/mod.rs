@@ -9,9 +9,11 @@
 pub mod changes;
 pub mod events;
 pub mod hosts;
+pub mod keys;
 pub mod leases;
 pub mod logs;
 pub mod metrics;
+pub mod run_tokens;
 pub mod orgs;
 pub mod runs;
 pub mod tokens;

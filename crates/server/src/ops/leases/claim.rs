@@ -188,6 +188,7 @@ fn told(granted: Run, runtime: &str, ttl_ms: u64, next_log_seq: u64) -> ClaimedR
         runtime: runtime.to_owned(),
         spec,
         next_log_seq,
+        run_token: None,
     }
 }
 

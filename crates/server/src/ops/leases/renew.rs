@@ -15,7 +15,13 @@ use holm_domain::{
 use holm_store::{Error, RENEWALS_MAX, Renewal};
 
 use super::{Found, host_heard, millis, readable};
-use crate::{app::App, config::LEASES_MAX, metrics::RenewalOutcome, ops::revise, problem::Failure};
+use crate::{
+    app::App,
+    config::LEASES_MAX,
+    metrics::RenewalOutcome,
+    ops::{revise, run_tokens::to_renewed},
+    problem::Failure,
+};
 
 /// Extends leases.
 pub async fn lease_renew(app: &App, token: &Token, body: Renew) -> Result<Renewed, Failure> {
@@ -41,7 +47,8 @@ pub async fn lease_renew(app: &App, token: &Token, body: Renew) -> Result<Renewe
         }
     }
     answers.iter().for_each(|answer| app.metrics.renewed(outcome(answer.as_ref())));
-    let leases: Vec<_> = answers.into_iter().flatten().collect();
+    let mut leases: Vec<_> = answers.into_iter().flatten().collect();
+    to_renewed(app, (token.org, by.agent), &mut leases).await;
     // What was saved is told, whatever became of the others: for those the agent asks again.
     match failed {
         Some(failure) if leases.is_empty() => Err(failure),
@@ -58,11 +65,12 @@ fn outcome(answer: Option<&RenewedLease>) -> RenewalOutcome {
 }
 
 fn renewed(app: &App, run: &Run) -> RenewedLease {
-    RenewedLease { run: run.id, fence: run.fence, ttl_ms: Some(millis(app.config.lease.ttl)), cancel: run.cancel }
+    let (run, fence, cancel) = (run.id, run.fence, run.cancel);
+    RenewedLease { run, fence, ttl_ms: Some(millis(app.config.lease.ttl)), cancel, run_token: None }
 }
 
 fn refused(lease: &RenewLease) -> RenewedLease {
-    RenewedLease { run: lease.run, fence: lease.fence, ttl_ms: None, cancel: None }
+    RenewedLease { run: lease.run, fence: lease.fence, ttl_ms: None, cancel: None, run_token: None }
 }
 
 /// Decides on each of the runs that were found, and saves what was decided. Nothing for what is not among them, was changed

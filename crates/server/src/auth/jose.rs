@@ -1,0 +1,337 @@
+//! Signed tokens: JSON web tokens (RFC 7519) in the compact form of RFC 7515, signed by Ed25519 (RFC 8037), and nothing else
+//! that JOSE can be.
+//!
+//! What always holds: there is one algorithm, which the header has to name and does not choose; the header has `alg`, `kid`
+//! and `typ` and no other member; each kind of token has a `typ` and an audience of its own, so that none is taken for
+//! another; nothing of a token is read before its signature holds, but which key is to be asked; a token is not longer than
+//! [`SIGNED_BYTES_MAX`].
+//!
+//! Left out: which keys there are ([`super::keyring`]), what a kind of token stands for.
+
+use std::time::Duration;
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use holm_domain::{ErrorCode, KeyId, UnixMicros, keys::SIGNED_LIFE_MAX};
+use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use zeroize::Zeroizing;
+
+use crate::problem::Failure;
+
+/// The longest signed token, in bytes.
+pub const SIGNED_BYTES_MAX: usize = 2_048;
+/// How every signed token begins: `{"` in base 64.
+const BEGIN: &str = "eyJ";
+const ALGORITHM: &str = "EdDSA";
+const MICROS_PER_S: i64 = 1_000_000;
+
+/// A kind of signed token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// It stands for one run under one lease.
+    Run,
+}
+
+impl Kind {
+    /// The `typ` of its header (RFC 8725 §3.11).
+    pub const fn typ(self) -> &'static str {
+        match self {
+            Kind::Run => "holm-run+jwt",
+        }
+    }
+
+    /// Its audience.
+    pub const fn audience(self) -> &'static str {
+        match self {
+            Kind::Run => "holm:run",
+        }
+    }
+}
+
+/// Why a signed token is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// It is longer than any that was given out.
+    #[error("the signed token is longer than {SIGNED_BYTES_MAX} bytes")]
+    TooLong,
+    /// It has not the form of one that was given out.
+    #[error("the signed token is not of the form that is given out here")]
+    Malformed,
+    /// It is of another kind.
+    #[error("the signed token is of another kind than is asked for here")]
+    OtherKind,
+    /// Its key is unknown, retired or withdrawn.
+    #[error("the key that signed the token is unknown, retired or withdrawn; ask for a new token")]
+    Key,
+    /// The signature does not hold.
+    #[error("the signature of the token does not hold")]
+    Signature,
+    /// It was given out by another deployment, or for another audience.
+    #[error("the signed token is for somebody else")]
+    Audience,
+    /// It has expired.
+    #[error("the signed token has expired; ask for a new one")]
+    Expired,
+    /// Its times cannot be.
+    #[error("the times of the signed token cannot be: it was given out in the future, or for longer than any is")]
+    Times,
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        Failure::new(ErrorCode::Unauthenticated, refused.to_string())
+    }
+}
+
+/// A pair of keys that signs.
+#[derive(Debug)]
+pub struct SigningPair {
+    id: KeyId,
+    pair: Ed25519KeyPair,
+}
+
+impl SigningPair {
+    /// The pair whose private half (RFC 8032 §5.1.5) is `seed`.
+    pub fn of(id: KeyId, seed: &Zeroizing<[u8; 32]>) -> Option<Self> {
+        Ed25519KeyPair::from_seed_unchecked(&seed[..]).ok().map(|pair| Self { id, pair })
+    }
+
+    /// The public half.
+    pub fn public(&self) -> Option<[u8; 32]> {
+        self.pair.public_key().as_ref().try_into().ok()
+    }
+
+    /// Which key it is.
+    pub fn id(&self) -> KeyId {
+        self.id
+    }
+
+    /// A token of `kind` with these claims.
+    pub fn sign(&self, kind: Kind, claims: &impl Serialize) -> Result<SecretString, serde_json::Error> {
+        let header = Header { alg: ALGORITHM.to_owned(), kid: self.id, typ: kind.typ().to_owned() };
+        let [header, claims] = [serde_json::to_vec(&header)?, serde_json::to_vec(claims)?];
+        let mut token = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
+        let signature = self.pair.sign(token.as_bytes());
+        token.push('.');
+        URL_SAFE_NO_PAD.encode_string(signature, &mut token);
+        Ok(token.into())
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Header {
+    alg: String,
+    kid: KeyId,
+    typ: String,
+}
+
+/// Whether a text has the form of a signed token, as no opaque one has.
+pub fn is_signed(text: &str) -> bool {
+    text.starts_with(BEGIN) && text.bytes().filter(|byte| *byte == b'.').count() == 2
+}
+
+/// The claims of a token of `kind` whose signature holds under the key that `key_of` knows by its id.
+pub fn verify<C: DeserializeOwned>(
+    token: &str,
+    kind: Kind,
+    key_of: impl FnOnce(KeyId) -> Option<[u8; 32]>,
+) -> Result<C, Refused> {
+    if token.len() > SIGNED_BYTES_MAX {
+        return Err(Refused::TooLong);
+    }
+    let (signed, signature) = token.rsplit_once('.').ok_or(Refused::Malformed)?;
+    let (header, claims) = signed.split_once('.').ok_or(Refused::Malformed)?;
+    let header: Header = decoded(header)?;
+    if header.alg != ALGORITHM {
+        return Err(Refused::Malformed);
+    }
+    if header.typ != kind.typ() {
+        return Err(Refused::OtherKind);
+    }
+    let public = key_of(header.kid).ok_or(Refused::Key)?;
+    let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| Refused::Malformed)?;
+    UnparsedPublicKey::new(&ED25519, public).verify(signed.as_bytes(), &signature).map_err(|_| Refused::Signature)?;
+    decoded(claims)
+}
+
+fn decoded<T: DeserializeOwned>(part: &str) -> Result<T, Refused> {
+    let bytes = URL_SAFE_NO_PAD.decode(part).map_err(|_| Refused::Malformed)?;
+    serde_json::from_slice(&bytes).map_err(|_| Refused::Malformed)
+}
+
+/// The second of an instant, as claims have it.
+pub fn seconds(at: UnixMicros) -> i64 {
+    at.0.div_euclid(MICROS_PER_S)
+}
+
+/// The instant of a second.
+pub fn instant(seconds: i64) -> UnixMicros {
+    UnixMicros(seconds.saturating_mul(MICROS_PER_S))
+}
+
+/// The claims that every kind has.
+#[derive(Debug, Clone, Copy)]
+pub struct Standard<'a> {
+    /// Who gave it out.
+    pub iss: &'a str,
+    /// For whom.
+    pub aud: &'a str,
+    /// When it was given out.
+    pub iat: i64,
+    /// When it expires.
+    pub exp: i64,
+}
+
+impl Standard<'_> {
+    /// Refuses what is not given out by `issuer` as `kind`, or does not live at `now`; clocks are apart by at most `margin`.
+    pub fn check(&self, kind: Kind, issuer: &str, now: UnixMicros, margin: Duration) -> Result<(), Refused> {
+        if self.iss != issuer || self.aud != kind.audience() {
+            return Err(Refused::Audience);
+        }
+        let longest = i64::try_from(SIGNED_LIFE_MAX.as_secs()).unwrap_or(i64::MAX);
+        let life = self.exp.checked_sub(self.iat);
+        if instant(self.iat) > now.plus(margin) || life.is_none_or(|life| !(0..=longest).contains(&life)) {
+            return Err(Refused::Times);
+        }
+        if now >= instant(self.exp) {
+            return Err(Refused::Expired);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use ring::hmac;
+    use secrecy::ExposeSecret as _;
+    use serde_json::{Value, json};
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn pair(number: u8) -> SigningPair {
+        SigningPair::of(KeyId::from_uuid(Uuid::from_u128(number.into())), &Zeroizing::new([number; 32])).unwrap()
+    }
+
+    type Claims = BTreeMap<String, u64>;
+
+    fn verified(token: &str) -> Result<Claims, Refused> {
+        let known = pair(1);
+        verify(token, Kind::Run, |id| known.public().filter(|_| id == known.id()))
+    }
+
+    fn claims() -> Claims {
+        [("fence".to_owned(), 7)].into()
+    }
+
+    fn token_of(header: &Value, claims: &Value, sign: impl FnOnce(&[u8]) -> Vec<u8>) -> String {
+        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let signed = format!("{}.{}", part(header), part(claims));
+        let signature = URL_SAFE_NO_PAD.encode(sign(signed.as_bytes()));
+        format!("{signed}.{signature}")
+    }
+
+    fn header() -> Value {
+        json!({"alg": "EdDSA", "kid": pair(1).id(), "typ": "holm-run+jwt"})
+    }
+
+    fn with(member: &str, value: Value) -> Value {
+        let mut header = header();
+        header[member] = value;
+        header
+    }
+
+    #[test]
+    fn what_was_signed_is_verified_and_told_from_opaque_tokens_by_its_form() {
+        let token = pair(1).sign(Kind::Run, &claims()).unwrap();
+        assert_eq!(verified(token.expose_secret()), Ok(claims()));
+        assert!(is_signed(token.expose_secret()));
+        for other in ["holm_abc", "holm_a.b.c", "eyJ.a", "eyJ.a.b.c", ""] {
+            assert!(!is_signed(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn another_algorithm_is_refused_whatever_its_signature() {
+        let public = pair(1).public().unwrap();
+        let mac = |text: &[u8]| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &public), text).as_ref().to_vec();
+        for algorithm in ["none", "None", "HS256", "ES256", "RS256", "eddsa", "Ed25519", ""] {
+            let header = with("alg", algorithm.into());
+            let signed = |text: &[u8]| pair(1).pair.sign(text).as_ref().to_vec();
+            for token in [
+                token_of(&header, &json!(claims()), mac),
+                token_of(&header, &json!(claims()), |_| Vec::new()),
+                token_of(&header, &json!(claims()), signed),
+            ] {
+                assert_eq!(verified(&token), Err(Refused::Malformed), "{algorithm}");
+            }
+        }
+        let named_right = token_of(&header(), &json!(claims()), mac);
+        assert_eq!(verified(&named_right), Err(Refused::Signature));
+    }
+
+    #[test]
+    fn another_key_kind_or_header_is_refused() {
+        let signed = |text: &[u8]| pair(1).pair.sign(text).as_ref().to_vec();
+        let of = |header: &Value| verified(&token_of(header, &json!(claims()), signed));
+        assert_eq!(of(&header()), Ok(claims()));
+        assert_eq!(of(&with("kid", json!(pair(2).id()))), Err(Refused::Key));
+        assert_eq!(of(&with("kid", "../../etc/passwd".into())), Err(Refused::Malformed));
+        for typ in ["JWT", "holm-host+jwt", "at+jwt", ""] {
+            assert_eq!(of(&with("typ", typ.into())), Err(Refused::OtherKind), "{typ}");
+        }
+        for (member, value) in
+            [("crit", json!(["b64"])), ("jwk", json!({})), ("jku", json!("http://x")), ("b64", json!(false))]
+        {
+            assert_eq!(of(&with(member, value)), Err(Refused::Malformed), "{member}");
+        }
+        let theirs = pair(2).sign(Kind::Run, &claims()).unwrap();
+        assert_eq!(verified(theirs.expose_secret()), Err(Refused::Key));
+        let forged = token_of(&header(), &json!(claims()), |text| pair(2).pair.sign(text).as_ref().to_vec());
+        assert_eq!(verified(&forged), Err(Refused::Signature), "another key under the id of a known one");
+    }
+
+    #[test]
+    fn no_byte_of_a_token_can_be_changed() {
+        let token = pair(1).sign(Kind::Run, &claims()).unwrap();
+        let token = token.expose_secret();
+        for at in 0..token.len() {
+            let mut changed = token.as_bytes().to_vec();
+            changed[at] = if changed[at] == b'A' { b'B' } else { b'A' };
+            let changed = String::from_utf8(changed).unwrap();
+            assert!(changed == token || verified(&changed).is_err(), "byte {at}");
+            assert!(verified(&token[..at]).is_err(), "cut at {at}");
+        }
+        for odd in [format!("{token}="), format!("{token}."), format!(".{token}"), token.replace('.', "..")] {
+            assert!(verified(&odd).is_err(), "{odd}");
+        }
+        let padded = format!("{token}{}", "A".repeat(SIGNED_BYTES_MAX));
+        assert_eq!(verified(&padded), Err(Refused::TooLong));
+    }
+
+    #[test]
+    fn a_token_lives_from_when_it_was_given_out_until_it_expires() {
+        let margin = Duration::from_secs(5);
+        let checked = |iat, exp, now: i64| {
+            let standard = Standard { iss: "holm:a", aud: "holm:run", iat, exp };
+            standard.check(Kind::Run, "holm:a", UnixMicros(now), margin)
+        };
+        assert_eq!(checked(100, 160, 100_000_000), Ok(()));
+        assert_eq!(checked(100, 160, 159_999_999), Ok(()));
+        assert_eq!(checked(100, 160, 160_000_000), Err(Refused::Expired));
+        assert_eq!(checked(105, 160, 100_000_000), Ok(()), "clocks are apart");
+        assert_eq!(checked(106, 160, 100_000_000), Err(Refused::Times), "from the future");
+        assert_eq!(checked(100, 7_301, 100_000_000), Err(Refused::Times), "longer than any is given out for");
+        assert_eq!(checked(100, 99, 0), Err(Refused::Times));
+        assert_eq!(checked(i64::MIN, i64::MAX, 0), Err(Refused::Times));
+        for (iss, aud) in [("holm:b", "holm:run"), ("holm:a", "holm:host"), ("", "")] {
+            let standard = Standard { iss, aud, iat: 100, exp: 160 };
+            let refused = standard.check(Kind::Run, "holm:a", UnixMicros(100_000_000), margin);
+            assert_eq!(refused, Err(Refused::Audience));
+        }
+    }
+}
