@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use holm_domain::{RunId, TokenId};
+use holm_domain::{KeyId, RunId, TokenId};
 
 use crate::commands;
 
@@ -106,6 +106,9 @@ pub enum Command {
     /// Make, list and revoke API tokens
     #[command(subcommand)]
     Token(Token),
+    /// List, rotate and withdraw the keys by which servers sign tokens
+    #[command(subcommand)]
+    Keys(Keys),
     /// Look at what an org may have and do at most, and set it
     #[command(subcommand)]
     Org(Org),
@@ -216,6 +219,21 @@ pub enum Token {
         /// The tokens
         #[arg(required = true, value_name = "TOKEN")]
         tokens: Vec<TokenId>,
+    },
+}
+
+/// What to do with signing keys.
+#[derive(Debug, Subcommand)]
+pub enum Keys {
+    /// List keys, and until when what they signed is good
+    Ls,
+    /// Have a new key sign; what was signed before is good until it expires
+    Rotate(commands::keys::rotate::RotateArgs),
+    /// Have what keys signed be refused, everywhere within a second
+    Withdraw {
+        /// The keys
+        #[arg(required = true, value_name = "KEY")]
+        keys: Vec<KeyId>,
     },
 }
 

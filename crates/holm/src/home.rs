@@ -33,6 +33,10 @@ impl Home {
     pub fn agent_token(&self) -> PathBuf {
         self.0.join("agent-token")
     }
+    /// The root key of the server, where none was named.
+    pub fn root_key(&self) -> PathBuf {
+        self.0.join("root-key")
+    }
     /// What a server in the background says.
     pub fn log(&self) -> PathBuf {
         self.0.join("up.log")

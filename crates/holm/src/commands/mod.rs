@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod down;
 pub mod events;
 pub mod hosts;
+pub mod keys;
 pub mod login;
 pub mod logs;
 pub mod man;
@@ -63,6 +64,9 @@ pub async fn execute(session: &Session, command: &cli::Command) -> anyhow::Resul
             hosts::cordon::execute(session, host, false).await
         }
         Command::Hosts { command: Some(cli::Hosts::Drain(args)) } => hosts::drain::execute(session, args).await,
+        Command::Keys(cli::Keys::Ls) => keys::ls::execute(session).await,
+        Command::Keys(cli::Keys::Rotate(args)) => keys::rotate::execute(session, args).await,
+        Command::Keys(cli::Keys::Withdraw { keys }) => keys::withdraw::execute(session, keys).await,
         Command::Org(cli::Org::Limits(cli::OrgLimits::Show { org })) => org::show(session, org.as_deref()).await,
         Command::Org(cli::Org::Limits(cli::OrgLimits::Set { org, limits })) => org::set(session, org, limits).await,
         Command::Token(cli::Token::Create(args)) => token::create::execute(session, args).await,

@@ -150,6 +150,13 @@ fn server_table(config: &Config, findings: &mut Vec<Finding>) {
             findings.push(error(at("database"), "this is no database", "give sqlite:PATH or postgres://…"));
         }
     }
+    if let Some(path) = &table.root_key_file {
+        let path = config.path.parent().unwrap_or(Path::new("/")).join(path);
+        if file::is_readable_by_others(&path) {
+            let problem = "it is a key, and others than its owner may read it";
+            findings.push(error(path.display(), problem, format!("chmod 600 {}", path.display())));
+        }
+    }
     let mut lease = LeaseConfig::default();
     for (key, text, target) in
         [("lease_ttl", &table.lease_ttl, &mut lease.ttl), ("lease_margin", &table.lease_margin, &mut lease.margin)]

@@ -58,6 +58,8 @@ pub struct ServerTable {
     pub blobs: Option<String>,
     /// The file with the credentials for the bucket, relative to the configuration file.
     pub blobs_credentials: Option<PathBuf>,
+    /// The file with the root key, relative to the configuration file.
+    pub root_key_file: Option<PathBuf>,
     /// How long a lease lasts: `30s`.
     pub lease_ttl: Option<String>,
     /// What is waited beyond the expiry of a lease: `5s`.

@@ -26,7 +26,7 @@ pub const LOCAL: &str = "local";
 /// The folder of the configuration file, among those of other programs.
 const FOLDER: &str = "holm";
 /// The variables of the environment that Holm reads.
-pub const VARIABLES: [&str; 11] = [
+pub const VARIABLES: [&str; 12] = [
     "HOLM_SERVER",
     "HOLM_CONTEXT",
     "HOLM_TOKEN",
@@ -36,6 +36,7 @@ pub const VARIABLES: [&str; 11] = [
     "HOLM_HOME",
     "HOLM_DATABASE",
     "HOLM_BLOBS",
+    "HOLM_ROOT_KEY_FILE",
     "HOLM_LOG",
     "HOLM_LOG_FORMAT",
 ];
@@ -210,8 +211,9 @@ impl Config {
         let of_contexts = self.file.contexts.values().filter_map(|entry| entry.token_file.as_ref());
         let tokens = of_contexts.map(|path| folder.join(path)).chain(self.token_file.iter().map(|it| it.value.clone()));
         let blobs = BlobsTold::of_file(self).guarded();
+        let root_key = self.file.server.root_key_file.as_ref().map(|path| folder.join(path));
         let own = [self.home.value.clone(), self.path.clone()].into_iter().chain(own_folder);
-        own.chain(tokens).chain(blobs).collect()
+        own.chain(tokens).chain(blobs).chain(root_key).collect()
     }
 
     /// Which server is meant, with its token.

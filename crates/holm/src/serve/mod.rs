@@ -5,6 +5,7 @@ pub mod blobs;
 mod idle;
 mod label;
 pub mod logging;
+mod root_key;
 pub mod server;
 mod signals;
 pub mod socket;

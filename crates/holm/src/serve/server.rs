@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     blobs::BlobsTold,
-    block_on, close, logging, open_store,
+    block_on, close, logging, open_store, root_key,
     signals::Signals,
     socket::{Listen, OwnSocket},
     write_whole,
@@ -50,6 +50,9 @@ pub struct ServeArgs {
     /// The file with the credentials for the bucket, as ~/.aws/credentials has them [default: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY]
     #[arg(long, value_name = "FILE")]
     pub blobs_credentials: Option<PathBuf>,
+    /// The file with the root key, which opens the keys in the database; servers on one database share it [default: root-key under the home, made at the first start]
+    #[arg(long, env = "HOLM_ROOT_KEY_FILE", value_name = "FILE")]
+    pub root_key_file: Option<PathBuf>,
     /// How long a lease lasts [default: 30s]
     #[arg(long, value_name = "DURATION")]
     pub lease_ttl: Option<String>,
@@ -82,7 +85,8 @@ Examples:
   holm server --listen 0.0.0.0:4656 --database postgres://holm@db/holm --blobs s3://holm-blobs
 
 The server speaks plain HTTP; put a proxy with TLS in front of it where others share the network.
-The first start on an empty database writes a token with the role admin to HOLM_HOME/token.")]
+The first start on an empty database writes a token with the role admin to HOLM_HOME/token, and the
+root key to HOLM_HOME/root-key: keep a copy of it, and give it to further servers on the database.")]
 pub struct ServerArgs {
     /// What the server is told.
     #[command(flatten)]
@@ -192,6 +196,10 @@ async fn serve(session: Session, args: ServeArgs) -> anyhow::Result<u8> {
     home.create().with_context(|| home.not_made())?;
     let store = open_store(&home, args.database(table), &blobs).await?;
     let config = config.on(&store);
+    // Before anything else is made in a database: it may be that of servers with another root key.
+    let root_key = root_key::path(&session.config, &home, args.root_key_file.as_ref())?;
+    let root_key = Some(root_key::open(&root_key, &store, &config.clock).await?);
+    let config = Config { root_key, ..config };
     first_token(&home, &store, &config.clock).await?;
     let Bound { listeners, urls, sockets } = bind(&listens).await?;
     let server = Server::new(config, store.clone())?;
