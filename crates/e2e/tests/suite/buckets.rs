@@ -33,7 +33,9 @@ fn objects(bucket: &S3Server, run: &str) -> Vec<PathBuf> {
 fn another_server(world: &World) -> (Running, String) {
     let (home, socket) = (world.dir().join("another"), world.dir().join("another.sock"));
     let listen = format!("unix:{}", socket.display());
-    let server = Running::start(world.command().env("HOLM_HOME", home).args(["server", "--listen", &listen]));
+    let mut command = world.command();
+    command.env("HOLM_HOME", home).env("HOLM_ROOT_KEY_FILE", world.home().join("root-key"));
+    let server = Running::start(command.args(["server", "--listen", &listen]));
     eventually("the other server answers", || world.holm(["--server", &listen, "ps"]).code.eq(&0).then_some(()));
     (server, listen)
 }

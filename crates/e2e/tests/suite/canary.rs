@@ -1,0 +1,208 @@
+//! Where secrets must never be found: keys and tokens are looked for, in every form, in everything that Holm writes or says.
+//!
+//! The private halves of the signing keys are opened here with the root key, as whoever has a backup of both would.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD},
+};
+use holm_e2e::{World, eventually, ran};
+use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use serde_json::Value;
+
+use super::identity::{Speaker, submit};
+
+/// All rows of all tables, as text, and bytes as hexadecimal digits.
+const DUMP_SQLITE: &str = "\
+import sqlite3, sys
+db = sqlite3.connect(f'file:{sys.argv[1]}?mode=ro', uri=True)
+for (table,) in db.execute(\"select name from sqlite_schema where type = 'table'\").fetchall():
+    for row in db.execute(f'select * from {table}'):
+        print(table, *[v.hex() if isinstance(v, bytes) else v for v in row], sep='|')
+";
+
+/// Something that must not be found.
+struct Secret {
+    what: &'static str,
+    forms: Vec<Vec<u8>>,
+}
+
+impl Secret {
+    fn of_bytes(what: &'static str, bytes: &[u8]) -> Self {
+        let forms = [
+            hex(bytes),
+            hex(bytes).to_uppercase(),
+            STANDARD.encode(bytes),
+            STANDARD_NO_PAD.encode(bytes),
+            URL_SAFE_NO_PAD.encode(bytes),
+            format!("{bytes:?}"),
+        ];
+        let forms = forms.into_iter().map(String::into_bytes).chain([bytes.to_vec()]).collect();
+        Self { what, forms }
+    }
+
+    /// A token is recognised by its last part, which is its signature.
+    fn of_token(what: &'static str, token: &str) -> Self {
+        let last = token.rsplit('.').next().unwrap_or(token);
+        Self { what, forms: vec![last.as_bytes().to_vec(), hex(last.as_bytes()).into_bytes()] }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a string takes it");
+        text
+    })
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    let digits = text.trim().trim_start_matches("\\x").as_bytes();
+    digits.chunks(2).map(|pair| u8::from_str_radix(&String::from_utf8_lossy(pair), 16).expect("digits")).collect()
+}
+
+/// The database that the configuration of the world names, if it is one of PostgreSQL.
+fn postgres(world: &World) -> Option<String> {
+    let config = fs::read_to_string(world.dir().join("config/holm/config.toml")).expect("a configuration");
+    config.lines().find_map(|line| Some(line.strip_prefix("database = \"")?.trim_end_matches('"').to_owned()))
+}
+
+fn dump(world: &World) -> Vec<u8> {
+    let mut command = match postgres(world) {
+        Some(url) => {
+            let mut command = Command::new("pg_dump");
+            command.args(["--data-only", "--inserts", "--no-password", &url]);
+            command
+        }
+        None => {
+            let mut command = Command::new("python3");
+            command.args(["-c", DUMP_SQLITE]).arg(world.home().join("server/holm.db"));
+            command
+        }
+    };
+    let dumped = command.output().expect("a dump");
+    assert!(dumped.status.success(), "{}", String::from_utf8_lossy(&dumped.stderr));
+    assert!(dumped.stdout.windows(4).any(|part| part == b"key_"), "the dump has no keys");
+    dumped.stdout
+}
+
+/// One value of the database.
+fn asked(world: &World, query: &str) -> String {
+    let mut command = match postgres(world) {
+        Some(url) => {
+            let mut command = Command::new("psql");
+            command.args(["--no-psqlrc", "--tuples-only", "--no-align", "--command", query, &url]);
+            command
+        }
+        None => {
+            let script = "import sqlite3, sys\nprint(*[v.hex() if isinstance(v, bytes) else v for v in \
+                          sqlite3.connect(sys.argv[1]).execute(sys.argv[2]).fetchone()])";
+            let mut command = Command::new("python3");
+            command.args(["-c", script]).arg(world.home().join("server/holm.db")).arg(query);
+            command
+        }
+    };
+    ran::run(&mut command).succeeds().text().trim().to_owned()
+}
+
+fn opened(key: &[u8], place: &str, sealed: &[u8]) -> Vec<u8> {
+    let key = LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, key).expect("a key"));
+    let nonce = Nonce::try_assume_unique_for_key(&sealed[1..13]).expect("a nonce");
+    let mut text = sealed[13..].to_vec();
+    key.open_in_place(nonce, Aad::from(place), &mut text).expect("it opens").to_vec()
+}
+
+/// The data key and the private half of the key that signs.
+fn keys(world: &World, root: &[u8]) -> [Vec<u8>; 2] {
+    let one =
+        |column: &str, table: &str, is: &str| asked(world, &format!("select {column} from {table} where {is} = 1"));
+    let envelope = format!("holm.envelope.{}", one("id", "envelope_keys", "seals"));
+    let data = opened(root, &envelope, &unhex(&one("sealed", "envelope_keys", "seals")));
+    let signing = format!("holm.signing-key.{}", one("id", "signing_keys", "signs"));
+    let private = opened(&data, &signing, &unhex(&one("sealed", "signing_keys", "signs")));
+    [data, private]
+}
+
+fn files_below(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).expect("a folder").map(|entry| entry.expect("an entry")) {
+        let kind = entry.file_type().expect("a kind");
+        if kind.is_dir() {
+            files_below(&entry.path(), found);
+        } else if kind.is_file() {
+            found.push(entry.path());
+        }
+    }
+}
+
+fn look(at: &str, bytes: &[u8], secrets: &[Secret]) {
+    // A character for each byte: the search of the standard library is the fast one here.
+    let text = |bytes: &[u8]| bytes.iter().copied().map(char::from).collect::<String>();
+    let all = text(bytes);
+    for secret in secrets {
+        for form in &secret.forms {
+            assert!(!all.contains(&text(form)), "{} is in {at}, in the form of {} bytes", secret.what, form.len());
+        }
+    }
+}
+
+#[test]
+fn no_key_and_no_run_token_is_found_in_any_sink() {
+    let mut world = World::new();
+    world.launch_up(&[("HOLM_LOG", PathBuf::from("debug"))]);
+    eventually("it answers", || world.http().try_send("GET", "/readyz", &[], b"").ok().filter(|it| it.status == 200));
+    let root = fs::read(world.home().join("root-key")).expect("a root key");
+    let http = world.http();
+    let mut secrets = vec![Secret::of_bytes("the root key", &root)];
+    let name = |what| move |bytes: Vec<u8>| Secret::of_bytes(what, &bytes);
+    secrets.extend(keys(&world, &root).map(name("a key of the first start")));
+    world.run(["true"]).succeeds();
+
+    let host = http.get("/v1/hosts").is(200).json()["hosts"][0]["id"].as_str().expect("a host").to_owned();
+    world.holm(["hosts", "cordon", &host]).succeeds();
+    let agent = fs::read_to_string(world.home().join("agent-token")).expect("a token");
+    let speaker = Speaker::register(&http, agent.trim());
+    let mut answers = Vec::new();
+    for step in [&["keys", "ls"][..], &["keys", "rotate"], &["keys", "rotate", "--envelope"], &["keys", "rotate"]] {
+        answers.extend(world.holm(step).succeeds().text().as_bytes());
+        submit(&http);
+        let granted = speaker.claim();
+        let renewed = speaker.renew(&granted);
+        answers.extend(http.with_token(Some(&renewed)).get("/v1/run-token").is(200).body);
+        http.with_token(Some(&format!("{renewed}x"))).get("/v1/run-token").is_problem(401, "unauthenticated");
+        speaker.finish(&granted);
+        secrets.extend([&granted.token, &renewed].map(|token| Secret::of_token("a run token", token)));
+        secrets.extend(keys(&world, &root).map(name("a key of later")));
+    }
+    let signs = asked(&world, "select id from signing_keys where signs = 1");
+    answers.extend(world.holm(["keys", "withdraw", &signs]).succeeds().text().as_bytes());
+    secrets.extend(keys(&world, &root).map(name("a key after a withdrawal")));
+    world.holm(["hosts", "uncordon", &host]).succeeds();
+    world.run(["true"]).succeeds();
+
+    for path in ["/.well-known/jwks.json", "/v1/keys", "/v1/runs", "/v1/hosts", "/v1/tokens", "/v1/whoami", "/metrics"]
+    {
+        let got = http.get(path).is(200);
+        answers.extend(got.body);
+        answers.extend(got.headers.iter().flat_map(|(name, value)| [name.as_bytes(), value.as_bytes()].concat()));
+    }
+    let said = [world.up_says(), world.up_complains()].concat();
+    assert!(said.contains("DEBUG") && said.contains("a new key signs"), "the log is not one of all there is to say");
+    look("what the server and the agent say", said.as_bytes(), &secrets);
+    look("the answers of the API", &answers, &secrets);
+    look("a dump of the database", &dump(&world), &secrets);
+    let mut files = Vec::new();
+    files_below(&world.home(), &mut files);
+    let kept = ["root-key", "token", "agent-token"].map(|name| world.home().join(name));
+    assert!(files.len() > 5 && kept.iter().all(|path| files.contains(path)), "{files:?}");
+    for path in files.iter().filter(|path| !kept.contains(path)) {
+        look(&path.display().to_string(), &fs::read(path).unwrap_or_default(), &secrets);
+    }
+    let runs: Value = http.get("/v1/runs").is(200).json();
+    assert!(runs["runs"].as_array().is_some_and(|runs| runs.len() >= 6), "{runs}");
+}
