@@ -127,6 +127,7 @@ impl Default for Config {
             clock: Clock::default(),
             storage: None,
             log_retention: None,
+            root_key: None,
             private: false,
         }
     }

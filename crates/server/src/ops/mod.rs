@@ -13,8 +13,8 @@ pub mod keys;
 pub mod leases;
 pub mod logs;
 pub mod metrics;
-pub mod run_tokens;
 pub mod orgs;
+pub mod run_tokens;
 pub mod runs;
 pub mod tokens;
 
