@@ -116,13 +116,16 @@ pub async fn charge(app: &App, parts: &Parts, token: &Token) -> Result<(), Failu
     }
 }
 
+/// What is remembered by a key, each changed by one at a time.
+type Shared<K, T> = Mutex<HashMap<K, Arc<Turns<T>>>>;
+
 /// What one server remembers of the limits of orgs.
 #[derive(Debug, Default)]
 pub struct Limiter {
     known: Mutex<HashMap<OrgId, (OrgLimits, Instant)>>,
-    pools: Mutex<HashMap<(OrgId, OrgLimit), Arc<Turns<Pool>>>>,
+    pools: Shared<(OrgId, OrgLimit), Pool>,
     counts: Mutex<HashMap<(OrgId, OrgLimit), Counted>>,
-    granting: Mutex<HashMap<OrgId, Arc<Turns<()>>>>,
+    granting: Shared<OrgId, ()>,
     held_back: Mutex<HashSet<OrgId>>,
 }
 
@@ -164,7 +167,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// What is remembered under a key. Where much is, what nobody uses is forgotten first: it is looked up again, and what was
 /// taken and not spent is lost.
-fn shared<K: Eq + Hash, T: Default>(map: &Mutex<HashMap<K, Arc<Turns<T>>>>, key: K) -> Arc<Turns<T>> {
+fn shared<K: Eq + Hash, T: Default>(map: &Shared<K, T>, key: K) -> Arc<Turns<T>> {
     let mut map = locked(map);
     if map.len() >= REMEMBERED_MAX {
         map.retain(|_, value| Arc::strong_count(value) > 1);
