@@ -20,8 +20,8 @@ use holm_api::client::{Client, Endpoint, follow::BatchFollower};
 use holm_domain::RunId;
 use tokio::task::JoinSet;
 
-/// A pause that is not longer is not noted.
-const GAP_MIN: Duration = Duration::from_millis(500);
+/// A pause that is not longer is not noted: what is printed has pauses of its own.
+const GAP_MIN: Duration = Duration::from_secs(1);
 /// How many pauses of a follower are noted, the longest ones.
 const GAPS_MAX: usize = 16;
 

@@ -79,7 +79,7 @@ struct Report {
     seconds: f64,
     lines_per_second: f64,
     runs_running_at_kill: usize,
-    /// How many followers had no line for half a second or more around the kill, and the longest time without one.
+    /// How many followers had no line for a second or more around the kill, and the longest time without one.
     gaps_at_kill: usize,
     longest_gap_at_kill_ms: u64,
     longest_gap_ms: u64,
@@ -237,10 +237,10 @@ fn problems_of(got: &[Follower], runs: &[(String, PathBuf)], followers: u32) -> 
 
 /// What is not as it should be about how runs have ended.
 fn bad_ends(runs: &[Value]) -> Vec<String> {
-    let is_bad = |run: &&Value| run["outcome"]["kind"] != "succeeded" || run["attempts"] != 1;
+    let is_bad = |run: &&Value| run["outcome"]["kind"] != "succeeded" || run["attempt"] != 1;
     let tell = |run: &Value| {
-        let (state, outcome, attempts) = (&run["state"], &run["outcome"]["kind"], &run["attempts"]);
-        format!("{}: state {state}, outcome {outcome}, attempts {attempts}", run["id"])
+        let (state, outcome, attempt) = (&run["state"], &run["outcome"]["kind"], &run["attempt"]);
+        format!("{}: state {state}, outcome {outcome}, attempt {attempt}", run["id"])
     };
     runs.iter().filter(is_bad).map(tell).collect()
 }
@@ -250,7 +250,7 @@ fn judge(report: &Report) -> Result<()> {
     say::result(&format!("{lines_delivered} lines in {seconds:.1} s: {lines_per_second:.0} a second"));
     say::result(&format!(
         "a server was killed while {runs_running_at_kill} of {runs} runs ran: {} of {followers} followers had no line for \
-         0.5 s or more, {} ms at most; the longest pause of all was {} ms",
+         a second or more, {} ms at most; the longest pause of all was {} ms",
         report.gaps_at_kill, report.longest_gap_at_kill_ms, report.longest_gap_ms
     ));
     for problem in report.problems.iter().take(SHOWN_MAX) {
@@ -307,7 +307,7 @@ mod tests {
         assert_eq!(problems_of(&[one(None), one(None)], &runs, 2), Vec::<String>::new());
         assert_eq!(problems_of(&[one(None)], &runs, 2), ["1 of 2 followers of run_1 have ended"]);
         assert_eq!(problems_of(&[one(Some("gone")), one(None)], &runs, 2), ["a follower of run_1: gone"]);
-        let ended = |kind: &str, attempts: u32| serde_json::json!({"outcome": {"kind": kind}, "attempts": attempts});
+        let ended = |kind: &str, attempt: u32| serde_json::json!({"outcome": {"kind": kind}, "attempt": attempt});
         assert_eq!(bad_ends(&[ended("succeeded", 1)]), Vec::<String>::new());
         assert_eq!(bad_ends(&[ended("succeeded", 2), ended("failed", 1)]).len(), 2);
     }
