@@ -13,7 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use holm_api::client::{Client, Endpoint, follow::BatchFollower};
@@ -33,12 +33,13 @@ struct Report {
     bytes: usize,
     /// What was wrong, if anything.
     problem: Option<String>,
-    /// When pauses began, in milliseconds since 1970, and how many milliseconds they lasted; the longest first.
+    /// When pauses began, in milliseconds since this process did, and how many milliseconds they lasted; the longest first.
     gaps: Vec<(u64, u64)>,
 }
 
 /// How much all followers together have got, and are to get.
 struct Progress {
+    begun: Instant,
     got: AtomicU64,
     half: u64,
 }
@@ -54,6 +55,7 @@ impl Progress {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
+    let begun = Instant::now();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [url, token_file, count] = arguments.as_slice() else {
         return Err("usage: followers URL TOKEN_FILE FOLLOWERS_A_RUN".into());
@@ -66,7 +68,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         runs.push((run.parse::<RunId>()?, Arc::<[u8]>::from(std::fs::read(path)?)));
     }
     let total: u64 = runs.iter().map(|(_, printed)| printed.len() as u64 * count).sum();
-    let progress = Arc::new(Progress { got: AtomicU64::new(0), half: total.div_ceil(2) });
+    let progress = Arc::new(Progress { begun, got: AtomicU64::new(0), half: total.div_ceil(2) });
     let mut followers = JoinSet::new();
     for (run, printed) in &runs {
         for _ in 0..count {
@@ -103,7 +105,7 @@ async fn compare(
         // Before the first line nothing was to be waited for.
         let gap = seen.replace(Instant::now()).map_or(Duration::ZERO, |before| before.elapsed());
         if gap >= GAP_MIN {
-            let began = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|error| error.to_string())? - gap;
+            let began = progress.begun.elapsed().saturating_sub(gap);
             report.gaps.push((began.as_millis() as u64, gap.as_millis() as u64));
         }
         let before = report.bytes;

@@ -16,7 +16,7 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -118,10 +118,10 @@ fn measure(fleet: &mut Fleet, program: &Path, arguments: &Arguments) -> Result<R
     fleet.start_agents(agents, arguments.runs.div_ceil(agents))?;
     reading.until_half()?;
     let running = fleet.installation.runs(arguments.runs)?.iter().filter(|run| run["state"] == "running").count();
-    let killed_ms = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?;
+    let killed_ms = u64::try_from(reading.begun.elapsed().as_millis())?;
     fleet.kill_server()?;
     say::note(&format!("half of all was delivered after {:.1} s: a server is killed", begun.elapsed().as_secs_f64()));
-    let got = reading.to_end()?;
+    let got = reading.finish()?;
     let seconds = begun.elapsed().as_secs_f64();
     let mut problems = problems_of(&got, &runs, followers);
     problems.extend(bad_ends(&fleet.installation.runs(arguments.runs)?));
@@ -176,6 +176,8 @@ fn printed(number: u32, lines: u32) -> String {
 /// The process that has all followers. It is killed when this is dropped before its end.
 struct Reading {
     child: Child,
+    /// When it was started, by which it tells the times of pauses.
+    begun: Instant,
     said: std::io::Lines<BufReader<std::process::ChildStdout>>,
 }
 
@@ -183,11 +185,12 @@ impl Reading {
     fn start(program: &Path, fleet: &Fleet, runs: &[(String, PathBuf)], followers: u32) -> Result<Self> {
         let mut command = Command::new(program);
         command.arg(fleet.url()).arg(fleet.token()).arg(followers.to_string());
+        let begun = Instant::now();
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let said = BufReader::new(child.stdout.take().context("it has a standard output")?).lines();
         let mut input = child.stdin.take().context("it has a standard input")?;
         // From here on it is ended with this.
-        let reading = Self { child, said };
+        let reading = Self { child, begun, said };
         for (run, path) in runs {
             writeln!(input, "{run} {}", path.display())?;
         }
@@ -203,7 +206,7 @@ impl Reading {
     }
 
     /// Waits until all followers have ended.
-    fn to_end(&mut self) -> Result<Vec<Follower>> {
+    fn finish(&mut self) -> Result<Vec<Follower>> {
         let mut got = Vec::new();
         for line in self.said.by_ref() {
             got.push(serde_json::from_str(&line?).context("what a follower says is no JSON")?);
