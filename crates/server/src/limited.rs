@@ -53,7 +53,7 @@ const COUNTING_PART: u32 = 20;
 /// How long a turn of granting lasts at most.
 pub const TURN_MAX: Duration = Duration::from_secs(5);
 /// How often a turn is asked for that another server has, and how long is waited in between.
-const TURN_ASKED_MAX: u32 = 50;
+const TURN_ASKED_MAX: u32 = 20;
 const TURN_ASKED_EVERY: Duration = Duration::from_millis(10);
 /// The state of the turns, beside those of the rates.
 const TURN: &str = "runs_running_turn";
@@ -74,7 +74,7 @@ pub enum Kept {
 /// What keeps each request that changes something.
 pub const WRITES: &[(Method, &str, Kept)] = {
     use OrgLimit::{AgentWrites, ApiWrites, LogBytes, Submits};
-    const LEASE: Kept = Kept::Otherwise("a lease hangs on it, and a run has few of them");
+    const LEASE: Kept = Kept::Otherwise("leases hang on it, and a run or an agent has few of them");
     &[
         (Method::POST, "/v1/runs", Kept::By(Submits)),
         (Method::DELETE, "/v1/runs/{id}", Kept::By(ApiWrites)),
@@ -82,9 +82,11 @@ pub const WRITES: &[(Method, &str, Kept)] = {
         (Method::POST, "/v1/hosts/{id}/cordon", Kept::By(ApiWrites)),
         (Method::POST, "/v1/hosts/{id}/uncordon", Kept::By(ApiWrites)),
         (Method::POST, "/v1/orgs/{org}/limits", Kept::By(ApiWrites)),
+        (Method::POST, "/v1/keys/rotate", Kept::By(ApiWrites)),
+        (Method::POST, "/v1/keys/{id}/withdraw", Kept::By(ApiWrites)),
         (Method::POST, "/v1/tokens", Kept::By(ApiWrites)),
         (Method::DELETE, "/v1/tokens/{id}", Kept::By(ApiWrites)),
-        (Method::POST, "/agent/v1/register", Kept::By(AgentWrites)),
+        (Method::POST, "/agent/v1/register", LEASE),
         (Method::POST, "/agent/v1/runs/{id}/events", Kept::By(AgentWrites)),
         (Method::PUT, "/agent/v1/runs/{id}/changes", Kept::By(AgentWrites)),
         (Method::POST, "/agent/v1/runs/{id}/logs", Kept::Within(LogBytes)),
@@ -263,26 +265,18 @@ impl Limiter {
         if most > NEAR_RUNS && self.count(app, org, limit, most).await? < most - NEAR_RUNS {
             return Ok(free);
         }
+        // Before it is counted: a run that ends meanwhile has others look again.
+        locked(&self.held_back).insert(org);
         // Where none may be granted, nobody has to wait for his turn to hear it.
         if app.store.org_leases_count(org, most).await? >= most {
-            return Ok(self.hold_back(app, org, Turn::default()));
+            return Ok(held_back(app));
         }
         let here = shared(&self.granting, org).lock_owned().await;
-        let Some(until) = begin(app, org).await? else { return Ok(self.hold_back(app, org, Turn::default())) };
+        let Some(until) = begin(app, org).await? else { return Ok(held_back(app)) };
         let turn = Turn { claims: wanted, until, _here: Some(here) };
         let held = app.store.org_leases_count(org, most).await?;
         let claims = u32::try_from(most - held.min(most)).unwrap_or(u32::MAX).min(wanted);
-        let turn = Turn { claims, ..turn };
-        Ok(if claims < wanted { self.hold_back(app, org, turn) } else { turn })
-    }
-
-    /// Notes that runs may have to wait for others of their org to end.
-    fn hold_back(&self, app: &App, org: OrgId, turn: Turn) -> Turn {
-        if turn.claims == 0 {
-            app.metrics.limited(OrgLimit::RunsRunning);
-        }
-        locked(&self.held_back).insert(org);
-        turn
+        Ok(Turn { claims, ..turn })
     }
 
     /// A run of the org has ended: whether others may have waited for that.
@@ -295,12 +289,19 @@ impl Turn {
     /// Ends the turn: what was granted in it is stored.
     pub async fn end(self, app: &App) {
         let Some((org, until)) = self.until else { return };
-        match app.store.org_rate_move(org, TURN, Some(until), app.now()).await {
+        // Whatever the clocks of others show, it is over.
+        match app.store.org_rate_move(org, TURN, Some(until), UnixMicros(0)).await {
             // It was over before, and another server has begun its own.
             Ok(()) | Err(Error::Conflict { .. }) => {}
             Err(error) => tracing::warn!(%org, cause = %error, "a turn of granting ends by itself"),
         }
     }
+}
+
+/// No run is granted now: those that wait have to wait for others of their org to end.
+fn held_back(app: &App) -> Turn {
+    app.metrics.limited(OrgLimit::RunsRunning);
+    Turn::default()
 }
 
 /// Waits for the turn of this server; nothing if others keep it for too long.

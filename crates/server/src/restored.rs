@@ -14,8 +14,10 @@ const PAGE: u32 = 256;
 /// How often a run is decided on that another server changes meanwhile.
 const ATTEMPTS: u32 = 8;
 
-/// Takes every run that has not ended as one of a restored copy; returns how many there are.
+/// Takes every run that has not ended as one of a restored copy; returns how many there are. What was signed before is good no
+/// more.
 pub async fn restored(app: &App) -> Result<usize, Failure> {
+    ops::keys::keys_withdraw_all(app).await?;
     let runs = live(app).await?;
     for (org, id) in &runs {
         take(app, *org, *id).await?;
@@ -69,6 +71,19 @@ mod tests {
         tasks::reap::reap,
         testing::{World, batch},
     };
+
+    #[tokio::test]
+    async fn what_was_signed_before_is_good_no_more() {
+        let world = World::new().await;
+        world.admin().post("/v1/keys/rotate", &serde_json::json!({})).await;
+        let before = world.app().store.signing_keys().await.unwrap();
+        assert!(before.len() == 2, "{before:?}");
+        restored(world.app()).await.unwrap();
+        let now = world.app().now();
+        let after = world.app().store.signing_keys().await.unwrap();
+        let verifying: Vec<_> = after.iter().filter(|key| key.times.verifies(now)).map(|key| key.times.id).collect();
+        assert!(verifying.len() == 1 && before.iter().all(|key| !verifying.contains(&key.times.id)), "{after:?}");
+    }
 
     #[tokio::test]
     async fn no_lease_of_before_counts_and_nothing_is_granted_until_all_have_run_out() {

@@ -15,6 +15,9 @@ use crate::{
 /// The largest number of signing keys, with those that are retired or withdrawn and not forgotten yet.
 pub const SIGNING_KEYS_MAX: u32 = 1_000;
 
+/// The same where a key that signs is withdrawn: that is never refused for the number of those that were made before.
+pub(crate) const WITHDRAWN_KEYS_MAX: u32 = 2 * SIGNING_KEYS_MAX;
+
 /// A data key, sealed by the root key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EnvelopeKey {
@@ -189,16 +192,16 @@ fn changed_one(changed: u64, what: &'static str) -> Result<()> {
 }
 
 async fn signing_keys(db: &Db) -> Result<Vec<SigningKey>> {
-    db.rows(SIGNING_KEYS, args![SIGNING_KEYS_MAX]).await?.iter().map(signing_key).collect()
+    db.rows(SIGNING_KEYS, args![WITHDRAWN_KEYS_MAX]).await?.iter().map(signing_key).collect()
 }
 
-async fn signing_key_create(tx: &mut Tx, new: &SigningKey) -> Result<()> {
+async fn signing_key_create(tx: &mut Tx, new: &SigningKey, most: u32) -> Result<()> {
     let Some(SealedSecret { by, bytes }) = &new.private else {
         return Err(Error::invalid("a signing key", "it has no private half"));
     };
     let times = new.times;
-    let values = args![times.id, &new.public, *by, &bytes[..], times.created_at, SIGNING_KEYS_MAX];
-    full_unless_one(tx.execute(SIGNING_KEY_CREATE, values).await.map_err(meanwhile)?, "signing keys", SIGNING_KEYS_MAX)
+    let values = args![times.id, &new.public, *by, &bytes[..], times.created_at, most];
+    full_unless_one(tx.execute(SIGNING_KEY_CREATE, values).await.map_err(meanwhile)?, "signing keys", most)
 }
 
 async fn signing_key_rotate(
@@ -212,7 +215,7 @@ async fn signing_key_rotate(
         changed_one(tx.execute(SIGNING_KEY_RETIRE, args![id, retires_at]).await?, "key")?;
     }
     tx.execute(SIGNING_KEYS_FORGET, args![forget_before]).await?;
-    signing_key_create(&mut tx, new).await?;
+    signing_key_create(&mut tx, new, SIGNING_KEYS_MAX).await?;
     tx.commit().await
 }
 
@@ -222,7 +225,7 @@ async fn signing_key_withdraw(db: &Db, id: KeyId, now: UnixMicros, new: Option<&
         return Err(Error::NotFound { what: "key" });
     }
     match new {
-        Some(new) => signing_key_create(&mut tx, new).await?,
+        Some(new) => signing_key_create(&mut tx, new, WITHDRAWN_KEYS_MAX).await?,
         None if tx.row(SIGNING_KEY_SIGNS, args![]).await?.is_none() => return Err(Error::Conflict { what: "key" }),
         None => {}
     }

@@ -140,6 +140,8 @@ fn rotation_harms_no_token_and_withdrawal_stops_a_key_within_a_second() {
     let view = here.with_token(Some(&before.token)).get("/v1/run-token").is(200).json();
     assert_eq!((&view["run"], &view["fence"]), (&json!(before.run), &json!(before.fence)));
 
+    // Each server knows the keys of before, and none waits until it reads them anew.
+    assert!(servers.iter().all(|server| works(server, &before.token)));
     let rotated = world.holm(["keys", "rotate"]).succeeds().text().trim().to_owned();
     let after = speaker.renew(&before);
     submit(&here);

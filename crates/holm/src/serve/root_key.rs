@@ -19,10 +19,24 @@ use zeroize::Zeroizing;
 use crate::{
     config::Config,
     home::{Home, open_nofollow},
+    serve::server::ServeArgs,
 };
 
+/// What a server on `store` is told, with the root key; and where that is.
+pub async fn told(
+    config: &Config,
+    home: &Home,
+    args: &ServeArgs,
+    store: &Store,
+    server: holm_server::Config,
+) -> anyhow::Result<(holm_server::Config, PathBuf)> {
+    let (path, server) = (path(config, home, args.root_key_file.as_ref())?, server.on(store));
+    let root_key = Some(open(&path, store, &server.clock).await?);
+    Ok((holm_server::Config { root_key, ..server }, path))
+}
+
 /// Where the root key of a server is: the file that was named, or `root-key` in its home.
-pub fn path(config: &Config, home: &Home, flag: Option<&PathBuf>) -> anyhow::Result<PathBuf> {
+fn path(config: &Config, home: &Home, flag: Option<&PathBuf>) -> anyhow::Result<PathBuf> {
     if let Some(path) = flag {
         return std::path::absolute(path).with_context(|| format!("--root-key-file: {}", path.display()));
     }
@@ -33,7 +47,7 @@ pub fn path(config: &Config, home: &Home, flag: Option<&PathBuf>) -> anyhow::Res
 
 /// Reads the root key, or makes it where there is none and the database holds nothing that was sealed; then opens what the
 /// database holds.
-pub async fn open(path: &Path, store: &Store, clock: &Clock) -> anyhow::Result<SealingKey> {
+async fn open(path: &Path, store: &Store, clock: &Clock) -> anyhow::Result<SealingKey> {
     let cannot = || format!("cannot use the root key {}", path.display());
     let key = match read(path).with_context(cannot)? {
         Some(key) => key,

@@ -195,11 +195,8 @@ async fn serve(session: Session, args: ServeArgs) -> anyhow::Result<u8> {
     let (config, listens, blobs) = (args.config(table, &home)?, args.listens(table)?, args.blobs(&session.config)?);
     home.create().with_context(|| home.not_made())?;
     let store = open_store(&home, args.database(table), &blobs).await?;
-    let config = config.on(&store);
     // Before anything else is made in a database: it may be that of servers with another root key.
-    let root_key = root_key::path(&session.config, &home, args.root_key_file.as_ref())?;
-    let root_key = Some(root_key::open(&root_key, &store, &config.clock).await?);
-    let config = Config { root_key, ..config };
+    let (config, _) = root_key::told(&session.config, &home, &args, &store, config).await?;
     first_token(&home, &store, &config.clock).await?;
     let Bound { listeners, urls, sockets } = bind(&listens).await?;
     let server = Server::new(config, store.clone())?;

@@ -109,10 +109,7 @@ async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
     }
     let blobs = args.serve.blobs(&session.config)?;
     let store = open_store(&home, args.serve.database(table), &blobs).await?;
-    let config = config.on(&store);
-    let root_key_path = root_key::path(&session.config, &home, args.serve.root_key_file.as_ref())?;
-    let root_key = Some(root_key::open(&root_key_path, &store, &config.clock).await?);
-    let config = Config { root_key, ..config };
+    let (config, root_key) = root_key::told(&session.config, &home, &args.serve, &store, config).await?;
     own_tokens(&home, &store, &config.clock).await?;
     let server = Server::new(config, store.clone())?;
     take_restored(&server, args.serve.restored).await?;
@@ -124,7 +121,7 @@ async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
     };
     let (user, own) = (client(home.token())?, client(home.agent_token())?);
     let named = args.serve.database(table).map(guarded).transpose()?.unwrap_or_default();
-    let mut guarded = [session.config.guarded(), named, blobs.guarded(), vec![root_key_path]].concat();
+    let mut guarded = [session.config.guarded(), named, blobs.guarded(), vec![root_key]].concat();
     guarded.sort_unstable();
     guarded.dedup();
     let lending = agent::Lending { lends, guarded };

@@ -5,7 +5,10 @@
 //! half of a key is opened once and goes with the last who signs by it. Nothing is made where something is that cannot be
 //! opened.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use holm_domain::{
     KeyId, OrgId, UnixMicros,
@@ -20,6 +23,9 @@ use super::{
     sealing::{Kind, NotOpened, SealingKey},
 };
 use crate::{clock::Clock, config::SWAPS_MAX, ids, problem::Failure};
+
+/// How soon keys are read again where one is missing.
+const KEYS_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// What was read of the keys at once.
 #[derive(Debug)]
@@ -112,6 +118,16 @@ impl Keyring {
             known.keys = Some((Arc::clone(&keys), begun));
         }
         Ok(keys)
+    }
+
+    /// The keys anew, for a token whose key is not among them: another server may have made it a moment ago. Not more often than
+    /// every [`KEYS_AGAIN_AFTER`], whoever shows what.
+    pub async fn keys_again(&self, store: &Store) -> Result<Arc<Keys>, Failure> {
+        {
+            let mut known = self.known();
+            known.keys.take_if(|(_, at)| at.elapsed() >= KEYS_AGAIN_AFTER);
+        }
+        self.keys(store).await
     }
 
     /// Forgets what was read when what is returned is dropped: whatever becomes of the request that changes keys.

@@ -91,9 +91,15 @@ impl FromRequestParts<Arc<App>> for RunBearer {
             Some(Shown::Signed(token)) => token,
             _ => return Err(refused("send the header `authorization: Bearer …` with a run token")),
         };
-        let keys = app.keys.keys(&app.store).await?;
         let now = app.now();
-        let claims: RunClaims = jose::verify(token, Kind::Run, |id| keys.verifying(id, now))?;
+        let of = |keys: &Keys| jose::verify::<RunClaims>(token, Kind::Run, |id| keys.verifying(id, now));
+        let mut keys = app.keys.keys(&app.store).await?;
+        let mut claims = of(&keys);
+        if matches!(claims, Err(jose::Refused::Key)) {
+            keys = app.keys.keys_again(&app.store).await?;
+            claims = of(&keys);
+        }
+        let claims = claims?;
         claims.standard().check(Kind::Run, &keys.issuer(), now, app.config.lease.margin)?;
         seated(parts, Party { org: claims.org, is_agent: false })?;
         Ok(Self(claims))

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// How long a key stands in the list after it retired or was withdrawn.
-const SHOWN_FOR: Duration = Duration::from_secs(365 * 24 * 3_600);
+const SHOWN_FOR: Duration = Duration::from_secs(90 * 24 * 3_600);
 
 /// Keys belong to the deployment and not to an org, so only those who administer the deployment's own org may touch them.
 async fn deployment_admin(app: &App, by: &Token) -> Result<(), Failure> {
@@ -115,6 +115,22 @@ pub async fn key_rotate(app: &App, by: &Token) -> Result<KeyView, Failure> {
 /// Has what the key signed be refused: here at once, elsewhere within a second. If it signs, a new one signs in its place.
 pub async fn key_withdraw(app: &App, by: &Token, id: KeyId) -> Result<KeyView, Failure> {
     deployment_admin(app, by).await?;
+    withdraw(app, id, &by.id.to_string()).await
+}
+
+/// Withdraws every key that verifies: of a copy that was restored nobody knows which were withdrawn since it was made.
+pub(crate) async fn keys_withdraw_all(app: &App) -> Result<(), Failure> {
+    if !app.keys.signs() {
+        return Ok(());
+    }
+    let now = app.now();
+    for key in app.store.signing_keys().await?.iter().filter(|key| key.times.verifies(now)) {
+        withdraw(app, key.times.id, "a restore").await?;
+    }
+    Ok(())
+}
+
+async fn withdraw(app: &App, id: KeyId, by: &str) -> Result<KeyView, Failure> {
     for _ in 0..SWAPS_MAX {
         let (all, now) = (app.store.signing_keys().await?, app.now());
         let key = all.iter().find(|key| key.times.id == id).ok_or_else(|| Failure::not_found("key", id))?;
@@ -127,7 +143,7 @@ pub async fn key_withdraw(app: &App, by: &Token, id: KeyId) -> Result<KeyView, F
         drop(forget);
         if unless_meanwhile(done)? {
             let in_its_place = new.map(|new| new.times.id.to_string());
-            tracing::warn!(key = %id, in_its_place, by = %by.id, "a key was withdrawn");
+            tracing::warn!(key = %id, in_its_place, by, "a key was withdrawn");
             let mut shown = view(key, now);
             shown.withdrawn_at.get_or_insert(now);
             return Ok(KeyView { state: keys::KeyState::Withdrawn, ..shown });

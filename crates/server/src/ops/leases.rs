@@ -129,16 +129,7 @@ async fn look(app: &App, host: &Host, poll: &Poll, received: Received, account: 
     let directives = directives(host, &poll.held, &stored);
     let mut room = Room::new((app, host), poll, claims_max, received, account);
     lease_claim_again(&mut room, &poll.held, &stored.runs).await;
-    if queue.has_some() {
-        match app.limiter.turn(app, host.org, claims_max).await {
-            Ok(turn) => {
-                room.narrow(turn.claims);
-                lease_claim(&mut room, queue).await;
-                turn.end(app).await;
-            }
-            Err(error) => room.refused = Some(error),
-        }
-    }
+    lease_claim(&mut room, queue).await;
     let Room { claimed, refused, .. } = room;
     let polled = Polled { claimed, directives };
     match refused {

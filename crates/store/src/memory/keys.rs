@@ -3,7 +3,9 @@
 use holm_domain::{EnvelopeId, KeyId, UnixMicros};
 
 use super::{Memory, State};
-use crate::{EnvelopeKey, Error, Resealed, Result, SIGNING_KEYS_MAX, SealedSecret, SigningKey};
+use crate::{
+    EnvelopeKey, Error, Resealed, Result, SIGNING_KEYS_MAX, SealedSecret, SigningKey, keys::WITHDRAWN_KEYS_MAX,
+};
 
 const CONFLICT: Error = Error::Conflict { what: "key" };
 
@@ -19,7 +21,7 @@ fn signs(key: &SigningKey) -> bool {
 }
 
 impl Keys {
-    fn add(&mut self, new: &SigningKey) -> Result<()> {
+    fn add(&mut self, new: &SigningKey, most: u32) -> Result<()> {
         let Some(SealedSecret { by, .. }) = &new.private else {
             return Err(Error::invalid("a signing key", "it has no private half"));
         };
@@ -27,8 +29,8 @@ impl Keys {
         if !is_known || self.signing.iter().any(|other| signs(other) || other.times.id == new.times.id) {
             return Err(CONFLICT);
         }
-        if self.signing.len() >= SIGNING_KEYS_MAX as usize {
-            return crate::error::full_unless_one(0, "signing keys", SIGNING_KEYS_MAX);
+        if self.signing.len() >= most as usize {
+            return crate::error::full_unless_one(0, "signing keys", most);
         }
         self.signing.push(new.clone());
         self.signing.sort_by_key(|key| std::cmp::Reverse(key.times.id));
@@ -89,7 +91,7 @@ impl Memory {
             }
             let ended = |key: &SigningKey| key.times.withdrawn_at.or(key.times.retires_at);
             keys.signing.retain(|key| ended(key).is_none_or(|at| at >= forget_before));
-            keys.add(new)
+            keys.add(new, SIGNING_KEYS_MAX)
         })
     }
 
@@ -100,7 +102,7 @@ impl Memory {
             found.times.withdrawn_at.get_or_insert(now);
             found.private = None;
             match new {
-                Some(new) => keys.add(new),
+                Some(new) => keys.add(new, WITHDRAWN_KEYS_MAX),
                 None if !keys.signing.iter().any(signs) => Err(CONFLICT),
                 None => Ok(()),
             }

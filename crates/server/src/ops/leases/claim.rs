@@ -20,6 +20,7 @@ use crate::{
     account::Account,
     app::App,
     config::{CLAIMS_BYTES_MAX, QUEUE_DAMAGED_MAX, QUEUE_LOOK_MAX},
+    limited::Turn,
     ops::{runs::spec_bytes, try_save},
     problem::Failure,
 };
@@ -67,11 +68,6 @@ impl Queue {
         Ok(false)
     }
 
-    /// Whether there is something in it that may be granted.
-    pub(super) fn has_some(&self) -> bool {
-        !self.runs.is_empty()
-    }
-
     /// A run that was considered cannot be granted for what is stored of it.
     fn pass_over(&mut self) {
         self.damaged_left = self.damaged_left.saturating_sub(1);
@@ -112,9 +108,19 @@ impl<'a> Room<'a> {
         Self { app, host, received, account, claims, free, bytes, claimed: Vec::new(), refused: None }
     }
 
-    /// No more than so many runs are granted from now on.
-    pub(super) fn narrow(&mut self, claims_max: u32) {
-        self.claims = self.claims.min(claims_max as usize);
+    /// The turn to grant, and no more than that allows from now on; nothing if there is none to be had.
+    async fn turn(&mut self) -> Option<Turn> {
+        let wanted = u32::try_from(self.claims).unwrap_or(u32::MAX);
+        match self.app.limiter.turn(self.app, self.host.org, wanted).await {
+            Ok(turn) => {
+                self.claims = self.claims.min(turn.claims as usize);
+                Some(turn)
+            }
+            Err(refused) => {
+                self.refused = Some(refused);
+                None
+            }
+        }
     }
 
     fn is_left(&self) -> bool {
@@ -203,12 +209,25 @@ pub(super) async fn lease_claim_again(room: &mut Room<'_>, held: &[HeldLease], s
     }
 }
 
-/// Grants runs of the queue, in its order, as far as there is room.
-pub(super) async fn lease_claim(room: &mut Room<'_>, mut queue: Queue) {
+/// Grants runs of the queue, in its order, as far as there is room and the limit of the org allows. Servers grant by turns
+/// where it comes to that; a turn is asked for only once there is a run that fits.
+pub(super) async fn lease_claim(room: &mut Room<'_>, queue: Queue) {
+    let mut turn = None;
+    claim_in_turn(room, queue, &mut turn).await;
+    if let Some(turn) = turn {
+        turn.end(room.app).await;
+    }
+}
+
+async fn claim_in_turn(room: &mut Room<'_>, mut queue: Queue, turn: &mut Option<Turn>) {
     loop {
         while room.is_left()
             && let Some(index) = schedule::pick(&queue.runs, room.host, &room.free)
         {
+            if turn.is_none() {
+                *turn = room.turn().await;
+                continue;
+            }
             // Whether somebody else was faster or not: this run is out of this look at the queue.
             let run = queue.runs.remove(index);
             if room.grant(&run, grant::claim).await {
