@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{KeyId, UnixMicros, limits::LEASE_TTL_MAX};
+use crate::{KeyId, UnixMicros};
 
 /// For how long servers trust what they read of the keys: one that was rotated may sign for as long.
 pub const KEYS_TRUSTED_FOR: Duration = Duration::from_secs(1);
 /// The longest life of a signed token: that of a run, twice its lease.
-pub const SIGNED_LIFE_MAX: Duration = Duration::from_secs(2 * LEASE_TTL_MAX.as_secs());
+pub const SIGNED_LIFE_MAX: Duration = Duration::from_secs(7_200);
 
 /// What of a signing key everybody may know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +83,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::limits::LEASE_TTL_MAX;
 
     fn key() -> KeyTimes {
         KeyTimes { id: KeyId::from_uuid(Uuid::nil()), created_at: UnixMicros(0), retires_at: None, withdrawn_at: None }
@@ -98,6 +99,11 @@ mod tests {
         assert_eq!(rotated.state(UnixMicros(last.0 - 1)), KeyState::Verifying);
         assert_eq!(rotated.state(last), KeyState::Retired);
         assert!(rotated.verifies(now) && !rotated.verifies(last));
+    }
+
+    #[test]
+    fn no_run_token_lives_longer_than_any_signed_token() {
+        assert_eq!(SIGNED_LIFE_MAX, LEASE_TTL_MAX * 2);
     }
 
     #[test]

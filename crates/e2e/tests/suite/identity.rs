@@ -167,7 +167,7 @@ fn rotation_harms_no_token_and_withdrawal_stops_a_key_within_a_second() {
     }
     for server in &servers {
         assert!(works(server, &after) && works(server, &fresh.token), "the other key is not touched");
-        assert_eq!(published(server), [rotated.clone()]);
+        assert_eq!(published(server), std::slice::from_ref(&rotated));
         let refused = server.with_token(Some(&before.token)).get("/v1/run-token").is_problem(401, "unauthenticated");
         assert!(refused["detail"].as_str().is_some_and(|detail| detail.contains("withdrawn")), "{refused}");
     }
