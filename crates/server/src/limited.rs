@@ -83,6 +83,7 @@ pub const WRITES: &[(Method, &str, Kept)] = {
         (Method::POST, "/v1/hosts/{id}/uncordon", Kept::By(ApiWrites)),
         (Method::POST, "/v1/orgs/{org}/limits", Kept::By(ApiWrites)),
         (Method::POST, "/v1/keys/rotate", Kept::By(ApiWrites)),
+        (Method::POST, "/v1/keys/envelope/rotate", Kept::By(ApiWrites)),
         (Method::POST, "/v1/keys/{id}/withdraw", Kept::By(ApiWrites)),
         (Method::POST, "/v1/tokens", Kept::By(ApiWrites)),
         (Method::DELETE, "/v1/tokens/{id}", Kept::By(ApiWrites)),

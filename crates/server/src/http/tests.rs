@@ -63,6 +63,7 @@ async fn every_route_refuses_the_roles_that_it_is_not_for() {
             "/v1/whoami" => &["admin", "member", "agent", "monitor"],
             "/metrics" => &["admin", "monitor"],
             path if path.starts_with("/agent/v1/") => &["agent"],
+            path if path.starts_with("/v1/orgs/") && method == Method::POST => &["admin"],
             // It knows no roles.
             "/v1/run-token" => continue,
             path if path.starts_with("/v1/keys") => &["admin"],
