@@ -18,3 +18,4 @@ create table signing_keys (
   withdrawn_at bigint,
   signs bigint unique
 );
+create index signing_keys_of_envelope on signing_keys (envelope_key);

@@ -111,9 +111,8 @@ impl<'a> Upload<'a> {
 
     /// Removes what was stored of it.
     pub(super) async fn give_up(&mut self) {
-        self.parts.shutdown().await;
         if let Some(upload) = self.upload.take() {
-            abort(upload, self.key.clone(), self.manner).await;
+            abort(upload, std::mem::take(&mut self.parts), self.key.clone(), self.manner).await;
         }
     }
 }
@@ -121,11 +120,24 @@ impl<'a> Upload<'a> {
 impl Drop for Upload<'_> {
     fn drop(&mut self) {
         let (Some(upload), Ok(runtime)) = (self.upload.take(), Handle::try_current()) else { return };
-        runtime.spawn(abort(upload, self.key.clone(), self.manner));
+        runtime.spawn(abort(upload, std::mem::take(&mut self.parts), self.key.clone(), self.manner));
     }
 }
 
-async fn abort(mut upload: Box<dyn MultipartUpload>, key: BlobKey, manner: Manner) {
+/// Parts that are on their way end first: what a store takes in after the rest was removed stays there (AbortMultipartUpload in
+/// the API of Amazon S3).
+async fn abort(
+    mut upload: Box<dyn MultipartUpload>,
+    mut parts: JoinSet<object_store::Result<()>>,
+    key: BlobKey,
+    manner: Manner,
+) {
+    let ended =
+        within(manner.deadline, "end the parts of a blob", async { while parts.join_next().await.is_some() {} });
+    if let Err(error) = ended.await {
+        tracing::warn!(%key, %error, "parts of a blob that is given up are cut off");
+        parts.shutdown().await;
+    }
     let aborted = match within(manner.deadline, "give a blob up", upload.abort()).await {
         Ok(aborted) => aborted.map_err(|error| failure("give a blob up", error)),
         Err(silent) => Err(silent),

@@ -87,6 +87,8 @@ async fn no_query_reads_a_whole_table_and_no_page_is_sorted() {
     let db = Db::open_sqlite(path.to_str().expect("a path"), Expect::Anything).await.expect("opens");
     // What stands in brackets or is a derived table (c, w) is as short as its limit says.
     let derived = ["SCAN c", "SCAN w", "SCAN CONSTANT ROW", "SCAN (subquery"];
+    // These look at all of a table that holds a bounded number of rows.
+    let bounded = ["SIGNING_KEYS", "SIGNING_KEY_CREATE", "SIGNING_KEYS_FORGET"];
     let pages = [
         "RUN_LIST",
         "RUN_LIST_LIVE",
@@ -105,7 +107,7 @@ async fn no_query_reads_a_whole_table_and_no_page_is_sorted() {
         let steps = plan(&db, query).await;
         for step in &steps {
             let whole = step.starts_with("SCAN") && !derived.iter().any(|allowed| step.starts_with(allowed));
-            assert!(!whole, "{}: {steps:#?}", query.name);
+            assert!(!whole || bounded.contains(&query.name), "{}: {steps:#?}", query.name);
         }
         let sorted = steps.iter().any(|step| step.contains("TEMP B-TREE"));
         assert!(!(sorted && pages.contains(&query.name)), "{}: {steps:#?}", query.name);
