@@ -78,11 +78,17 @@ impl Installation {
 
     /// A server and an agent as two processes, so that the agent can be killed by itself.
     pub fn server_and_agent(built: &Path) -> Result<Self> {
+        let mut this = Self::server(built, &[])?;
+        this.start_agent()?;
+        Ok(this)
+    }
+
+    /// A server alone, with further flags.
+    pub fn server(built: &Path, flags: &[&str]) -> Result<Self> {
         let mut this = Self::new(built, &std::env::temp_dir())?;
         let listen = this.server_url();
-        this.server = Some(this.spawn(&["server", "--listen", &listen], "server.log")?);
+        this.server = Some(this.spawn(&[&["server", "--listen", &listen], flags].concat(), "server.log")?);
         this.wait_until_ready()?;
-        this.start_agent()?;
         Ok(this)
     }
 
@@ -135,9 +141,7 @@ impl Installation {
         command.env("HOLM_HOME", self.dir.path().join("agent")).env("HOLM_SERVER", self.server_url());
         let token = self.dir.path().join("agent-token");
         if !token.exists() {
-            // An agent has a token of its own, with which it can do nothing else.
-            let made = self.json(&["token", "create", "agents", "--role", "agent"])?;
-            fs::write(&token, made["secret"].as_str().context("`holm token create` printed no secret")?)?;
+            fs::write(&token, self.agent_token()?)?;
             fs::set_permissions(&token, fs::Permissions::from_mode(0o600))?;
         }
         command.env("HOLM_TOKEN_FILE", token);
@@ -145,6 +149,12 @@ impl Installation {
         fs::create_dir_all(&lent)?;
         self.agent = Some(self.logged(command.args(["agent", "--lend"]).arg(lent), "agent.log")?);
         Ok(())
+    }
+
+    /// Makes a token for agents, with which they can do nothing else.
+    pub fn agent_token(&self) -> Result<String> {
+        let made = self.json(&["token", "create", "agents", "--role", "agent"])?;
+        Ok(made["secret"].as_str().context("`holm token create` printed no secret")?.to_owned())
     }
 
     /// Kills the agent with SIGKILL.

@@ -23,6 +23,11 @@ pub fn test_kernel() -> Result<PathBuf> {
     Ok(target()?.join("test-kernel"))
 }
 
+/// The folder for what is to lie on a disk, whatever the folder for temporary files is.
+pub fn on_disk() -> PathBuf {
+    PathBuf::from("/var/tmp")
+}
+
 /// Whether this process has root's rights.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()

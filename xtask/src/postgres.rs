@@ -1,8 +1,8 @@
 //! A PostgreSQL server for the length of a test run.
 //!
 //! It is made in a temporary folder, listens on a free port of the loopback address only, has a password drawn for it, and
-//! ends with xtask however xtask ends: when the guard is dropped, and by the parent-death signal otherwise. It trades
-//! durability for speed, which is right for tests alone.
+//! ends with xtask however xtask ends: when the guard is dropped, and by the parent-death signal otherwise. For tests it trades
+//! durability for speed, which is right for them alone; for measurements it keeps what it says.
 
 use std::{
     fs,
@@ -35,6 +35,40 @@ pub struct Postgres {
     _dir: TempDir,
 }
 
+/// What a server is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Many short databases: nothing of them outlives a power cut.
+    Tests,
+    /// What is committed is on the disk, as in production.
+    Measurements,
+}
+
+impl Purpose {
+    fn settings(self) -> &'static [&'static str] {
+        match self {
+            Self::Tests => &[
+                "fsync=off",
+                "synchronous_commit=off",
+                "full_page_writes=off",
+                "autovacuum=off",
+                "shared_buffers=64MB",
+            ],
+            Self::Measurements => {
+                &["fsync=on", "synchronous_commit=on", "full_page_writes=on", "shared_buffers=1GB", "max_wal_size=4GB"]
+            }
+        }
+    }
+
+    /// The folder in which its folder is made: what is in memory alone is on no disk.
+    fn place(self) -> PathBuf {
+        match self {
+            Self::Tests => std::env::temp_dir(),
+            Self::Measurements => places::on_disk(),
+        }
+    }
+}
+
 /// The account under which the server runs: it refuses to run as root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Account {
@@ -44,16 +78,16 @@ struct Account {
 
 impl Postgres {
     /// Makes a server and waits until it answers.
-    pub fn start() -> Result<Self> {
+    pub fn start(purpose: Purpose) -> Result<Self> {
         let bin = bin_dir()?;
         let account = if places::is_root() { Some(account_of("postgres")?) } else { None };
-        let dir = tempfile::Builder::new().prefix("holm-postgres-").tempdir()?;
+        let dir = tempfile::Builder::new().prefix("holm-postgres-").tempdir_in(purpose.place())?;
         give(dir.path(), account)?;
         let password = password()?;
         init(&bin, dir.path(), account, &password)?;
         for _ in 0..START_ATTEMPTS {
             let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-            let mut child = serve(&bin, dir.path(), account, port)?;
+            let mut child = serve(&bin, dir.path(), account, (port, purpose))?;
             if wait_until_ready(&bin, &mut child, port)? {
                 let url = format!("postgres://postgres:{password}@127.0.0.1:{port}/postgres");
                 return Ok(Self { child, url, _dir: dir });
@@ -136,7 +170,7 @@ fn init(bin: &Path, dir: &Path, account: Option<Account>, password: &str) -> Res
     Ok(())
 }
 
-fn serve(bin: &Path, dir: &Path, account: Option<Account>, port: u16) -> Result<Child> {
+fn serve(bin: &Path, dir: &Path, account: Option<Account>, (port, purpose): (u16, Purpose)) -> Result<Child> {
     let setpriv = places::program("setpriv").context("setpriv (util-linux) is missing")?;
     let log = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(dir.join("log"))?;
     // setpriv changes the ids before it asks for the parent-death signal, which a change of ids would take away again.
@@ -147,9 +181,7 @@ fn serve(bin: &Path, dir: &Path, account: Option<Account>, port: u16) -> Result<
     }
     command.arg(bin.join("postgres")).arg("-D").arg(dir.join("data")).arg("-p").arg(port.to_string());
     command.arg("-k").arg(dir.join("sockets"));
-    let listen = "listen_addresses=127.0.0.1";
-    let fast = ["fsync=off", "synchronous_commit=off", "full_page_writes=off", "autovacuum=off", "jit=off"];
-    for setting in fast.iter().chain(&[listen, "max_connections=400", "shared_buffers=64MB"]) {
+    for setting in purpose.settings().iter().chain(&["listen_addresses=127.0.0.1", "max_connections=400", "jit=off"]) {
         command.args(["-c", setting]);
     }
     // A group of its own: a Ctrl-C at the terminal must reach the tests first, and the database when they have ended.
@@ -198,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_server_answers_with_its_password_only_and_is_gone_after_the_drop() {
-        let server = Postgres::start().expect("a server");
+        let server = Postgres::start(Purpose::Tests).expect("a server");
         let psql = |url: &str| {
             let mut command = Command::new(bin_dir().expect("a server is installed").join("psql"));
             exec::output(command.args(["-w", "-tAc", "select 40 + 2", url])).expect("psql runs")

@@ -18,7 +18,13 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{exec, fuzz, openapi, places, postgres::Postgres, say, scratch::Scratch, setup, tidy};
+use crate::{
+    exec, fuzz, openapi, places,
+    postgres::{Postgres, Purpose},
+    say,
+    scratch::Scratch,
+    setup, tidy,
+};
 use count::Counts;
 
 /// The arguments of `test`.
@@ -115,7 +121,7 @@ fn in_time(elapsed: Duration, is_ci: bool) -> Result<()> {
 
 impl Context {
     fn postgres(&self) -> Result<&Postgres> {
-        made(&self.postgres, Postgres::start)
+        made(&self.postgres, || Postgres::start(Purpose::Tests))
     }
 
     fn scratch(&self) -> Result<&Scratch> {

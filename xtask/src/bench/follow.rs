@@ -18,7 +18,6 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 
 use super::keep;
@@ -58,7 +57,7 @@ struct Row {
 
 /// Measures each number of followers.
 pub fn follow(arguments: &Arguments) -> Result<()> {
-    raise_descriptors()?;
+    super::raise_descriptors()?;
     let built = build(Profile::Release)?;
     let installation = Installation::server_and_agent(&built)?;
     say::result(&format!("{:>10} {:>10} {:>10} {:>22}", "followers", "lines", "seconds", "server CPU us/line"));
@@ -78,13 +77,6 @@ pub fn follow(arguments: &Arguments) -> Result<()> {
         ensure!(growth <= GROWTH_MAX, "the cost of a line grows with the followers");
     }
     Ok(())
-}
-
-/// Each follower takes one descriptor here, and one in the server, which inherits the limit.
-pub fn raise_descriptors() -> Result<()> {
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
-        .context("cannot raise the number of open files")
 }
 
 fn measure(installation: &Installation, followers: u32, lines: u64) -> Result<Row> {

@@ -3,6 +3,7 @@
 //! Absolute times depend on the machine and are only reported; what is judged are ratios between things that were measured
 //! in turns. Results are a table on standard output and JSON under `target/bench/`.
 
+mod claims;
 mod follow;
 mod idle;
 mod logs;
@@ -15,6 +16,7 @@ mod throughput;
 use std::{fs, time::Duration};
 
 use anyhow::{Context, Result};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 
 use crate::{places, say};
@@ -30,6 +32,8 @@ pub enum Bench {
     Logs(logs::Arguments),
     /// What a line costs with 1, 100 and 1,000 followers.
     Follow(follow::Arguments),
+    /// Claims a second with many pollers, beside procrastinate; how long runs wait; the cost of a claim in long queues.
+    Claims(claims::Arguments),
     /// Each line once to each of 1,000 followers of 100 runs over two servers, of which one is killed midway.
     Streams(streams::Arguments),
     /// Memory and wake-ups while nothing happens: without runs, and with many sandboxes that sleep.
@@ -43,6 +47,7 @@ pub fn bench(what: &Bench) -> Result<()> {
         Bench::Throughput(arguments) => throughput::throughput(arguments),
         Bench::Logs(arguments) => logs::logs(arguments),
         Bench::Follow(arguments) => follow::follow(arguments),
+        Bench::Claims(arguments) => claims::claims(arguments),
         Bench::Streams(arguments) => streams::streams(arguments),
         Bench::Idle(arguments) => idle::idle(arguments),
     }
@@ -71,6 +76,13 @@ impl Series {
         let median = if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 };
         Some(Self { count: sorted.len(), median_ms: median, min_ms: first, max_ms: last })
     }
+}
+
+/// Each client takes one descriptor here, and one in the server, which inherits the limit.
+fn raise_descriptors() -> Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+        .context("cannot raise the number of open files")
 }
 
 /// Writes a report to `target/bench/NAME.json`.

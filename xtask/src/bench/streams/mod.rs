@@ -88,7 +88,7 @@ struct Report {
 
 /// Runs it all and judges.
 pub fn streams(arguments: &Arguments) -> Result<()> {
-    super::follow::raise_descriptors()?;
+    super::raise_descriptors()?;
     let profile = if arguments.dev { Profile::Dev } else { Profile::Release };
     let followers = build_followers(profile)?;
     let installation = Installation::new(&build(profile)?, &std::env::temp_dir())?;
