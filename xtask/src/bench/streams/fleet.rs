@@ -14,7 +14,12 @@ use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
 use super::balancer::Balancer;
-use crate::{exec, installation::Installation, postgres::Postgres, say};
+use crate::{
+    exec,
+    installation::Installation,
+    postgres::{Postgres, Purpose},
+    say,
+};
 
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_GRACE: Duration = Duration::from_secs(30);
@@ -33,7 +38,7 @@ pub struct Fleet {
 impl Fleet {
     /// Servers that answer, and no agents yet.
     pub fn start(mut installation: Installation) -> Result<Self> {
-        let postgres = Postgres::start()?;
+        let postgres = Postgres::start(Purpose::Measurements)?;
         let listeners = [(); SERVERS].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
         let mut ports = Vec::new();
         for listener in listeners {
