@@ -46,12 +46,14 @@ impl Fleet {
         }
         let balancer = Balancer::before(ports.iter().copied())?;
         let blobs = format!("file:{}", installation.dir().join("blobs").display());
+        // Servers on one database share it; the first makes it.
+        let root_key = installation.dir().join("root-key");
         let mut servers = Vec::new();
         for (number, port) in ports.iter().enumerate() {
             let home = installation.dir().join(format!("server-{number}"));
             let mut command = installation.command();
             command.args(["server", "--listen", &format!("127.0.0.1:{port}"), "--blobs", &blobs]);
-            command.env("HOLM_HOME", &home).env("HOLM_DATABASE", postgres.url());
+            command.env("HOLM_HOME", &home).env("HOLM_DATABASE", postgres.url()).env("HOLM_ROOT_KEY_FILE", &root_key);
             servers.push(Some(installation.logged(&mut command, &format!("server-{number}.log"))?));
             // The first server makes the token that all know.
             let token = installation.dir().join("server-0/token");
