@@ -120,13 +120,15 @@ impl Keyring {
         Ok(keys)
     }
 
-    /// The keys anew, for a token whose key is not among them: another server may have made it a moment ago. Not more often than
-    /// every [`KEYS_AGAIN_AFTER`], whoever shows what.
+    /// The keys anew, for a token whose key is not among them: another server may have made it a moment ago. They are read no
+    /// more often than every [`KEYS_AGAIN_AFTER`], whoever shows what; so long it may take.
     pub async fn keys_again(&self, store: &Store) -> Result<Arc<Keys>, Failure> {
-        {
-            let mut known = self.known();
-            known.keys.take_if(|(_, at)| at.elapsed() >= KEYS_AGAIN_AFTER);
+        let read_at = self.known().keys.as_ref().map(|(_, at)| *at);
+        if let Some(at) = read_at {
+            tokio::time::sleep_until(at + KEYS_AGAIN_AFTER).await;
         }
+        // What somebody else has read meanwhile is new enough.
+        self.known().keys.take_if(|(_, at)| at.elapsed() >= KEYS_AGAIN_AFTER);
         self.keys(store).await
     }
 
