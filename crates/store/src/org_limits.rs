@@ -1,7 +1,7 @@
 //! What orgs may have and do at most: their own limits, the state of their rates, and how much they have.
 //!
-//! The state of a rate is one instant and is changed by compare-and-swap on it. It only grows, so a state that was seen
-//! before never comes again. Counts go no further than they are asked to.
+//! The state of a rate is one instant and is changed by compare-and-swap on it. That of a rate only grows; beside
+//! them lie the turns in which servers grant, which are 0 between two of them. Counts go no further than they are asked to.
 
 use holm_domain::{
     OrgId, UnixMicros,

@@ -286,7 +286,7 @@ fn pause(run: &mut Run, pause: Duration, now: UnixMicros, config: &LeaseConfig) 
 }
 
 /// By how much the fence of a run is raised at least that is found in a restored copy of a database: further than it was
-/// raised by claims since the copy was made, of which there are at most a hundred (`attempts_max`).
+/// raised by claims since the copy was made, of which there are at most a hundred (`attempts_max`) and [`HOST_FAILURES_MAX`].
 pub const RESTORED_FENCES: u64 = 1_000_000;
 
 /// Takes a run as it is found in a restored copy of a database. What was granted since the copy was made is not known: from
