@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Backend, Error, Result, Store,
     error::full_unless_one,
-    sql::{Db, Row, args, encode, queries},
+    sql::{Args, Db, Query, Row, args, encode, queries},
 };
 
 /// The largest number of hosts of an org.
@@ -154,8 +154,14 @@ async fn host_cordon(db: &Db, org: OrgId, id: AgentId, cordon: Option<&Cordon>) 
     if changed == 0 { Err(Error::NotFound { what: "host" }) } else { Ok(()) }
 }
 
+/// By which the row of a host is found.
+pub(crate) fn by_id(org: OrgId, id: AgentId) -> (Query, Args) {
+    (HOST_GET, args![org, id])
+}
+
 async fn host_get(db: &Db, org: OrgId, id: AgentId) -> Result<Option<Host>> {
-    db.row(HOST_GET, args![org, id]).await?.as_ref().map(read).transpose()
+    let (query, values) = by_id(org, id);
+    db.row(query, values).await?.as_ref().map(read).transpose()
 }
 
 async fn host_list(db: &Db, org: OrgId) -> Result<Vec<Host>> {

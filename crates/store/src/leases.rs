@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use holm_domain::{AgentId, OrgId, UnixMicros, run::Run};
+use holm_domain::{AgentId, OrgId, UnixMicros, host::Host, run::Run};
 
 use crate::{
     Backend, Error, Result, RunRow, Store,
     error::{limit, page},
-    runs,
-    sql::{Db, Row, args, queries},
+    hosts, runs,
+    sql::{Args, Db, Query, Row, args, queries},
 };
 
 /// The most runs that one look at leases or deadlines yields.
@@ -94,6 +94,21 @@ impl Store {
         }
     }
 
+    /// The host of `agent`, if the org has it, and then the runs that it holds a lease of, as [`Store::runs_of_agent`].
+    pub async fn host_and_runs(&self, org: OrgId, agent: AgentId) -> Result<(Option<Host>, Vec<RunRow>)> {
+        match &self.backend {
+            Backend::Memory(memory) => {
+                let host = memory.turn().await.host_get(org, agent);
+                Ok((host, memory.turn().await.runs_of_agent(org, agent)))
+            }
+            Backend::Sql(db) => {
+                let [host, runs] = db.rows_of_both(hosts::by_id(org, agent), by_agent(org, agent)).await?;
+                let host = host.first().map(hosts::read).transpose()?;
+                Ok((host, runs.iter().map(runs::read_row).collect::<Result<_>>()?))
+            }
+        }
+    }
+
     /// How many runs each agent of the org holds a lease of; agents without one are not in it.
     pub async fn lease_counts(&self, org: OrgId) -> Result<BTreeMap<AgentId, u32>> {
         match &self.backend {
@@ -130,8 +145,13 @@ pub(crate) fn due(row: &Row, at: &str) -> Result<Due> {
     Ok(Due { place, run: runs::read(row) })
 }
 
+fn by_agent(org: OrgId, agent: AgentId) -> (Query, Args) {
+    (RUNS_OF_AGENT, args![org, agent, LEASES_PAGE_MAX])
+}
+
 async fn runs_of_agent(db: &Db, org: OrgId, agent: AgentId) -> Result<Vec<RunRow>> {
-    db.rows(RUNS_OF_AGENT, args![org, agent, LEASES_PAGE_MAX]).await?.iter().map(runs::read_row).collect()
+    let (query, values) = by_agent(org, agent);
+    db.rows(query, values).await?.iter().map(runs::read_row).collect()
 }
 
 async fn lease_counts(db: &Db, org: OrgId) -> Result<BTreeMap<AgentId, u32>> {

@@ -1,5 +1,6 @@
 //! Runs: taken in once, saved by compare-and-swap, listed page by page.
 
+mod claim;
 mod sql;
 
 use std::collections::BTreeMap;
@@ -170,9 +171,9 @@ impl Store {
     }
 }
 
-#[cfg(test)]
-pub(crate) use sql::QUERIES;
 pub(crate) use sql::{changed_or_gone, leases_renew, read, read_row};
+#[cfg(test)]
+pub(crate) use {claim::QUERIES as POSTGRES_QUERIES, sql::QUERIES};
 
 /// Refuses a run whose version is not the one behind the version on which it was decided.
 pub(crate) fn follows(expect_version: u64, run: &Run) -> Result<()> {

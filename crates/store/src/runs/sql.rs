@@ -5,7 +5,7 @@ use holm_domain::{
     run::{EventKind, Run, RunState},
 };
 
-use super::{FILTER_LABELS_MAX, Idempotency, Inserted, RunFilter, RunRow, Saved};
+use super::{FILTER_LABELS_MAX, Idempotency, Inserted, RunFilter, RunRow, Saved, claim::run_claim};
 use crate::{
     Due, DuePlace, Error, LOG_INLINE_BYTES, LOG_SEGMENT_BYTES, Renewal, Result,
     events::event_save,
@@ -76,7 +76,7 @@ queries! {
 
 /// From how many bytes in rows on the log of the run is worth sealing: as many as fill a blob while more is to come, as many
 /// as are worth one once nothing more will.
-fn seal_from(run: &Run) -> usize {
+pub(super) fn seal_from(run: &Run) -> usize {
     if run.state == RunState::Ended { LOG_INLINE_BYTES } else { LOG_SEGMENT_BYTES }
 }
 
@@ -227,6 +227,9 @@ pub(super) async fn run_save(
     deadline: Option<UnixMicros>,
     now: UnixMicros,
 ) -> Result<Saved> {
+    if let Some(saved) = run_claim(db, expect_version, run, events, deadline, now).await? {
+        return Ok(saved);
+    }
     let mut tx = db.begin().await?;
     if !save_itself(&mut tx, expect_version, run, deadline).await? {
         drop(tx);

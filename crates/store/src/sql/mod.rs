@@ -98,7 +98,8 @@ impl Db {
         begun.map_err(|error| broken("begin a transaction", error))
     }
 
-    /// The rows of a query that changes nothing, as one snapshot.
+    /// The rows of a query that changes nothing, as one snapshot. On PostgreSQL also those of a statement that changes some, in
+    /// a transaction of its own.
     pub(crate) async fn rows(&self, query: Query, args: Args) -> Result<Vec<Row>> {
         match self {
             Self::Sqlite { readers, .. } => {
@@ -110,6 +111,20 @@ impl Db {
                 rows.map(|rows| rows.into_iter().map(Row::Postgres).collect()).map_err(|e| failure(query, e))
             }
         }
+    }
+
+    /// The rows of two queries that change nothing, one after the other on one connection, each as one snapshot.
+    pub(crate) async fn rows_of_both(&self, one: (Query, Args), other: (Query, Args)) -> Result<[Vec<Row>; 2]> {
+        let Self::Postgres(pool) = self else {
+            return Ok([self.rows(one.0, one.1).await?, self.rows(other.0, other.1).await?]);
+        };
+        let mut connection = in_time(pool.acquire()).await.map_err(|error| failure(one.0, error))?;
+        let mut both = [Vec::new(), Vec::new()];
+        for ((query, args), rows) in [one, other].into_iter().zip(&mut both) {
+            let found = in_time(value::postgres(query, args)?.fetch_all(&mut *connection)).await;
+            *rows = found.map_err(|error| failure(query, error))?.into_iter().map(Row::Postgres).collect();
+        }
+        Ok(both)
     }
 
     /// The first row of a query that changes nothing, if there is one.

@@ -38,6 +38,8 @@ const GATHERING_WAIT: Duration = Duration::from_secs(3);
 const POSTGRES_CONNECTIONS: u32 = 16;
 /// How long it waits before it opens a database again that others are about to open.
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
+/// How long a connection to PostgreSQL may rest before it is asked once more, when it is taken, whether it still is one.
+const ASKED_WITHIN: Duration = Duration::from_millis(100);
 /// How long a connection to PostgreSQL may take to say that it is still one.
 const PING_MAX: Duration = Duration::from_secs(2);
 /// Takes the limit of a session's rest away.
@@ -148,8 +150,12 @@ impl Db {
             .acquire_timeout(WAIT_MAX)
             .test_before_acquire(false)
             .after_connect(|connection, _| Box::pin(takes_writes(connection)))
-            .before_acquire(|connection, _| Box::pin(async { takes_writes(connection).await.map(|()| true) }))
-            .after_release(|connection, _| Box::pin(is_there(connection)));
+            .before_acquire(|connection, resting| {
+                Box::pin(async move {
+                    if resting.idle_for < ASKED_WITHIN { Ok(true) } else { is_fit_to_write(connection).await }
+                })
+            })
+            .after_release(|connection, _| Box::pin(is_fit_to_write(connection)));
         match in_time(pool.connect_with(options.clone())).await {
             Ok(pool) => Ok(Self::Postgres(pool)),
             Err(sqlx::Error::PoolTimedOut) => Err(broken(OPENING, why_not(&options).await)),
@@ -247,6 +253,8 @@ fn postgres_options(url: &str) -> Result<PgConnectOptions> {
         // What a server that was lost in a transaction holds locked, the others have again long before a lease ends.
         ("idle_in_transaction_session_timeout", "10s"),
         ("default_transaction_isolation", "read committed"),
+        // Each query has its index. A plan that was made while a table was empty would read all of it once it is full.
+        ("enable_seqscan", "off"),
     ]))
 }
 
@@ -340,12 +348,6 @@ async fn why_not(options: &PgConnectOptions) -> sqlx::Error {
     }
 }
 
-/// Whether a connection still is one; an error closes it at once.
-async fn is_there(connection: &mut PgConnection) -> sqlx::Result<bool> {
-    within(PING_MAX, connection.ping()).await?;
-    Ok(true)
-}
-
 /// Whether a connection still is one, to a server that takes writes; an error closes it at once. One whose place another has
 /// taken may go on answering for ever, and all that it reads is old.
 async fn takes_writes(connection: &mut PgConnection) -> sqlx::Result<()> {
@@ -356,6 +358,11 @@ async fn takes_writes(connection: &mut PgConnection) -> sqlx::Result<()> {
     let problem =
         "the PostgreSQL server is read-only: it may be a standby; name the one that takes writes, or promote it";
     Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, problem)))
+}
+
+/// The same, for a pool.
+async fn is_fit_to_write(connection: &mut PgConnection) -> sqlx::Result<bool> {
+    takes_writes(connection).await.map(|()| true)
 }
 
 /// Whether a connection may be used once more. SQLite itself rolls a transaction back when the disk is full, and the
