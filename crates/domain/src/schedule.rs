@@ -53,25 +53,21 @@ pub fn could_run(spec: &RunSpec, host: &Host) -> bool {
         && spec.limits.memory_bytes <= host.capacity.memory_bytes
 }
 
-/// The first of `queue` (in its order) that `host` can execute now with `free` left; its index. Nothing while the host takes
-/// nothing new ([`Host::refusal`]).
+/// Whether `host` can execute `run`, which is in the queue, now with `free` left. None does while it takes nothing new
+/// ([`Host::refusal`]).
 ///
 /// Processors are shared: a run waits for memory and for a place, never for processor time.
-pub fn pick(queue: &[Run], host: &Host, free: &Capacity) -> Option<usize> {
-    if host.refusal().is_some() {
-        return None;
-    }
-    queue.iter().position(|run| {
-        let demand = demand(&run.spec);
-        run.state == RunState::Queued
-            && run.retry_at.is_none()
-            && run.org == host.org
-            && !run.passes_over(host.id)
-            && run.affinity.is_none_or(|agent: AgentId| agent == host.id)
-            && demand.runs <= free.runs
-            && demand.memory_bytes <= free.memory_bytes
-            && could_run(&run.spec, host)
-    })
+pub fn suits(run: &Run, host: &Host, free: &Capacity) -> bool {
+    let demand = demand(&run.spec);
+    run.state == RunState::Queued
+        && run.retry_at.is_none()
+        && run.org == host.org
+        && !run.passes_over(host.id)
+        && run.affinity.is_none_or(|agent: AgentId| agent == host.id)
+        && demand.runs <= free.runs
+        && demand.memory_bytes <= free.memory_bytes
+        && could_run(&run.spec, host)
+        && host.refusal().is_none()
 }
 
 #[cfg(test)]
@@ -87,6 +83,11 @@ mod tests {
     };
 
     const ROOM: Capacity = Capacity { runs: 4, cpus_milli: 1_000, memory_bytes: 1 << 40 };
+
+    /// The first of `queue` that `host` can execute; its index.
+    fn pick(queue: &[Run], host: &Host, free: &Capacity) -> Option<usize> {
+        queue.iter().position(|run| suits(run, host, free))
+    }
 
     fn host() -> Host {
         let capabilities = vec!["root.host".to_owned()];

@@ -14,6 +14,7 @@ use crate::{
     gate::{Gate, Gates},
     limited::Limiter,
     metrics::Metrics,
+    ops::leases::queue::Queues,
     problem::Failure,
     told::UnreadableRuns,
     wakers::Wakers,
@@ -32,6 +33,8 @@ pub struct App {
     pub keys: Keyring,
     /// Hints that something changed.
     pub wakers: Wakers,
+    /// What polls know of the queues.
+    pub queues: Queues,
     /// What is counted.
     pub metrics: Metrics,
     /// Runs that agents hold or wait for and that cannot be read.
@@ -78,6 +81,7 @@ impl App {
             store,
             tokens: KnownTokens::default(),
             wakers: Wakers::default(),
+            queues: Queues::default(),
             metrics,
             limiter: Limiter::default(),
             activity: Arc::default(),

@@ -12,7 +12,7 @@ use std::{
     str::FromStr,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
 };
 
@@ -156,23 +156,38 @@ impl Wakers {
 }
 
 #[derive(Debug, Default)]
-struct Bells(Mutex<HashMap<Bell, Arc<Notify>>>);
+struct Bells(Mutex<HashMap<Bell, Arc<Rope>>>);
+
+/// By which one bell is rung.
+#[derive(Debug, Default)]
+struct Rope {
+    waiting: Notify,
+    /// How often it was rung since somebody listens.
+    rung: AtomicU64,
+}
+
+impl Rope {
+    fn ring(&self) {
+        self.rung.fetch_add(1, Ordering::SeqCst);
+        self.waiting.notify_waiters();
+    }
+}
 
 impl Bells {
     fn listen(bells: &Arc<Self>, key: Bell) -> Listener {
         let mut map = bells.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let bell = Arc::clone(map.entry(key).or_default());
-        Listener { key, bell, bells: Arc::clone(bells) }
+        let rope = Arc::clone(map.entry(key).or_default());
+        Listener { key, rope, bells: Arc::clone(bells) }
     }
 
     fn ring(&self, key: &Bell) {
-        if let Some(bell) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key) {
-            bell.notify_waiters();
+        if let Some(rope) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key) {
+            rope.ring();
         }
     }
 
     fn ring_all(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().for_each(|bell| bell.notify_waiters());
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().for_each(|rope| rope.ring());
     }
 }
 
@@ -180,7 +195,7 @@ impl Bells {
 #[derive(Debug)]
 pub struct Listener {
     key: Bell,
-    bell: Arc<Notify>,
+    rope: Arc<Rope>,
     bells: Arc<Bells>,
 }
 
@@ -188,7 +203,17 @@ impl Listener {
     /// A wait that hears every ring from this call on, not only from its first poll on: take it, read, then await it.
     pub fn heard(&self) -> Notified<'_> {
         // `notify_waiters` reaches every `Notified` that was made before it, polled or not.
-        self.bell.notified()
+        self.rope.waiting.notified()
+    }
+
+    /// How often it has rung: what was read since it had rung as often may be looked at again.
+    pub fn rung(&self) -> u64 {
+        self.rope.rung.load(Ordering::SeqCst)
+    }
+
+    /// Rings it for all who listen here, and for nobody elsewhere.
+    pub fn ring(&self) {
+        self.rope.ring();
     }
 }
 
@@ -196,7 +221,7 @@ impl Drop for Listener {
     fn drop(&mut self) {
         let mut map = self.bells.0.lock().unwrap_or_else(PoisonError::into_inner);
         // The map and this listener: nobody else listens, and nobody can begin while the map is locked.
-        if Arc::strong_count(&self.bell) == 2 {
+        if Arc::strong_count(&self.rope) == 2 {
             map.remove(&self.key);
         }
     }

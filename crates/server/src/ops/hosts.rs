@@ -15,6 +15,8 @@ use holm_domain::{
     limits::{LABEL_BYTES_MAX, LABELS_MAX},
 };
 
+use holm_store::RunRow;
+
 use super::tokens::check_name;
 use crate::{app::App, config::SWAPS_MAX, problem::Failure};
 
@@ -119,8 +121,22 @@ fn apart(one: UnixMicros, other: UnixMicros) -> Duration {
 /// The host for whose agent the process `by` speaks with `token`. Its record says at most a third of a lease late when it
 /// was heard of.
 pub(crate) async fn host_heard(app: &App, token: &Token, by: Claimant) -> Result<Host, Failure> {
+    let host = app.store.host_get(token.org, by.agent).await?;
+    note_heard(app, token, by, host).await
+}
+
+/// The same, with the runs that the agent holds.
+pub(crate) async fn host_heard_with_runs(
+    app: &App,
+    token: &Token,
+    by: Claimant,
+) -> Result<(Host, Vec<RunRow>), Failure> {
+    let (host, runs) = app.store.host_and_runs(token.org, by.agent).await?;
+    Ok((note_heard(app, token, by, host).await?, runs))
+}
+
+async fn note_heard(app: &App, token: &Token, by: Claimant, host: Option<Host>) -> Result<Host, Failure> {
     let Claimant { agent, .. } = by;
-    let host = app.store.host_get(token.org, agent).await?;
     let host = host.ok_or_else(|| {
         let detail = "the agent is not registered in this org; register first";
         Failure::new(ErrorCode::NotFound, detail).at(AGENT_FIELD, agent)

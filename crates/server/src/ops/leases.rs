@@ -7,10 +7,12 @@
 //! said to an agent that holds it.
 
 mod claim;
+pub mod queue;
 pub mod renew;
 
 use std::{
     collections::{HashMap, HashSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -22,7 +24,7 @@ use holm_domain::{
     ErrorCode, RunId, UnixMicros,
     access::Token,
     error::InvalidField,
-    host::Host,
+    host::{Capacity, Host},
     lease::{
         Claimant,
         grant::{self, Finish},
@@ -31,17 +33,23 @@ use holm_domain::{
     run::{Cancel, Outcome, OutcomeKind, Reason, Run},
 };
 use holm_store::RunRow;
-use tokio::time::Instant;
+use tokio::{sync::futures::Notified, time::Instant};
 
-use self::claim::{Queue, Room, lease_claim, lease_claim_again};
-use super::{hosts::host_heard, revise, revise_from, run_of, run_tokens::to_claimed};
+use self::{
+    claim::{Room, lease_claim, lease_claim_again},
+    queue::{Desk, Offer, Queue},
+};
+use super::{
+    hosts::{host_heard, host_heard_with_runs},
+    revise, revise_from, run_of,
+    run_tokens::to_claimed,
+};
 use crate::{
     account::Account,
     app::App,
     auth::Lasting,
     config::{CLAIMS_MAX, LEASES_MAX, POLL_WAIT_MS_MAX, REREAD_OWN_EVERY},
     problem::Failure,
-    wakers::Listener,
 };
 
 /// Waits until there is something for the agent: runs that it can claim, or word about runs that it holds. Answers with
@@ -51,34 +59,62 @@ pub async fn lease_poll(app: &App, token: &Token, poll: Poll, account: &Account)
     check_poll(&poll)?;
     let _pass = app.polls.enter(token.org)?;
     let told = app.wakers.listen_agents(token.org);
-    let queue = (poll.claims_max > 0).then(|| app.wakers.listen_queue(token.org));
+    let desk = (poll.claims_max > 0).then(|| app.queues.desk(&app.wakers, token.org));
     let by = Claimant { agent: poll.agent, instance: poll.instance };
     let (mut lasting, leave) = (Lasting::new(app, token), account.wait());
     // An agent that waits is heard of when it asks: well before it would be held for gone.
     let wait = Duration::from_millis(poll.wait_ms).min(app.config.lease.ttl * 2 / 3);
     let until = received.at + wait;
     let reread_every = if app.store.is_shared() { app.config.limits.reread_every } else { REREAD_OWN_EVERY };
+    let mut offered = None;
     loop {
         let heard = told.heard();
-        let queued = OptionFuture::from(queue.as_ref().map(Listener::heard));
+        let queued = desk.as_ref().map(|desk| (desk, desk.bell.heard()));
         lasting.check(app).await?;
-        let host = host_heard(app, token, by).await?;
-        let mut polled = look(app, &host, &poll, received, account).await?;
+        let (host, stored) = host_heard_with_runs(app, token, by).await?;
+        let stored = readable(app, stored);
+        let desk = desk.as_ref().map(|desk| (desk, offered.take()));
+        let mut polled = look(app, (&host, &stored), &poll, (received, account), desk).await?;
         to_claimed(app, by.agent, &mut polled.claimed).await;
         let left = until.saturating_duration_since(Instant::now());
         if !polled.is_empty() || left.is_zero() || app.shutdown.is_cancelled() || leave.is_cancelled() {
             return Ok(polled);
         }
         let nap = left.min(reread_every);
+        let queued =
+            OptionFuture::from(queued.map(|(desk, queued)| until_offered(app, desk, queued, (&host, &poll.free))));
         tokio::select! {
             // What was heard comes before that it is over, and a simulation is told twice alike.
             biased;
             () = heard => {}
-            Some(()) = queued => {}
+            Some(offer) = queued => offered = offer,
             // Nothing was heard of: the poll that follows begins with a look.
             () = tokio::time::sleep(nap) => if nap == left { return Ok(Polled::default()) },
             () = app.shutdown.cancelled() => {}
             () = leave.cancelled() => {}
+        }
+    }
+}
+
+/// Waits until there is something in the queue for the host, or it is to be looked at anew what the host takes. So a poll that
+/// waits costs little while others are granted what comes.
+async fn until_offered(
+    app: &App,
+    desk: &Arc<Desk>,
+    mut queued: Notified<'_>,
+    (host, free): (&Host, &Capacity),
+) -> Option<Offer> {
+    loop {
+        queued.await;
+        queued = desk.bell.heard();
+        if host.refusal().is_some() {
+            return None;
+        }
+        match desk.offer(app, host, free).await {
+            Ok(Some(offer)) => return Some(offer),
+            Ok(None) => {}
+            // The look that follows meets it as well, and tells.
+            Err(_) => return None,
         }
     }
 }
@@ -108,28 +144,29 @@ fn check_poll(poll: &Poll) -> Result<(), InvalidField> {
     refused("held", poll.held.len() as u64, LEASES_MAX as u64)
 }
 
-async fn look(app: &App, host: &Host, poll: &Poll, received: Received, account: &Account) -> Result<Polled, Failure> {
+async fn look(
+    app: &App,
+    (host, stored): (&Host, &Found),
+    poll: &Poll,
+    (received, account): (Received, &Account),
+    desk: Option<(&Arc<Desk>, Option<Offer>)>,
+) -> Result<Polled, Failure> {
     // A server that is to end grants nothing: the answer might not arrive. Nor is the queue read for a host that takes
-    // nothing new.
+    // nothing new, and where nobody asks for runs, they need not be looked for.
     let grants_none = app.shutdown.is_cancelled() || host.refusal().is_some();
-    let claims_max = if grants_none { 0 } else { poll.claims_max };
-    if claims_max == 0 && poll.held.is_empty() {
-        return Ok(Polled::default());
+    let mut queue = desk.filter(|_| !grants_none).map(|(desk, offered)| Queue::new(Arc::clone(desk), offered));
+    let claims_max = if queue.is_some() { poll.claims_max } else { 0 };
+    if let Some(queue) = &mut queue
+        && !queue.has_begun()
+    {
+        queue.go_on(app).await?;
     }
-    let queue = async {
-        let mut queue = Queue::of(host.org);
-        // Where nobody asks for runs, they need not be looked for.
-        if claims_max > 0 {
-            queue.go_on(app).await?;
-        }
-        Ok(queue)
-    };
-    let (stored, queue) = tokio::try_join!(app.store.runs_of_agent(host.org, host.id), queue)?;
-    let stored = readable(app, stored);
-    let directives = directives(host, &poll.held, &stored);
+    let directives = directives(host, &poll.held, stored);
     let mut room = Room::new((app, host), poll, claims_max, received, account);
     lease_claim_again(&mut room, &poll.held, &stored.runs).await;
-    lease_claim(&mut room, queue).await;
+    if let Some(queue) = queue {
+        lease_claim(&mut room, queue).await;
+    }
     let Room { claimed, refused, .. } = room;
     let polled = Polled { claimed, directives };
     match refused {

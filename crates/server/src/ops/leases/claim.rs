@@ -6,75 +6,24 @@
 
 use holm_api::agent::{ClaimedRun, HeldLease, Poll};
 use holm_domain::{
-    OrgId, UnixMicros,
+    UnixMicros,
     host::{Capacity, Host},
     lease::{Claimant, grant},
     limits::LeaseConfig,
     run::{Decision, Run, RunSpec},
     schedule,
 };
-use holm_store::{DuePlace, Error};
+use holm_store::Error;
 
-use super::{Received, readable};
+use super::{Received, queue::Queue};
 use crate::{
     account::Account,
     app::App,
-    config::{CLAIMS_BYTES_MAX, QUEUE_DAMAGED_MAX, QUEUE_LOOK_MAX},
+    config::CLAIMS_BYTES_MAX,
     limited::Turn,
     ops::{runs::spec_bytes, try_save},
     problem::Failure,
 };
-
-/// One look at the queue of an org, in its order, page by page.
-///
-/// What is damaged is passed over and not counted: nobody can decide on it, not even that it waited too long, so it stands
-/// first in the queue until it is repaired, and as many of them as one look has candidates would block it for good. So the
-/// look goes on behind them. Of those whose row cannot be read, what bounds it is the queue; of the others, each costs a
-/// transaction, and [`QUEUE_DAMAGED_MAX`] end the look. What others claim meanwhile hides no run from it.
-#[derive(Debug)]
-pub(super) struct Queue {
-    org: OrgId,
-    /// What of the page was not picked yet.
-    runs: Vec<Run>,
-    /// The end of the page.
-    behind: Option<DuePlace>,
-    /// Whether no page follows.
-    is_over: bool,
-    /// How many runs are still to be considered.
-    left: usize,
-    /// How many more may turn out to be damaged when they are granted.
-    damaged_left: usize,
-}
-
-impl Queue {
-    /// A look that has not begun.
-    pub(super) fn of(org: OrgId) -> Self {
-        let (left, damaged_left) = (QUEUE_LOOK_MAX as usize, QUEUE_DAMAGED_MAX);
-        Self { org, runs: Vec::new(), behind: None, is_over: false, left, damaged_left }
-    }
-
-    /// Goes on with the next page that has a run which can be read; whether there is one and the look is not over.
-    pub(super) async fn go_on(&mut self, app: &App) -> holm_store::Result<bool> {
-        while !self.is_over && self.left > 0 {
-            let page = app.store.run_queue(self.org, self.behind.as_ref(), QUEUE_LOOK_MAX).await?;
-            self.is_over = page.len() < QUEUE_LOOK_MAX as usize;
-            self.behind = page.last().map(|last| last.place.clone());
-            self.runs = readable(app, page).runs;
-            self.left = self.left.saturating_sub(self.runs.len());
-            if !self.runs.is_empty() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// A run that was considered cannot be granted for what is stored of it.
-    fn pass_over(&mut self) {
-        self.damaged_left = self.damaged_left.saturating_sub(1);
-        self.left += 1;
-        self.is_over |= self.damaged_left == 0;
-    }
-}
 
 /// By which decision a run is granted.
 type Decide = fn(&Run, Claimant, UnixMicros, &LeaseConfig) -> Option<Decision>;
@@ -127,7 +76,7 @@ impl<'a> Room<'a> {
         self.claims > 0 && self.bytes > 0 && self.refused.is_none()
     }
 
-    /// As [`schedule::pick`] has it: processors are shared.
+    /// As [`schedule::suits`] has it: processors are shared.
     fn has(&self, demand: &Capacity) -> bool {
         self.is_left() && demand.runs <= self.free.runs && demand.memory_bytes <= self.free.memory_bytes
     }
@@ -222,16 +171,20 @@ pub(super) async fn lease_claim(room: &mut Room<'_>, queue: Queue) {
 async fn claim_in_turn(room: &mut Room<'_>, mut queue: Queue, turn: &mut Option<Turn>) {
     loop {
         while room.is_left()
-            && let Some(index) = schedule::pick(&queue.runs, room.host, &room.free)
+            && let Some(offer) = queue.next(room.host, &room.free)
         {
             if turn.is_none() {
                 *turn = room.turn().await;
-                continue;
             }
-            // Whether somebody else was faster or not: this run is out of this look at the queue.
-            let run = queue.runs.remove(index);
-            if room.grant(&run, grant::claim).await {
+            if room.claims == 0 {
+                return offer.leave();
+            }
+            if room.refused.is_none() && room.grant(&offer.run, grant::claim).await {
                 queue.pass_over();
+            }
+            // Whether somebody else was faster or not; one that this poll was refused is there for others.
+            if room.refused.is_none() {
+                offer.settle();
             }
         }
         if !room.is_left() {
@@ -283,25 +236,5 @@ mod tests {
         let late = queued(&world, GIB, 0).await;
         // Submitted at minutes 0, 4, 4, 6; they count as of 5, 4, -6, 6.
         assert_eq!(given(&world, world.agent_id, 64 * GIB).await, [high, plain, low, late]);
-    }
-
-    #[tokio::test]
-    async fn a_look_is_as_long_as_runs_are_passed_over() {
-        let world = World::new().await;
-        let mut queued = Vec::new();
-        for _ in 0..=QUEUE_LOOK_MAX {
-            queued.push(world.queue_run().await);
-        }
-        let ids = |queue: &Queue| queue.runs.iter().map(|run| run.id).collect::<Vec<_>>();
-        let (page, rest) = queued.split_at(QUEUE_LOOK_MAX as usize);
-        for (passed_over, wanted) in [(0, None), (1, Some(rest)), (QUEUE_DAMAGED_MAX, None)] {
-            let mut queue = Queue::of(world.org);
-            assert!(queue.go_on(world.app()).await.unwrap());
-            assert_eq!(ids(&queue), page);
-            (0..passed_over).for_each(|_| queue.pass_over());
-            let more = queue.go_on(world.app()).await.unwrap().then(|| ids(&queue));
-            assert_eq!(more.as_deref(), wanted);
-            assert!(wanted.is_none() || !queue.go_on(world.app()).await.unwrap(), "that was the last page");
-        }
     }
 }
