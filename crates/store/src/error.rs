@@ -86,7 +86,8 @@ impl Error {
         }
     }
 
-    pub(crate) fn unavailable(doing: &'static str, source: impl Into<Cause>) -> Self {
+    /// The store did not answer while it was asked to do that, for the cause.
+    pub fn unavailable(doing: &'static str, source: impl Into<Cause>) -> Self {
         Self::Unavailable { doing, source: source.into() }
     }
 

@@ -3,13 +3,17 @@
 
 use std::collections::BTreeMap;
 
-use holm_domain::{AgentId, OrgId, UnixMicros, host::Host, run::Run};
+use holm_domain::{
+    AgentId, OrgId, RunId, UnixMicros,
+    host::Host,
+    run::{Cancel, Run},
+};
 
 use crate::{
     Backend, Error, Result, RunRow, Store,
     error::{limit, page},
     hosts, runs,
-    sql::{Args, Db, Query, Row, args, queries},
+    sql::{Args, Db, Fields, Query, Row, args, queries},
 };
 
 /// The most runs that one look at leases or deadlines yields.
@@ -17,6 +21,26 @@ pub const LEASES_PAGE_MAX: u32 = 10_000;
 
 /// The most renewals in one transaction.
 pub const RENEWALS_MAX: usize = 256;
+
+/// What an agent holds of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leased {
+    /// The run.
+    pub run: RunId,
+    /// The number of the lease.
+    pub fence: u64,
+    /// How urgently the run is to be ended, if it is.
+    pub cancel: Option<Cancel>,
+}
+
+/// A lease as it was found.
+#[derive(Debug)]
+pub struct LeaseRow {
+    /// The id of the run, as it is stored.
+    pub id: String,
+    /// The lease. One that cannot be read does not hide the others.
+    pub lease: Result<Leased>,
+}
 
 /// A renewal that was decided: of the run, its lease and its version alone are other than they were.
 #[derive(Debug, Clone)]
@@ -94,17 +118,18 @@ impl Store {
         }
     }
 
-    /// The host of `agent`, if the org has it, and then the runs that it holds a lease of, as [`Store::runs_of_agent`].
-    pub async fn host_and_runs(&self, org: OrgId, agent: AgentId) -> Result<(Option<Host>, Vec<RunRow>)> {
+    /// The host of `agent`, if the org has it, and then the leases that it holds, at most [`LEASES_PAGE_MAX`]. One that
+    /// cannot be read is among them.
+    pub async fn host_and_leases(&self, org: OrgId, agent: AgentId) -> Result<(Option<Host>, Vec<LeaseRow>)> {
         match &self.backend {
             Backend::Memory(memory) => {
                 let host = memory.turn().await.host_get(org, agent);
-                Ok((host, memory.turn().await.runs_of_agent(org, agent)))
+                Ok((host, memory.turn().await.leases_of_agent(org, agent)))
             }
             Backend::Sql(db) => {
-                let [host, runs] = db.rows_of_both(hosts::by_id(org, agent), by_agent(org, agent)).await?;
+                let [host, leases] = db.rows_of_both(hosts::by_id(org, agent), by_agent(org, agent)).await?;
                 let host = host.first().map(hosts::read).transpose()?;
-                Ok((host, runs.iter().map(runs::read_row).collect::<Result<_>>()?))
+                Ok((host, leases.iter().map(lease_row).collect::<Result<_>>()?))
             }
         }
     }
@@ -125,6 +150,7 @@ queries! {
     RUNS_OF_AGENT = "select r.id, r.org, r.version, r.state, r.body
         from leases l join runs r on r.org = l.org and r.id = l.run
         where l.org = $1 and l.agent = $2 order by l.run limit $3 + 0";
+    LEASES_OF_AGENT = "select run, fence, cancel from leases where org = $1 and agent = $2 order by run limit $3 + 0";
     LEASE_COUNTS = "select agent, count(*) as runs from leases where org = $1 group by agent";
 }
 
@@ -146,12 +172,23 @@ pub(crate) fn due(row: &Row, at: &str) -> Result<Due> {
 }
 
 fn by_agent(org: OrgId, agent: AgentId) -> (Query, Args) {
-    (RUNS_OF_AGENT, args![org, agent, LEASES_PAGE_MAX])
+    (LEASES_OF_AGENT, args![org, agent, LEASES_PAGE_MAX])
+}
+
+fn lease_row(row: &Row) -> Result<LeaseRow> {
+    let fields = row.of("leases", "run")?;
+    Ok(LeaseRow { id: fields.text("run")?, lease: leased(&fields) })
+}
+
+fn leased(row: &Fields<'_>) -> Result<Leased> {
+    let unknown = |word: &String| row.corrupt(format!("`cancel` is {word:?}"));
+    let cancel = row.text_if_any("cancel")?;
+    let cancel = cancel.map(|word| Cancel::parse(&word).ok_or_else(|| unknown(&word))).transpose()?;
+    Ok(Leased { run: row.parsed("run")?, fence: row.number("fence")?, cancel })
 }
 
 async fn runs_of_agent(db: &Db, org: OrgId, agent: AgentId) -> Result<Vec<RunRow>> {
-    let (query, values) = by_agent(org, agent);
-    db.rows(query, values).await?.iter().map(runs::read_row).collect()
+    db.rows(RUNS_OF_AGENT, args![org, agent, LEASES_PAGE_MAX]).await?.iter().map(runs::read_row).collect()
 }
 
 async fn lease_counts(db: &Db, org: OrgId) -> Result<BTreeMap<AgentId, u32>> {

@@ -52,7 +52,7 @@ pub use examined::{ExaminedRuns, RUNS_EXAMINED_MAX, runs_examine};
 pub use hints::{HINT_BYTES_MAX, Hints};
 pub use hosts::HOSTS_MAX;
 pub use keys::{EnvelopeKey, Resealed, SIGNING_KEYS_MAX, SealedSecret, SigningKey};
-pub use leases::{Due, DuePlace, LEASES_PAGE_MAX, RENEWALS_MAX, Renewal};
+pub use leases::{Due, DuePlace, LEASES_PAGE_MAX, LeaseRow, Leased, RENEWALS_MAX, Renewal};
 pub use logs::{
     LOG_APPEND_BYTES_MAX, LOG_INLINE_BYTES, LOG_READ_BYTES_MAX, LOG_SEGMENT_BYTES, LogAppended, SEALABLE_PAGE_MAX,
     Sealable, Sealed, Segment,

@@ -90,6 +90,21 @@ pub enum Cancel {
     Kill,
 }
 
+impl Cancel {
+    /// The word used in the API and in the store.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Cancel::Terminate => "terminate",
+            Cancel::Kill => "kill",
+        }
+    }
+
+    /// What a word of the store says.
+    pub fn parse(text: &str) -> Option<Cancel> {
+        [Cancel::Terminate, Cancel::Kill].into_iter().find(|cancel| cancel.as_str() == text)
+    }
+}
+
 /// The end of a sandbox whose run has not ended yet, because its output or its changes are still being stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ending {

@@ -15,7 +15,7 @@ use holm_domain::{
     limits::{LABEL_BYTES_MAX, LABELS_MAX},
 };
 
-use holm_store::RunRow;
+use holm_store::LeaseRow;
 
 use super::tokens::check_name;
 use crate::{app::App, config::SWAPS_MAX, problem::Failure};
@@ -125,14 +125,14 @@ pub(crate) async fn host_heard(app: &App, token: &Token, by: Claimant) -> Result
     note_heard(app, token, by, host).await
 }
 
-/// The same, with the runs that the agent holds.
-pub(crate) async fn host_heard_with_runs(
+/// The same, with the leases that the agent holds.
+pub(crate) async fn host_heard_with_leases(
     app: &App,
     token: &Token,
     by: Claimant,
-) -> Result<(Host, Vec<RunRow>), Failure> {
-    let (host, runs) = app.store.host_and_runs(token.org, by.agent).await?;
-    Ok((note_heard(app, token, by, host).await?, runs))
+) -> Result<(Host, Vec<LeaseRow>), Failure> {
+    let (host, leases) = app.store.host_and_leases(token.org, by.agent).await?;
+    Ok((note_heard(app, token, by, host).await?, leases))
 }
 
 async fn note_heard(app: &App, token: &Token, by: Claimant, host: Option<Host>) -> Result<Host, Failure> {

@@ -24,7 +24,7 @@ use holm_domain::{
     ErrorCode, RunId, UnixMicros,
     access::Token,
     error::InvalidField,
-    host::{Capacity, Host},
+    host::Host,
     lease::{
         Claimant,
         grant::{self, Finish},
@@ -32,15 +32,15 @@ use holm_domain::{
     limits::RESULT_BYTES_MAX,
     run::{Cancel, Outcome, OutcomeKind, Reason, Run},
 };
-use holm_store::RunRow;
-use tokio::{sync::futures::Notified, time::Instant};
+use holm_store::{LeaseRow, Leased, RunRow};
+use tokio::time::Instant;
 
 use self::{
     claim::{Room, lease_claim, lease_claim_again},
     queue::{Desk, Offer, Queue},
 };
 use super::{
-    hosts::{host_heard, host_heard_with_runs},
+    hosts::{host_heard, host_heard_with_leases},
     revise, revise_from, run_of,
     run_tokens::to_claimed,
 };
@@ -69,20 +69,21 @@ pub async fn lease_poll(app: &App, token: &Token, poll: Poll, account: &Account)
     let mut offered = None;
     loop {
         let heard = told.heard();
-        let queued = desk.as_ref().map(|desk| (desk, desk.bell.heard()));
+        let queued = desk.as_ref().map(|desk| (desk, desk.bell.heard(), desk.news()));
         lasting.check(app).await?;
-        let (host, stored) = host_heard_with_runs(app, token, by).await?;
-        let stored = readable(app, stored);
+        let (host, leases) = host_heard_with_leases(app, token, by).await?;
+        let leases = legible(app, leases);
         let desk = desk.as_ref().map(|desk| (desk, offered.take()));
-        let mut polled = look(app, (&host, &stored), &poll, (received, account), desk).await?;
+        let mut polled = look(app, (&host, &leases), &poll, (received, account), desk).await?;
         to_claimed(app, by.agent, &mut polled.claimed).await;
         let left = until.saturating_duration_since(Instant::now());
         if !polled.is_empty() || left.is_zero() || app.shutdown.is_cancelled() || leave.is_cancelled() {
             return Ok(polled);
         }
         let nap = left.min(reread_every);
-        let queued =
-            OptionFuture::from(queued.map(|(desk, queued)| until_offered(app, desk, queued, (&host, &poll.free))));
+        let queued = OptionFuture::from(
+            queued.map(|(desk, queued, news)| desk.offered(app, (news, queued), (&host, &poll.free))),
+        );
         tokio::select! {
             // What was heard comes before that it is over, and a simulation is told twice alike.
             biased;
@@ -92,29 +93,6 @@ pub async fn lease_poll(app: &App, token: &Token, poll: Poll, account: &Account)
             () = tokio::time::sleep(nap) => if nap == left { return Ok(Polled::default()) },
             () = app.shutdown.cancelled() => {}
             () = leave.cancelled() => {}
-        }
-    }
-}
-
-/// Waits until there is something in the queue for the host, or it is to be looked at anew what the host takes. So a poll that
-/// waits costs little while others are granted what comes.
-async fn until_offered(
-    app: &App,
-    desk: &Arc<Desk>,
-    mut queued: Notified<'_>,
-    (host, free): (&Host, &Capacity),
-) -> Option<Offer> {
-    loop {
-        queued.await;
-        queued = desk.bell.heard();
-        if host.refusal().is_some() {
-            return None;
-        }
-        match desk.offer(app, host, free).await {
-            Ok(Some(offer)) => return Some(offer),
-            Ok(None) => {}
-            // The look that follows meets it as well, and tells.
-            Err(_) => return None,
         }
     }
 }
@@ -146,7 +124,7 @@ fn check_poll(poll: &Poll) -> Result<(), InvalidField> {
 
 async fn look(
     app: &App,
-    (host, stored): (&Host, &Found),
+    (host, leases): (&Host, &Leases),
     poll: &Poll,
     (received, account): (Received, &Account),
     desk: Option<(&Arc<Desk>, Option<Offer>)>,
@@ -161,9 +139,13 @@ async fn look(
     {
         queue.go_on(app).await?;
     }
-    let directives = directives(host, &poll.held, stored);
+    let directives = directives(&poll.held, leases);
     let mut room = Room::new((app, host), poll, claims_max, received, account);
-    lease_claim_again(&mut room, &poll.held, &stored.runs).await;
+    let listed: HashSet<RunId> = poll.held.iter().map(|lease| lease.run).collect();
+    if leases.known.keys().any(|run| !listed.contains(run)) {
+        let stored = readable(app, app.store.runs_of_agent(host.org, host.id).await?);
+        lease_claim_again(&mut room, &poll.held, &stored.runs).await;
+    }
     if let Some(queue) = queue {
         lease_claim(&mut room, queue).await;
     }
@@ -223,19 +205,42 @@ fn readable<R: Into<RunRow>>(app: &App, rows: Vec<R>) -> Found {
     found
 }
 
+/// The leases of an agent.
+#[derive(Debug, Default)]
+struct Leases {
+    /// Those that can be read.
+    known: HashMap<RunId, Leased>,
+    /// The ids of the runs of the others.
+    unreadable: HashSet<String>,
+}
+
+/// Tells of those of `rows` that cannot be read.
+fn legible(app: &App, rows: Vec<LeaseRow>) -> Leases {
+    let mut leases = Leases::default();
+    for LeaseRow { id, lease } in rows {
+        match lease {
+            Ok(lease) => drop(leases.known.insert(lease.run, lease)),
+            Err(error) => {
+                app.unreadable.tell(&id, &error);
+                leases.unreadable.insert(id);
+            }
+        }
+    }
+    leases
+}
+
 /// What the agent does not know yet of the runs that it says it holds.
 ///
-/// Of a run that cannot be read nothing is said, least of all that its lease is stale: the agent may hold it, and would kill
-/// what it should not. It goes on with what it was told last until its lease, which nobody can renew, has run out; then the
+/// Of a lease that cannot be read nothing is said, least of all that it is stale: the agent may hold it, and would kill what
+/// it should not. It goes on with what it was told last until its lease, which nobody can renew, has run out; then the
 /// deadline of its shim ends it, as if no server answered.
-fn directives(host: &Host, held: &[HeldLease], found: &Found) -> Vec<Directive> {
-    let stored = found.by_id();
+fn directives(held: &[HeldLease], leases: &Leases) -> Vec<Directive> {
     let directive = |lease: &HeldLease| {
-        if found.is_unreadable(lease.run) {
+        if !leases.unreadable.is_empty() && leases.unreadable.contains(&lease.run.to_string()) {
             return None;
         }
-        let run = stored.get(&lease.run).filter(|run| grant::held(run, host.id, lease.fence).is_ok());
-        let what = match run.map(|run| run.cancel) {
+        let stored = leases.known.get(&lease.run).filter(|stored| stored.fence == lease.fence);
+        let what = match stored.map(|stored| stored.cancel) {
             None => DirectiveKind::Stale,
             Some(cancel) if cancel <= lease.cancel => return None,
             Some(Some(Cancel::Kill)) => DirectiveKind::Kill,

@@ -9,8 +9,8 @@ use holm_domain::{
 
 use super::{Memory, Row, State, Stored};
 use crate::{
-    Doomed, DoomedPart, Due, DuePlace, Error, EventAppended, Idempotency, Inserted, LEASES_PAGE_MAX, LogAppended,
-    Renewal, Result, RunCensus, RunFilter, RunRow, Saved, Segment,
+    Doomed, DoomedPart, Due, DuePlace, Error, EventAppended, Idempotency, Inserted, LEASES_PAGE_MAX, LeaseRow, Leased,
+    LogAppended, Renewal, Result, RunCensus, RunFilter, RunRow, Saved, Segment,
     logs::{Attempt, Chunk, enough, newest_at},
 };
 
@@ -250,6 +250,17 @@ impl Memory {
         let of_org = state.runs.values().map(|row| &row.run).filter(|run| run.org == org);
         let held = of_org.filter(|run| run.lease.is_some_and(|lease| lease.agent == agent));
         held.take(LEASES_PAGE_MAX as usize).map(found).collect()
+    }
+
+    pub(crate) fn leases_of_agent(&self, org: OrgId, agent: AgentId) -> Vec<LeaseRow> {
+        let of_org = |run: &&Run| run.org == org;
+        let state = self.lock();
+        let held = state.runs.values().map(|row| &row.run).filter(of_org).filter_map(|run| {
+            let lease = run.lease.filter(|lease| lease.agent == agent)?;
+            let leased = Leased { run: run.id, fence: lease.fence, cancel: run.cancel };
+            Some(LeaseRow { id: run.id.to_string(), lease: Ok(leased) })
+        });
+        held.take(LEASES_PAGE_MAX as usize).collect()
     }
 
     pub(crate) fn lease_counts(&self, org: OrgId) -> BTreeMap<AgentId, u32> {

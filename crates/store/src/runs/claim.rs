@@ -1,11 +1,11 @@
 //! A claim on PostgreSQL: one statement, which is a transaction of its own.
 //!
 //! What always holds: it changes what [`super::sql::run_save`] would change, or nothing. Where it changes nothing, that says
-//! why. It is for claims alone: until a run is claimed nobody appends to it, so nobody else holds its log head.
+//! why. It is for claims alone, which need no more than one event and touch no other run.
 
 use holm_domain::{
     UnixMicros,
-    run::{EventKind, Run},
+    run::{Cancel, EventKind, Run},
 };
 
 use super::{Saved, sql::seal_from};
@@ -25,10 +25,10 @@ queries! {
             and exists (select 1 from log_heads h where h.org = $1 and h.run = $2)
           returning org, id),
         leased as (
-          insert into leases (org, run, agent, fence, version, expires_at)
-          select org, id, $11, $6, $5, $12 from saved
+          insert into leases (org, run, agent, fence, version, expires_at, cancel)
+          select org, id, $11, $6, $5, $12, $16 from saved
           on conflict (org, run) do update set agent = excluded.agent, fence = excluded.fence,
-            version = excluded.version, expires_at = excluded.expires_at),
+            version = excluded.version, expires_at = excluded.expires_at, cancel = excluded.cancel),
         head as (
           update log_heads h set fence = $6, next_event_seq = h.next_event_seq + 1, seal_from = $13 from saved
           where h.org = saved.org and h.run = saved.id
@@ -66,6 +66,7 @@ pub(super) async fn run_claim(
         seal_from(run),
         now,
         encode("an event", told)?,
+        run.cancel.map(Cancel::as_str),
     ];
     let Some(head) = db.row(RUN_CLAIM, values).await? else { return Ok(None) };
     let head = head.under("log_heads", run.id);

@@ -2,7 +2,7 @@
 
 use holm_domain::{
     OrgId, RunId, UnixMicros,
-    run::{EventKind, Run, RunState},
+    run::{Cancel, EventKind, Run, RunState},
 };
 
 use super::{FILTER_LABELS_MAX, Idempotency, Inserted, RunFilter, RunRow, Saved, claim::run_claim};
@@ -63,9 +63,10 @@ queries! {
     RUN_SAVE = "update runs set state = $4, version = $5, fence = $6, deadline_at = $7, body = $8, log_kept_since = $9,
           queue_at = $10
         where org = $1 and id = $2 and version = $3";
-    RUN_SAVE_LEASE = "insert into leases (org, run, agent, fence, version, expires_at) values ($1, $2, $3, $4, $5, $6)
+    RUN_SAVE_LEASE = "insert into leases (org, run, agent, fence, version, expires_at, cancel)
+        values ($1, $2, $3, $4, $5, $6, $7)
         on conflict (org, run) do update set agent = excluded.agent, fence = excluded.fence,
-          version = excluded.version, expires_at = excluded.expires_at";
+          version = excluded.version, expires_at = excluded.expires_at, cancel = excluded.cancel";
     RUN_SAVE_NO_LEASE = "delete from leases where org = $1 and run = $2";
     RUN_SAVE_HEAD = "update log_heads set fence = $3, next_event_seq = next_event_seq + $4, seal_from = $5
         where org = $1 and run = $2 returning next_log_seq, next_event_seq";
@@ -164,7 +165,8 @@ async fn save_lease(tx: &mut Tx, run: &Run) -> Result<()> {
     let Some(lease) = &run.lease else {
         return tx.execute(RUN_SAVE_NO_LEASE, args![run.org, run.id]).await.map(drop);
     };
-    let values = args![run.org, run.id, lease.agent, lease.fence, run.version, lease.expires_at];
+    let cancel = run.cancel.map(Cancel::as_str);
+    let values = args![run.org, run.id, lease.agent, lease.fence, run.version, lease.expires_at, cancel];
     tx.execute(RUN_SAVE_LEASE, values).await.map(drop)
 }
 

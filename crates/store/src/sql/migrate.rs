@@ -15,6 +15,7 @@ const STEPS: &[&str] = &[
     include_str!("../../migrations/0005_queue_order.sql"),
     include_str!("../../migrations/0006_keys.sql"),
     include_str!("../../migrations/0007_org_limits.sql"),
+    include_str!("../../migrations/0008_lease_cancel.sql"),
 ];
 
 const TABLE: &str = "create table if not exists schema_steps (step bigint primary key)";
@@ -66,7 +67,7 @@ async fn script(tx: &mut Tx, text: &'static str) -> Result<()> {
     let sql = sqlx::raw_sql(AssertSqlSafe(text));
     let done = match tx {
         Tx::Sqlite(tx) => (&mut **tx).execute(sql).await.map(drop),
-        Tx::Postgres(tx) => (&mut **tx).execute(sql).await.map(drop),
+        Tx::Postgres(session) => session.ask(async |connection| connection.execute(sql).await).await.map(drop),
     };
     done.map_err(|error| broken("bring the schema forward", error))
 }

@@ -13,18 +13,20 @@ mod pools;
 #[cfg(test)]
 mod prepared;
 mod row;
+mod sessions;
 mod value;
 mod wal;
 
 use std::{future::Future, io, time::Duration};
 
-use sqlx::{PgPool, Postgres, Sqlite, SqlitePool, Transaction, sqlite::SqliteError};
+use sqlx::{Sqlite, SqlitePool, Transaction, sqlite::SqliteError};
 
 pub(crate) use files::Files;
 pub(crate) use notify::Listening;
 pub use places::SqliteFiles;
 pub use pools::Expect;
 pub(crate) use row::{Fields, Row, encode};
+use sessions::{Session, Sessions};
 pub(crate) use value::{Args, Value, args};
 
 use crate::{Error, Result};
@@ -63,14 +65,14 @@ pub(crate) use queries;
 #[derive(Debug, Clone)]
 pub(crate) enum Db {
     Sqlite { writer: SqlitePool, readers: SqlitePool, files: Files },
-    Postgres(PgPool),
+    Postgres(Sessions),
 }
 
 /// A transaction that may write.
 #[derive(Debug)]
 pub(crate) enum Tx {
     Sqlite(Transaction<'static, Sqlite>),
-    Postgres(Transaction<'static, Postgres>),
+    Postgres(Session),
 }
 
 impl Db {
@@ -93,7 +95,7 @@ impl Db {
         let begun = match self {
             // A transaction that begins as a reader could not become a writer once another has written.
             Self::Sqlite { writer, .. } => in_time(writer.begin_with("begin immediate")).await.map(Tx::Sqlite),
-            Self::Postgres(pool) => in_time(pool.begin()).await.map(Tx::Postgres),
+            Self::Postgres(sessions) => sessions.begin().await.map(Tx::Postgres),
         };
         begun.map_err(|error| broken("begin a transaction", error))
     }
@@ -106,25 +108,21 @@ impl Db {
                 let rows = in_time(value::sqlite(query, args)?.fetch_all(readers)).await;
                 rows.map(|rows| rows.into_iter().map(Row::Sqlite).collect()).map_err(|e| failure(query, e))
             }
-            Self::Postgres(pool) => {
-                let rows = in_time(value::postgres(query, args)?.fetch_all(pool)).await;
-                rows.map(|rows| rows.into_iter().map(Row::Postgres).collect()).map_err(|e| failure(query, e))
+            Self::Postgres(sessions) => {
+                let mut session = sessions.take().await.map_err(|error| failure(query, error))?;
+                postgres_rows(&mut session, query, args).await
             }
         }
     }
 
     /// The rows of two queries that change nothing, one after the other on one connection, each as one snapshot.
     pub(crate) async fn rows_of_both(&self, one: (Query, Args), other: (Query, Args)) -> Result<[Vec<Row>; 2]> {
-        let Self::Postgres(pool) = self else {
+        let Self::Postgres(sessions) = self else {
             return Ok([self.rows(one.0, one.1).await?, self.rows(other.0, other.1).await?]);
         };
-        let mut connection = in_time(pool.acquire()).await.map_err(|error| failure(one.0, error))?;
-        let mut both = [Vec::new(), Vec::new()];
-        for ((query, args), rows) in [one, other].into_iter().zip(&mut both) {
-            let found = in_time(value::postgres(query, args)?.fetch_all(&mut *connection)).await;
-            *rows = found.map_err(|error| failure(query, error))?.into_iter().map(Row::Postgres).collect();
-        }
-        Ok(both)
+        let mut session = sessions.take().await.map_err(|error| failure(one.0, error))?;
+        let one = postgres_rows(&mut session, one.0, one.1).await?;
+        Ok([one, postgres_rows(&mut session, other.0, other.1).await?])
     }
 
     /// The first row of a query that changes nothing, if there is one.
@@ -139,9 +137,9 @@ impl Db {
                 let done = in_time(value::sqlite(query, args)?.execute(writer)).await;
                 done.map(|done| done.rows_affected()).map_err(|error| failure(query, error))
             }
-            Self::Postgres(pool) => {
-                let done = in_time(value::postgres(query, args)?.execute(pool)).await;
-                done.map(|done| done.rows_affected()).map_err(|error| failure(query, error))
+            Self::Postgres(sessions) => {
+                let mut session = sessions.take().await.map_err(|error| failure(query, error))?;
+                postgres_execute(&mut session, query, args).await
             }
         }
     }
@@ -155,10 +153,7 @@ impl Tx {
                 let rows = in_time(value::sqlite(query, args)?.fetch_all(&mut **tx)).await;
                 rows.map(|rows| rows.into_iter().map(Row::Sqlite).collect()).map_err(|e| failure(query, e))
             }
-            Self::Postgres(tx) => {
-                let rows = in_time(value::postgres(query, args)?.fetch_all(&mut **tx)).await;
-                rows.map(|rows| rows.into_iter().map(Row::Postgres).collect()).map_err(|e| failure(query, e))
-            }
+            Self::Postgres(session) => postgres_rows(session, query, args).await,
         }
     }
 
@@ -174,10 +169,7 @@ impl Tx {
                 let done = in_time(value::sqlite(query, args)?.execute(&mut **tx)).await;
                 done.map(|done| done.rows_affected()).map_err(|error| failure(query, error))
             }
-            Self::Postgres(tx) => {
-                let done = in_time(value::postgres(query, args)?.execute(&mut **tx)).await;
-                done.map(|done| done.rows_affected()).map_err(|error| failure(query, error))
-            }
+            Self::Postgres(session) => postgres_execute(session, query, args).await,
         }
     }
 
@@ -185,10 +177,22 @@ impl Tx {
     pub(crate) async fn commit(self) -> Result<()> {
         let committed = match self {
             Self::Sqlite(tx) => in_time(tx.commit()).await,
-            Self::Postgres(tx) => in_time(tx.commit()).await,
+            Self::Postgres(session) => session.commit().await,
         };
         committed.map_err(|error| broken("commit", error))
     }
+}
+
+async fn postgres_rows(session: &mut Session, query: Query, args: Args) -> Result<Vec<Row>> {
+    let prepared = value::postgres(query, args)?;
+    let rows = session.ask(async |connection| prepared.fetch_all(connection).await).await;
+    rows.map(|rows| rows.into_iter().map(Row::Postgres).collect()).map_err(|error| failure(query, error))
+}
+
+async fn postgres_execute(session: &mut Session, query: Query, args: Args) -> Result<u64> {
+    let prepared = value::postgres(query, args)?;
+    let done = session.ask(async |connection| prepared.execute(connection).await).await;
+    done.map(|done| done.rows_affected()).map_err(|error| failure(query, error))
 }
 
 /// Waits for an answer for as long as it may take. What does not come at all (the other end is lost, and nobody says so) is
@@ -251,15 +255,17 @@ mod tests {
     async fn a_connection_that_has_become_read_only_is_not_used_again() {
         let database = TestDatabase::create().await;
         let db = Db::open_postgres(&database.url).await.unwrap();
-        let Db::Postgres(pool) = &db else { panic!("another engine") };
-        let all = pool.options().get_max_connections();
+        let Db::Postgres(sessions) = &db else { panic!("another engine") };
+        let all = sessions.pool().options().get_max_connections();
         let mut taken = Vec::new();
         for _ in 0..all {
-            let mut connection = pool.acquire().await.unwrap();
-            sqlx::raw_sql("set default_transaction_read_only = on").execute(&mut *connection).await.unwrap();
-            taken.push(connection);
+            let mut session = sessions.take().await.unwrap();
+            let demote = sqlx::raw_sql("set default_transaction_read_only = on");
+            session.ask(async |connection| demote.execute(connection).await).await.unwrap();
+            taken.push(session);
         }
         drop(taken);
+        tokio::time::sleep(sessions::ASKED_WITHIN).await;
         for _ in 0..all {
             db.execute(MAKE, args![]).await.unwrap();
         }

@@ -18,16 +18,17 @@ pub(crate) struct Listening(PgListener);
 impl Db {
     /// Notifies everybody who listens to the database; nobody does where one server has it to itself.
     pub(crate) async fn notify(&self, text: &str) -> Result<()> {
-        let Self::Postgres(pool) = self else { return Ok(()) };
+        let Self::Postgres(sessions) = self else { return Ok(()) };
         let notify = sqlx::query("select pg_notify($1, $2)").bind(CHANNEL).bind(text);
-        in_time(notify.execute(pool)).await.map(drop).map_err(|error| broken("give a hint", error))
+        let notifying = async { sessions.take().await?.ask(async |connection| notify.execute(connection).await).await };
+        notifying.await.map(drop).map_err(|error| broken("give a hint", error))
     }
 
     /// Listens to whoever notifies from now on.
     pub(crate) async fn listen(&self) -> Result<Option<Listening>> {
-        let Self::Postgres(pool) = self else { return Ok(None) };
+        let Self::Postgres(sessions) = self else { return Ok(None) };
         let listening = async {
-            let mut listener = PgListener::connect_with(&pools::one_more(pool)).await?;
+            let mut listener = PgListener::connect_with(&pools::one_more(sessions.pool())).await?;
             listener.eager_reconnect(false);
             listener.listen(CHANNEL).await?;
             Ok(Listening(listener))

@@ -23,7 +23,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
-use super::{Db, Files, SqliteFiles, WAIT_MAX, broken, in_time, is_busy, places::is_file, wal, within};
+use super::{Db, Files, Sessions, SqliteFiles, WAIT_MAX, broken, in_time, is_busy, places::is_file, wal, within};
 use crate::{Error, Result};
 
 const OPENING: &str = "open the database";
@@ -38,10 +38,8 @@ const GATHERING_WAIT: Duration = Duration::from_secs(3);
 const POSTGRES_CONNECTIONS: u32 = 16;
 /// How long it waits before it opens a database again that others are about to open.
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
-/// How long a connection to PostgreSQL may rest before it is asked once more, when it is taken, whether it still is one.
-const ASKED_WITHIN: Duration = Duration::from_millis(100);
 /// How long a connection to PostgreSQL may take to say that it is still one.
-const PING_MAX: Duration = Duration::from_secs(2);
+pub(super) const PING_MAX: Duration = Duration::from_secs(2);
 /// Takes the limit of a session's rest away.
 const RESTS: &str = "select set_config(name, '0', false) from pg_settings where name = 'idle_session_timeout'";
 /// How often PostgreSQL is asked to find out how long it takes to answer.
@@ -116,7 +114,7 @@ impl Db {
                 let pool = for_one().connect_lazy_with(postgres_options(url)?);
                 let asked = sqlx::query_scalar("select to_regclass('runs') is not null");
                 let has_tables = in_time(asked.fetch_one(&pool)).await;
-                (Self::Postgres(pool), has_tables)
+                (Self::Postgres(Sessions::new(pool)), has_tables)
             }
         };
         Ok(has_tables.map_err(|error| broken(OPENING, error))?.then_some(db))
@@ -150,14 +148,10 @@ impl Db {
             .acquire_timeout(WAIT_MAX)
             .test_before_acquire(false)
             .after_connect(|connection, _| Box::pin(takes_writes(connection)))
-            .before_acquire(|connection, resting| {
-                Box::pin(async move {
-                    if resting.idle_for < ASKED_WITHIN { Ok(true) } else { is_fit_to_write(connection).await }
-                })
-            })
-            .after_release(|connection, _| Box::pin(is_fit_to_write(connection)));
+            .before_acquire(|connection, _| Box::pin(async { takes_writes(connection).await.map(|()| true) }))
+            .after_release(|connection, _| Box::pin(is_there(connection)));
         match in_time(pool.connect_with(options.clone())).await {
-            Ok(pool) => Ok(Self::Postgres(pool)),
+            Ok(pool) => Ok(Self::Postgres(Sessions::new(pool))),
             Err(sqlx::Error::PoolTimedOut) => Err(broken(OPENING, why_not(&options).await)),
             Err(error) => Err(broken(OPENING, error)),
         }
@@ -255,6 +249,8 @@ fn postgres_options(url: &str) -> Result<PgConnectOptions> {
         ("default_transaction_isolation", "read committed"),
         // Each query has its index. A plan that was made while a table was empty would read all of it once it is full.
         ("enable_seqscan", "off"),
+        // No query is worth compiling, and what must read a table as a whole would count as one that is.
+        ("jit", "off"),
     ]))
 }
 
@@ -348,9 +344,15 @@ async fn why_not(options: &PgConnectOptions) -> sqlx::Error {
     }
 }
 
+/// Whether a connection still is one; an error closes it at once.
+async fn is_there(connection: &mut PgConnection) -> sqlx::Result<bool> {
+    within(PING_MAX, connection.ping()).await?;
+    Ok(true)
+}
+
 /// Whether a connection still is one, to a server that takes writes; an error closes it at once. One whose place another has
 /// taken may go on answering for ever, and all that it reads is old.
-async fn takes_writes(connection: &mut PgConnection) -> sqlx::Result<()> {
+pub(super) async fn takes_writes(connection: &mut PgConnection) -> sqlx::Result<()> {
     let row = within(PING_MAX, sqlx::raw_sql("show transaction_read_only").fetch_one(connection)).await?;
     if row.try_get_unchecked::<String, _>(0)? == "off" {
         return Ok(());
@@ -358,11 +360,6 @@ async fn takes_writes(connection: &mut PgConnection) -> sqlx::Result<()> {
     let problem =
         "the PostgreSQL server is read-only: it may be a standby; name the one that takes writes, or promote it";
     Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, problem)))
-}
-
-/// The same, for a pool.
-async fn is_fit_to_write(connection: &mut PgConnection) -> sqlx::Result<bool> {
-    takes_writes(connection).await.map(|()| true)
 }
 
 /// Whether a connection may be used once more. SQLite itself rolls a transaction back when the disk is full, and the

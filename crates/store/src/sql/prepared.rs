@@ -49,8 +49,8 @@ async fn prepare_all(db: &Db) {
                 let prepared = writer.prepare(sqlx::SqlStr::from_static(query.sql)).await;
                 prepared.map(|statement| statement.parameters().map(|p| p.right_or_else(|l| l.len())))
             }
-            Db::Postgres(pool) => {
-                let prepared = pool.prepare(sqlx::SqlStr::from_static(query.sql)).await;
+            Db::Postgres(sessions) => {
+                let prepared = sessions.pool().prepare(sqlx::SqlStr::from_static(query.sql)).await;
                 prepared.map(|statement| statement.parameters().map(|p| p.right_or_else(|l| l.len())))
             }
         };

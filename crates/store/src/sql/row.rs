@@ -31,7 +31,7 @@ struct Body<T> {
     is: T,
 }
 
-/// The version alone, read first: a body of another version may have any form.
+/// The version alone, for what cannot be read: a body of another version may have any form.
 #[derive(serde::Deserialize)]
 struct BodyVersion {
     v: u64,
@@ -142,10 +142,14 @@ impl Fields<'_> {
 
     fn decoded<T: DeserializeOwned>(&self, column: &str, text: &str) -> Result<T> {
         let bad = |error: serde_json::Error| self.corrupt(format!("`{column}`: {error}"));
+        let cause = match serde_json::from_str::<Body<T>>(text) {
+            Ok(body) if body.v == BODY_VERSION => return Ok(body.is),
+            read => read.err(),
+        };
         let BodyVersion { v } = serde_json::from_str(text).map_err(bad)?;
-        if v != BODY_VERSION {
-            return Err(self.corrupt(format!("`{column}` has version {v}; this program reads version {BODY_VERSION}")));
+        match cause {
+            Some(error) if v == BODY_VERSION => Err(bad(error)),
+            _ => Err(self.corrupt(format!("`{column}` has version {v}; this program reads version {BODY_VERSION}"))),
         }
-        serde_json::from_str::<Body<T>>(text).map(|body| body.is).map_err(bad)
     }
 }

@@ -33,8 +33,8 @@ async fn reads_of_another_org_find_nothing(fixture: Fixture) {
     }
     assert!(store.run_queue(org, None, 100).await.expect("read").is_empty());
     assert!(store.runs_of_agent(org, holder).await.expect("read").is_empty());
-    let (host, runs) = store.host_and_runs(org, holder).await.expect("read");
-    assert!(host.is_none() && runs.is_empty());
+    let (host, leases) = store.host_and_leases(org, holder).await.expect("read");
+    assert!(host.is_none() && leases.is_empty());
     assert!(store.lease_counts(org).await.expect("read").is_empty());
     assert_eq!(store.event_page(org, run.id, 0, 100).await.expect("read"), []);
     assert_eq!(store.log_read(org, run.id, 0, 100).await.expect("read"), []);
@@ -45,8 +45,8 @@ async fn reads_of_another_org_find_nothing(fixture: Fixture) {
     // The same questions by the org itself are answered: none of the above is empty for another reason.
     assert_eq!(tenant.listed(&RunFilter::default()).await.len(), 2);
     assert_eq!(store.runs_of_agent(tenant.org, holder).await.expect("read").len(), 1);
-    let (host, runs) = store.host_and_runs(tenant.org, holder).await.expect("read");
-    assert_eq!((host, runs.len()), (store.host_get(tenant.org, holder).await.expect("read"), 1));
+    let (host, leases) = store.host_and_leases(tenant.org, holder).await.expect("read");
+    assert_eq!((host, leases.len()), (store.host_get(tenant.org, holder).await.expect("read"), 1));
     assert_eq!(store.log_read(tenant.org, run.id, 0, 100).await.expect("read").len(), 1);
     assert_eq!(store.host_list(tenant.org).await.expect("read").len(), 1);
 }

@@ -9,7 +9,7 @@ use holm_domain::{
     limits::LeaseConfig,
     run::{Cancel, Decision, EventKind, ExitStatus, Outcome, Run, RunSpec, RunState, Usage},
 };
-use holm_store::{BlobKey, Doomed, DoomedPart, Error, Inserted, Project, RUNS_PAGE_MAX, RunCensus, RunFilter};
+use holm_store::{BlobKey, Doomed, DoomedPart, Error, Inserted, Leased, Project, RUNS_PAGE_MAX, RunCensus, RunFilter};
 
 use crate::support::{Fixture, Tenant, batch, cases, claimant, config, read, refused, sandbox, save, uuid};
 
@@ -319,6 +319,13 @@ async fn leases_are_found_by_agent(fixture: Fixture) {
     let store = &fixture.store;
     assert_eq!(read(store.runs_of_agent(tenant.org, one).await.expect("read")), held[..2]);
     assert_eq!(store.lease_counts(tenant.org).await.expect("counted"), BTreeMap::from([(one, 2), (two, 1)]));
+    let cancelled = held[1].request_cancel(Cancel::Kill, UnixMicros(2_500)).expect("asked for");
+    tenant.save(&cancelled).await.expect("saved");
+    let leased = |run: &Run, cancel| Leased { run: run.id, fence: run.fence, cancel };
+    let (_, leases) = store.host_and_leases(tenant.org, one).await.expect("read");
+    let leases: Vec<_> = leases.into_iter().map(|row| row.lease.expect("read")).collect();
+    assert_eq!(leases, [leased(&held[0], None), leased(&held[1], Some(Cancel::Kill))]);
+    held[1] = cancelled.run;
     let expired = grant::expire(&held[0], UnixMicros(i64::MAX), &config()).expect("expired");
     tenant.save(&expired).await.expect("saved");
     assert_eq!(read(store.runs_of_agent(tenant.org, one).await.expect("read")), held[1..2]);

@@ -28,6 +28,18 @@ use crate::{
 /// By which decision a run is granted.
 type Decide = fn(&Run, Claimant, UnixMicros, &LeaseConfig) -> Option<Decision>;
 
+/// What came of trying to grant a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tried {
+    Granted,
+    /// It is not as it was seen.
+    Lost,
+    /// This poll is granted no more.
+    Refused,
+    /// It cannot be granted for what is stored of it.
+    Damaged,
+}
+
 /// What one poll grants, and what room is left in its answer for more.
 #[derive(Debug)]
 pub(super) struct Room<'a> {
@@ -87,33 +99,32 @@ impl<'a> Room<'a> {
         held.map_err(|refused| self.refused = Some(refused)).ok()
     }
 
-    /// Grants `run` as `decide` has it; nothing comes of it if somebody else was faster. Returns whether it cannot be
-    /// granted for what is stored of it, which is told.
-    async fn grant(&mut self, run: &Run, decide: Decide) -> bool {
+    /// Grants `run` as `decide` has it. What cannot be granted for what is stored of it is told.
+    async fn grant(&mut self, run: &Run, decide: Decide) -> Tried {
         let config = &self.app.config.lease;
-        let Some(runtime) = schedule::runtime_for(&run.spec, self.host) else { return false };
+        let Some(runtime) = schedule::runtime_for(&run.spec, self.host) else { return Tried::Lost };
         let ttl_ms = self.received.ttl_ms(config.ttl);
         let by = Claimant { agent: self.host.id, instance: self.host.instance };
-        let Some(decision) = decide(run, by, self.app.now(), config) else { return false };
-        let Some(bytes) = self.hold(run) else { return false };
+        let Some(decision) = decide(run, by, self.app.now(), config) else { return Tried::Lost };
+        let Some(bytes) = self.hold(run) else { return Tried::Refused };
         let saved = try_save(self.app, run.version, &decision).await;
         if let Ok(Some(next_log_seq)) = saved {
             self.take(run, &decision.run, bytes);
             self.claimed.push(told(decision.run, runtime, ttl_ms, next_log_seq));
-            return false;
+            return Tried::Granted;
         }
         // What was held for it is left to what is granted next.
         self.account.spare(bytes);
         match saved {
-            Ok(_) | Err(Error::NotFound { .. }) => return false,
+            Ok(_) | Err(Error::NotFound { .. }) => return Tried::Lost,
             Err(error @ Error::Unavailable { .. }) => {
                 self.refused = Some(error.into());
-                return false;
+                return Tried::Refused;
             }
             Err(error) if error.is_damage() => self.app.unreadable.tell(run.id, &error),
             Err(error) => tracing::error!(run = %run.id, cause = %error, "a run cannot be granted"),
         }
-        true
+        Tried::Damaged
     }
 
     /// `run` was granted as `granted`.
@@ -179,12 +190,18 @@ async fn claim_in_turn(room: &mut Room<'_>, mut queue: Queue, turn: &mut Option<
             if room.claims == 0 {
                 return offer.leave();
             }
-            if room.refused.is_none() && room.grant(&offer.run, grant::claim).await {
-                queue.pass_over();
+            // What this poll is refused is there for others.
+            if room.refused.is_some() {
+                return;
             }
-            // Whether somebody else was faster or not; one that this poll was refused is there for others.
-            if room.refused.is_none() {
-                offer.settle();
+            match room.grant(&offer.run, grant::claim).await {
+                Tried::Granted => offer.settle(),
+                Tried::Lost => offer.lose(),
+                Tried::Refused => {}
+                Tried::Damaged => {
+                    queue.pass_over(offer.run.id);
+                    offer.settle();
+                }
             }
         }
         if !room.is_left() {

@@ -1,13 +1,15 @@
 //! What the polls of one server share of the queue of an org: the page that was read last, and which of its runs one of them
 //! is granting. So many polls cost one look at the queue and not one each, and no two of them try for the same run.
 //!
-//! What always holds: a poll that waits has looked at the queue, with a look that began after it had begun to listen. A page
-//! is looked at again only as long as nothing was rung for the queue since the look for it began, and for [`REUSED_FOR`]: on
-//! a store that others write to, a run may be passed over for so long that was put ahead of others there. What is shared
-//! spares work and grants nothing: the compare-and-swap of the store does, here and between servers.
+//! What always holds: a poll that waits has looked at the queue, with a look that began after it had begun to listen, and
+//! looks again once there is news since then: something was rung for the queue, or a run that somebody tried for is to be had
+//! after all. Of all who wait one watches; it is heard by the next as soon as the one before has gone, or can use nothing of
+//! what there is. A page is looked at again only as long as nothing was rung for the queue since the look for it began, and
+//! for [`REUSED_FOR`]: on a store that others write to, a run may be passed over for so long that was put ahead of others
+//! there. What is shared spares work and grants nothing: the compare-and-swap of the store does, here and between servers.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -18,13 +20,16 @@ use holm_domain::{
     run::Run,
     schedule,
 };
-use holm_store::{DuePlace, RUNS_PAGE_MAX};
-use tokio::time::Instant;
+use holm_store::{DuePlace, Error, RUNS_PAGE_MAX};
+use tokio::{
+    sync::{Notify, futures::Notified},
+    time::Instant,
+};
 
 use super::readable;
 use crate::{
     app::App,
-    config::{CLAIMS_BYTES_MAX, QUEUE_DAMAGED_MAX, QUEUE_LOOK_MAX},
+    config::{QUEUE_DAMAGED_MAX, QUEUE_LOOK_MAX},
     ops::runs::spec_bytes,
     wakers::{Listener, Wakers},
 };
@@ -34,6 +39,12 @@ const REUSED_FOR: Duration = Duration::from_millis(100);
 
 /// How many runs a look sees at first; more, the faster they are granted.
 const PORTION_MIN: u32 = 32;
+
+/// How many bytes of what runs are asked to do are kept of a look.
+const KEPT_BYTES_MAX: usize = 512 * 1024;
+
+/// What is told where the look failed for which one waited.
+const OTHER_FAILED: &str = "a look that others waited for as well has failed";
 
 type Desks = Mutex<HashMap<OrgId, Weak<Desk>>>;
 
@@ -52,6 +63,8 @@ impl Queues {
                 bell: wakers.listen_queue(org),
                 state: Mutex::default(),
                 looking: tokio::sync::Mutex::default(),
+                watching: tokio::sync::Mutex::default(),
+                nudged: Notify::new(),
                 desks: Arc::clone(&self.0),
             });
             desks.insert(org, Arc::downgrade(&desk));
@@ -69,6 +82,10 @@ pub(super) struct Desk {
     state: Mutex<State>,
     /// Held by who looks at the queue; the others wait for what is seen.
     looking: tokio::sync::Mutex<()>,
+    /// Held by the one of all who wait that hears the bell.
+    watching: tokio::sync::Mutex<()>,
+    /// Heard by who watches, or who does so next.
+    nudged: Notify,
     desks: Arc<Desks>,
 }
 
@@ -90,6 +107,12 @@ struct State {
     looks: u64,
     /// The last one that is over.
     last: Option<Look>,
+    /// The last one that failed.
+    failed: u64,
+    /// How often a run was to be had after all that somebody had tried for.
+    nudges: u64,
+    /// How often the bell had rung, at most, when it was found out that none of the org is granted now.
+    held_back_at: Option<u64>,
     /// How many runs it saw at most, without those that were being granted.
     portion: u32,
     /// The runs that are not to be had.
@@ -100,7 +123,7 @@ impl State {
     /// How many runs the next look sees: as many more than the last one as that was used, and what others are being granted
     /// hides nothing.
     fn next_limit(&mut self) -> u32 {
-        if let Some(Look { seen, .. }) = &self.last {
+        if let Some(seen) = self.last.as_ref().and_then(|look| look.seen.upgrade()) {
             let used = seen.runs.iter().filter(|run| self.taken.contains_key(&run.id)).count();
             self.portion =
                 if used * 2 >= seen.runs.len().max(PORTION_MIN as usize) { self.portion * 2 } else { self.portion / 2 };
@@ -127,7 +150,10 @@ struct Look {
     /// How often the bell had rung when it began.
     rung: u64,
     begun_at: Instant,
-    seen: Arc<Page>,
+    /// There as long as somebody goes through it.
+    seen: Weak<Page>,
+    /// The same, if it may be looked at again.
+    kept: Option<Arc<Page>>,
 }
 
 /// Part of a queue, in its order.
@@ -153,8 +179,8 @@ impl Page {
     fn is_small(&self) -> bool {
         let mut bytes = 0;
         self.runs.iter().all(|run| {
-            bytes += spec_bytes(run).unwrap_or(CLAIMS_BYTES_MAX);
-            bytes <= CLAIMS_BYTES_MAX
+            bytes += spec_bytes(run).unwrap_or(KEPT_BYTES_MAX);
+            bytes <= KEPT_BYTES_MAX
         })
     }
 }
@@ -166,22 +192,23 @@ impl Desk {
 
     /// What was seen last, if it may be looked at again.
     fn known(&self, app: &App) -> Option<Arc<Page>> {
-        let Look { rung, begun_at, seen, .. } = self.state().last.clone()?;
+        let Look { rung, begun_at, kept, .. } = self.state().last.clone()?;
         let is_young = begun_at.elapsed() < REUSED_FOR || !app.store.is_shared();
-        (is_young && rung == self.bell.rung()).then_some(seen)
+        kept.filter(|_| is_young && rung == self.bell.rung())
     }
 
     /// What is known of the head of the queue, if it may be looked at again, else what a look sees that begins from now on; and
-    /// whether it is that.
+    /// whether it is that. Where that look fails, so does everybody who waited for it.
     async fn known_or_seen(&self, app: &App) -> holm_store::Result<(Arc<Page>, bool)> {
         if let Some(seen) = self.known(app) {
             return Ok((seen, false));
         }
+        let before = self.state().looks;
         let looking = self.looking.lock().await;
         // Who looked meanwhile may have begun before this was asked for.
         match self.known(app) {
             Some(seen) => Ok((seen, false)),
-            None => Ok((self.look_alone(app, looking, u64::MAX).await?, true)),
+            None => Ok((self.look_alone(app, looking, before).await?, true)),
         }
     }
 
@@ -200,18 +227,30 @@ impl Desk {
     ) -> holm_store::Result<Arc<Page>> {
         let (number, limit) = {
             let mut state = self.state();
-            if let Some(look) = state.last.as_ref().filter(|look| look.number > before) {
-                return Ok(Arc::clone(&look.seen));
+            if state.failed > before {
+                return Err(Error::unavailable("look at the queue", OTHER_FAILED));
+            }
+            if let Some(look) = state.last.as_ref().filter(|look| look.number > before)
+                && let Some(seen) = look.seen.upgrade()
+            {
+                return Ok(seen);
             }
             state.looks += 1;
             (state.looks, state.next_limit())
         };
         let (rung, begun_at) = (self.bell.rung(), Instant::now());
-        let seen = Page::read(app, self.org, None, limit).await?;
+        let seen = match Page::read(app, self.org, None, limit).await {
+            Ok(seen) => seen,
+            Err(error) => {
+                self.state().failed = number;
+                return Err(error);
+            }
+        };
+        let kept = seen.is_small().then(|| Arc::clone(&seen));
         let mut state = self.state();
         // Whoever still goes through an earlier page may try for one of these, in vain.
         state.taken.retain(|_, taken| !matches!(taken, Taken::Gone(looks) if *looks < number));
-        state.last = seen.is_small().then(|| Look { number, rung, begun_at, seen: Arc::clone(&seen) });
+        state.last = Some(Look { number, rung, begun_at, seen: Arc::downgrade(&seen), kept });
         Ok(seen)
     }
 
@@ -239,20 +278,86 @@ impl Desk {
         None
     }
 
-    /// The first run of the queue for `host`, as it is seen by a look that began after the bell rang last.
-    pub(super) async fn offer(
+    /// How much there was to hear of: the bell, and what is to be had after all.
+    pub(super) fn news(&self) -> u64 {
+        self.state().nudges + self.bell.rung()
+    }
+
+    /// A run is to be had after all that somebody may have passed over.
+    fn nudge(&self) {
+        self.state().nudges += 1;
+        self.nudged.notify_one();
+    }
+
+    /// Waits for a run that `host` can execute, or until the poll has to look itself: then with nothing. `heard` is how much
+    /// news there was when it began to look, and `queued` was listening then.
+    pub(super) async fn offered(
         self: &Arc<Self>,
         app: &App,
-        host: &Host,
-        free: &Capacity,
-    ) -> holm_store::Result<Option<Offer>> {
+        (mut heard, queued): (u64, Notified<'_>),
+        (host, free): (&Host, &Capacity),
+    ) -> Option<Offer> {
+        if host.refusal().is_some() {
+            queued.await;
+            return None;
+        }
+        loop {
+            let _watch = self.watching.lock().await;
+            loop {
+                let (rings, nudged) = (self.bell.heard(), self.nudged.notified());
+                let news = self.news();
+                if news == heard {
+                    tokio::select! {
+                        biased;
+                        () = rings => {}
+                        () = nudged => {}
+                    }
+                    continue;
+                }
+                heard = news;
+                match self.offer(app, host, free).await {
+                    // It can use nothing of what there is, and others may.
+                    Ok(Offered::Nothing { has_more: true }) => break,
+                    Ok(Offered::Nothing { has_more: false }) => {}
+                    Ok(Offered::Run(offer)) => return Some(offer),
+                    // What is not known has to be read, and the look that follows meets an error as well, and tells.
+                    Ok(Offered::MoreToRead) | Err(_) => return None,
+                }
+            }
+        }
+    }
+
+    /// The first run of the head of the queue for `host`, as it is seen by a look that began after the bell rang last.
+    async fn offer(self: &Arc<Self>, app: &App, host: &Host, free: &Capacity) -> holm_store::Result<Offered> {
+        if self.state().held_back_at == Some(self.bell.rung()) {
+            return Ok(Offered::Nothing { has_more: false });
+        }
         let (seen, _) = self.known_or_seen(app).await?;
-        Ok(self.take((&seen.runs, &mut 0), &mut (QUEUE_LOOK_MAX as usize), (host, free)))
+        if let Some(offer) = self.take((&seen.runs, &mut 0), &mut (QUEUE_LOOK_MAX as usize), (host, free)) {
+            return Ok(Offered::Run(offer));
+        }
+        if !seen.is_last {
+            return Ok(Offered::MoreToRead);
+        }
+        let state = self.state();
+        Ok(Offered::Nothing { has_more: seen.runs.iter().any(|run| !state.taken.contains_key(&run.id)) })
     }
 }
 
-/// A run that one poll tries for, and no other of this server meanwhile. If nothing comes of that, whoever passed the run over
-/// looks again.
+/// What there is for one who waits.
+#[derive(Debug)]
+enum Offered {
+    Run(Offer),
+    /// Nothing in the head of the queue, which goes on.
+    MoreToRead,
+    /// Nothing at all.
+    Nothing {
+        /// Whether there may be something for others.
+        has_more: bool,
+    },
+}
+
+/// A run that one poll tries for, and no other of this server meanwhile. If nothing comes of that, who watches looks again.
 #[derive(Debug)]
 pub(super) struct Offer {
     desk: Arc<Desk>,
@@ -264,7 +369,7 @@ pub(super) struct Offer {
 }
 
 impl Offer {
-    /// The run was granted, or cannot be as it was seen: the others need not try.
+    /// The run was granted, or cannot be for what is stored of it: the others need not try.
     pub(super) fn settle(mut self) {
         let mut state = self.desk.state();
         let looks = state.looks;
@@ -272,11 +377,24 @@ impl Offer {
         self.is_settled = true;
     }
 
-    /// None of the org is granted now: whoever passed the run over would not be given it either, unless something was rung
-    /// for since, which may be that one is again.
+    /// The run is not as it was seen. It may have come back to the queue since, and been passed over.
+    pub(super) fn lose(self) {
+        if self.desk.bell.rung() == self.rung {
+            self.settle();
+        }
+    }
+
+    /// None of the org is granted now, nor would others be given it, unless something was rung for meanwhile: which may be
+    /// that one is again.
     pub(super) fn leave(mut self) {
-        self.is_settled = self.desk.bell.rung() == self.rung;
-        self.desk.state().taken.remove(&self.run.id);
+        let mut state = self.desk.state();
+        state.held_back_at = state.held_back_at.max(Some(self.rung));
+        state.taken.remove(&self.run.id);
+        self.is_settled = true;
+        drop(state);
+        if self.desk.bell.rung() != self.rung {
+            self.desk.nudge();
+        }
     }
 }
 
@@ -284,7 +402,7 @@ impl Drop for Offer {
     fn drop(&mut self) {
         if !self.is_settled {
             self.desk.state().taken.remove(&self.run.id);
-            self.desk.bell.ring();
+            self.desk.nudge();
         }
     }
 }
@@ -310,13 +428,15 @@ pub(super) struct Queue {
     left: usize,
     /// How many more may turn out to be damaged when they are granted.
     damaged_left: usize,
+    /// Those that did.
+    damaged: HashSet<RunId>,
 }
 
 impl Queue {
     /// A way that has not begun, but for what is offered.
     pub(super) fn new(desk: Arc<Desk>, offered: Option<Offer>) -> Self {
         let (left, damaged_left) = (QUEUE_LOOK_MAX as usize, QUEUE_DAMAGED_MAX);
-        Self { desk, offered, page: None, at: 0, has_looked: false, left, damaged_left }
+        Self { desk, offered, page: None, at: 0, has_looked: false, left, damaged_left, damaged: HashSet::new() }
     }
 
     /// Whether there is something to begin with.
@@ -330,7 +450,14 @@ impl Queue {
             return Some(offer);
         }
         let page = self.page.as_ref()?;
-        self.desk.take((&page.runs, &mut self.at), &mut self.left, (host, free))
+        loop {
+            let offer = self.desk.take((&page.runs, &mut self.at), &mut self.left, (host, free))?;
+            if !self.damaged.contains(&offer.run.id) {
+                return Some(offer);
+            }
+            self.left += 1;
+            offer.settle();
+        }
     }
 
     /// Goes on with the next page that has a run which can be read; whether there is one and the look is not over.
@@ -342,8 +469,9 @@ impl Queue {
                     self.has_looked = has_looked;
                     seen
                 }
+                Some(_) if self.damaged_left == 0 => return Ok(false),
                 Some(page) if self.has_looked => {
-                    if page.is_last || self.left == 0 || self.damaged_left == 0 {
+                    if page.is_last || self.left == 0 {
                         return Ok(false);
                     }
                     Page::read(app, self.desk.org, page.behind.as_ref(), QUEUE_LOOK_MAX).await?
@@ -362,7 +490,8 @@ impl Queue {
     }
 
     /// A run that was considered cannot be granted for what is stored of it.
-    pub(super) fn pass_over(&mut self) {
+    pub(super) fn pass_over(&mut self, run: RunId) {
+        self.damaged.insert(run);
         self.damaged_left = self.damaged_left.saturating_sub(1);
         self.left += 1;
     }

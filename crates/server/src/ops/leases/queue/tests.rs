@@ -2,11 +2,12 @@
 
 use futures_util::{FutureExt as _, future::join_all};
 use holm_api::agent::{Poll, Polled};
+use holm_domain::org_limits::OrgLimit;
 use http::StatusCode;
 use serde_json::json;
 
 use super::*;
-use crate::testing::World;
+use crate::{ids, testing::World};
 
 const ROOM: Capacity = Capacity { runs: 64, cpus_milli: 1, memory_bytes: 1 << 40 };
 const NO_ROOM: Capacity = Capacity { runs: 0, ..ROOM };
@@ -17,6 +18,13 @@ fn desk(world: &World) -> Arc<Desk> {
 
 async fn host(world: &World) -> Host {
     world.app().store.host_get(world.org, world.agent_id).await.unwrap().unwrap()
+}
+
+async fn offered(app: &App, desk: &Arc<Desk>, host: &Host) -> Option<Offer> {
+    match desk.offer(app, host, &ROOM).await.unwrap() {
+        Offered::Run(offer) => Some(offer),
+        Offered::Nothing { .. } | Offered::MoreToRead => None,
+    }
 }
 
 async fn claimed(world: &World, poll: &Poll) -> Vec<RunId> {
@@ -43,14 +51,14 @@ async fn a_look_is_as_long_as_runs_are_passed_over() {
             assert!(queue.go_on(app).await.unwrap());
             assert!(queue.next(&host, &NO_ROOM).is_none());
         }
-        (0..passed_over).for_each(|_| queue.pass_over());
+        (0..passed_over).for_each(|_| queue.pass_over(ids::run()));
         assert_eq!(queue.next(&host, &ROOM).is_some(), passed_over > 0);
         assert!(!queue.go_on(app).await.unwrap());
     }
     let mut queue = Queue::new(desk(&world), None);
     assert!(queue.go_on(app).await.unwrap());
     assert!(queue.has_looked && queue.next(&host, &NO_ROOM).is_none() && queue.left > 0);
-    (0..QUEUE_DAMAGED_MAX).for_each(|_| queue.pass_over());
+    (0..QUEUE_DAMAGED_MAX).for_each(|_| queue.pass_over(ids::run()));
     assert!(!queue.go_on(app).await.unwrap(), "there are more, and too many were damaged");
 }
 
@@ -64,7 +72,7 @@ async fn a_look_sees_the_more_the_faster_runs_are_granted() {
         seen.push(desk.look(app).await.unwrap().runs.len());
         for _ in 0..granted {
             // As if it was granted by who took it: another look sees it still.
-            let page = desk.state().last.clone().unwrap().seen;
+            let page = desk.state().last.clone().unwrap().kept.unwrap();
             desk.take((&page.runs, &mut 0), &mut 300, (&host, &ROOM)).unwrap().settle();
         }
     }
@@ -87,21 +95,18 @@ async fn a_run_that_somebody_tries_for_is_offered_again_when_nothing_comes_of_it
     let world = World::new().await;
     let queued = queue_many(&world, 2).await;
     let (app, desk, host) = (world.app(), desk(&world), host(&world).await);
-    let first = desk.offer(app, &host, &ROOM).await.unwrap().unwrap();
-    let second = desk.offer(app, &host, &ROOM).await.unwrap().unwrap();
+    let first = offered(app, &desk, &host).await.unwrap();
+    let second = offered(app, &desk, &host).await.unwrap();
     assert_eq!([first.run.id, second.run.id], queued[..]);
-    assert!(desk.offer(app, &host, &ROOM).await.unwrap().is_none());
-    let heard = desk.bell.heard();
+    assert!(offered(app, &desk, &host).await.is_none());
+    let news = desk.news();
     first.settle();
-    assert!(heard.now_or_never().is_none(), "nobody need look again");
-    let heard = desk.bell.heard();
+    assert_eq!(desk.news(), news, "nobody need look again");
     drop(second);
-    assert!(heard.now_or_never().is_some());
-    let again = desk.offer(app, &host, &ROOM).await.unwrap().unwrap();
-    assert_eq!(
-        again.run.id, queued[0],
-        "a look that began later does not see what was settled, and this was not granted"
-    );
+    assert_ne!(desk.news(), news);
+    assert!(desk.nudged.notified().now_or_never().is_some());
+    let again = offered(app, &desk, &host).await.unwrap();
+    assert_eq!(again.run.id, queued[1]);
 }
 
 #[tokio::test]
@@ -151,6 +156,86 @@ async fn of_polls_that_wait_one_is_granted_what_comes_and_the_others_wait_on() {
     let mut granted = [one, two].concat();
     granted.sort_unstable();
     assert_eq!(granted, queued);
+}
+
+#[tokio::test]
+async fn what_comes_goes_to_whoever_can_use_it_however_many_wait_before() {
+    let world = World::with_limits(|limits| limits.reread_every = Duration::from_secs(3_600)).await;
+    let (small, large) = (world.another_agent().await, world.another_agent().await);
+    let wait = |agent, memory_bytes| {
+        let free = Capacity { memory_bytes, ..world.poll().free };
+        Poll { agent, wait_ms: 60_000, claims_max: 1, free, ..world.poll() }
+    };
+    let polls = [wait(world.agent_id, 1 << 20), wait(small, 1 << 20), wait(large, 1 << 40)];
+    let submit = async {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        let run = world.queue_run().await;
+        // Whoever waits in vain would wait for an hour.
+        while world.app().store.run_get(world.org, run).await.unwrap().unwrap().lease.is_none() {
+            tokio::task::yield_now().await;
+        }
+        world.app().shutdown.cancel();
+        run
+    };
+    let [one, two, three] = polls.each_ref().map(|poll| claimed(&world, poll));
+    let (one, two, three, run) = tokio::join!(one, two, three, submit);
+    assert_eq!((one, two, three), (vec![], vec![], vec![run]));
+}
+
+#[tokio::test]
+async fn who_is_held_back_tries_once_for_each_ring_however_many_wait() {
+    let world = World::with_limits(|limits| limits.reread_every = Duration::from_secs(3_600)).await;
+    let held = world.claim_run().await;
+    let allow = async |count| {
+        world.app().store.org_limit_set(world.org, OrgLimit::RunsRunning, Some(count)).await.unwrap();
+        world.app().limiter.forget(world.org);
+    };
+    allow(1).await;
+    let (desk, waiting) = (desk(&world), queue_many(&world, 3).await);
+    let poll = Poll { wait_ms: 60_000, claims_max: 1, held: vec![held], ..world.poll() };
+    let polls = join_all((0..5).map(|_| claimed(&world, &poll)));
+    let watch = async {
+        for _ in 0..2_000 {
+            tokio::task::yield_now().await;
+        }
+        let done = || [{ desk.state().looks }, desk.news()];
+        let before = done();
+        for _ in 0..2_000 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(done(), before, "nobody looks while nothing happens");
+        allow(2).await;
+        world.app().wakers.ring_queue(world.org);
+        while world.app().store.run_get(world.org, waiting[0]).await.unwrap().unwrap().lease.is_none() {
+            tokio::task::yield_now().await;
+        }
+        world.app().shutdown.cancel();
+    };
+    let (granted, ()) = tokio::join!(polls, watch);
+    assert_eq!(granted.concat(), waiting[..1]);
+}
+
+#[tokio::test]
+async fn what_stands_behind_a_page_that_nobody_can_use_is_found() {
+    let world = World::with_limits(|limits| limits.reread_every = Duration::from_secs(3_600)).await;
+    let large = json!({ "memory_bytes": 1u64 << 30 });
+    let large = json!({ "root": { "kind": "host" }, "argv": ["true"], "limits": large });
+    for _ in 0..PORTION_MIN + 8 {
+        world.queue(large.clone()).await;
+    }
+    let free = Capacity { memory_bytes: 64 << 20, ..world.poll().free };
+    let poll = Poll { wait_ms: 60_000, claims_max: 1, free, ..world.poll() };
+    let submit = async {
+        for _ in 0..1_000 {
+            tokio::task::yield_now().await;
+        }
+        let small = json!({ "memory_bytes": 32 << 20 });
+        world.queue(json!({ "root": { "kind": "host" }, "argv": ["true"], "limits": small })).await
+    };
+    let (granted, run) = tokio::join!(claimed(&world, &poll), submit);
+    assert_eq!(granted, [run]);
 }
 
 #[tokio::test]
