@@ -46,8 +46,10 @@ const KNOWN_FOR: Duration = Duration::from_secs(1);
 const REMEMBERED_MAX: usize = 4_096;
 /// Closer to the limit of running runs than this they are counted before each grant.
 const NEAR_RUNS: u64 = 4_096;
-/// For how long a count counts where the limit is far.
+/// For how long a count counts for each [`NEAR_RUNS`] that the limit is away.
 const COUNTED_FOR: Duration = Duration::from_millis(250);
+/// For how long a count counts at most, however far the limit is.
+const COUNTED_FOR_MAX: Duration = Duration::from_secs(5);
 /// Counting takes at most one part in this many of the time.
 const COUNTING_PART: u32 = 20;
 /// How long a turn of granting lasts at most.
@@ -127,7 +129,7 @@ type Shared<K, T> = Mutex<HashMap<K, Arc<Turns<T>>>>;
 pub struct Limiter {
     known: Mutex<HashMap<OrgId, (OrgLimits, Instant)>>,
     pools: Shared<(OrgId, OrgLimit), Pool>,
-    counts: Mutex<HashMap<(OrgId, OrgLimit), Counted>>,
+    counts: Shared<(OrgId, OrgLimit), Counted>,
     granting: Shared<OrgId, ()>,
     held_back: Mutex<HashSet<OrgId>>,
 }
@@ -148,10 +150,19 @@ impl Default for Pool {
 }
 
 /// How many there were, and those that this server has added since.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Counted {
     count: u64,
+    /// No further than this was counted.
+    most: u64,
     until: Instant,
+    failed_at: Option<Instant>,
+}
+
+impl Default for Counted {
+    fn default() -> Self {
+        Self { count: 0, most: 0, until: Instant::now(), failed_at: None }
+    }
 }
 
 /// How many runs may be granted now, and the turn to do so.
@@ -226,36 +237,44 @@ impl Limiter {
     pub async fn queue(&self, app: &App, org: OrgId) -> Result<(), Failure> {
         let Some(limits) = self.limits_of(app, org).await? else { return Ok(()) };
         let (limit, most) = (OrgLimit::RunsQueued, limits.runs_queued_max);
-        if self.count(app, org, limit, most).await? < most {
+        let mut counted = self.counted(app, org, limit, most).await?;
+        if counted.count < most {
             // That it is queued is known before it is counted anew.
-            locked(&self.counts).entry((org, limit)).and_modify(|counted| counted.count += 1);
+            counted.count += 1;
             return Ok(());
         }
         Err(refused(app, limit, most, QUEUE_RETRY_AFTER))
     }
 
-    /// How many there are, no further than `most`; counted a moment ago, perhaps.
-    async fn count(&self, app: &App, org: OrgId, limit: OrgLimit, most: u64) -> Result<u64, Failure> {
+    /// How many there are, no further than `most`; counted a moment ago, perhaps. Who asks while somebody counts waits for
+    /// what comes of that, be it that it fails.
+    async fn counted(
+        &self,
+        app: &App,
+        org: OrgId,
+        limit: OrgLimit,
+        most: u64,
+    ) -> Result<OwnedMutexGuard<Counted>, Failure> {
+        let asked_at = Instant::now();
+        let mut counted = shared(&self.counts, (org, limit)).lock_owned().await;
         let begun = Instant::now();
-        if let Some(counted) = locked(&self.counts).get(&(org, limit))
-            && begun < counted.until
-        {
-            return Ok(counted.count);
+        if begun < counted.until && counted.most == most {
+            return Ok(counted);
+        }
+        if counted.failed_at.is_some_and(|at| at >= asked_at) {
+            return Err(Failure::unavailable(
+                "the runs of the org cannot be counted; try again",
+                "another count failed",
+            ));
         }
         let count = match limit {
-            OrgLimit::RunsRunning => app.store.org_leases_count(org, most).await?,
-            _ => app.store.org_queued_count(org, most).await?,
+            OrgLimit::RunsRunning => app.store.org_leases_count(org, most).await,
+            _ => app.store.org_queued_count(org, most).await,
         };
-        let took = begun.elapsed();
-        let mut counts = locked(&self.counts);
-        if counts.len() >= REMEMBERED_MAX {
-            counts.retain(|_, counted| begun < counted.until);
-        }
-        // At the limit it is worth counting again soon.
-        let counts_for = if count < most { COUNTED_FOR } else { Duration::ZERO };
-        let until = begun + counts_for.max(took * COUNTING_PART);
-        counts.insert((org, limit), Counted { count, until });
-        Ok(count)
+        let count = count.inspect_err(|_| counted.failed_at = Some(Instant::now()))?;
+        let until = begun + counts_for(count, most).max(begun.elapsed() * COUNTING_PART);
+        *counted = Counted { count, most, until, failed_at: None };
+        Ok(counted)
     }
 
     /// How many runs of an org may be granted, at most `wanted`, until the turn is [ended](Turn::end).
@@ -263,7 +282,7 @@ impl Limiter {
         let free = Turn { claims: wanted, ..Turn::default() };
         let Some(limits) = self.limits_of(app, org).await? else { return Ok(free) };
         let (limit, most) = (OrgLimit::RunsRunning, limits.runs_running_max);
-        if most > NEAR_RUNS && self.count(app, org, limit, most).await? < most - NEAR_RUNS {
+        if most > NEAR_RUNS && self.counted(app, org, limit, most).await?.count < most - NEAR_RUNS {
             return Ok(free);
         }
         // Before it is counted: a run that ends meanwhile has others look again.
@@ -297,6 +316,13 @@ impl Turn {
             Err(error) => tracing::warn!(%org, cause = %error, "a turn of granting ends by itself"),
         }
     }
+}
+
+/// For how long a count counts. At the limit it is worth counting again soon.
+fn counts_for(count: u64, most: u64) -> Duration {
+    let Some(room) = most.checked_sub(count).filter(|room| *room > 0) else { return Duration::ZERO };
+    let times = u32::try_from((room / NEAR_RUNS).max(1)).unwrap_or(u32::MAX);
+    COUNTED_FOR.saturating_mul(times).min(COUNTED_FOR_MAX)
 }
 
 /// No run is granted now: those that wait have to wait for others of their org to end.
