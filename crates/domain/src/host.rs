@@ -8,7 +8,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AgentId, InstanceId, OrgId, TokenId, UnixMicros, lease::Claimant};
+use crate::{
+    AgentId, InstanceId, OrgId, TokenId, UnixMicros,
+    lease::{Claimant, Lease, grant::StaleFence},
+    run::Run,
+};
 
 /// How many earlier processes of an agent are remembered.
 pub const SUPERSEDED_MAX: usize = 16;
@@ -156,6 +160,16 @@ impl Host {
         Ok(())
     }
 
+    /// Whether the process of this record may speak under the lease of `run`: it has it, or one before it had. A process that
+    /// was heard before a newer one took the lease over may have found no sandbox where there is one by now.
+    pub fn follows(&self, run: &Run) -> Result<(), StaleFence> {
+        let is_known = |lease: &Lease| lease.instance == self.instance || self.superseded.contains(&lease.instance);
+        match run.lease.filter(|lease| lease.agent == self.id && !is_known(lease)) {
+            Some(lease) => Err(StaleFence { given: lease.fence, newest: run.fence }),
+            None => Ok(()),
+        }
+    }
+
     /// What becomes of this record when its agent registers as `wanted`: the newest registration wins. `after` is the
     /// process that the new one found in its folder, `is_bound` whether the token of this record still works.
     pub fn registered_as(&self, mut wanted: Host, after: Option<InstanceId>, is_bound: bool) -> Result<Host, NotHeard> {
@@ -184,6 +198,19 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::{
+        ProjectId, RunId,
+        lease::grant::claim,
+        limits::LeaseConfig,
+        run::{Admission, RunSpec, admit},
+    };
+
+    fn queued() -> Run {
+        let (org, created_by) = (OrgId::from_uuid(Uuid::nil()), TokenId::from_uuid(Uuid::nil()));
+        let (id, project) = (RunId::from_uuid(Uuid::nil()), ProjectId::from_uuid(Uuid::nil()));
+        let admission = Admission { id, org, project, created_by };
+        admit(admission, RunSpec::new(["true"]), UnixMicros(1), &LeaseConfig::default()).run
+    }
 
     fn process(number: u128) -> InstanceId {
         InstanceId::from_uuid(Uuid::from_u128(number))
@@ -225,6 +252,19 @@ mod tests {
             let refused = third.registered_as(host(1, late), None, true);
             assert!(matches!(refused, Err(NotHeard::Superseded { .. })), "{late}");
         }
+    }
+
+    #[test]
+    fn who_was_heard_before_a_newer_process_took_the_lease_over_does_not_speak_under_it() {
+        let known = host(1, 1);
+        let by = Claimant { agent: known.id, instance: process(1) };
+        let claimed = claim(&queued(), by, UnixMicros(1), &LeaseConfig::default()).unwrap().run;
+        let (newer, lease) = (known.registered_as(host(1, 2), None, true).unwrap(), claimed.lease.unwrap());
+        assert_eq!((known.follows(&claimed), newer.follows(&claimed)), (Ok(()), Ok(())));
+        let renewed = Run { lease: Some(Lease { instance: process(2), ..lease }), ..claimed };
+        assert_eq!(newer.follows(&renewed), Ok(()));
+        assert_eq!(known.follows(&renewed), Err(StaleFence { given: 1, newest: 1 }));
+        assert_eq!(known.follows(&queued()), Ok(()), "what has no lease is not decided here");
     }
 
     #[test]

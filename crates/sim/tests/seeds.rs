@@ -49,6 +49,12 @@ fn the_fourth_fifty_seeds_hold_and_are_told_twice_alike() {
     assert_eventful(fifty(150));
 }
 
+#[test]
+fn seeds_that_found_a_fault_hold() {
+    // A process says that it could not make a sandbox, is superseded while the server takes that in, and the next one makes it.
+    assert_eq!(told(3848, SOUND).violation, None, "see it again: {}", replay(3848, SOUND));
+}
+
 /// What a mutant is caught by: its seed, and what that says.
 fn caught_by(mutant: Mutant) -> (u64, &'static str) {
     match mutant {

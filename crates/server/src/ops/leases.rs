@@ -257,8 +257,9 @@ fn millis(span: Duration) -> u64 {
 
 /// The run, if the agent that `by` speaks for holds it under `fence`.
 pub(crate) async fn held_run(app: &App, token: &Token, id: RunId, by: Claimant, fence: u64) -> Result<Run, Failure> {
-    host_heard(app, token, by).await?;
+    let host = host_heard(app, token, by).await?;
     let run = run_of(app, token.org, id).await?;
+    host.follows(&run)?;
     grant::held(&run, by.agent, fence)?;
     Ok(run)
 }
@@ -273,8 +274,11 @@ pub async fn run_start(app: &App, token: &Token, id: RunId, body: StartRun) -> R
             InvalidField::new("sandbox", given, "give at most 64 remarks, and texts of at most 1,024 bytes").into()
         );
     }
-    host_heard(app, token, Claimant { agent: sandbox.agent, instance }).await?;
-    let start = |run: &Run, now| grant::start(run, sandbox.agent, fence, sandbox.clone(), now);
+    let host = host_heard(app, token, Claimant { agent: sandbox.agent, instance }).await?;
+    let start = |run: &Run, now| {
+        host.follows(run)?;
+        grant::start(run, sandbox.agent, fence, sandbox.clone(), now)
+    };
     revise(app, token.org, id, start).await.map(drop)
 }
 
@@ -282,9 +286,12 @@ pub async fn run_start(app: &App, token: &Token, id: RunId, body: StartRun) -> R
 pub async fn run_sandbox_ended(app: &App, token: &Token, id: RunId, body: SandboxEnded) -> Result<(), Failure> {
     let SandboxEnded { agent, instance, fence, outcome } = body;
     check_outcome(&outcome)?;
-    host_heard(app, token, Claimant { agent, instance }).await?;
+    let host = host_heard(app, token, Claimant { agent, instance }).await?;
     let config = &app.config.lease;
-    let ended = |run: &Run, now| grant::sandbox_ended(run, agent, fence, outcome.clone(), now, config);
+    let ended = |run: &Run, now| {
+        host.follows(run)?;
+        grant::sandbox_ended(run, agent, fence, outcome.clone(), now, config)
+    };
     revise(app, token.org, id, ended).await.map(drop)
 }
 
@@ -299,14 +306,17 @@ pub async fn run_finish(app: &App, token: &Token, id: RunId, body: FinishRun) ->
         run_of(app, token.org, id),
         app.store.log_head(token.org, id)
     );
-    heard?;
+    let host = heard?;
     let (run, stored) = (run?, stored?);
     if grant::held(&run, agent, fence).is_ok() && next_log_seq != stored {
         let detail = format!("the log goes on at {stored}, not at {next_log_seq}; append what is missing, then finish");
         return Err(Failure::new(ErrorCode::LogGap, detail).at(LOG_GAP_FIELD, stored));
     }
     let end = Finish { outcome, usage, result };
-    let finish = |run: &Run, now| grant::finish(run, agent, fence, end.clone(), now, &app.config.lease);
+    let finish = |run: &Run, now| {
+        host.follows(run)?;
+        grant::finish(run, agent, fence, end.clone(), now, &app.config.lease)
+    };
     revise_from(app, run, finish).await.map(drop)
 }
 
@@ -330,3 +340,6 @@ fn check_result(result: Option<&serde_json::Value>) -> Result<(), Failure> {
     let detail = format!("the result has {length} bytes of JSON; at most {RESULT_BYTES_MAX} are kept");
     Err(Failure::new(ErrorCode::TooLarge, detail).at("result", length))
 }
+
+#[cfg(test)]
+mod tests;

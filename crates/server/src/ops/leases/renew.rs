@@ -6,10 +6,14 @@
 
 use holm_api::agent::{Renew, RenewLease, Renewed, RenewedLease};
 use holm_domain::{
-    ErrorCode,
+    ErrorCode, UnixMicros,
     access::Token,
     error::InvalidField,
-    lease::{Claimant, grant},
+    host::Host,
+    lease::{
+        Claimant,
+        grant::{self, StaleFence},
+    },
     run::{Decision, Run},
 };
 use holm_store::{Error, RENEWALS_MAX, Renewal};
@@ -30,17 +34,17 @@ pub async fn lease_renew(app: &App, token: &Token, body: Renew) -> Result<Renewe
         return Err(InvalidField::new("leases", body.leases.len(), problem).into());
     }
     let by = Claimant { agent: body.agent, instance: body.instance };
-    host_heard(app, token, by).await?;
+    let host = host_heard(app, token, by).await?;
     // One that is alone is read by itself.
     let found = match &body.leases[..] {
         [_] => Found::default(),
         _ => readable(app, app.store.runs_of_agent(token.org, by.agent).await?),
     };
-    let mut answers = renew_together(app, by, &body.leases, &found).await?;
+    let mut answers = renew_together(app, &host, &body.leases, &found).await?;
     let mut failed = None;
     for (lease, answer) in body.leases.iter().zip(&mut answers) {
         if answer.is_none() && !found.is_unreadable(lease.run) {
-            match renew_alone(app, token, by, *lease).await {
+            match renew_alone(app, &host, *lease).await {
                 Ok(alone) => *answer = alone,
                 Err(failure) => failed = Some(failure),
             }
@@ -73,11 +77,17 @@ fn refused(lease: &RenewLease) -> RenewedLease {
     RenewedLease { run: lease.run, fence: lease.fence, ttl_ms: None, cancel: None, run_token: None }
 }
 
+fn renewal(app: &App, host: &Host, run: &Run, lease: &RenewLease, now: UnixMicros) -> Result<Decision, StaleFence> {
+    host.follows(run)?;
+    let by = Claimant { agent: host.id, instance: host.instance };
+    grant::renew(run, by, (lease.fence, lease.usage), now, &app.config.lease)
+}
+
 /// Decides on each of the runs that were found, and saves what was decided. Nothing for what is not among them, was changed
 /// by somebody else since, or could not be saved with the others.
 async fn renew_together(
     app: &App,
-    by: Claimant,
+    host: &Host,
     leases: &[RenewLease],
     found: &Found,
 ) -> Result<Vec<Option<RenewedLease>>, Failure> {
@@ -85,7 +95,7 @@ async fn renew_together(
     let (stored, mut decided) = (found.by_id(), Vec::new());
     for (index, lease) in leases.iter().enumerate() {
         let Some(run) = stored.get(&lease.run) else { continue };
-        match grant::renew(run, by, (lease.fence, lease.usage), app.now(), &app.config.lease) {
+        match renewal(app, host, run, lease, app.now()) {
             Ok(Decision { run: wanted, .. }) => {
                 let deadline = wanted.deadline(&app.config.lease);
                 decided.push((index, Renewal { expect_version: run.version, run: wanted, deadline }));
@@ -110,15 +120,10 @@ async fn renew_together(
 }
 
 /// Nothing if the run cannot be read, or by an error of Holm's own: its lease is neither renewed nor refused.
-async fn renew_alone(
-    app: &App,
-    token: &Token,
-    by: Claimant,
-    lease: RenewLease,
-) -> Result<Option<RenewedLease>, Failure> {
-    let RenewLease { run, fence, usage } = lease;
-    let renew = |run: &Run, now| grant::renew(run, by, (fence, usage), now, &app.config.lease).map(Some);
-    match revise(app, token.org, run, renew).await {
+async fn renew_alone(app: &App, host: &Host, lease: RenewLease) -> Result<Option<RenewedLease>, Failure> {
+    let run = lease.run;
+    let renew = |run: &Run, now| renewal(app, host, run, &lease, now).map(Some);
+    match revise(app, host.org, run, renew).await {
         Ok(run) => Ok(Some(renewed(app, &run))),
         Err(failure) if matches!(failure.code(), ErrorCode::StaleFence | ErrorCode::NotFound) => {
             Ok(Some(refused(&lease)))
