@@ -21,6 +21,7 @@ pub mod rate;
 pub mod run;
 pub mod schedule;
 pub mod time;
+pub mod trace;
 
 pub use error::ErrorCode;
 pub use ids::{AgentId, EnvelopeId, InstanceId, KeyId, OrgId, ProjectId, RunId, SignedTokenId, TokenId};

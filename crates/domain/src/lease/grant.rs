@@ -235,7 +235,7 @@ fn elsewhere(run: &Run, agent: AgentId, outcome: &Outcome, now: UnixMicros, conf
     let mut run = run.clone();
     run.version += 1;
     run.lease = None;
-    run.state = RunState::Queued;
+    run.waits_again(now);
     run.host_failures += 1;
     let until = now.plus(config.retry_pause_after(run.host_failures));
     run.passed_over.retain(|host| host.agent != agent);
@@ -270,7 +270,7 @@ fn taken_away(run: &Run, lease: Lease, now: UnixMicros, config: &LeaseConfig) ->
         let expired = run.attempt.saturating_sub(run.host_failures);
         run.end(Outcome::lost(format!("the lease expired {expired} times without an end")), now)
     } else {
-        run.state = RunState::Queued;
+        run.waits_again(now);
         let after = config.retry_pause_after(run.attempt.saturating_sub(run.host_failures));
         pause(&mut run, after, now, config);
         EventKind::Requeued

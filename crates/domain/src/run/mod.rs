@@ -22,7 +22,9 @@ pub use outcome::{ExitStatus, Outcome, OutcomeKind, Reason};
 pub use spec::{Mount, RootSource, RunSpec, WorkDir};
 pub use usage::{LiveUsage, Measured, Usage};
 
-use crate::{AgentId, OrgId, ProjectId, RunId, TokenId, UnixMicros, lease::Lease, limits::LeaseConfig};
+use crate::{
+    AgentId, OrgId, ProjectId, RunId, TokenId, UnixMicros, lease::Lease, limits::LeaseConfig, trace::RunTrace,
+};
 
 /// Where a run is on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -193,6 +195,10 @@ pub struct Run {
     pub ended_at: Option<UnixMicros>,
     /// When its log was deleted, if it was.
     pub logs_deleted_at: Option<UnixMicros>,
+    /// To which trace it belongs, if to any. Nothing that is decided depends on it.
+    // Left out where there is none: who does not know it yet need not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<RunTrace>,
     /// The number of this state; it grows by one with every saved change.
     pub version: u64,
 }
@@ -254,6 +260,7 @@ pub fn admit(admission: Admission, spec: RunSpec, now: UnixMicros, config: &Leas
         started_at: None,
         ended_at: None,
         logs_deleted_at: None,
+        trace: None,
         version: 1,
     };
     Decision { run, events: vec![EventKind::Queued] }
@@ -349,6 +356,14 @@ impl Run {
     /// The labels of the run.
     pub fn labels(&self) -> &BTreeMap<String, String> {
         &self.spec.labels
+    }
+
+    /// Notes that the run waits in the queue once more, for what is told of it.
+    pub(crate) fn waits_again(&mut self, now: UnixMicros) {
+        self.state = RunState::Queued;
+        if let Some(trace) = &mut self.trace {
+            trace.waits_since = now;
+        }
     }
 
     /// Makes the run final and takes its lease away.

@@ -41,6 +41,19 @@ pub enum OutcomeKind {
     Lost,
 }
 
+impl OutcomeKind {
+    /// The word used in the API and in the store.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::TimedOut => "timed_out",
+            Self::Lost => "lost",
+        }
+    }
+}
+
 /// Why a run did not simply end with its command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -91,6 +104,37 @@ pub enum Reason {
     LaunchFailed,
     /// The host could not make the sandbox, which says nothing of any other.
     HostFailed,
+}
+
+impl Reason {
+    /// The word used in the API and in the store.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::CommandFailed => "command_failed",
+            Self::CommandNotFound => "command_not_found",
+            Self::CommandNotExecutable => "command_not_executable",
+            Self::BadWorkDir => "bad_work_dir",
+            Self::UnknownUser => "unknown_user",
+            Self::Cancelled => "cancelled",
+            Self::Timeout => "timeout",
+            Self::OutOfMemory => "out_of_memory",
+            Self::DiskLimit => "disk_limit",
+            Self::PidsLimit => "pids_limit",
+            Self::LogLimit => "log_limit",
+            Self::ChangesLimit => "changes_limit",
+            Self::GuestLost => "guest_lost",
+            Self::SpoolFailed => "spool_failed",
+            Self::LeaseExpired => "lease_expired",
+            Self::QueueDeadline => "queue_deadline",
+            Self::AgentLost => "agent_lost",
+            Self::ReportLost => "report_lost",
+            Self::ImageFailed => "image_failed",
+            Self::HostPathRefused => "host_path_refused",
+            Self::LimitsNotEnforceable => "limits_not_enforceable",
+            Self::LaunchFailed => "launch_failed",
+            Self::HostFailed => "host_failed",
+        }
+    }
 }
 
 /// How a run ended.
