@@ -4,7 +4,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use holm_domain::BootMicros;
+use holm_domain::{BootMicros, UnixMicros};
 use rustix::time::{ClockId, clock_gettime};
 
 /// The longest nap before the boot clock is looked at again: the timers of the runtime stand still while the machine sleeps.
@@ -21,6 +21,13 @@ pub(crate) fn boot_now() -> BootMicros {
 pub(crate) fn now() -> SystemTime {
     let now = clock_gettime(ClockId::Realtime);
     UNIX_EPOCH + Duration::from_secs(u64::try_from(now.tv_sec).unwrap_or(0))
+}
+
+/// The time of day at which the boot clock showed 0, as both show it now.
+pub(crate) fn booted_at() -> UnixMicros {
+    let now = clock_gettime(ClockId::Realtime);
+    let micros = now.tv_sec.saturating_mul(1_000_000).saturating_add(now.tv_nsec / 1_000);
+    UnixMicros(micros).minus(boot_now().since(BootMicros(0)))
 }
 
 /// Waits until the boot clock shows `at`, for ever without one.

@@ -28,6 +28,7 @@ use crate::{
     attempt::{
         Attempt, Origin,
         orders::{Lost, Orders},
+        traced::Traced,
     },
     capacity::{Offer, Permit, Pool},
     clock,
@@ -238,35 +239,44 @@ impl<C: ControlPlane> Keeper<C> {
         };
         let input = Input::Claimed { held, ttl: Duration::from_millis(claimed.ttl_ms), asked_at };
         let actions = self.shared.holder.lock().step(input, clock::boot_now());
-        let mut pending = Some((claim, permit, stay));
+        let shared = &self.shared;
+        let traced = Traced::claimed(&shared.config.tracer, claim.attempt, shared.who(), claimed.trace);
+        let mut pending = Some((claim, permit, stay, traced));
         for action in actions {
             match action {
                 Action::Start { held: started, deadline } if started == held => {
-                    if let Some((claim, permit, stay)) = pending.take() {
-                        self.spawn(claim, deadline, Origin::Claimed, permit, stay);
+                    if let Some((claim, permit, stay, traced)) = pending.take() {
+                        self.spawn((claim, traced), deadline, Origin::Claimed, permit, stay);
                     }
                 }
                 other => self.act(other),
             }
         }
-        if let Some((_, _, stay)) = pending {
+        if let Some((_, _, stay, _)) = pending {
             tracing::warn!(run = %held.run, fence = held.fence, "a lease was granted too late to be of use");
             stay.clear();
         }
     }
 
     fn take_up(&mut self, survivor: Survivor) {
-        let Survivor { claim, deadline, origin, stay } = survivor;
+        let Survivor { claim, traced, deadline, origin, stay } = survivor;
         let permit = self.pool.take_for_found(schedule::demand(&claim.spec));
         let input = Input::Found { held: held(claim.attempt), deadline };
-        self.spawn(claim, deadline, origin, permit, stay);
+        self.spawn((claim, traced), deadline, origin, permit, stay);
         self.step(input);
     }
 
-    fn spawn(&mut self, claim: Claim, deadline: BootMicros, origin: Origin, permit: Permit, stay: Stay) {
+    fn spawn(
+        &mut self,
+        (claim, traced): (Claim, Traced),
+        deadline: BootMicros,
+        origin: Origin,
+        permit: Permit,
+        stay: Stay,
+    ) {
         let held = held(claim.attempt);
         let (orders, received) = watch::channel(Orders::until(deadline));
-        let attempt = Attempt { shared: self.shared.clone(), claim, origin, orders: received, stay, permit };
+        let attempt = Attempt { shared: self.shared.clone(), claim, traced, origin, orders: received, stay, permit };
         let task = self.tasks.spawn(attempt.run()).id();
         self.attempts.insert(held, Entry { task, orders, is_released: false });
         if !matches!(self.phase, Phase::Working) {

@@ -14,7 +14,7 @@ use holm_shim::{
 use tokio::time::{sleep, timeout};
 
 use crate::{
-    attempt::{Origin, converse::Link},
+    attempt::{Origin, converse::Link, traced::Traced},
     clock,
     control::ControlPlane,
     journal::{Claim, Record, ShimRecord, Unreadable},
@@ -31,6 +31,7 @@ const CONNECT_EVERY: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(crate) struct Survivor {
     pub(crate) claim: Claim,
+    pub(crate) traced: Traced,
     pub(crate) deadline: BootMicros,
     pub(crate) origin: Origin,
     pub(crate) stay: Stay,
@@ -145,11 +146,12 @@ async fn remove<C: ControlPlane>(shared: &Arc<Shared<C>>, stay: Stay) -> Option<
 async fn again<C: ControlPlane>(shared: &Arc<Shared<C>>, stay: Stay, record: Record) -> Option<Survivor> {
     let attempt = stay.attempt();
     let Record { claim, deadline, .. } = record;
+    let traced = traced(shared, attempt, true);
     remove(shared, stay).await;
     // Not given when something could not be removed in the first place: the reaper has it then, and the lease expires.
     let is_removed = !shared.folder.attempt(attempt).exists();
     let stay = is_removed.then(|| shared.occupancy.enter(attempt)).flatten()?;
-    Some(Survivor { claim, deadline, origin: Origin::Again { deadline }, stay })
+    Some(Survivor { claim, traced, deadline, origin: Origin::Again { deadline }, stay })
 }
 
 async fn take_up<C: ControlPlane>(
@@ -178,7 +180,14 @@ async fn take_up<C: ControlPlane>(
         }
     }
     let origin = Origin::Found { process, link, status, sandbox: shim.sandbox };
-    Survivor { claim: record.claim, deadline, origin, stay }
+    let traced = traced(shared, attempt, record.boot_id == shared.boot_id);
+    Survivor { claim: record.claim, traced, deadline, origin, stay }
+}
+
+/// What an earlier agent recorded of an attempt goes on.
+fn traced<C>(shared: &Shared<C>, attempt: AttemptId, is_this_boot: bool) -> Traced {
+    let dir = shared.folder.attempt(attempt);
+    Traced::found(&shared.config.tracer, attempt, shared.who(), &dir, is_this_boot)
 }
 
 /// Connects to a shim and hears its first status; nothing if it ends.

@@ -36,12 +36,14 @@ pub struct ShimProgram {
     pub program: PathBuf,
     /// Its first arguments.
     pub args: Vec<OsString>,
+    /// What it is told in its environment, beside what is passed on from that of the agent; nothing secret.
+    pub env: Vec<(&'static str, String)>,
 }
 
 impl Default for ShimProgram {
     /// This very program, also after its file was replaced by a newer one.
     fn default() -> Self {
-        Self { program: PathBuf::from("/proc/self/exe"), args: Vec::new() }
+        Self { program: PathBuf::from("/proc/self/exe"), args: Vec::new(), env: Vec::new() }
     }
 }
 
@@ -79,6 +81,7 @@ impl WaitingShim {
         let mut command = Command::new(&program.program);
         command.args(&program.args).arg("shim").arg(&identity.label);
         command.env_clear().envs(env_passed().filter_map(|name| Some((name, std::env::var_os(name)?))));
+        command.envs(program.env.iter().map(|(name, value)| (name, value)));
         command.current_dir("/").stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
         if let Some((uid, gid)) = identity.ids {
             command.args([uid.to_string(), gid.to_string()]);

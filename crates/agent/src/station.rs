@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use holm_domain::{AgentId, InstanceId, host::Capacity, lease::holder::Held, pressure::PressureLimits};
 use holm_runtime::{AttemptId, registry::Registry};
 use holm_shim::protocol::Tuning;
+use holm_trace::Tracer;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 
@@ -50,6 +51,8 @@ pub struct Config {
     pub silent_within: Duration,
     /// How long a shim that was told to end may take until it is killed.
     pub quit_within: Duration,
+    /// Where what is recorded of runs goes.
+    pub tracer: Tracer,
 }
 
 impl Config {
@@ -73,6 +76,7 @@ impl Config {
             answer_within: Duration::from_secs(10),
             silent_within: Duration::from_secs(30),
             quit_within: Duration::from_secs(5),
+            tracer: Tracer::default(),
         }
     }
 }
@@ -95,6 +99,11 @@ pub(crate) struct Shared<C> {
 }
 
 impl<C> Shared<C> {
+    /// The agent and its host, as what is recorded names them.
+    pub(crate) fn who(&self) -> (String, String) {
+        (self.agent.to_string(), self.config.name.clone())
+    }
+
     /// Which process of the agent this is.
     pub(crate) fn instance(&self) -> InstanceId {
         self.process.instance

@@ -291,7 +291,7 @@ impl Runtime for FileRuntime {
 /// How the scripted shim is started.
 pub(crate) fn shim_program() -> ShimProgram {
     let args = ["testing::scripted_shim", "--exact", "--ignored", "--nocapture", "--test-threads=1"];
-    ShimProgram { program: std::env::current_exe().unwrap(), args: args.map(Into::into).to_vec() }
+    ShimProgram { program: std::env::current_exe().unwrap(), args: args.map(Into::into).to_vec(), env: Vec::new() }
 }
 
 /// Not a test: the process that the agent under test starts as a shim.
@@ -334,6 +334,7 @@ impl ShimUnderScript {
             result: None,
             changes: None,
             pid: std::process::id(),
+            times: holm_shim::protocol::Times::default(),
         };
         Self { launch, script, status, connection: None, received: Vec::new(), cancel: None, is_over: false }
     }

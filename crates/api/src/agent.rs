@@ -11,8 +11,9 @@ use holm_domain::{
     AgentId, InstanceId, OrgId, ProjectId, RunId,
     host::{Capacity, RuntimeInfo},
     run::{Cancel, EventKind, LiveUsage, Outcome, RunSpec, SandboxInfo, Usage},
+    trace::TraceContext,
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::run_token::RunToken;
 
@@ -119,6 +120,16 @@ pub struct ClaimedRun {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub run_token: Option<RunToken>,
+    /// Under which span the agent is to record what it does, in the form of the header `traceparent`. What cannot be read is
+    /// as if it were not there.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "trace_if_any")]
+    #[schema(value_type = Option<String>)]
+    pub trace: Option<TraceContext>,
+}
+
+fn trace_if_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<TraceContext>, D::Error> {
+    let told = serde_json::Value::deserialize(deserializer)?;
+    Ok(told.as_str().and_then(|text| text.parse().ok()))
 }
 
 /// What the server says about a lease that the agent holds.
@@ -357,4 +368,38 @@ pub struct FinishRun {
     pub result: Option<serde_json::Value>,
     /// The sequence after the last log entry; the server refuses the finish with `log_gap` while entries are missing.
     pub next_log_seq: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_that_cannot_be_read_holds_no_claim_up() {
+        let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let claimed = ClaimedRun {
+            run: "run_00000000000000000000000001".parse().unwrap(),
+            org: "org_00000000000000000000000001".parse().unwrap(),
+            project: "prj_00000000000000000000000001".parse().unwrap(),
+            fence: 1,
+            ttl_ms: 1,
+            runtime: "process".to_owned(),
+            spec: RunSpec::new(["true"]),
+            next_log_seq: 1,
+            run_token: None,
+            trace: None,
+        };
+        let mut told = serde_json::to_value(&claimed).unwrap();
+        assert!(told.get("trace").is_none(), "who does not know it is not told of it");
+        for (given, trace) in [
+            (serde_json::json!(good), Some(good.parse().unwrap())),
+            (serde_json::json!("00-nonsense"), None),
+            (serde_json::json!({ "trace": good }), None),
+            (serde_json::Value::Null, None),
+        ] {
+            told["trace"] = given;
+            let read: ClaimedRun = serde_json::from_value(told.clone()).unwrap();
+            assert_eq!(read, ClaimedRun { trace, ..claimed.clone() });
+        }
+    }
 }

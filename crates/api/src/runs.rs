@@ -3,6 +3,7 @@
 use holm_domain::{
     AgentId, OrgId, ProjectId, RunId, UnixMicros,
     run::{Cancel, Event, Measured, Outcome, PassedOver, RunSpec, RunState, SandboxInfo, Usage},
+    trace::TraceId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -88,6 +89,10 @@ pub struct RunView {
     /// When its log was deleted, because the server keeps logs no longer after the end of a run.
     #[schema(value_type = Option<i64>)]
     pub logs_deleted_at: Option<UnixMicros>,
+    /// The trace to which it belongs, if to any: 32 hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub trace_id: Option<TraceId>,
 }
 
 impl From<holm_domain::run::Run> for RunView {
@@ -114,6 +119,7 @@ impl From<holm_domain::run::Run> for RunView {
             started_at: run.started_at,
             ended_at: run.ended_at,
             logs_deleted_at: run.logs_deleted_at,
+            trace_id: run.trace.map(|trace| trace.context.trace),
         }
     }
 }

@@ -7,6 +7,7 @@
 //! What always holds: every wait has a deadline, nothing is awaited by sleeping a fixed time, processes are ended by their
 //! ids, and tests may run at the same time on one machine.
 
+pub mod collector;
 pub mod host;
 pub mod http;
 pub mod impostor;

@@ -48,6 +48,9 @@ pub struct Global {
     /// Where a server of this machine keeps its data [env: HOLM_HOME]
     #[arg(long, global = true, value_name = "DIR")]
     pub home: Option<PathBuf>,
+    /// Record runs, servers and agents: the collector to which spans are sent, by OTLP over HTTP [env: OTEL_EXPORTER_OTLP_ENDPOINT]
+    #[arg(long, global = true, value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
     /// Results as JSON
     #[arg(long, global = true)]
     pub json: bool,

@@ -167,7 +167,7 @@ fn quoting(args: &[OsString]) -> Option<String> {
 
 /// Whether the command is `run`, in a command line that could not be understood as a whole.
 fn is_run(args: &[OsString]) -> bool {
-    let takes_value = ["--server", "--context", "--token-file", "--config", "--home"];
+    let takes_value = ["--server", "--context", "--token-file", "--config", "--home", "--otlp-endpoint"];
     let mut args = args.iter().skip(1);
     while let Some(arg) = args.next() {
         if takes_value.iter().any(|flag| arg == flag) {

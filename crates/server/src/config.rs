@@ -53,6 +53,7 @@ use holm_domain::{
     org_limits::OrgLimits,
 };
 use holm_store::Store;
+use holm_trace::Tracer;
 
 use crate::{auth::sealing::SealingKey, clock::Clock};
 
@@ -116,6 +117,8 @@ pub struct Config {
     pub root_key: Option<SealingKey>,
     /// Whether it is a user's own server, which lends all of the host to whoever has a token: it makes none for others.
     pub private: bool,
+    /// Where what is recorded of runs goes.
+    pub tracer: Tracer,
 }
 
 impl Default for Config {
@@ -129,6 +132,7 @@ impl Default for Config {
             log_retention: None,
             root_key: None,
             private: false,
+            tracer: Tracer::default(),
         }
     }
 }

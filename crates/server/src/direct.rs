@@ -90,7 +90,7 @@ impl Direct {
 
     /// Takes a run into the queue, once for each key.
     pub async fn run_create(&self, body: CreateRun, key: String) -> Answer<Run> {
-        told(ops::runs::run_create(&self.app, &self.token, body, Some(key)).await.map(|created| created.run))
+        told(ops::runs::run_create(&self.app, &self.token, body, Some(key), None).await.map(|created| created.run))
     }
 
     /// Asks that a run end.

@@ -38,6 +38,7 @@ mod tasks;
 #[cfg(test)]
 mod testing;
 mod told;
+mod traces;
 mod wakers;
 
 use std::sync::Arc;

@@ -159,7 +159,7 @@ impl Metrics {
         ErrorCode::ALL.iter().for_each(|code| touch(&self.refusals, "code", code.as_str()));
         OrgLimit::ALL.iter().for_each(|limit| touch(&self.limited, "limit", limit.as_str()));
         RenewalOutcome::ALL.iter().for_each(|outcome| touch(&self.renewals, "outcome", outcome.as_str()));
-        OUTCOMES.iter().for_each(|kind| touch(&self.ends, "outcome", outcome_word(*kind)));
+        OUTCOMES.iter().for_each(|kind| touch(&self.ends, "outcome", kind.as_str()));
         for task in Task::ALL.map(Task::as_str) {
             touch(&self.done, "task", task);
             touch(&self.troubles, "task", task);
@@ -227,7 +227,7 @@ impl Metrics {
 
     /// Notes the end of a run.
     pub fn ended(&self, outcome: &Outcome) {
-        self.ends.get_or_create(&[("outcome", outcome_word(outcome.kind))]).inc();
+        self.ends.get_or_create(&[("outcome", outcome.kind.as_str())]).inc();
     }
 
     /// Where runs are counted that agents hold or wait for and that cannot be read.
@@ -272,6 +272,8 @@ pub struct Census {
     pub hosts: Vec<(&'static str, u64)>,
     /// How many of what is open at this server: streams that follow, searches, polls that wait.
     pub open: Vec<(&'static str, usize)>,
+    /// What became of spans that this process recorded.
+    pub spans: holm_trace::Counts,
 }
 
 impl Census {
@@ -297,6 +299,14 @@ impl Census {
             open.get_or_create(&[("what", *what)]).set(gauge(*count as u64));
         }
         registry.register("open", "Streams that follow, searches, and polls that wait, at this server", open);
+        let spans = Family::<Word, Counter>::default();
+        let holm_trace::Counts { sent, dropped, failed } = self.spans;
+        for (outcome, count) in [("sent", sent), ("dropped", dropped), ("failed", failed)] {
+            spans.get_or_create(&[("outcome", outcome)]).inc_by(count);
+        }
+        let help =
+            "Spans of this process that a collector took, that were dropped as too many waited, and that none took";
+        registry.register("trace_spans", help, spans);
         registry
     }
 
@@ -314,16 +324,6 @@ fn gauge(count: u64) -> i64 {
 
 const OUTCOMES: [OutcomeKind; 5] =
     [OutcomeKind::Succeeded, OutcomeKind::Failed, OutcomeKind::Cancelled, OutcomeKind::TimedOut, OutcomeKind::Lost];
-
-const fn outcome_word(kind: OutcomeKind) -> &'static str {
-    match kind {
-        OutcomeKind::Succeeded => "succeeded",
-        OutcomeKind::Failed => "failed",
-        OutcomeKind::Cancelled => "cancelled",
-        OutcomeKind::TimedOut => "timed_out",
-        OutcomeKind::Lost => "lost",
-    }
-}
 
 /// Clients may send any word as a method.
 fn method_word(method: &Method) -> &'static str {

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use holm_domain::{
     BootMicros,
     run::{Cancel, Outcome, RunSpec, Usage},
+    trace::TraceId,
 };
 use holm_runtime::AttemptId;
 use serde::{Deserialize, Serialize};
@@ -65,6 +66,9 @@ pub struct Launch {
     /// How the shim behaves in time and space.
     #[serde(default)]
     pub tuning: Tuning,
+    /// The trace to which the run belongs, for the log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<TraceId>,
 }
 
 /// How a shim behaves in time and space.
@@ -144,6 +148,27 @@ pub enum Phase {
     Ended,
 }
 
+/// When things happened, by the shim's own look at CLOCK_BOOTTIME: a guest is not asked for times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Times {
+    /// It began to make the sandbox.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub begun_us: Option<BootMicros>,
+    /// The guest was ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ready_us: Option<BootMicros>,
+    /// The guest was told to start the command.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_us: Option<BootMicros>,
+    /// The guest told that the command has ended, with all of its output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exited_us: Option<BootMicros>,
+    /// Everything in the sandbox has died, and what was read is written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended_us: Option<BootMicros>,
+}
+
 /// How the shim stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -173,6 +198,9 @@ pub struct Status {
     pub changes: Option<u64>,
     /// The shim's own process id.
     pub pid: u32,
+    /// When things happened so far.
+    #[serde(default)]
+    pub times: Times,
 }
 
 /// One line of the file of events.

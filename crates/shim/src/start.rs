@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use holm_runtime::{Descriptor, Sandbox, SharedRuntime, crash::effect, inherited, passing};
+use holm_runtime::{AttemptId, Descriptor, Sandbox, SharedRuntime, crash::effect, inherited, passing};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     net::{RecvFlags, recv},
@@ -144,6 +144,9 @@ fn enter(launch: &mut Launch, descriptors: &mut Vec<Descriptor>) -> io::Result<(
 /// Sees an attempt through, and leaves a final status whatever happens.
 fn attend(received: Received, resolve: impl FnOnce(&str) -> Option<SharedRuntime>) -> ExitCode {
     let launch = received.launch.clone();
+    let AttemptId { run, fence } = launch.attempt;
+    // What this process logs from here on is about one attempt.
+    let _of_attempt = tracing::error_span!("attempt", %run, fence, trace_id = launch.trace.map(display)).entered();
     let problem = match catch_unwind(AssertUnwindSafe(|| serve(received, resolve))) {
         Ok(Ok(())) => return ExitCode::SUCCESS,
         Ok(Err(error)) => error.to_string(),

@@ -32,7 +32,7 @@ use crate::{
     full_disk::{FullDisk, TRY_AGAIN_AFTER},
     guest::Readiness,
     outcome::{Circumstances, Ending, Shortage, classify},
-    protocol::{Command, Launch, Phase, Status},
+    protocol::{Command, Launch, Phase, Status, Times},
     spool::keeper::Keeper,
     watchdog::{View, Watchdog},
 };
@@ -79,6 +79,7 @@ pub fn first_status(launch: &Launch) -> Status {
         result: None,
         changes: None,
         pid: std::process::id(),
+        times: Times::default(),
     }
 }
 
@@ -89,8 +90,9 @@ impl Attempt {
         let (first_seq, bytes_max) = (launch.first_log_seq, launch.tuning.spool_bytes_max);
         let spool = Keeper::create(&launch.dir, first_seq, bytes_max, Rc::clone(&full_disk))?;
         let events = EventFile::new(&launch.dir);
+        let times = Times { begun_us: Some(clock::boot()), ..Times::default() };
         Ok(Self {
-            status: watch::Sender::new(first_status(&launch)),
+            status: watch::Sender::new(Status { times, ..first_status(&launch) }),
             launch,
             watchdog,
             spool,
@@ -213,6 +215,7 @@ impl Attempt {
         tracing::info!(?outcome, "the attempt has ended");
         let mut last = self.status.borrow().clone();
         last.phase = Phase::Ended;
+        last.times.ended_us = Some(clock::boot());
         last.usage = usage;
         if outcome.kind != holm_domain::run::OutcomeKind::Succeeded
             && last.changes.take().is_some()
@@ -331,6 +334,14 @@ impl Attempt {
     /// Changes the status and tells it.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Status)) {
         self.status.send_modify(change);
+    }
+
+    /// Notes when something happened; who follows the status hears of it with the next change.
+    pub(crate) fn note_time(&self, note: impl FnOnce(&mut Times, BootMicros)) {
+        self.status.send_if_modified(|status| {
+            note(&mut status.times, clock::boot());
+            false
+        });
     }
 
     pub(crate) fn progress(&self) {

@@ -68,6 +68,7 @@ impl Attempt {
         let (sender, mut refusals) = mpsc::channel(REFUSALS_WAITING_MAX);
         let serving = AbortOnDropHandle::new(tokio::spawn(lane_out::serve(requests, sender)));
         let unenforced = guest.setup(&setup, readiness).await.map_err(not_ready)?;
+        self.note_time(|times, now| times.ready_us = Some(now));
         // Told before the command is: what a run had to do without is known from its start on.
         self.update(|status| status.unenforced = unenforced);
         let done = tokio::select! {
@@ -89,6 +90,7 @@ impl Attempt {
         let spawn = environment::spawn(self.launch.attempt.run, &self.launch.spec, env);
         // Before, not after: a shim that dies in between must not look as if nothing had been started.
         effect("started.mark", || exit::mark_started(&self.dir())).map_err(|error| Ending::unkept(&error))?;
+        self.note_time(|times, now| times.started_us = Some(now));
         let spawned = effect_of("command.spawn", guest.spawn(&spawn)).await;
         let process = spawned.map_err(|error| match error {
             SpawnError::Refused(failure) => Ending::NotSpawned(failure),
@@ -101,6 +103,7 @@ impl Attempt {
             never = self.pass_on_termination(guest, process) => match never {},
         };
         self.watchdog.input(Input::Finished);
+        self.note_time(|times, now| times.exited_us = Some(now));
         self.take_result(result);
         let keeps_changes = self.launch.spec.work_dir.as_ref().is_some_and(|work_dir| work_dir.keep_changes);
         let is_to_succeed = exit == ExitStatus::Code(0) && self.watchdog.view().borrow().causes == Causes::default();

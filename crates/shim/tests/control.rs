@@ -32,6 +32,7 @@ fn status(next_seq: u64) -> Status {
         result: None,
         changes: None,
         pid: std::process::id(),
+        times: holm_shim::protocol::Times::default(),
     }
 }
 

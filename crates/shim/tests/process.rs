@@ -124,6 +124,7 @@ fn start_tuned(spec: RunSpec, deadline: Duration, tuning: Tuning) -> Started {
         launch,
         storage_floor_bytes: 0,
         tuning,
+        trace: None,
     };
     passing::send(&socket, &launch, &descriptors).unwrap();
     Started { home, runtime, resources, shim, label }

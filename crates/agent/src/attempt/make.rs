@@ -8,6 +8,7 @@ use std::{os::fd::OwnedFd, path::Path, sync::Arc};
 use holm_domain::{
     BootMicros,
     run::{Outcome, Reason, SandboxInfo},
+    trace::TraceId,
 };
 use holm_runtime::{Descriptor, Error, Prepared, Request, SharedRuntime, Stop, crash::effect, passing};
 use holm_shim::protocol::{DIR_DESCRIPTOR, Launch};
@@ -17,6 +18,7 @@ use tokio::sync::watch;
 use super::{
     orders::{Lost, Orders},
     seen::outcome_of,
+    traced::Traced,
 };
 use crate::{
     clock,
@@ -92,7 +94,7 @@ async fn still_held(orders: &mut watch::Receiver<Orders>, found: BootMicros) -> 
 /// still held was said.
 pub(crate) async fn make<C: ControlPlane>(
     shared: &Arc<Shared<C>>,
-    claim: &Claim,
+    (claim, traced): (&Claim, &Arc<Traced>),
     stay: &Arc<Stay>,
     orders: &mut watch::Receiver<Orders>,
     found: Option<BootMicros>,
@@ -107,7 +109,8 @@ pub(crate) async fn make<C: ControlPlane>(
     let stop = StopOnDrop(Stop::default());
     let preparing = blocking({
         let (shared, claim, stay, stop) = (shared.clone(), claim.clone(), stay.clone(), stop.0.clone());
-        move || prepare(&shared, &claim, &stay, (&runtime, &first), &stop)
+        let traced = traced.clone();
+        move || prepare(&shared, (&claim, &traced), &stay, (&runtime, &first), &stop)
     });
     let prepared = while_wanted(preparing, orders, &stop.0).await;
     // Why it is to stop says more than that it did.
@@ -119,8 +122,8 @@ pub(crate) async fn make<C: ControlPlane>(
     }
     stay.begun(clock::boot_now());
     blocking({
-        let (shared, claim) = (shared.clone(), claim.clone());
-        move || brief(&shared, claim, prepared, shim, &now)
+        let (shared, claim, trace) = (shared.clone(), claim.clone(), traced.trace_id());
+        move || brief(&shared, (claim, trace), prepared, shim, &now)
     })
     .await
 }
@@ -149,7 +152,8 @@ async fn while_wanted<T>(preparing: impl Future<Output = T>, orders: &mut watch:
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, NotMade> + Send + 'static) -> Result<T, NotMade> {
-    match tokio::task::spawn_blocking(work).await {
+    let of_attempt = tracing::Span::current();
+    match tokio::task::spawn_blocking(move || of_attempt.in_scope(work)).await {
         Ok(result) => result,
         Err(error) => Err(host_failed(format!("the preparation failed: {error}"))),
     }
@@ -158,7 +162,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, NotMade> +
 /// Plans and journals, then prepares while the shim is started and waits for its orders.
 fn prepare<C>(
     shared: &Shared<C>,
-    claim: &Claim,
+    (claim, traced): (&Claim, &Traced),
     stay: &Stay,
     (runtime, orders): (&SharedRuntime, &Orders),
     stop: &Stop,
@@ -167,7 +171,10 @@ fn prepare<C>(
     let request = Request { attempt: claim.attempt, spec: claim.spec.clone(), dir: dir.clone() };
     let resources = effect("attempt.plan", || stay.plan(|taken| runtime.plan(&request, taken)))?;
     let record = Record::new(shared.boot_id.clone(), claim.clone(), orders.deadline, resources);
-    effect("journal.write", || record.write(&dir))?;
+    effect("journal.write", || {
+        traced.keep(&dir);
+        record.write(&dir)
+    })?;
     let identity = runtime.shim(&record.resources);
     effect("attempt.hand_over", || hand_over(&dir, identity.ids))?;
     let program = &shared.config.shim;
@@ -186,7 +193,7 @@ fn prepare<C>(
 /// Gives a shim its orders.
 fn brief<C>(
     shared: &Shared<C>,
-    claim: Claim,
+    (claim, trace): (Claim, Option<TraceId>),
     prepared: Prepared,
     shim: WaitingShim,
     orders: &Orders,
@@ -205,6 +212,7 @@ fn brief<C>(
         launch,
         storage_floor_bytes: shared.config.storage_floor_bytes,
         tuning: shared.config.tuning,
+        trace,
     };
     let id = shim.id().map_err(host_failed)?;
     let record = ShimRecord { shim: id, sandbox: sandbox.clone() };

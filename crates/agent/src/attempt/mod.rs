@@ -12,13 +12,15 @@ mod report;
 mod seen;
 mod settle;
 mod silence;
+pub(crate) mod traced;
 
 use std::{sync::Arc, time::Duration};
 
 use holm_domain::{BootMicros, run::SandboxInfo};
-use holm_runtime::crash::effect_of;
+use holm_runtime::{AttemptId, crash::effect_of};
 use holm_shim::protocol::Status;
 use tokio::sync::watch;
+use tracing::{Instrument as _, field::display};
 
 use self::{
     converse::{Conversation, Link, Over, Shim},
@@ -28,6 +30,7 @@ use self::{
     seen::{End, Seen},
     settle::Settler,
     silence::Silence,
+    traced::Traced,
 };
 use crate::{
     capacity::Permit,
@@ -70,6 +73,7 @@ pub(crate) enum Origin {
 pub(crate) struct Attempt<C> {
     pub(crate) shared: Arc<Shared<C>>,
     pub(crate) claim: Claim,
+    pub(crate) traced: Traced,
     pub(crate) origin: Origin,
     pub(crate) orders: watch::Receiver<Orders>,
     pub(crate) stay: Stay,
@@ -83,22 +87,30 @@ enum Way {
 }
 
 impl<C: ControlPlane> Attempt<C> {
-    /// Works until nothing is left to do.
+    /// Works until nothing is left to do. Whatever is logged meanwhile says of which attempt.
     pub(crate) async fn run(self) {
-        let Self { shared, claim, origin, mut orders, stay, permit } = self;
+        let AttemptId { run, fence } = self.claim.attempt;
+        let (host, trace_id) = (self.shared.config.name.as_str(), self.traced.trace_id().map(display));
+        let of_attempt = tracing::error_span!("attempt", %run, fence, host, trace_id);
+        self.work().instrument(of_attempt).await;
+    }
+
+    async fn work(self) {
+        let Self { shared, claim, traced, origin, mut orders, stay, permit } = self;
         let attempt = claim.attempt;
         let (mut shim, mut seen) = (Shim::default(), Seen::default());
-        let stay = Arc::new(stay);
+        let (stay, traced) = (Arc::new(stay), Arc::new(traced));
         let way = match origin {
             Origin::Claimed | Origin::Again { .. } => {
                 let found = if let Origin::Again { deadline } = origin { Some(deadline) } else { None };
-                match make::make(&shared, &claim, &stay, &mut orders, found).await {
+                match make::make(&shared, (&claim, &traced), &stay, &mut orders, found).await {
                     Ok(Made { process, sandbox }) => {
                         shared.admission.made();
+                        traced.prepared(None);
                         shim.process = Some(process);
-                        converse(&shared, &claim, &mut shim, &mut orders, (seen, sandbox), &stay).await
+                        converse(&shared, (&claim, &traced), &mut shim, &mut orders, (seen, sandbox), &stay).await
                     }
-                    Err(not_made) => tell_not_made(&shared, &claim, not_made).await,
+                    Err(not_made) => tell_not_made(&shared, (&claim, &traced), not_made).await,
                 }
             }
             Origin::Found { process, link, status, sandbox } => {
@@ -106,14 +118,17 @@ impl<C: ControlPlane> Attempt<C> {
                 if let Some(status) = status {
                     seen.take(attempt.fence, &status);
                 }
-                converse(&shared, &claim, &mut shim, &mut orders, (seen, sandbox), &stay).await
+                converse(&shared, (&claim, &traced), &mut shim, &mut orders, (seen, sandbox), &stay).await
             }
         };
         match way {
             Way::Left => return,
             Way::Reported => {}
             // It was told to stop; what follows does not rely on it.
-            Way::Abandoned => shim.kill(),
+            Way::Abandoned => {
+                traced.given_up();
+                shim.kill();
+            }
         }
         if shared.events.send(Event::Released(held(attempt))).await.is_err() {
             tracing::debug!(run = %attempt.run, "nobody keeps leases any more");
@@ -153,7 +168,11 @@ async fn alone(mut stay: Arc<Stay>) -> Option<Stay> {
     }
 }
 
-async fn tell_not_made<C: ControlPlane>(shared: &Shared<C>, claim: &Claim, not_made: NotMade) -> Way {
+async fn tell_not_made<C: ControlPlane>(
+    shared: &Shared<C>,
+    (claim, traced): (&Claim, &Traced),
+    not_made: NotMade,
+) -> Way {
     let attempt = claim.attempt;
     let outcome = match not_made {
         NotMade::Left => return Way::Left,
@@ -167,8 +186,9 @@ async fn tell_not_made<C: ControlPlane>(shared: &Shared<C>, claim: &Claim, not_m
     if outcome.is_of_host() {
         shared.admission.not_made(outcome.message.as_deref().unwrap_or_default());
     }
+    traced.prepared(Some(&outcome));
     let end = End::without_traces(outcome);
-    match report::tell_end(shared, attempt, end, claim.first_log_seq).await {
+    match report::tell_end(shared, (attempt, traced), end, claim.first_log_seq).await {
         Ok(()) => Way::Reported,
         Err(error) => {
             log_unreported(claim, &error);
@@ -189,7 +209,7 @@ fn log_unreported(claim: &Claim, error: &ControlError) {
 
 async fn converse<C: ControlPlane>(
     shared: &Arc<Shared<C>>,
-    claim: &Claim,
+    (claim, traced): (&Claim, &Traced),
     shim: &mut Shim,
     orders: &mut watch::Receiver<Orders>,
     (seen, sandbox): (Seen, SandboxInfo),
@@ -205,6 +225,7 @@ async fn converse<C: ControlPlane>(
         dir: dir.clone(),
         first_log_seq: claim.first_log_seq,
         sandbox,
+        traced,
         seen: seen_by_reporter,
         wants: &wants,
     };

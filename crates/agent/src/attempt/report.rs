@@ -19,6 +19,7 @@ use super::{
     logs::{LogSource, Loss},
     orders::Wants,
     seen::{End, Seen},
+    traced::Traced,
 };
 use crate::{
     backoff::persist,
@@ -51,6 +52,7 @@ pub(crate) struct Reporter<'a, C> {
     pub(crate) dir: PathBuf,
     pub(crate) first_log_seq: u64,
     pub(crate) sandbox: SandboxInfo,
+    pub(crate) traced: &'a Traced,
     pub(crate) seen: watch::Receiver<Seen>,
     pub(crate) wants: &'a watch::Sender<Wants>,
 }
@@ -77,7 +79,7 @@ impl<C: ControlPlane> Reporter<'_, C> {
                 end = failed(end, format!("the changes could not be stored: {problem}"));
             }
         }
-        Ok(tell_end(self.shared, self.attempt, end, logs.next_seq()).await?)
+        Ok(tell_end(self.shared, (self.attempt, self.traced), end, logs.next_seq()).await?)
     }
 
     /// What the guest could not enforce joins what the runtime knew before.
@@ -308,11 +310,13 @@ fn failed_as(reason: Reason, end: End, problem: String) -> End {
 /// hang, and must not look better than it is.
 pub(crate) async fn tell_end<C: ControlPlane>(
     shared: &Shared<C>,
-    attempt: AttemptId,
+    (attempt, traced): (AttemptId, &Traced),
     end: End,
     next_log_seq: u64,
 ) -> Result<(), ControlError> {
     let next_log_seq = next_log_seq.max(end.next_seq.unwrap_or(0));
+    // Before the end is told, so that the attempt lies within the run; what follows is the server's to record.
+    traced.ended(&end);
     let (end, next_log_seq) = match finish(shared, attempt, &end, next_log_seq).await {
         // More is stored than we know of: an earlier agent had sent it, and the shim left no word of it.
         Err(ControlError::LogGap { next_seq: Some(stored) }) if stored > next_log_seq => (end, stored),

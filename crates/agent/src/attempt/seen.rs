@@ -2,7 +2,7 @@
 
 use holm_domain::run::{Outcome, OutcomeKind, Reason, Usage};
 use holm_runtime::Error;
-use holm_shim::protocol::{Phase, Status, UNENFORCED_BYTES_MAX, UNENFORCED_MAX};
+use holm_shim::protocol::{Phase, Status, Times, UNENFORCED_BYTES_MAX, UNENFORCED_MAX};
 
 /// How a sandbox ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,12 +19,15 @@ pub(crate) struct End {
     pub(crate) next_seq: Option<u64>,
     /// How many events could not be written.
     pub(crate) events_unwritten: u64,
+    /// When things happened, as the shim told.
+    pub(crate) times: Times,
 }
 
 impl End {
     /// An end of which nothing is known but the outcome.
     pub(crate) fn without_traces(outcome: Outcome) -> Self {
-        Self { outcome, usage: None, result: None, changes: None, next_seq: None, events_unwritten: 0 }
+        let times = Times::default();
+        Self { outcome, usage: None, result: None, changes: None, next_seq: None, events_unwritten: 0, times }
     }
 }
 
@@ -76,6 +79,7 @@ impl Seen {
                 changes: status.changes,
                 next_seq: Some(status.next_seq),
                 events_unwritten: status.events_unwritten,
+                times: status.times,
             });
         }
     }
@@ -145,6 +149,7 @@ pub(crate) mod tests {
             result: None,
             changes: None,
             pid: 1,
+            times: Times::default(),
         }
     }
 

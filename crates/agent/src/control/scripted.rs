@@ -241,6 +241,7 @@ fn granted(world: &World, run: &Run, ttl_ms: u64) -> ClaimedRun {
         spec: run.spec.clone(),
         next_log_seq: world.output.get(&run.id).map_or(1, |entries| entries.len() as u64 + 1),
         run_token: None,
+        trace: None,
     }
 }
 

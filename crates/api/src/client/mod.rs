@@ -23,6 +23,7 @@ mod transport;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 pub use error::ClientError;
+use holm_domain::trace::TraceContext;
 pub use secrecy::SecretString;
 
 /// How long a request may take from its start to the end of its answer, unless it is one that waits.
@@ -74,6 +75,7 @@ impl std::fmt::Display for Endpoint {
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<transport::Transport>,
+    trace: Option<TraceContext>,
 }
 
 impl std::fmt::Debug for Client {
@@ -85,7 +87,7 @@ impl std::fmt::Debug for Client {
 impl Client {
     /// A client that has not connected yet. Fails if the endpoint cannot be one, or the token cannot be sent.
     pub fn new(endpoint: Endpoint, token: SecretString) -> Result<Self, ClientError> {
-        Ok(Self { inner: Arc::new(transport::Transport::new(endpoint, &token)?) })
+        Ok(Self { inner: Arc::new(transport::Transport::new(endpoint, &token)?), trace: None })
     }
 
     /// The same client; its requests wait and are sent again where a rate of the org is used up: nothing was done then. It waits for
@@ -93,6 +95,12 @@ impl Client {
     pub fn waiting(self, patience: Duration, tell: impl Fn(&ClientError) + Send + Sync + 'static) -> Self {
         self.inner.wait(patience, tell);
         self
+    }
+
+    /// The same client; runs that it submits are recorded under that span, if under one.
+    #[must_use]
+    pub fn traced(self, trace: Option<TraceContext>) -> Self {
+        Self { trace, ..self }
     }
 
     /// The server that this client speaks to.

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
-use holm_domain::RunId;
+use holm_domain::{RunId, trace::TRACEPARENT};
 
 use super::{
     Client, ClientError,
@@ -21,6 +21,9 @@ impl Client {
         let mut call = self.inner.post("/v1/runs").body_json(body);
         if let Some(key) = idempotency_key {
             call = call.header(IDEMPOTENCY_KEY, key);
+        }
+        if let Some(trace) = &self.trace {
+            call = call.header(TRACEPARENT, &trace.to_string());
         }
         call.json().await
     }

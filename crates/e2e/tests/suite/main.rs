@@ -37,5 +37,6 @@ mod pressure;
 mod restore;
 #[path = "../../../store/tests/support/s3.rs"]
 mod s3;
+mod traces;
 mod units;
 mod up;

@@ -123,6 +123,7 @@ fn pairs(run: &RunView) -> Vec<(&'static str, Cell)> {
     }
     add("result", run.result.as_ref().map(|result| escaped(&result.to_string())));
     add("project", Some(run.project.to_string()));
+    add("trace", run.trace_id.map(|trace| trace.to_string()));
     pairs
 }
 

@@ -82,6 +82,10 @@ pub fn contradictions(config: &Config, env: &Environment) -> Vec<Finding> {
     contexts(config, &mut findings);
     server_table(config, &mut findings);
     blobs(config, env, &mut findings);
+    if let Err(refused) = &config.traces {
+        let problem = format!("`{}` is not accepted", refused.value);
+        findings.push(error(&refused.field, problem, refused.problem.as_str()));
+    }
     findings
 }
 
@@ -251,6 +255,7 @@ pub async fn unreachable(config: &Config, env: &Environment) -> Vec<Finding> {
         findings.extend(database_answers(database.source.to_string(), database.value.expose_secret()).await);
     }
     findings.extend(bucket_answers(config, env).await);
+    findings.extend(collector_answers(config).await);
     findings
 }
 
@@ -287,6 +292,15 @@ async fn bucket_answers(config: &Config, env: &Environment) -> Option<Finding> {
     let BlobPlace::S3(place) = told.place(&Home(config.home.value.clone()), env).ok()? else { return None };
     let unreached = told.bucket(&place, env).ok()?.reach().await.err()?;
     Some(error(blobs_at(config, &told), format!("{place}: {}", unreached.problem), unreached.way_out))
+}
+
+/// Nothing where nothing is recorded; what keeps it from being recorded was told among the contradictions.
+async fn collector_answers(config: &Config) -> Option<Finding> {
+    let settings = config.traces.as_ref().ok()?.as_ref()?;
+    let problem = holm_trace::reach(settings).await.err()?;
+    let way_out =
+        "start the collector, with OTLP over HTTP, or name another; without it spans are lost, and nothing else is";
+    Some(warning(&settings.endpoint, format!("the collector takes no spans: {problem}"), way_out))
 }
 
 #[cfg(test)]
@@ -334,11 +348,17 @@ blobs = "s3://AKIA:hunter2@holm"
 submits_per_minute = 0
 sandwiches = 1
 "#;
-        let env = Environment::from([("HOLM_SEVRER", "x"), ("HOLM_TOKEN", "a"), ("HOLM_TOKEN_FILE", "b")]);
+        let env = Environment::from([
+            ("HOLM_SEVRER", "x"),
+            ("HOLM_TOKEN", "a"),
+            ("HOLM_TOKEN_FILE", "b"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://u:hunter2@c"),
+        ]);
         let found = findings(text, &env);
         for (at, problem) in [
             ("HOLM_SEVRER", "no variable"),
             ("HOLM_TOKEN", "HOLM_TOKEN_FILE is set as well"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "is not accepted"),
             ("context", "there is no context `gone`"),
             ("contexts.plain.server", "without encryption"),
             ("server.org_limits.submits_per_minute", "`0` is not accepted"),

@@ -24,6 +24,8 @@ pub struct ConfigFile {
     pub context: Option<String>,
     /// Where a server of this machine keeps its data.
     pub home: Option<PathBuf>,
+    /// The collector of traces, to whose URL `/v1/traces` is added: `http://127.0.0.1:4318`.
+    pub otlp_endpoint: Option<String>,
     /// Servers by name.
     pub contexts: BTreeMap<String, ContextEntry>,
     /// What `holm server` and `holm up` are told.

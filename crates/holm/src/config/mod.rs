@@ -16,13 +16,17 @@ use std::{
 
 use anyhow::{Context as _, anyhow, bail};
 use holm_api::client::{Endpoint, SecretString};
+use holm_domain::{error::InvalidField, trace::TraceContext};
+use holm_trace::{Tracer, settings::Named};
 use secrecy::ExposeSecret as _;
 
-use crate::{cli::Global, serve::blobs::BlobsTold};
+use crate::{cli::Global, commands::Usage, serve::blobs::BlobsTold};
 use file::{ConfigFile, ContextEntry};
 
 /// The name under which the server of this machine is chosen.
 pub const LOCAL: &str = "local";
+/// The variable in which a caller names the span of which a command is a part.
+const CALLER: &str = "TRACEPARENT";
 /// The folder of the configuration file, among those of other programs.
 const FOLDER: &str = "holm";
 /// The variables of the environment that Holm reads.
@@ -81,7 +85,10 @@ pub struct Environment(BTreeMap<String, OsString>);
 impl Environment {
     /// The environment of this process.
     pub fn of_process() -> Self {
-        let keep = |name: &str| ["HOLM_", "XDG_", "AWS_"].iter().any(|begin| name.starts_with(begin)) || name == "HOME";
+        let keep = |name: &str| {
+            let begins = ["HOLM_", "XDG_", "AWS_", "OTEL_"];
+            begins.iter().any(|begin| name.starts_with(begin)) || ["HOME", CALLER].contains(&name)
+        };
         Self(
             std::env::vars_os()
                 .filter_map(|(k, v)| Some((k.into_string().ok()?, v)))
@@ -147,6 +154,10 @@ pub struct Config {
     pub context: Option<Setting<String>>,
     /// The database of a server of this machine, if one was named beside the command line.
     pub database: Option<Setting<SecretString>>,
+    /// Where what is recorded is sent, if it is; or the setting that cannot be used.
+    pub traces: Result<Option<holm_trace::Settings>, InvalidField>,
+    /// The span of which this command is a part, if its caller names one.
+    pub caller: Option<TraceContext>,
     server: Option<Setting<String>>,
     token_file: Option<Setting<PathBuf>>,
     token: Option<Setting<SecretString>>,
@@ -195,7 +206,20 @@ impl Config {
                 file.server.database.clone().map(|value| Setting { value, source })
             }
         };
-        Ok(Self { home, database, project, context, server, token_file, token, path, file })
+        let traces = traces(global, env, &file, &path);
+        let caller = env.get(CALLER).and_then(|value| value.to_str()).and_then(|value| value.parse().ok());
+        Ok(Self { traces, caller, home, database, project, context, server, token_file, token, path, file })
+    }
+
+    /// Starts what sends what is recorded, on the present runtime; nothing of the kind where no collector is named.
+    pub fn tracer(&self) -> anyhow::Result<Tracer> {
+        match &self.traces {
+            Ok(None) => Ok(Tracer::default()),
+            Ok(Some(settings)) => {
+                Tracer::start(settings.clone()).map_err(|problem| anyhow!("cannot send spans: {problem}"))
+            }
+            Err(refused) => Err(Usage::new(&refused.field, &refused.value, &refused.problem).into()),
+        }
     }
 
     /// The file that `--token-file` or `HOLM_TOKEN_FILE` names.
@@ -297,6 +321,20 @@ impl Config {
             }
         }
     }
+}
+
+fn traces(
+    global: &Global,
+    env: &Environment,
+    file: &ConfigFile,
+    path: &Path,
+) -> Result<Option<holm_trace::Settings>, InvalidField> {
+    let at_file = format!("{}: otlp_endpoint", path.display());
+    let flag = global.otlp_endpoint.as_deref().map(|url| Named { at: "--otlp-endpoint", url });
+    let file = file.otlp_endpoint.as_deref().map(|url| Named { at: &at_file, url });
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let variable = |name: &'static str| env.get(name).map(|value| value.to_string_lossy().into_owned());
+    holm_trace::Settings::read(flag, file, Some(&host), variable)
 }
 
 fn no_token(endpoint: &Endpoint) -> anyhow::Error {

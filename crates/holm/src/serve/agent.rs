@@ -11,10 +11,12 @@ use holm_domain::{
     pressure::{PressureLimits, Stall},
 };
 use holm_runtime::{process::Lend, registry::Registry};
+use holm_trace::Tracer;
 
 use super::{
     block_on, label, logging, process_runtime,
     signals::{Asked, Signals},
+    traced,
 };
 use crate::{
     commands::{Usage, run::spec::host_labels},
@@ -156,6 +158,15 @@ pub struct Lending {
     pub guarded: Vec<PathBuf>,
 }
 
+/// How an agent tells what it does.
+#[derive(Debug)]
+pub struct Telling<'a> {
+    /// Where what is recorded goes.
+    pub tracer: Tracer,
+    /// How it logs, and its shims with it.
+    pub log: &'a logging::LogArgs,
+}
+
 /// An agent under `home` that speaks to `client`.
 pub fn agent(
     home: &Home,
@@ -163,6 +174,7 @@ pub fn agent(
     args: &HostArgs,
     table: &AgentTable,
     lending: Lending,
+    telling: Telling<'_>,
 ) -> anyhow::Result<Agent<HttpControl>> {
     label::keep(home)?;
     let name = match args.name.as_ref().or(table.name.as_ref()) {
@@ -171,6 +183,8 @@ pub fn agent(
     };
     let mut config = Config::new(home.agent(), name, args.capacity(table)?);
     config.labels = args.labels()?;
+    config.tracer = telling.tracer;
+    config.shim.env = telling.log.for_shims();
     if let Some(text) = &args.host_storage_floor {
         config.storage_floor_bytes =
             units::bytes(text).map_err(|problem| Usage::new("--host-storage-floor", text, problem))?;
@@ -195,10 +209,10 @@ pub fn shutdown_of(asked: Asked) -> Shutdown {
 /// Works until it is asked to end.
 pub fn run(session: Session, args: AgentArgs) -> anyhow::Result<u8> {
     logging::start(&args.log)?;
-    block_on(work(session, args.host))
+    block_on(traced(session, |session, tracer| work(session, args, tracer)))
 }
 
-async fn work(session: Session, args: HostArgs) -> anyhow::Result<u8> {
+async fn work(session: Session, args: AgentArgs, tracer: Tracer) -> anyhow::Result<u8> {
     let mut signals = Signals::listen()?;
     let Target::Named { endpoint, token } = session.config.target()? else {
         bail!("an agent needs a server: give --server URL and --token-file FILE, or start `holm up` for both in one");
@@ -206,8 +220,9 @@ async fn work(session: Session, args: HostArgs) -> anyhow::Result<u8> {
     let home = session.home();
     home.create().with_context(|| home.not_made())?;
     let client = Client::new(endpoint, token.value)?;
-    let lending = Lending { lends: args.lends()?, guarded: session.config.guarded() };
-    let agent = agent(&home, client, &args, &session.config.file.agent, lending)?;
+    let lending = Lending { lends: args.host.lends()?, guarded: session.config.guarded() };
+    let telling = Telling { tracer, log: &args.log };
+    let agent = agent(&home, client, &args.host, &session.config.file.agent, lending, telling)?;
     let (tell, told) = tokio::sync::oneshot::channel();
     let asked = async {
         let asked = signals.next().await;

@@ -9,6 +9,9 @@ use tracing_subscriber::EnvFilter;
 /// What is logged where nobody says.
 const DEFAULT_FILTER: &str = "info";
 
+/// The variable that has the form of log lines.
+const FORMAT: &str = "HOLM_LOG_FORMAT";
+
 /// The form of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -26,8 +29,19 @@ pub struct LogArgs {
     #[arg(long, env = "HOLM_LOG", hide_env_values = true, value_name = "FILTER", default_value = DEFAULT_FILTER)]
     pub log: String,
     /// The form of log lines
-    #[arg(long, env = "HOLM_LOG_FORMAT", hide_env_values = true, value_enum, default_value = "text")]
+    #[arg(long, env = FORMAT, hide_env_values = true, value_enum, default_value = "text")]
     pub log_format: LogFormat,
+}
+
+impl LogArgs {
+    /// The same for a shim, as variables of its environment.
+    pub fn for_shims(&self) -> Vec<(&'static str, String)> {
+        let format = match self.log_format {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        };
+        vec![("HOLM_LOG", self.log.clone()), (FORMAT, format.to_owned())]
+    }
 }
 
 /// Starts logging for this process. Called once, by the servers only: a command says what it has to say by itself.
@@ -39,7 +53,8 @@ pub fn start(args: &LogArgs) -> anyhow::Result<()> {
     let builder = builder.log_internal_errors(false);
     let started = match args.log_format {
         LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        // The one span around a line says of which attempt it is.
+        LogFormat::Json => builder.json().flatten_event(true).with_span_list(false).try_init(),
     };
     started.map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))
 }
@@ -52,5 +67,8 @@ pub fn start_for_shim() {
     // The standard error may be a pipe whose reader went away together with the agent.
     let builder = builder.log_internal_errors(false);
     // Only a second start could fail, and there is none.
-    let _already = builder.try_init();
+    let _already = match std::env::var(FORMAT).as_deref() {
+        Ok("json") => builder.json().flatten_event(true).with_span_list(false).try_init(),
+        _ => builder.try_init(),
+    };
 }

@@ -27,6 +27,7 @@ use holm_runtime::{
     process::{Config as ProcessConfig, Label, ProcessRuntime},
 };
 use holm_store::{Expect, SqliteFiles, Store};
+use holm_trace::{Counts, Tracer};
 use secrecy::ExposeSecret as _;
 
 use crate::{
@@ -46,6 +47,9 @@ pub fn openapi(session: &Session) -> anyhow::Result<u8> {
 /// How long threads that read and write files are waited for once all else has ended: a disk may not answer.
 const THREADS_WITHIN: Duration = Duration::from_secs(5);
 
+/// How long a collector is waited for at the end of a process.
+const SPANS_WITHIN: Duration = Duration::from_secs(5);
+
 /// Executes `main` with threads for every processor.
 fn block_on(main: impl Future<Output = anyhow::Result<u8>>) -> anyhow::Result<u8> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -54,6 +58,20 @@ fn block_on(main: impl Future<Output = anyhow::Result<u8>>) -> anyhow::Result<u8
     runtime.shutdown_timeout(THREADS_WITHIN);
     if begun.elapsed() >= THREADS_WITHIN {
         tracing::warn!(after = ?begun.elapsed(), "threads that wait for a disk are left behind");
+    }
+    ended
+}
+
+/// Executes `main` with what it records to; what waits then is sent.
+async fn traced<F>(session: Session, main: impl FnOnce(Session, Tracer) -> F) -> anyhow::Result<u8>
+where
+    F: Future<Output = anyhow::Result<u8>>,
+{
+    let tracer = session.config.tracer()?;
+    let ended = main(session, tracer.clone()).await;
+    if !tracer.end(SPANS_WITHIN).await {
+        let Counts { sent, dropped, failed } = tracer.counts();
+        tracing::warn!(sent, dropped, failed, "not all spans were taken by the collector");
     }
     ended
 }

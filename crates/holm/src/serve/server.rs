@@ -14,6 +14,7 @@ use holm_server::{
     Clock, Config, LOG_RETENTION_MIN, Listener, STORAGE_FLOOR_BYTES, Server, StorageFloor, Wanted, bootstrap,
 };
 use holm_store::Store;
+use holm_trace::Tracer;
 use secrecy::ExposeSecret as _;
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +23,7 @@ use super::{
     block_on, close, logging, open_store, root_key,
     signals::Signals,
     socket::{Listen, OwnSocket},
-    write_whole,
+    traced, write_whole,
 };
 use crate::{
     commands::Usage,
@@ -185,10 +186,10 @@ pub fn log_retention(text: &str) -> Result<Duration, String> {
 /// Serves until it is asked to end.
 pub fn run(session: Session, args: ServerArgs) -> anyhow::Result<u8> {
     logging::start(&args.log)?;
-    block_on(serve(session, args.serve))
+    block_on(traced(session, |session, tracer| serve(session, args.serve, tracer)))
 }
 
-async fn serve(session: Session, args: ServeArgs) -> anyhow::Result<u8> {
+async fn serve(session: Session, args: ServeArgs, tracer: Tracer) -> anyhow::Result<u8> {
     let mut signals = Signals::listen()?;
     let home = session.home();
     let table = &session.config.file.server;
@@ -199,7 +200,7 @@ async fn serve(session: Session, args: ServeArgs) -> anyhow::Result<u8> {
     let (config, _) = root_key::told(&session.config, &home, &args, &store, config).await?;
     first_token(&home, &store, &config.clock).await?;
     let Bound { listeners, urls, sockets } = bind(&listens).await?;
-    let server = Server::new(config, store.clone())?;
+    let server = Server::new(Config { tracer, ..config }, store.clone())?;
     take_restored(&server, args.restored).await?;
     let shutdown = CancellationToken::new();
     announce(&session, &urls, &home)?;

@@ -11,6 +11,7 @@ use holm_agent::Shutdown;
 use holm_api::client::{Client, Endpoint};
 use holm_runtime::process::Lend;
 use holm_server::{Config, Server};
+use holm_trace::Tracer;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -19,6 +20,7 @@ use super::{
     server::{Bound, ServeArgs, announce, bind, own_tokens, remove, take_restored},
     signals::{Asked, Signals},
     socket::{Listen, OwnSocket},
+    traced,
 };
 use crate::{
     config::{Source, read_token},
@@ -84,7 +86,7 @@ pub fn run(session: Session, args: UpArgs) -> anyhow::Result<u8> {
     };
     // Threads of the runtime may have to do with what is in the home to the last.
     lock.keep();
-    block_on(up(session, args, home))
+    block_on(traced(session, |session, tracer| up(session, args, home, tracer)))
 }
 
 /// Waits until the socket is not there any more. Then neither the own agent nor anybody else reaches this server; the next one
@@ -97,10 +99,16 @@ async fn lost(socket: &OwnSocket) -> Asked {
     Asked::Leave
 }
 
-async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
+fn each_once(mut paths: Vec<PathBuf>) -> Vec<PathBuf> {
+    paths.sort_unstable();
+    paths.dedup();
+    paths
+}
+
+async fn up(session: Session, args: UpArgs, home: Home, tracer: Tracer) -> anyhow::Result<u8> {
     let mut signals = Signals::listen()?;
     let table = &session.config.file.server;
-    let config = Config { private: args.private, ..args.serve.config(table, &home)? };
+    let config = Config { private: args.private, tracer: tracer.clone(), ..args.serve.config(table, &home)? };
     let lends =
         if args.private { vec![Lend { prefix: PathBuf::from("/"), write: true }] } else { args.host.lends()? };
     let mut listens = vec![Listen::Unix(home.socket())];
@@ -121,11 +129,10 @@ async fn up(session: Session, args: UpArgs, home: Home) -> anyhow::Result<u8> {
     };
     let (user, own) = (client(home.token())?, client(home.agent_token())?);
     let named = args.serve.database(table).map(guarded).transpose()?.unwrap_or_default();
-    let mut guarded = [session.config.guarded(), named, blobs.guarded(), vec![root_key]].concat();
-    guarded.sort_unstable();
-    guarded.dedup();
+    let guarded = each_once([session.config.guarded(), named, blobs.guarded(), vec![root_key]].concat());
     let lending = agent::Lending { lends, guarded };
-    let agent = agent::agent(&home, own, &args.host, &session.config.file.agent, lending)?;
+    let telling = agent::Telling { tracer, log: &args.log };
+    let agent = agent::agent(&home, own, &args.host, &session.config.file.agent, lending, telling)?;
     let stop_server = CancellationToken::new();
     let mut serving = tokio::spawn(server.serve(listeners, stop_server.clone()));
     if args.detached {

@@ -50,6 +50,7 @@ use crate::{
     auth::Lasting,
     config::{CLAIMS_MAX, LEASES_MAX, POLL_WAIT_MS_MAX, REREAD_OWN_EVERY},
     problem::Failure,
+    traces,
 };
 
 /// Waits until there is something for the agent: runs that it can claim, or word about runs that it holds. Answers with
@@ -300,6 +301,7 @@ pub async fn run_finish(app: &App, token: &Token, id: RunId, body: FinishRun) ->
     let FinishRun { agent, instance, fence, outcome, usage, result, next_log_seq } = body;
     check_result(result.as_ref())?;
     check_outcome(&outcome)?;
+    let begun = app.now();
     // None needs the others' answer, and all are needed but in the case of an error.
     let (heard, run, stored) = tokio::join!(
         host_heard(app, token, Claimant { agent, instance }),
@@ -317,7 +319,12 @@ pub async fn run_finish(app: &App, token: &Token, id: RunId, body: FinishRun) ->
         host.follows(run)?;
         grant::finish(run, agent, fence, end.clone(), now, &app.config.lease)
     };
-    revise_from(app, run, finish).await.map(drop)
+    let before = run.version;
+    let run = revise_from(app, run, finish).await?;
+    if run.version != before {
+        traces::finished(app, &run, begun);
+    }
+    Ok(())
 }
 
 fn check_outcome(outcome: &Outcome) -> Result<(), InvalidField> {

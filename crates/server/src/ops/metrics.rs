@@ -40,5 +40,6 @@ async fn census(app: &App) -> Result<Census, Failure> {
             ("unreadable", unreadable),
         ],
         open: [&app.streams, &app.searches, &app.polls].map(|gate| (gate.what(), gate.total())).into(),
+        spans: app.config.tracer.counts(),
     })
 }

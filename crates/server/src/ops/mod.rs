@@ -23,7 +23,7 @@ use holm_domain::{
     run::{Decision, EventKind, Run, RunState},
 };
 
-use crate::{app::App, config::SWAPS_MAX, problem::Failure};
+use crate::{app::App, config::SWAPS_MAX, problem::Failure, traces};
 
 /// Reads a run of an org; another org's runs are not there.
 pub async fn run_of(app: &App, org: OrgId, id: RunId) -> Result<Run, Failure> {
@@ -104,5 +104,8 @@ fn announce(app: &App, run: &Run, events: &[EventKind]) {
             app.wakers.ring_queue(run.org);
         }
         run.outcome.iter().for_each(|outcome| app.metrics.ended(outcome));
+        if events.iter().any(|event| matches!(event, EventKind::Ended { .. })) {
+            traces::ended(app, run);
+        }
     }
 }

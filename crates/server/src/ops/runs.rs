@@ -6,12 +6,13 @@ use holm_domain::{
     access::Token,
     error::InvalidField,
     run::{Admission, Cancel, Run, RunState, admit},
+    trace::TraceContext,
 };
 use holm_store::{Idempotency, Inserted, RunFilter, RunRow};
 use sha2::{Digest as _, Sha256};
 
 use super::{revise_from, run_of, tokens::check_name};
-use crate::{account::Account, app::App, config::RUNS_PAGE_BYTES_MAX, ids, problem::Failure};
+use crate::{account::Account, app::App, config::RUNS_PAGE_BYTES_MAX, ids, problem::Failure, traces};
 
 /// The project of runs that name none.
 pub const DEFAULT_PROJECT: &str = "default";
@@ -29,7 +30,14 @@ pub struct Created {
 
 /// Takes a run into the queue. A run that no host could execute now is taken in all the same: hosts come and go, and its
 /// time in the queue is limited.
-pub async fn run_create(app: &App, by: &Token, body: CreateRun, key: Option<String>) -> Result<Created, Failure> {
+pub async fn run_create(
+    app: &App,
+    by: &Token,
+    body: CreateRun,
+    key: Option<String>,
+    client: Option<TraceContext>,
+) -> Result<Created, Failure> {
+    let begun = app.now();
     body.spec.validate().map_err(|error| InvalidField { field: format!("spec.{}", error.field), ..error })?;
     app.needs_room()?;
     app.needs_files()?;
@@ -42,12 +50,14 @@ pub async fn run_create(app: &App, by: &Token, body: CreateRun, key: Option<Stri
     app.limiter.queue(app, by.org).await?;
     let admission = Admission { id: ids::run(), org: by.org, project: project.id, created_by: by.id };
     let now = app.now();
-    let decision = admit(admission, body.spec, now, &app.config.lease);
+    let mut decision = admit(admission, body.spec, now, &app.config.lease);
+    decision.run.trace = traces::begin(app, client, now);
     let deadline = decision.run.deadline(&app.config.lease);
     match app.store.run_insert(&decision.run, idempotency.as_ref(), &decision.events, deadline, now).await? {
         Inserted::New => {
             app.wakers.expect_deadline(deadline);
             app.wakers.ring_queue(by.org);
+            traces::submitted(app, &decision.run, begun);
             Ok(Created { run: decision.run, new: true })
         }
         Inserted::Existing { run, digest: stored } if Some(stored) == digest => Ok(Created { run: *run, new: false }),

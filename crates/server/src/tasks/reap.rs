@@ -15,7 +15,7 @@ use holm_domain::{
 };
 use holm_store::{Due, DuePlace, Error};
 
-use crate::{app::App, ops, problem::Failure, told::Told};
+use crate::{app::App, ops, problem::Failure, told::Told, traces};
 
 /// How many runs are looked at together.
 const PAGE: u32 = 256;
@@ -87,7 +87,8 @@ async fn look_after_one(
     let Some(decision) = decide(&run, app.now()) else { return Ok(false) };
     let is_changed = ops::try_save(app, run.version, &decision).await?.is_some();
     if is_changed {
-        tracing::info!(run = %run.id, state = decision.run.state.as_str(), "overdue");
+        let (fence, state, trace_id) = (run.fence, decision.run.state.as_str(), traces::logged(&decision.run));
+        tracing::info!(run = %run.id, fence, state, trace_id, "overdue");
     }
     Ok(is_changed)
 }

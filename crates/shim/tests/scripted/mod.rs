@@ -425,6 +425,7 @@ fn launch(attempted: &Attempted, dir: PathBuf) -> Launch {
         launch: serde_json::Value::Null,
         storage_floor_bytes: attempted.storage_floor_bytes,
         tuning: attempted.tuning,
+        trace: None,
     }
 }
 

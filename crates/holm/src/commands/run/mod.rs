@@ -4,6 +4,7 @@ mod attach;
 mod progress;
 pub mod signals;
 pub mod spec;
+mod traced;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -13,7 +14,7 @@ use holm_api::{
     client::{Client, ClientError},
     runs::{CreateRun, RunView},
 };
-use holm_domain::run::OutcomeKind;
+use holm_domain::{run::OutcomeKind, trace::TraceContext};
 
 use crate::{session::Session, writeback};
 
@@ -115,6 +116,13 @@ pub struct RunArgs {
 
 /// Submits the run; attached unless `--detach` was given.
 pub async fn execute(session: &Session, args: &RunArgs) -> anyhow::Result<u8> {
+    let mut traced = traced::Traced::begin(session)?;
+    let done = run(session, args, &mut traced).await;
+    traced.end(&done).await;
+    done
+}
+
+async fn run(session: &Session, args: &RunArgs, traced: &mut traced::Traced) -> anyhow::Result<u8> {
     let spec = spec::of_process(args)?;
     // From here on Ctrl-C ends the run, not only this process.
     let mut signals = signals::Interrupts::listen()?;
@@ -122,10 +130,11 @@ pub async fn execute(session: &Session, args: &RunArgs) -> anyhow::Result<u8> {
     let body = CreateRun { project, spec };
     let mut progress = progress::Progress::new(session, args.detach);
     let submitted = tokio::select! {
-        submitted = progress.during(progress::server(session), submit(session, &body)) => submitted,
+        submitted = progress.during(progress::server(session), submit(session, &body, traced.context())) => submitted,
         () = signals.third() => anyhow::bail!("interrupted before the server answered; the run may have been submitted"),
     };
     let (client, run) = submitted?;
+    traced.saw(&run);
     if args.detach {
         if session.output.json {
             session.output.value(&run)?
@@ -138,6 +147,7 @@ pub async fn execute(session: &Session, args: &RunArgs) -> anyhow::Result<u8> {
         attach::End::Run(run) => *run,
         attach::End::Code(code) => return Ok(code),
     };
+    traced.saw(&run);
     let Some(outcome) = &run.outcome else { anyhow::bail!("the server says that run {} ended, and not how", run.id) };
     if args.write_back && outcome.kind == OutcomeKind::Succeeded {
         let dir = body.spec.work_dir.as_ref().map(|dir| dir.source.as_str()).context("--write-back needs --dir")?;
@@ -163,11 +173,11 @@ async fn write_back(
 }
 
 /// Sends the run. Its idempotency key makes it one run however often it is sent, so what did not arrive is sent again.
-async fn submit(session: &Session, body: &CreateRun) -> anyhow::Result<(Client, RunView)> {
+async fn submit(session: &Session, body: &CreateRun, trace: Option<TraceContext>) -> anyhow::Result<(Client, RunView)> {
     let key = format!("{:032x}", rand::random::<u128>());
     let mut wait = Duration::from_millis(50);
     for attempt in 1.. {
-        let client = session.client().await?;
+        let client = session.client().await?.traced(trace);
         match client.run_create(body, Some(&key)).await {
             Ok(run) => return Ok((client, run)),
             Err(error) if !may_try_again(&error) || attempt >= CREATE_ATTEMPTS => return Err(refused(error)),

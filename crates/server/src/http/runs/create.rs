@@ -11,7 +11,10 @@ use holm_api::{
     problem::Problem,
     runs::{CreateRun, RunView},
 };
-use holm_domain::error::InvalidField;
+use holm_domain::{
+    error::InvalidField,
+    trace::{TRACEPARENT, TraceContext},
+};
 use http::{HeaderMap, HeaderValue, StatusCode, header::LOCATION};
 
 use crate::{
@@ -26,9 +29,14 @@ use crate::{
 ///
 /// Takes a run into the queue. With the header `Idempotency-Key` the request may be repeated without harm: the same request
 /// under the same key answers with the run that the first one made. A run that no host could execute now waits for one.
+/// With the header `traceparent` of W3C Trace Context what becomes of the run is recorded under that span, where the server
+/// records anything; one that is not as it should be is as if it were not there.
 #[utoipa::path(
     post, path = "/v1/runs", tag = "runs", operation_id = "run_create",
-    params(("idempotency-key" = Option<String>, Header, description = "1 to 255 printable ASCII characters.")),
+    params(
+        ("idempotency-key" = Option<String>, Header, description = "1 to 255 printable ASCII characters."),
+        ("traceparent" = Option<String>, Header, description = "The span in which the run is submitted."),
+    ),
     request_body = CreateRun,
     responses(
         (status = 201, description = "The run is in the queue.", body = RunView),
@@ -45,12 +53,19 @@ pub async fn create(
     Json(body): Json<CreateRun>,
 ) -> Result<Response, Failure> {
     let key = idempotency_key(&headers)?;
-    let created = ops::runs::run_create(&app, &caller.token, body, key).await?;
+    let created = ops::runs::run_create(&app, &caller.token, body, key, traceparent(&headers)).await?;
     let status = if created.new { StatusCode::CREATED } else { StatusCode::OK };
     let location = HeaderValue::from_str(&format!("/v1/runs/{}", created.run.id)).map_err(Failure::internal)?;
     let mut response = (status, axum::Json(RunView::from(created.run))).into_response();
     response.headers_mut().insert(LOCATION, location);
     Ok(response)
+}
+
+/// The trace that the client names. As its specification has it, what is not exactly one good header is none.
+fn traceparent(headers: &HeaderMap) -> Option<TraceContext> {
+    let mut given = headers.get_all(TRACEPARENT).iter();
+    let only = given.next().filter(|_| given.next().is_none())?;
+    only.to_str().ok()?.parse().ok()
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, InvalidField> {

@@ -23,6 +23,7 @@ use crate::{
     limited::Turn,
     ops::{runs::spec_bytes, try_save},
     problem::Failure,
+    traces,
 };
 
 /// By which decision a run is granted.
@@ -107,9 +108,10 @@ impl<'a> Room<'a> {
         let by = Claimant { agent: self.host.id, instance: self.host.instance };
         let Some(decision) = decide(run, by, self.app.now(), config) else { return Tried::Lost };
         let Some(bytes) = self.hold(run) else { return Tried::Refused };
+        let begun = self.app.now();
         let saved = try_save(self.app, run.version, &decision).await;
         if let Ok(Some(next_log_seq)) = saved {
-            self.take(run, &decision.run, bytes);
+            self.take(run, &decision.run, bytes, begun);
             self.claimed.push(told(decision.run, runtime, ttl_ms, next_log_seq));
             return Tried::Granted;
         }
@@ -128,15 +130,17 @@ impl<'a> Room<'a> {
     }
 
     /// `run` was granted as `granted`.
-    fn take(&mut self, run: &Run, granted: &Run, bytes: usize) {
+    fn take(&mut self, run: &Run, granted: &Run, bytes: usize, begun: UnixMicros) {
         self.claims = self.claims.saturating_sub(1);
         self.free = self.free.less(&schedule::demand(&run.spec));
         self.bytes = self.bytes.saturating_sub(bytes);
-        let (agent, fence) = (self.host.id, granted.fence);
+        let (agent, host, fence) = (self.host.id, &self.host.name, granted.fence);
+        let trace_id = traces::logged(granted);
         if fence == run.fence {
-            tracing::info!(run = %run.id, %agent, fence, "claimed; told once more");
+            tracing::info!(run = %run.id, %agent, host, fence, trace_id, "claimed; told once more");
         } else {
-            tracing::info!(run = %run.id, %agent, fence, "claimed");
+            tracing::info!(run = %run.id, %agent, host, fence, trace_id, "claimed");
+            traces::claimed(self.app, granted, begun);
             self.app.metrics.claimed(granted.claimed_at.map(|at| at.since(run.queued_at)).unwrap_or_default());
         }
     }
@@ -155,6 +159,7 @@ fn told(granted: Run, runtime: &str, ttl_ms: u64, next_log_seq: u64) -> ClaimedR
         spec,
         next_log_seq,
         run_token: None,
+        trace: granted.trace.map(|trace| trace.context),
     }
 }
 

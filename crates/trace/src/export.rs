@@ -1,0 +1,97 @@
+//! One request to a collector and its answer.
+
+use std::{error::Error as _, time::Duration};
+
+use http::{StatusCode, header::CONTENT_TYPE};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
+use prost::Message as _;
+
+use crate::Settings;
+
+/// How long it may take to connect.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a connection is kept that is not used.
+const IDLE_MAX: Duration = Duration::from_secs(30);
+/// The most of an answer that is read, in bytes.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// Why spans were not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Untaken {
+    /// For people; nothing of the request or of what the collector wrote is in it.
+    pub(crate) problem: String,
+    /// Whether the same may be tried again.
+    pub(crate) is_transient: bool,
+}
+
+/// A connection to a collector.
+#[derive(Debug)]
+pub(crate) struct Exporter {
+    client: reqwest::Client,
+    settings: Settings,
+}
+
+impl Exporter {
+    pub(crate) fn new(settings: &Settings) -> Result<Self, String> {
+        // An error means that somebody else installed a provider before, which is as good.
+        let _installed_before = rustls::crypto::ring::default_provider().install_default();
+        let mut builder = reqwest::Client::builder()
+            .connect_timeout(CONNECT_DEADLINE)
+            .timeout(settings.timeout)
+            .redirect(reqwest::redirect::Policy::none())
+            .pool_idle_timeout(IDLE_MAX)
+            .pool_max_idle_per_host(1)
+            .http1_only()
+            .user_agent(concat!("holm/", env!("CARGO_PKG_VERSION")));
+        if !settings.endpoint.starts_with("https://") {
+            // Reading the system's certificates takes longer than a whole run does.
+            builder = builder.tls_certs_only([]);
+        }
+        let client = builder.build().map_err(|error| problem_of(&error))?;
+        Ok(Self { client, settings: settings.clone() })
+    }
+
+    /// Sends one request; returns how many of its spans the collector refused.
+    pub(crate) async fn send(&self, request: Vec<u8>) -> Result<u64, Untaken> {
+        let request = self.client.post(&self.settings.endpoint).headers(self.settings.headers.clone()).body(request);
+        let sent = request.header(CONTENT_TYPE, "application/x-protobuf").send().await;
+        let mut answer = sent.map_err(|error| Untaken { problem: problem_of(&error), is_transient: true })?;
+        let status = answer.status();
+        if !status.is_success() {
+            return Err(Untaken {
+                problem: format!("the collector answers {status}"),
+                is_transient: is_transient(status),
+            });
+        }
+        let mut body = Vec::new();
+        // The spans are taken, whatever becomes of the rest of the answer.
+        while let Ok(Some(chunk)) = answer.chunk().await {
+            if body.len() + chunk.len() > ANSWER_BYTES_MAX {
+                return Ok(0);
+            }
+            body.extend_from_slice(&chunk);
+        }
+        let answer = ExportTraceServiceResponse::decode(&body[..]).unwrap_or_default();
+        let rejected = answer.partial_success.map_or(0, |partly| partly.rejected_spans);
+        Ok(u64::try_from(rejected).unwrap_or(0))
+    }
+}
+
+/// As OTLP has it (OTLP/HTTP, retryable response codes).
+fn is_transient(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 429 | 502 | 503 | 504)
+}
+
+/// An error with its causes, without the URL.
+fn problem_of(error: &reqwest::Error) -> String {
+    let mut text = if error.is_timeout() { "it took too long".to_owned() } else { String::new() };
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let part = inner.to_string();
+        if !text.contains(&part) {
+            text = if text.is_empty() { part } else { format!("{text}: {part}") };
+        }
+        cause = inner.source();
+    }
+    if text.is_empty() { "the request cannot be sent".to_owned() } else { text }
+}

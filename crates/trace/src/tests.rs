@@ -1,0 +1,188 @@
+//! Spans on their way to collectors that take them, refuse them or hang.
+
+use std::{
+    num::{NonZeroU64, NonZeroU128},
+    sync::atomic::AtomicUsize,
+    time::Instant,
+};
+
+use holm_domain::UnixMicros;
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::{ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse},
+    trace::v1::{ResourceSpans, status::StatusCode},
+};
+use prost::Message as _;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
+
+use super::{settings::tests::read, *};
+
+/// What a collector does with requests.
+#[derive(Debug, Clone, Copy)]
+enum Manner {
+    Takes,
+    Refuses(&'static str),
+    RefusesSome,
+    Hangs,
+}
+
+#[derive(Debug, Default)]
+struct Received {
+    requests: AtomicUsize,
+    spans: Mutex<Vec<ResourceSpans>>,
+    heads: Mutex<Vec<String>>,
+}
+
+/// A collector, and where it is.
+async fn collector(manner: Manner) -> (Arc<Received>, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let received = Arc::<Received>::default();
+    let all = Arc::clone(&received);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(answer(stream, manner, Arc::clone(&all)));
+        }
+    });
+    (received, url)
+}
+
+async fn answer(mut stream: tokio::net::TcpStream, manner: Manner, received: Arc<Received>) -> Option<()> {
+    let mut bytes = Vec::new();
+    loop {
+        let end = loop {
+            if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
+                break end + 4;
+            }
+            stream.read_buf(&mut bytes).await.ok().filter(|count| *count > 0)?;
+        };
+        let head = String::from_utf8(bytes.drain(..end).collect()).unwrap().to_lowercase();
+        let length: usize = head.split("content-length: ").nth(1)?.lines().next()?.parse().ok()?;
+        while bytes.len() < length {
+            stream.read_buf(&mut bytes).await.ok().filter(|count| *count > 0)?;
+        }
+        let body: Vec<u8> = bytes.drain(..length).collect();
+        received.requests.fetch_add(1, Ordering::SeqCst);
+        received.heads.lock().unwrap().push(head);
+        let (status, answer) = match manner {
+            Manner::Hangs => std::future::pending().await,
+            Manner::Refuses(status) => (status, Vec::new()),
+            Manner::Takes | Manner::RefusesSome => {
+                let request = ExportTraceServiceRequest::decode(&body[..]).unwrap();
+                received.spans.lock().unwrap().extend(request.resource_spans);
+                let rejected_spans = i64::from(matches!(manner, Manner::RefusesSome));
+                let partly = ExportTracePartialSuccess { rejected_spans, error_message: "no".to_owned() };
+                ("200 OK", ExportTraceServiceResponse { partial_success: Some(partly) }.encode_to_vec())
+            }
+        };
+        let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n", answer.len());
+        stream.write_all(&[head.as_bytes(), &answer].concat()).await.ok()?;
+    }
+}
+
+fn tracer(url: &str) -> Tracer {
+    let settings = read(&[(settings::ENDPOINT, url), ("OTEL_EXPORTER_OTLP_HEADERS", "x-key=hunter2")]);
+    Tracer::start(settings.unwrap().unwrap()).unwrap()
+}
+
+fn context(span: u64) -> TraceContext {
+    let trace = TraceId::new(NonZeroU128::new(7).unwrap());
+    TraceContext { trace, span: SpanId::new(NonZeroU64::new(span).unwrap()), is_sampled: true }
+}
+
+fn span(part: Part, id: u64) -> Span {
+    let during = Interval::new(UnixMicros(1_000), UnixMicros(2_500));
+    Span::new(part, "did", context(id), Some(context(9).span), during)
+}
+
+const WITHIN: Duration = Duration::from_secs(30);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn spans_arrive_as_they_were_told() {
+    let (received, url) = collector(Manner::Takes).await;
+    let tracer = tracer(&url);
+    tracer.tell(span(Part::Agent, 1).with("holm.run", "run_1").failed("host_failed"));
+    tracer.tell(span(Part::Guest, 2).answering());
+    assert!(tracer.end(WITHIN).await);
+    assert_eq!(tracer.counts(), Counts { sent: 2, dropped: 0, failed: 0 });
+    let head = received.heads.lock().unwrap()[0].clone();
+    assert!(head.starts_with("post /v1/traces http/1.1") && head.contains("x-key: hunter2"), "{head}");
+    assert!(head.contains("content-type: application/x-protobuf"), "{head}");
+    let received = received.spans.lock().unwrap();
+    let [of_agent, of_guest] = &received[..] else { panic!("{received:?}") };
+    let scope = &of_agent.scope_spans[0];
+    assert_eq!(scope.scope.as_ref().unwrap().name, "holm.agent");
+    let told = &scope.spans[0];
+    assert_eq!((told.trace_id[15], told.span_id[7], told.parent_span_id[7]), (7, 1, 9));
+    assert_eq!((told.start_time_unix_nano, told.end_time_unix_nano), (1_000_000, 2_500_000));
+    assert_eq!(told.status.as_ref().unwrap().code(), StatusCode::Error);
+    let names: Vec<_> = told.attributes.iter().map(|pair| pair.key.as_str()).collect();
+    assert_eq!(names, ["holm.run", "error.type"]);
+    assert_eq!(of_guest.scope_spans[0].spans[0].status, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_collector_does_not_take_is_counted() {
+    for (manner, requests, sent) in
+        [(Manner::Refuses("400 Bad Request"), 1, 0), (Manner::Refuses("503 Busy"), 1, 0), (Manner::RefusesSome, 1, 1)]
+    {
+        let (received, url) = collector(manner).await;
+        let tracer = tracer(&url);
+        tracer.tell(span(Part::Cli, 1));
+        tracer.tell(span(Part::Cli, 2));
+        assert!(!tracer.end(WITHIN).await, "{manner:?}");
+        assert_eq!(tracer.counts(), Counts { sent, dropped: 0, failed: 2 - sent }, "{manner:?}");
+        // At the end nothing is waited for: what is refused for now is sent once more at once.
+        let asked = received.requests.load(Ordering::SeqCst);
+        assert!((requests..=3).contains(&asked), "{manner:?}: {asked}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_a_collector_that_hangs() {
+    let (received, url) = collector(Manner::Hangs).await;
+    let tracer = tracer(&url);
+    let begun = Instant::now();
+    tracer.tell(span(Part::Cli, 1));
+    while received.requests.load(Ordering::SeqCst) == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let told = Instant::now();
+    for _ in 0..QUEUE_MAX + 10 {
+        tracer.tell(span(Part::Cli, 1));
+    }
+    assert!(told.elapsed() < Duration::from_secs(2));
+    assert_eq!(tracer.counts().dropped, 10);
+    assert!(!tracer.end(Duration::from_millis(50)).await);
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_collector_there_is_nothing() {
+    let tracer = Tracer::default();
+    assert!(!tracer.is_on() && tracer.begin(None).is_none() && tracer.within(Some(context(1))).is_none());
+    tracer.tell(span(Part::Cli, 1));
+    assert!(tracer.end(Duration::ZERO).await);
+    assert_eq!(tracer.counts(), Counts::default());
+}
+
+#[tokio::test]
+async fn what_is_recorded_is_decided_where_a_trace_begins() {
+    let tracer = tracer("http://127.0.0.1:9");
+    let root = tracer.begin(None).unwrap();
+    assert!(root.is_sampled && tracer.begin(None).unwrap().trace != root.trace);
+    let child = tracer.within(Some(root)).unwrap();
+    assert!(child.trace == root.trace && child.span != root.span);
+    let unsampled = TraceContext { is_sampled: false, ..root };
+    assert!(!tracer.begin(Some(unsampled)).unwrap().is_sampled);
+    assert_eq!(tracer.within(Some(unsampled)), None);
+}
+
+#[test]
+fn spans_are_bounded() {
+    let large = (0..20).fold(span(Part::Cli, 1), |span, _| span.with("holm.run", "ü".repeat(1_000)));
+    assert_eq!(large.attributes.len(), ATTRIBUTES_MAX);
+    assert!(large.attributes.iter().all(|(_, value)| value.len() <= VALUE_BYTES_MAX));
+}
