@@ -176,6 +176,14 @@ fn one_trace_shows_a_run_from_its_submission_to_its_end() {
     assert!(command.end_ns - command.start_ns >= 200_000_000, "{command:#?}");
     assert_eq!(command.attributes["holm.host"], "a1");
     assert_eq!(named(&spans, "attempt").attributes["holm.fence"], "1");
+    // Those of the server; the answer of the collector may be on its way.
+    for (outcome, count) in [("sent", 5), ("dropped", 0), ("failed", 0)] {
+        let line = format!("holm_trace_spans_total{{outcome=\"{outcome}\"}} {count}");
+        eventually(&line, || {
+            let metrics = String::from_utf8(world.http().get("/metrics").is(200).body).expect("UTF-8");
+            metrics.lines().any(|found| found == line).then_some(())
+        });
+    }
     let all: Vec<u8> = collector.bodies().concat();
     let token = std::fs::read_to_string(world.home().join("token")).expect("a token");
     for secret in [CANARY, token.trim(), "SECRET", "sleep 0.2"] {
