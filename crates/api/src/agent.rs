@@ -15,7 +15,7 @@ use holm_domain::{
 };
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::run_token::RunToken;
+use crate::signed_token::SignedToken;
 
 /// `POST /agent/v1/register`: the body. Repeating it brings the host's record up to date.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -119,7 +119,7 @@ pub struct ClaimedRun {
     /// What stands for the run under this lease; each renewal brings another. Nothing where it could not be signed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
-    pub run_token: Option<RunToken>,
+    pub run_token: Option<SignedToken>,
     /// Under which span the agent is to record what it does, in the form of the header `traceparent`. What cannot be read is
     /// as if it were not there.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "trace_if_any")]
@@ -231,7 +231,7 @@ pub struct RenewedLease {
     /// What stands for the run under this lease from now on, where it is held.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
-    pub run_token: Option<RunToken>,
+    pub run_token: Option<SignedToken>,
 }
 
 /// `POST /agent/v1/runs/{id}/start`: the body.

@@ -3,10 +3,110 @@
 use std::collections::BTreeMap;
 
 use holm_domain::{
-    AgentId, UnixMicros,
+    AgentId, TokenId, UnixMicros,
+    enrol::HostPublicKey,
     host::{Capacity, Cordon, RuntimeInfo, refusal},
 };
 use serde::{Deserialize, Serialize};
+
+/// With what the agent of a host says who it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(tag = "with", rename_all = "snake_case")]
+pub enum HostIdentity {
+    /// A token with the role `agent`.
+    Token {
+        /// Which.
+        #[schema(value_type = String)]
+        token: TokenId,
+    },
+    /// A key of its own, with which it was enrolled.
+    Key {
+        /// Its public half (Ed25519), in base 64.
+        #[schema(value_type = String)]
+        key: HostPublicKey,
+        /// When it was enrolled, in microseconds since the Unix epoch.
+        #[schema(value_type = i64)]
+        enrolled_at: UnixMicros,
+        /// When it was revoked, if it was.
+        #[schema(value_type = Option<i64>)]
+        revoked_at: Option<UnixMicros>,
+    },
+}
+
+/// `POST /v1/hosts/{id}/revoke`: the key that is refused from now on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct HostKeyView {
+    /// The agent of the host.
+    #[schema(value_type = String)]
+    pub agent: AgentId,
+    /// The public half of its key, in base 64.
+    #[schema(value_type = String)]
+    pub key: HostPublicKey,
+    /// When it was enrolled, in microseconds since the Unix epoch.
+    #[schema(value_type = i64)]
+    pub enrolled_at: UnixMicros,
+    /// When it was revoked.
+    #[schema(value_type = Option<i64>)]
+    pub revoked_at: Option<UnixMicros>,
+}
+
+/// `POST /v1/hosts/joins`: the body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateJoin {
+    /// A name for people, such as that of the host: 1 to 128 characters.
+    pub name: String,
+    /// How long the token works, in seconds: 60 to 7 days; an hour where it is left out.
+    #[serde(default)]
+    pub expires_in_s: Option<u64>,
+}
+
+/// A join token as it is shown: never its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct JoinView {
+    /// Its identity.
+    #[schema(value_type = String)]
+    pub id: TokenId,
+    /// A name for people.
+    pub name: String,
+    /// When it was made, in microseconds since the Unix epoch.
+    #[schema(value_type = i64)]
+    pub created_at: UnixMicros,
+    /// When it stops working.
+    #[schema(value_type = i64)]
+    pub expires_at: UnixMicros,
+    /// When it was revoked, if it was.
+    #[schema(value_type = Option<i64>)]
+    pub revoked_at: Option<UnixMicros>,
+    /// When it enrolled a host, if it did.
+    #[schema(value_type = Option<i64>)]
+    pub used_at: Option<UnixMicros>,
+    /// The agent that it enrolled.
+    #[schema(value_type = Option<String>)]
+    pub agent: Option<AgentId>,
+}
+
+/// A new join token; the only answer that ever bears the secret.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct NewJoin {
+    /// The token.
+    pub join: JoinView,
+    /// The secret: `holm_join_` and 43 characters of base 64 (URL alphabet).
+    pub secret: String,
+}
+
+impl std::fmt::Debug for NewJoin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NewJoin").field("join", &self.join).field("secret", &"[redacted]").finish()
+    }
+}
+
+/// The join tokens of the org.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct JoinList {
+    /// The tokens, newest first; those that expired more than a day ago may be missing.
+    pub joins: Vec<JoinView>,
+}
 
 /// A host with an agent on it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -30,6 +130,9 @@ pub struct HostView {
     /// `holm.pressure` that it takes none because it is under pressure.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// With what its agent says who it is; nothing from a server of before hosts had keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<HostIdentity>,
     /// That somebody wants it to take no new runs: `by` with which token, its name in `by_name`, and `at` what time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]

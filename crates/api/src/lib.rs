@@ -9,12 +9,14 @@ pub mod batches;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod hosts;
+pub mod identity;
 pub mod keys;
 pub mod logs;
 pub mod orgs;
 pub mod problem;
 pub mod run_token;
 pub mod runs;
+pub mod signed_token;
 pub mod tokens;
 
 /// The header by which a creation may be repeated without harm.

@@ -55,6 +55,10 @@ codes! {
     StaleFence = "stale_fence", 409, "The lease is no longer held";
     /// A newer process of the agent has registered.
     AgentSuperseded = "agent_superseded", 409, "A newer process of this agent has registered";
+    /// The join token has enrolled another host.
+    JoinTokenUsed = "join_token_used", 409, "The join token was used by another host";
+    /// The key of the host was revoked.
+    HostRevoked = "host_revoked", 403, "The key of this host was revoked";
     /// The log was kept for as long as the server was told to.
     LogsDeleted = "logs_deleted", 410, "The log was deleted";
     /// A log batch does not follow the one before.

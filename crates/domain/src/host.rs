@@ -1,8 +1,8 @@
 //! A machine with an agent on it, as the control plane knows it, and who speaks for that agent.
 //!
-//! What always holds: an agent speaks with the token by which it registered first, until that is revoked or expires; its
-//! newest process speaks for it, and none before it ever again. When agents enrol with keys, [`Host::hears`] is where
-//! that is decided.
+//! What always holds: an agent that has enrolled speaks with its key alone, and with nothing once that was revoked; any other
+//! speaks with the token by which it registered first, until that is revoked or expires; its newest process speaks for it,
+//! and none before it ever again. [`Host::hears`] is where that is decided.
 
 use std::collections::BTreeMap;
 
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AgentId, InstanceId, OrgId, TokenId, UnixMicros,
+    enrol::{HostKey, HostPublicKey},
     lease::{Claimant, Lease, grant::StaleFence},
     run::Run,
 };
@@ -91,8 +92,17 @@ pub struct RuntimeInfo {
     pub unenforced: Vec<String>,
 }
 
+/// With what somebody speaks for an agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Voice {
+    /// A token with the role `agent`.
+    Token(TokenId),
+    /// The key of this agent, by a session that it was given for it.
+    Key(AgentId, HostPublicKey),
+}
+
 /// A machine with an agent on it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {
     /// The identity of its agent.
     pub id: AgentId,
@@ -108,8 +118,10 @@ pub struct Host {
     pub runtimes: Vec<RuntimeInfo>,
     /// Names and values by which it is found.
     pub labels: BTreeMap<String, String>,
-    /// The token with which its agent speaks.
+    /// The token with which its agent speaks; where it has a key, that with which it registered last or was enrolled.
     pub token: TokenId,
+    /// The key of its agent, if that has enrolled.
+    pub key: Option<HostKey>,
     /// The newest process of its agent.
     pub instance: InstanceId,
     /// Earlier ones, the last one last: a word of theirs that was under way for long changes nothing.
@@ -133,6 +145,12 @@ pub enum NotHeard {
         /// Its token.
         bound: TokenId,
     },
+    /// The agent has enrolled with a key, and this is not it; or there is no key of it.
+    #[error("{0} speaks with the key with which it has enrolled, and with nothing else")]
+    OtherKey(AgentId),
+    /// The key of the agent was revoked.
+    #[error("the key of {0} was revoked")]
+    Revoked(AgentId),
     /// A newer process of the agent registered.
     #[error("a newer process of {agent} has registered; {instance} does not speak for it any more")]
     Superseded {
@@ -143,17 +161,28 @@ pub enum NotHeard {
     },
 }
 
+/// Whether one speaks with `voice` for `agent`, whose key is `key`, as far as that says; which token it is, the record of the
+/// host says.
+pub fn speaks(agent: AgentId, key: Option<&HostKey>, voice: Voice) -> Result<(), NotHeard> {
+    match (key, voice) {
+        (None, Voice::Token(_)) => Ok(()),
+        (Some(key), Voice::Key(of, public)) if (of, public) == (agent, key.public) => match key.revoked_at {
+            None => Ok(()),
+            Some(_) => Err(NotHeard::Revoked(agent)),
+        },
+        _ => Err(NotHeard::OtherKey(agent)),
+    }
+}
+
 impl Host {
     /// Why it takes no new runs; see [`refusal`].
     pub fn refusal(&self) -> Option<String> {
         refusal(&self.labels, self.cordon.as_ref())
     }
 
-    /// Whether the process `by` speaks for the agent of this host with `token`.
-    pub fn hears(&self, by: Claimant, token: TokenId) -> Result<(), NotHeard> {
-        if self.token != token {
-            return Err(NotHeard::OtherToken { agent: self.id, bound: self.token });
-        }
+    /// Whether the process `by` speaks for the agent of this host with `voice`.
+    pub fn hears(&self, by: Claimant, voice: Voice) -> Result<(), NotHeard> {
+        self.hears_with(voice, true)?;
         if self.instance != by.instance {
             return Err(NotHeard::Superseded { agent: self.id, instance: by.instance });
         }
@@ -170,16 +199,31 @@ impl Host {
         }
     }
 
-    /// What becomes of this record when its agent registers as `wanted`: the newest registration wins. `after` is the
-    /// process that the new one found in its folder, `is_bound` whether the token of this record still works.
-    pub fn registered_as(&self, mut wanted: Host, after: Option<InstanceId>, is_bound: bool) -> Result<Host, NotHeard> {
-        if self.token != wanted.token && is_bound {
-            return Err(NotHeard::OtherToken { agent: self.id, bound: self.token });
+    fn hears_with(&self, voice: Voice, is_bound: bool) -> Result<(), NotHeard> {
+        speaks(self.id, self.key.as_ref(), voice)?;
+        match voice {
+            Voice::Token(token) if is_bound && token != self.token => {
+                Err(NotHeard::OtherToken { agent: self.id, bound: self.token })
+            }
+            Voice::Token(_) | Voice::Key(..) => Ok(()),
         }
+    }
+
+    /// What becomes of this record when its agent registers as `wanted`, speaking with `voice`: the newest registration wins.
+    /// `after` is the process that the new one found in its folder, `is_bound` whether the token of this record still works.
+    pub fn registered_as(
+        &self,
+        mut wanted: Host,
+        voice: Voice,
+        after: Option<InstanceId>,
+        is_bound: bool,
+    ) -> Result<Host, NotHeard> {
+        self.hears_with(voice, is_bound)?;
         if self.superseded.contains(&wanted.instance) {
             return Err(NotHeard::Superseded { agent: self.id, instance: wanted.instance });
         }
         wanted.registered_at = self.registered_at;
+        wanted.key = self.key;
         wanted.cordon.clone_from(&self.cordon);
         wanted.superseded.clone_from(&self.superseded);
         for earlier in [after, Some(self.instance)].into_iter().flatten() {
@@ -194,7 +238,7 @@ impl Host {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use uuid::Uuid;
 
     use super::*;
@@ -216,7 +260,8 @@ mod tests {
         InstanceId::from_uuid(Uuid::from_u128(number))
     }
 
-    fn host(token: u128, instance: u128) -> Host {
+    /// A host whose agent speaks with that token as that process.
+    pub(crate) fn host(token: u128, instance: u128) -> Host {
         Host {
             id: AgentId::from_uuid(Uuid::nil()),
             org: OrgId::from_uuid(Uuid::nil()),
@@ -226,6 +271,7 @@ mod tests {
             runtimes: Vec::new(),
             labels: BTreeMap::new(),
             token: TokenId::from_uuid(Uuid::from_u128(token)),
+            key: None,
             instance: process(instance),
             superseded: Vec::new(),
             registered_at: UnixMicros(1),
@@ -236,20 +282,30 @@ mod tests {
 
     fn hears(host: &Host, instance: u128, token: u128) -> Result<(), NotHeard> {
         let by = Claimant { agent: host.id, instance: process(instance) };
-        host.hears(by, TokenId::from_uuid(Uuid::from_u128(token)))
+        host.hears(by, with(token))
+    }
+
+    fn with(token: u128) -> Voice {
+        Voice::Token(TokenId::from_uuid(Uuid::from_u128(token)))
+    }
+
+    /// What becomes of `known` when its agent registers so, with the token of `wanted`.
+    fn registered(known: &Host, wanted: Host, after: Option<InstanceId>, is_bound: bool) -> Result<Host, NotHeard> {
+        let voice = Voice::Token(wanted.token);
+        known.registered_as(wanted, voice, after, is_bound)
     }
 
     #[test]
     fn the_newest_registration_wins_and_no_late_word_undoes_it() {
         let first = host(1, 1);
-        let again = first.registered_as(host(1, 1), None, true).unwrap();
+        let again = registered(&first, host(1, 1), None, true).unwrap();
         assert_eq!(again, first, "repeating it changes nothing");
         // The process 2 was killed before its registration was heard; 3 found its word in the folder.
-        let third = again.registered_as(host(1, 3), Some(process(2)), true).unwrap();
+        let third = registered(&again, host(1, 3), Some(process(2)), true).unwrap();
         assert_eq!((hears(&third, 3, 1), third.registered_at), (Ok(()), UnixMicros(1)));
         for late in [1, 2] {
             assert!(matches!(hears(&third, late, 1), Err(NotHeard::Superseded { .. })));
-            let refused = third.registered_as(host(1, late), None, true);
+            let refused = registered(&third, host(1, late), None, true);
             assert!(matches!(refused, Err(NotHeard::Superseded { .. })), "{late}");
         }
     }
@@ -259,7 +315,7 @@ mod tests {
         let known = host(1, 1);
         let by = Claimant { agent: known.id, instance: process(1) };
         let claimed = claim(&queued(), by, UnixMicros(1), &LeaseConfig::default()).unwrap().run;
-        let (newer, lease) = (known.registered_as(host(1, 2), None, true).unwrap(), claimed.lease.unwrap());
+        let (newer, lease) = (registered(&known, host(1, 2), None, true).unwrap(), claimed.lease.unwrap());
         assert_eq!((known.follows(&claimed), newer.follows(&claimed)), (Ok(()), Ok(())));
         let renewed = Run { lease: Some(Lease { instance: process(2), ..lease }), ..claimed };
         assert_eq!(newer.follows(&renewed), Ok(()));
@@ -271,9 +327,36 @@ mod tests {
     fn another_token_is_heard_only_once_the_first_does_not_work_any_more() {
         let known = host(1, 1);
         assert!(matches!(hears(&known, 1, 2), Err(NotHeard::OtherToken { .. })));
-        assert!(matches!(known.registered_as(host(2, 2), None, true), Err(NotHeard::OtherToken { .. })));
-        let moved = known.registered_as(host(2, 2), None, false).unwrap();
+        assert!(matches!(registered(&known, host(2, 2), None, true), Err(NotHeard::OtherToken { .. })));
+        let moved = registered(&known, host(2, 2), None, false).unwrap();
         assert_eq!(hears(&moved, 2, 2), Ok(()));
+    }
+
+    #[test]
+    fn an_agent_that_has_enrolled_speaks_with_its_key_alone_until_that_is_revoked() {
+        let public = HostPublicKey([1; 32]);
+        let live = HostKey {
+            public,
+            join: TokenId::from_uuid(Uuid::from_u128(1)),
+            enrolled_at: UnixMicros(1),
+            revoked_at: None,
+        };
+        let enrolled = Host { key: Some(live), ..host(1, 1) };
+        let by = Claimant { agent: enrolled.id, instance: process(1) };
+        let another = AgentId::from_uuid(Uuid::from_u128(9));
+        assert_eq!(enrolled.hears(by, Voice::Key(by.agent, public)), Ok(()));
+        for voice in [with(1), Voice::Key(by.agent, HostPublicKey([2; 32])), Voice::Key(another, public)] {
+            assert_eq!(enrolled.hears(by, voice), Err(NotHeard::OtherKey(by.agent)), "{voice:?}");
+            let refused = enrolled.registered_as(host(1, 2), voice, None, false);
+            assert_eq!(refused, Err(NotHeard::OtherKey(by.agent)), "{voice:?}");
+        }
+        let again = enrolled.registered_as(host(3, 2), Voice::Key(by.agent, public), None, true).unwrap();
+        assert_eq!((again.key, again.instance), (Some(live), process(2)));
+        let revoked = Host { key: Some(HostKey { revoked_at: Some(UnixMicros(5)), ..live }), ..enrolled };
+        assert_eq!(revoked.hears(by, Voice::Key(by.agent, public)), Err(NotHeard::Revoked(by.agent)));
+        assert_eq!(revoked.hears(by, with(1)), Err(NotHeard::OtherKey(by.agent)));
+        let never = host(1, 1).hears(by, Voice::Key(by.agent, public));
+        assert_eq!(never, Err(NotHeard::OtherKey(by.agent)), "nobody enrolled it");
     }
 
     fn cordon() -> Cordon {
@@ -283,7 +366,7 @@ mod tests {
     #[test]
     fn a_cordon_outlives_the_process_of_the_agent() {
         let cordoned = Host { cordon: Some(cordon()), ..host(1, 1) };
-        let again = cordoned.registered_as(host(1, 2), None, true).unwrap();
+        let again = registered(&cordoned, host(1, 2), None, true).unwrap();
         assert_eq!(again.cordon, Some(cordon()));
         assert_eq!(again.refusal().as_deref(), Some("cordoned by alice; it takes nothing new"));
     }
@@ -305,7 +388,7 @@ mod tests {
     fn what_is_remembered_is_bounded() {
         let mut known = host(1, 0);
         for instance in 1..100 {
-            known = known.registered_as(host(1, instance), None, true).unwrap();
+            known = registered(&known, host(1, instance), None, true).unwrap();
         }
         assert_eq!(known.superseded.len(), SUPERSEDED_MAX);
         assert_eq!(known.superseded.last(), Some(&process(98)));

@@ -100,6 +100,7 @@ mod tests {
             runtimes: vec![RuntimeInfo { name: "process".to_owned(), capabilities, unenforced: Vec::new() }],
             labels: BTreeMap::new(),
             token: TokenId::from_uuid(Uuid::nil()),
+            key: None,
             instance: InstanceId::from_uuid(Uuid::nil()),
             superseded: Vec::new(),
             registered_at: UnixMicros(1),

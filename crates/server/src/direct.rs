@@ -23,7 +23,7 @@ use holm_domain::{
     run::{Cancel, Run},
 };
 
-use crate::{Server, account::Account, app::App, ops, problem::Failure, tasks::Reaper};
+use crate::{Server, account::Account, app::App, auth::speaker::Speaker, ops, problem::Failure, tasks::Reaper};
 
 /// What an operation yields, or the problem that its caller is told.
 pub type Answer<T> = Result<T, Box<Problem>>;
@@ -33,13 +33,14 @@ pub type Answer<T> = Result<T, Box<Problem>>;
 pub struct Direct {
     app: Arc<App>,
     token: Token,
+    speaker: Speaker,
     reaper: tokio::sync::Mutex<Reaper>,
 }
 
 impl Server {
     /// This server, called in process by the holder of `token`.
     pub fn direct(self, token: Token) -> Direct {
-        Direct { reaper: Reaper::new(&self.app).into(), app: self.app, token }
+        Direct { reaper: Reaper::new(&self.app).into(), app: self.app, speaker: Speaker::of(&token), token }
     }
 }
 
@@ -50,42 +51,42 @@ fn told<T>(result: Result<T, Failure>) -> Answer<T> {
 impl Direct {
     /// Takes a host in, or brings its record up to date.
     pub async fn agent_register(&self, body: Register) -> Answer<Registered> {
-        told(ops::hosts::agent_register(&self.app, &self.token, body).await)
+        told(ops::hosts::agent_register(&self.app, &self.speaker, body).await)
     }
 
     /// Grants what the agent can take, and tells it about what it holds.
     pub async fn lease_poll(&self, body: Poll) -> Answer<Polled> {
-        told(ops::leases::lease_poll(&self.app, &self.token, body, &Account::of_token(&self.token)).await)
+        told(ops::leases::lease_poll(&self.app, &self.speaker, body, &Account::of_token(&self.token)).await)
     }
 
     /// Extends leases.
     pub async fn lease_renew(&self, body: Renew) -> Answer<Renewed> {
-        told(ops::leases::renew::lease_renew(&self.app, &self.token, body).await)
+        told(ops::leases::renew::lease_renew(&self.app, &self.speaker, body).await)
     }
 
     /// Records that the command of a run was started.
     pub async fn run_start(&self, id: RunId, body: StartRun) -> Answer<()> {
-        told(ops::leases::run_start(&self.app, &self.token, id, body).await)
+        told(ops::leases::run_start(&self.app, &self.speaker, id, body).await)
     }
 
     /// Stores what of `batches` is new.
     pub async fn log_append(&self, id: RunId, by: Fenced, batches: Bytes) -> Answer<Appended> {
-        told(ops::logs::log_append(&self.app, &self.token, id, by, batches).await)
+        told(ops::logs::log_append(&self.app, &self.speaker, id, by, batches).await)
     }
 
     /// Stores what an agent tells of a run that is new.
     pub async fn event_append(&self, id: RunId, body: AppendEvents) -> Answer<()> {
-        told(ops::events::event_append(&self.app, &self.token, id, body).await)
+        told(ops::events::event_append(&self.app, &self.speaker, id, body).await)
     }
 
     /// Records that the sandbox of a run has ended.
     pub async fn run_sandbox_ended(&self, id: RunId, body: SandboxEnded) -> Answer<()> {
-        told(ops::leases::run_sandbox_ended(&self.app, &self.token, id, body).await)
+        told(ops::leases::run_sandbox_ended(&self.app, &self.speaker, id, body).await)
     }
 
     /// Ends a run as its agent says it ended.
     pub async fn run_finish(&self, id: RunId, body: FinishRun) -> Answer<()> {
-        told(ops::leases::run_finish(&self.app, &self.token, id, body).await)
+        told(ops::leases::run_finish(&self.app, &self.speaker, id, body).await)
     }
 
     /// Takes a run into the queue, once for each key.

@@ -77,6 +77,15 @@ pub fn secret() -> SecretString {
     SecretString::from(format!("{SECRET_PREFIX}{digits}"))
 }
 
+/// The text before the secret part of every join token.
+pub const JOIN_PREFIX: &str = "holm_join_";
+
+/// A new secret of a join token: `holm_join_` and 43 characters of base 64.
+pub fn join_secret() -> SecretString {
+    let digits = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(&secret_bytes()[..]);
+    SecretString::from(format!("{JOIN_PREFIX}{digits}"))
+}
+
 /// A name of a server while it runs.
 pub fn server() -> String {
     draw().simple().to_string()

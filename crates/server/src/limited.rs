@@ -23,7 +23,6 @@ use std::{
 use axum::extract::MatchedPath;
 use holm_domain::{
     ErrorCode, OrgId, UnixMicros,
-    access::Token,
     org_limits::{OrgLimit, OrgLimits},
     rate::{Rate, Taken},
 };
@@ -83,12 +82,21 @@ pub const WRITES: &[(Method, &str, Kept)] = {
         (Method::POST, "/v1/runs/{id}/cancel", Kept::By(ApiWrites)),
         (Method::POST, "/v1/hosts/{id}/cordon", Kept::By(ApiWrites)),
         (Method::POST, "/v1/hosts/{id}/uncordon", Kept::By(ApiWrites)),
+        (Method::POST, "/v1/hosts/{id}/revoke", Kept::By(ApiWrites)),
+        (Method::POST, "/v1/hosts/joins", Kept::By(ApiWrites)),
+        (Method::DELETE, "/v1/hosts/joins/{id}", Kept::By(ApiWrites)),
         (Method::POST, "/v1/orgs/{org}/limits", Kept::By(ApiWrites)),
         (Method::POST, "/v1/keys/rotate", Kept::By(ApiWrites)),
         (Method::POST, "/v1/keys/envelope/rotate", Kept::By(ApiWrites)),
         (Method::POST, "/v1/keys/{id}/withdraw", Kept::By(ApiWrites)),
         (Method::POST, "/v1/tokens", Kept::By(ApiWrites)),
         (Method::DELETE, "/v1/tokens/{id}", Kept::By(ApiWrites)),
+        (Method::POST, "/agent/v1/enrol", Kept::By(AgentWrites)),
+        (
+            Method::POST,
+            "/agent/v1/session",
+            Kept::Otherwise("it writes nothing, and the leases of the host hang on it"),
+        ),
         (Method::POST, "/agent/v1/register", LEASE),
         (Method::POST, "/agent/v1/runs/{id}/events", Kept::By(AgentWrites)),
         (Method::PUT, "/agent/v1/runs/{id}/changes", Kept::By(AgentWrites)),
@@ -112,11 +120,11 @@ pub fn kept(method: &Method, route: &str) -> Result<Option<Kept>, Failure> {
         .ok_or_else(|| Failure::internal(format!("{method} {route} changes something and names no limit")))
 }
 
-/// Counts a request of the holder of `token`, or refuses it.
-pub async fn charge(app: &App, parts: &Parts, token: &Token) -> Result<(), Failure> {
+/// Counts a request that is on the account of `org`, or refuses it.
+pub async fn charge(app: &App, parts: &Parts, org: OrgId) -> Result<(), Failure> {
     let route = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
     match kept(&parts.method, route)? {
-        Some(Kept::By(limit)) => app.limiter.spend(app, token.org, limit, 1).await,
+        Some(Kept::By(limit)) => app.limiter.spend(app, org, limit, 1).await,
         Some(Kept::Within(_) | Kept::Otherwise(_)) | None => Ok(()),
     }
 }

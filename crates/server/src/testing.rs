@@ -1,6 +1,7 @@
 //! A server with two orgs, in memory unless a test brings a store, and callers with each role, for the tests of this crate.
 
 pub mod log;
+pub mod own_key;
 
 use std::{sync::Arc, time::Duration};
 

@@ -9,7 +9,7 @@ use holm_domain::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Backend, Error, Result, Store,
+    Backend, Error, Result, Store, enrol,
     error::full_unless_one,
     sql::{Args, Db, Query, Row, args, encode, queries},
 };
@@ -20,7 +20,7 @@ pub const HOSTS_MAX: u32 = 10_000;
 impl Store {
     /// Stores a host, or brings its record up to date if the process that registered last is still `expect_instance`; a
     /// conflict otherwise, and if the agent is known under another org. The time of its first registration stays, and so
-    /// does its cordon.
+    /// do its cordon and its key.
     pub async fn host_upsert(&self, expect_instance: Option<InstanceId>, host: &Host) -> Result<()> {
         match &self.backend {
             Backend::Memory(memory) => memory.turn().await.host_upsert(expect_instance, host),
@@ -73,10 +73,13 @@ queries! {
     HOST_SEEN = "update hosts set seen_at = $3 where org = $1 and id = $2";
     HOST_CORDON = "update hosts set cordon = coalesce(cordon, $3) where org = $1 and id = $2";
     HOST_UNCORDON = "update hosts set cordon = null where org = $1 and id = $2";
-    HOST_GET = "select id, org, name, version, instance, body, registered_at, seen_at, cordon from hosts
-        where org = $1 and id = $2";
-    HOST_LIST = "select id, org, name, version, instance, body, registered_at, seen_at, cordon from hosts where org = $1
-        order by name, id limit $2 + 0";
+    HOST_GET = "select h.id, h.org, h.name, h.version, h.instance, h.body, h.registered_at, h.seen_at, h.cordon,
+          k.public_key, k.join_token, k.enrolled_at, k.revoked_at
+        from hosts h left join host_keys k on k.agent = h.id and k.org = h.org where h.org = $1 and h.id = $2";
+    HOST_LIST = "select h.id, h.org, h.name, h.version, h.instance, h.body, h.registered_at, h.seen_at, h.cordon,
+          k.public_key, k.join_token, k.enrolled_at, k.revoked_at
+        from hosts h left join host_keys k on k.agent = h.id and k.org = h.org where h.org = $1
+        order by h.name, h.id limit $2 + 0";
 }
 
 /// What of a host is looked at only as a whole.
@@ -102,6 +105,7 @@ pub(crate) fn read(row: &Row) -> Result<Host> {
         runtimes,
         labels,
         token,
+        key: enrol::key_if_any(&row)?,
         instance: row.parsed("instance")?,
         superseded,
         registered_at: row.at("registered_at")?,
@@ -120,6 +124,7 @@ async fn host_upsert(db: &Db, expect_instance: Option<InstanceId>, host: &Host) 
         runtimes,
         labels,
         token,
+        key: _,
         instance,
         superseded,
         registered_at,

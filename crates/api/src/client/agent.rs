@@ -13,6 +13,7 @@ use crate::{
         AppendEvents, Appended, Fenced, FinishRun, Poll, Polled, Register, Registered, Renew, Renewed, SandboxEnded,
         StartRun,
     },
+    identity::{Enrol, Enrolled, Session},
 };
 
 /// How long an upload of changes may take at least, and for each further 64 KiB of it in addition.
@@ -20,6 +21,16 @@ const UPLOAD_DEADLINE_BASE: Duration = Duration::from_secs(60);
 const UPLOAD_BYTES_PER_SECOND_MIN: u64 = 64 * 1024;
 
 impl Client {
+    /// Enrols the key of a host; the token of this client is a join token.
+    pub async fn host_enrol(&self, body: &Enrol, deadline: Duration) -> Result<Enrolled, ClientError> {
+        self.inner.post("/agent/v1/enrol").body_json(body).deadline(deadline).json().await
+    }
+
+    /// Begins a session; the token of this client is what the host has signed.
+    pub async fn session_open(&self, deadline: Duration) -> Result<Session, ClientError> {
+        self.inner.post("/agent/v1/session").deadline(deadline).json().await
+    }
+
     /// Tells what there is on this host.
     pub async fn agent_register(&self, body: &Register, deadline: Duration) -> Result<Registered, ClientError> {
         self.inner.post("/agent/v1/register").body_json(body).deadline(deadline).json().await

@@ -1,14 +1,34 @@
 //! Hosts.
 
-use holm_domain::AgentId;
+use holm_domain::{AgentId, TokenId};
 
 use super::{Client, ClientError};
-use crate::hosts::{HostList, HostView};
+use crate::hosts::{CreateJoin, HostKeyView, HostList, HostView, JoinList, NewJoin};
 
 impl Client {
     /// All hosts of the org.
     pub async fn host_list(&self) -> Result<HostList, ClientError> {
         self.inner.get("/v1/hosts").json().await
+    }
+
+    /// Makes a join token; the answer is the only one that bears its secret.
+    pub async fn join_create(&self, body: &CreateJoin) -> Result<NewJoin, ClientError> {
+        self.inner.post("/v1/hosts/joins").body_json(body).json().await
+    }
+
+    /// All join tokens of the org.
+    pub async fn join_list(&self) -> Result<JoinList, ClientError> {
+        self.inner.get("/v1/hosts/joins").json().await
+    }
+
+    /// Takes a join token out of use.
+    pub async fn join_revoke(&self, id: TokenId) -> Result<(), ClientError> {
+        self.inner.delete(format!("/v1/hosts/joins/{id}")).no_content().await
+    }
+
+    /// Has the key of a host be refused.
+    pub async fn host_revoke(&self, id: AgentId) -> Result<HostKeyView, ClientError> {
+        self.inner.post(format!("/v1/hosts/{id}/revoke")).json().await
     }
 
     /// Has a host take no new runs.

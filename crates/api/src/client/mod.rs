@@ -71,7 +71,7 @@ impl std::fmt::Display for Endpoint {
     }
 }
 
-/// A client of one server with one token. Clones share connections.
+/// A client of one server with one token, or with none. Clones share connections.
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<transport::Transport>,
@@ -87,7 +87,17 @@ impl std::fmt::Debug for Client {
 impl Client {
     /// A client that has not connected yet. Fails if the endpoint cannot be one, or the token cannot be sent.
     pub fn new(endpoint: Endpoint, token: SecretString) -> Result<Self, ClientError> {
-        Ok(Self { inner: Arc::new(transport::Transport::new(endpoint, &token)?), trace: None })
+        Self::anonymous(endpoint)?.with_token(&token)
+    }
+
+    /// A client without a token.
+    pub fn anonymous(endpoint: Endpoint) -> Result<Self, ClientError> {
+        Ok(Self { inner: Arc::new(transport::Transport::new(endpoint)?), trace: None })
+    }
+
+    /// A client of the same server with that token; both share connections. Fails if the token cannot be sent.
+    pub fn with_token(&self, token: &SecretString) -> Result<Self, ClientError> {
+        Ok(Self { inner: Arc::new(self.inner.with_token(token)?), trace: self.trace })
     }
 
     /// The same client; its requests wait and are sent again where a rate of the org is used up: nothing was done then. It waits for

@@ -29,7 +29,7 @@ pub(super) struct Transport {
     endpoint: Endpoint,
     base: String,
     http: reqwest::Client,
-    authorization: HeaderValue,
+    authorization: Option<HeaderValue>,
     waiting: OnceLock<Waiting>,
     /// Keeps `/proc/self/fd/N` valid for as long as connections may be made through it.
     _socket_dir: Option<Arc<OwnedFd>>,
@@ -48,11 +48,20 @@ impl Transport {
         self.waiting.get_or_init(|| Waiting { patience, tell: Box::new(tell) });
     }
 
-    pub(super) fn new(endpoint: Endpoint, token: &SecretString) -> Result<Self, ClientError> {
+    /// The same connections with a token, and without patience where a rate is used up.
+    pub(super) fn with_token(&self, token: &SecretString) -> Result<Self, ClientError> {
+        Ok(Self {
+            endpoint: self.endpoint.clone(),
+            base: self.base.clone(),
+            http: self.http.clone(),
+            authorization: Some(bearer(token)?),
+            waiting: OnceLock::new(),
+            _socket_dir: self._socket_dir.clone(),
+        })
+    }
+
+    pub(super) fn new(endpoint: Endpoint) -> Result<Self, ClientError> {
         let setup = |problem: String| ClientError::Setup { endpoint: endpoint.to_string(), problem };
-        let mut authorization =
-            HeaderValue::try_from(format!("Bearer {}", token.expose_secret())).map_err(|_| ClientError::Token)?;
-        authorization.set_sensitive(true);
         // An error means that another client installed a provider before, which is as good.
         let _installed_before = rustls::crypto::ring::default_provider().install_default();
         let mut builder = reqwest::Client::builder()
@@ -76,7 +85,7 @@ impl Transport {
             builder = builder.tls_certs_only([]);
         }
         let http = builder.build().map_err(|error| setup(chain(&error)))?;
-        Ok(Self { endpoint, base, http, authorization, waiting: OnceLock::new(), _socket_dir: socket_dir })
+        Ok(Self { endpoint, base, http, authorization: None, waiting: OnceLock::new(), _socket_dir: socket_dir })
     }
 
     pub(super) fn endpoint(&self) -> &Endpoint {
@@ -101,8 +110,10 @@ impl Transport {
 
     /// `path` is made of constants and ids only, so nothing in it needs to be escaped.
     fn call(&self, method: Method, path: &str) -> Call<'_> {
-        let request =
-            self.http.request(method, format!("{}{path}", self.base)).header(AUTHORIZATION, self.authorization.clone());
+        let mut request = self.http.request(method, format!("{}{path}", self.base));
+        if let Some(authorization) = &self.authorization {
+            request = request.header(AUTHORIZATION, authorization.clone());
+        }
         Call { transport: self, request: Ok(request), deadline: REQUEST_DEADLINE }
     }
 
@@ -138,6 +149,13 @@ impl Transport {
         let excerpt = String::from_utf8_lossy(&body).chars().filter(|c| !c.is_control()).take(200).collect();
         ClientError::Status { endpoint: self.endpoint.to_string(), status, excerpt }
     }
+}
+
+fn bearer(token: &SecretString) -> Result<HeaderValue, ClientError> {
+    let mut authorization =
+        HeaderValue::try_from(format!("Bearer {}", token.expose_secret())).map_err(|_| ClientError::Token)?;
+    authorization.set_sensitive(true);
+    Ok(authorization)
 }
 
 /// A request that is being put together.

@@ -84,6 +84,7 @@ mod tests {
             runs_held: 0,
             runtimes: Vec::new(),
             labels: [(PRESSURE_LABEL.to_owned(), "io".to_owned())].into(),
+            identity: None,
             cordon: None,
             registered_at: UnixMicros(0),
             seen_at: UnixMicros(0),

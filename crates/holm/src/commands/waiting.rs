@@ -164,6 +164,7 @@ mod tests {
             capacity: Capacity { runs: 2, cpus_milli: 1_000, memory_bytes: 4 * GIB },
             runs_held,
             labels: std::collections::BTreeMap::new(),
+            identity: None,
             cordon: None,
             runtimes: vec![RuntimeInfo { name: "process".to_owned(), capabilities, unenforced: vec![] }],
             registered_at: UnixMicros(0),

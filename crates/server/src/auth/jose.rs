@@ -11,7 +11,15 @@
 use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use holm_domain::{ErrorCode, KeyId, UnixMicros, keys::SIGNED_LIFE_MAX};
+use holm_api::{
+    identity::{HOST_TYP, SESSION_AUDIENCE},
+    signed_token::SignedToken,
+};
+use holm_domain::{
+    ErrorCode, KeyId, UnixMicros,
+    enrol::{ASSERTION_LIFE_MAX, SESSION_LIFE},
+    keys::SIGNED_LIFE_MAX,
+};
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -31,6 +39,10 @@ const MICROS_PER_S: i64 = 1_000_000;
 pub enum Kind {
     /// It stands for one run under one lease.
     Run,
+    /// It proves which host asks for a session; the host signs it, and no server.
+    Host,
+    /// It stands for one agent that has a key.
+    Session,
 }
 
 impl Kind {
@@ -38,6 +50,8 @@ impl Kind {
     pub const fn typ(self) -> &'static str {
         match self {
             Kind::Run => "holm-run+jwt",
+            Kind::Host => HOST_TYP,
+            Kind::Session => "holm-session+jwt",
         }
     }
 
@@ -45,6 +59,17 @@ impl Kind {
     pub const fn audience(self) -> &'static str {
         match self {
             Kind::Run => "holm:run",
+            Kind::Host => SESSION_AUDIENCE,
+            Kind::Session => "holm:agent",
+        }
+    }
+
+    /// For how long it is given out at most.
+    pub const fn life_max(self) -> Duration {
+        match self {
+            Kind::Run => SIGNED_LIFE_MAX,
+            Kind::Host => ASSERTION_LIFE_MAX,
+            Kind::Session => SESSION_LIFE,
         }
     }
 }
@@ -76,6 +101,14 @@ pub enum Refused {
     /// Its times cannot be.
     #[error("the times of the signed token cannot be: it was given out in the future, or for longer than any is")]
     Times,
+    /// It was signed by a host whose clock is another one.
+    #[error(
+        "the clock of this host is {apart_s} s from that of the server, which is more than may be: set it (`timedatectl`)"
+    )]
+    Clock {
+        /// How far.
+        apart_s: u64,
+    },
 }
 
 impl From<Refused> for Failure {
@@ -108,22 +141,22 @@ impl SigningPair {
     }
 
     /// A token of `kind` with these claims.
-    pub fn sign(&self, kind: Kind, claims: &impl Serialize) -> Result<SecretString, serde_json::Error> {
+    pub fn sign(&self, kind: Kind, claims: &impl Serialize) -> Result<SignedToken, serde_json::Error> {
         let header = Header { alg: ALGORITHM.to_owned(), kid: self.id, typ: kind.typ().to_owned() };
         let [header, claims] = [serde_json::to_vec(&header)?, serde_json::to_vec(claims)?];
         let mut token = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
         let signature = self.pair.sign(token.as_bytes());
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(signature, &mut token);
-        Ok(token.into())
+        Ok(SecretString::from(token).into())
     }
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Header {
+struct Header<K> {
     alg: String,
-    kid: KeyId,
+    kid: K,
     typ: String,
 }
 
@@ -132,25 +165,34 @@ pub fn is_signed(text: &str) -> bool {
     text.starts_with(BEGIN) && text.bytes().filter(|byte| *byte == b'.').count() == 2
 }
 
-/// The claims of a token of `kind` whose signature holds under the key that `key_of` knows by its id.
-pub fn verify<C: DeserializeOwned>(
-    token: &str,
-    kind: Kind,
-    key_of: impl FnOnce(KeyId) -> Option<[u8; 32]>,
-) -> Result<C, Refused> {
+/// By which key a token of `kind` says that it is signed; nothing is known of that yet.
+pub fn key_named<K: DeserializeOwned>(token: &str, kind: Kind) -> Result<K, Refused> {
     if token.len() > SIGNED_BYTES_MAX {
         return Err(Refused::TooLong);
     }
-    let (signed, signature) = token.rsplit_once('.').ok_or(Refused::Malformed)?;
-    let (header, claims) = signed.split_once('.').ok_or(Refused::Malformed)?;
-    let header: Header = decoded(header)?;
+    let (header, _) = token.split_once('.').ok_or(Refused::Malformed)?;
+    let header: Header<K> = decoded(header)?;
     if header.alg != ALGORITHM {
         return Err(Refused::Malformed);
     }
     if header.typ != kind.typ() {
         return Err(Refused::OtherKind);
     }
-    let public = key_of(header.kid).ok_or(Refused::Key)?;
+    Ok(header.kid)
+}
+
+/// The claims of a token of `kind` whose signature holds under the key that `key_of` knows by its id.
+pub fn verify<C: DeserializeOwned, K: DeserializeOwned>(
+    token: &str,
+    kind: Kind,
+    key_of: impl FnOnce(K) -> Option<[u8; 32]>,
+) -> Result<C, Refused> {
+    // Another kind names its keys otherwise, and is to be told that it is another kind.
+    let kid = key_named::<serde_json::Value>(token, kind)?;
+    let kid = serde_json::from_value(kid).map_err(|_| Refused::Malformed)?;
+    let (signed, signature) = token.rsplit_once('.').ok_or(Refused::Malformed)?;
+    let (_, claims) = signed.split_once('.').ok_or(Refused::Malformed)?;
+    let public = key_of(kid).ok_or(Refused::Key)?;
     let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| Refused::Malformed)?;
     UnparsedPublicKey::new(&ED25519, public).verify(signed.as_bytes(), &signature).map_err(|_| Refused::Signature)?;
     decoded(claims)
@@ -190,7 +232,7 @@ impl Standard<'_> {
         if self.iss != issuer || self.aud != kind.audience() {
             return Err(Refused::Audience);
         }
-        let longest = i64::try_from(SIGNED_LIFE_MAX.as_secs()).unwrap_or(i64::MAX);
+        let longest = i64::try_from(kind.life_max().as_secs()).unwrap_or(i64::MAX);
         let life = self.exp.checked_sub(self.iat);
         if instant(self.iat) > now.plus(margin) || life.is_none_or(|life| !(0..=longest).contains(&life)) {
             return Err(Refused::Times);
@@ -207,7 +249,6 @@ mod tests {
     use std::collections::BTreeMap;
 
     use ring::hmac;
-    use secrecy::ExposeSecret as _;
     use serde_json::{Value, json};
     use uuid::Uuid;
 
@@ -221,7 +262,7 @@ mod tests {
 
     fn verified(token: &str) -> Result<Claims, Refused> {
         let known = pair(1);
-        verify(token, Kind::Run, |id| known.public().filter(|_| id == known.id()))
+        verify(token, Kind::Run, |id: KeyId| known.public().filter(|_| id == known.id()))
     }
 
     fn claims() -> Claims {
@@ -248,8 +289,8 @@ mod tests {
     #[test]
     fn what_was_signed_is_verified_and_told_from_opaque_tokens_by_its_form() {
         let token = pair(1).sign(Kind::Run, &claims()).unwrap();
-        assert_eq!(verified(token.expose_secret()), Ok(claims()));
-        assert!(is_signed(token.expose_secret()));
+        assert_eq!(verified(token.expose()), Ok(claims()));
+        assert!(is_signed(token.expose()));
         for other in ["holm_abc", "holm_a.b.c", "eyJ.a", "eyJ.a.b.c", ""] {
             assert!(!is_signed(other), "{other}");
         }
@@ -290,15 +331,40 @@ mod tests {
             assert_eq!(of(&with(member, value)), Err(Refused::Malformed), "{member}");
         }
         let theirs = pair(2).sign(Kind::Run, &claims()).unwrap();
-        assert_eq!(verified(theirs.expose_secret()), Err(Refused::Key));
+        assert_eq!(verified(theirs.expose()), Err(Refused::Key));
         let forged = token_of(&header(), &json!(claims()), |text| pair(2).pair.sign(text).as_ref().to_vec());
         assert_eq!(verified(&forged), Err(Refused::Signature), "another key under the id of a known one");
     }
 
     #[test]
+    fn no_kind_is_taken_for_another_and_each_has_its_longest_life() {
+        let kinds = [Kind::Run, Kind::Host, Kind::Session];
+        let known = pair(1);
+        for signed in kinds {
+            let token = known.sign(signed, &claims()).unwrap();
+            for asked in kinds {
+                let key_of = |id: KeyId| known.public().filter(|_| id == known.id());
+                let told = verify::<Claims, _>(token.expose(), asked, key_of);
+                let expected = if signed == asked { Ok(claims()) } else { Err(Refused::OtherKind) };
+                assert_eq!(told, expected, "{signed:?} for {asked:?}");
+            }
+            let life = i64::try_from(signed.life_max().as_secs()).unwrap();
+            let checked = |exp, aud| {
+                let standard = Standard { iss: "holm:a", aud, iat: 100, exp };
+                standard.check(signed, "holm:a", UnixMicros(100_000_000), Duration::ZERO)
+            };
+            assert_eq!(checked(100 + life, signed.audience()), Ok(()));
+            assert_eq!(checked(101 + life, signed.audience()), Err(Refused::Times), "{signed:?}");
+            for other in kinds.into_iter().filter(|other| *other != signed) {
+                assert_eq!(checked(100 + life, other.audience()), Err(Refused::Audience));
+            }
+        }
+    }
+
+    #[test]
     fn no_byte_of_a_token_can_be_changed() {
         let token = pair(1).sign(Kind::Run, &claims()).unwrap();
-        let token = token.expose_secret();
+        let token = token.expose();
         for at in 0..token.len() {
             let mut changed = token.as_bytes().to_vec();
             changed[at] = if changed[at] == b'A' { b'B' } else { b'A' };

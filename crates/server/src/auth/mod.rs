@@ -11,19 +11,35 @@ pub mod keyring;
 pub mod known;
 pub mod run_token;
 pub mod sealing;
+pub mod speaker;
 
 use std::{marker::PhantomData, sync::Arc, time::Duration};
 
 use axum::{extract::FromRequestParts, http::request::Parts};
 use holm_domain::{
-    ErrorCode, OrgId, TokenId,
+    ErrorCode, OrgId,
     access::{Action, Token},
+    host::{Voice, speaks},
 };
 use http::{HeaderMap, header::AUTHORIZATION};
+use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
-use crate::{account::Account, app::App, gate::Party, ids::SECRET_PREFIX, limited, problem::Failure, serve::Seat};
+use self::{
+    jose::Kind,
+    keyring::Keys,
+    speaker::{Opened, Speaker},
+};
+use crate::{
+    account::Account,
+    app::App,
+    gate::Party,
+    ids::{JOIN_PREFIX, SECRET_PREFIX},
+    limited,
+    problem::Failure,
+    serve::Seat,
+};
 
 /// A kind of action, as a type.
 pub trait Permission: Send + 'static {
@@ -79,7 +95,7 @@ impl<P: Permission> FromRequestParts<Arc<App>> for May<P> {
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Failure> {
         let token = authenticate(parts, app).await?;
         if token.role.allows(P::ACTION) {
-            limited::charge(app, parts, &token).await?;
+            limited::charge(app, parts, token.org).await?;
             return Ok(Self { token, permission: PhantomData });
         }
         let role = token.role.as_str();
@@ -105,6 +121,11 @@ impl FromRequestParts<Arc<App>> for Known {
 /// The token of a request; what the request holds from now on is on its account.
 async fn authenticate(parts: &Parts, app: &App) -> Result<Token, Failure> {
     let secret = match shown(&parts.headers) {
+        Some(Shown::Opaque(secret)) if secret.starts_with(JOIN_PREFIX) => {
+            return Err(refused(
+                "this is a join token: it enrols a host (`holm agent --join-token-file`), and does nothing else",
+            ));
+        }
         Some(Shown::Opaque(secret)) => secret,
         Some(Shown::Signed(_)) => return Err(refused("this takes a token `holm_…`, and no signed one")),
         None => return Err(refused("send the header `authorization: Bearer holm_…`")),
@@ -114,6 +135,19 @@ async fn authenticate(parts: &Parts, app: &App) -> Result<Token, Failure> {
     let token = token.ok_or_else(|| refused("the token is unknown, revoked or expired"))?;
     seated(parts, Party::of(&token))?;
     Ok(token)
+}
+
+/// The claims of a token of `kind` that a key of the deployment signed, and the keys; what they say is still to be looked at.
+async fn verified<C: DeserializeOwned>(app: &App, token: &str, kind: Kind) -> Result<(C, Arc<Keys>), Failure> {
+    let now = app.now();
+    let of = |keys: &Keys| jose::verify(token, kind, |id| keys.verifying(id, now));
+    let mut keys = app.keys.keys(&app.store).await?;
+    let mut claims = of(&keys);
+    if matches!(claims, Err(jose::Refused::Key)) {
+        keys = app.keys.keys_again(&app.store).await?;
+        claims = of(&keys);
+    }
+    Ok((claims?, keys))
 }
 
 fn refused(detail: &str) -> Failure {
@@ -145,12 +179,11 @@ async fn token_of(app: &App, hash: &[u8; 32]) -> Result<Option<Token>, Failure> 
 /// How often a token is looked at again while something goes on that it opened.
 const RECHECK_EVERY: Duration = Duration::from_secs(1);
 
-/// A token under which something goes on for long: a stream, a wait, a transfer. It is looked at again, on whichever server
-/// it was revoked, at most once in [`RECHECK_EVERY`] by its key.
+/// What opened something that goes on for long: a stream, a wait, a transfer. It is looked at again, on whichever server it
+/// was revoked, at most once in [`RECHECK_EVERY`].
 #[derive(Debug)]
 pub struct Lasting {
-    org: OrgId,
-    id: TokenId,
+    by: Opened,
     looked_at: Instant,
 }
 
@@ -160,7 +193,14 @@ impl Lasting {
         let looked_at = app.tokens.looked_up_at(&token.hash);
         // One that is not remembered may have been revoked since.
         let looked_at = looked_at.or_else(|| Instant::now().checked_sub(RECHECK_EVERY)).unwrap_or_else(Instant::now);
-        Self { org: token.org, id: token.id, looked_at }
+        Self { by: Opened::Token { org: token.org, id: token.id }, looked_at }
+    }
+
+    /// The same for who speaks for an agent.
+    pub fn of(app: &App, speaker: &Speaker) -> Self {
+        let looked_at = speaker.hash.and_then(|hash| app.tokens.looked_up_at(&hash));
+        let looked_at = looked_at.or_else(|| Instant::now().checked_sub(RECHECK_EVERY)).unwrap_or_else(Instant::now);
+        Self { by: speaker.opened, looked_at }
     }
 
     /// Refuses to go on once the token does not work any more.
@@ -168,12 +208,25 @@ impl Lasting {
         if self.looked_at.elapsed() < RECHECK_EVERY {
             return Ok(());
         }
-        let token = app.store.token_get(self.org, self.id).await?;
-        self.looked_at = Instant::now();
-        if token.is_some_and(|token| token.is_live(app.now())) {
-            return Ok(());
+        match self.by {
+            Opened::Token { org, id } => {
+                let token = app.store.token_get(org, id).await?;
+                if !token.is_some_and(|token| token.is_live(app.now())) {
+                    return Err(refused("the token was revoked or has expired"));
+                }
+            }
+            Opened::Session { agent, key, signed_by, expires_at } => {
+                let (known, keys) = (app.store.host_key_of(agent).await?, app.keys.keys(&app.store).await?);
+                speaks(agent, known.map(|(_, key)| key).as_ref(), Voice::Key(agent, key))?;
+                let now = app.now();
+                if now >= expires_at {
+                    return Err(jose::Refused::Expired.into());
+                }
+                keys.verifying(signed_by, now).ok_or(jose::Refused::Key)?;
+            }
         }
-        Err(Failure::new(ErrorCode::Unauthenticated, "the token was revoked or has expired"))
+        self.looked_at = Instant::now();
+        Ok(())
     }
 
     /// What `future` yields, unless the token does not work any more before.

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use axum::{extract::FromRequestParts, http::request::Parts};
-use holm_api::run_token::RunToken;
+use holm_api::signed_token::SignedToken;
 use holm_domain::{AgentId, OrgId, RunId, SignedTokenId, UnixMicros};
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,7 @@ use super::{
     Shown,
     jose::{self, Kind, Standard},
     keyring::Keys,
-    refused, seated, shown,
+    refused, seated, shown, verified,
 };
 use crate::{app::App, gate::Party, ids, problem::Failure};
 
@@ -62,7 +62,7 @@ pub struct Leased {
 }
 
 /// Signs a token for a lease that was granted or renewed at `now`.
-pub fn sign(app: &App, keys: &Keys, leased: Leased, now: UnixMicros) -> Result<RunToken, Failure> {
+pub fn sign(app: &App, keys: &Keys, leased: Leased, now: UnixMicros) -> Result<SignedToken, Failure> {
     let Leased { run, org, agent, fence } = leased;
     let claims = RunClaims {
         iss: keys.issuer(),
@@ -75,7 +75,7 @@ pub fn sign(app: &App, keys: &Keys, leased: Leased, now: UnixMicros) -> Result<R
         exp: jose::seconds(now.plus(app.config.lease.ttl * 2)),
         jti: ids::signed_token(),
     };
-    keys.signer().sign(Kind::Run, &claims).map(RunToken::from).map_err(Failure::internal)
+    keys.signer().sign(Kind::Run, &claims).map_err(Failure::internal)
 }
 
 /// A caller with a run token that is signed by a key that verifies, and has not expired. Whether its lease lives is another
@@ -92,14 +92,7 @@ impl FromRequestParts<Arc<App>> for RunBearer {
             _ => return Err(refused("send the header `authorization: Bearer …` with a run token")),
         };
         let now = app.now();
-        let of = |keys: &Keys| jose::verify::<RunClaims>(token, Kind::Run, |id| keys.verifying(id, now));
-        let mut keys = app.keys.keys(&app.store).await?;
-        let mut claims = of(&keys);
-        if matches!(claims, Err(jose::Refused::Key)) {
-            keys = app.keys.keys_again(&app.store).await?;
-            claims = of(&keys);
-        }
-        let claims = claims?;
+        let (claims, keys) = verified::<RunClaims>(app, token, Kind::Run).await?;
         claims.standard().check(Kind::Run, &keys.issuer(), now, app.config.lease.margin)?;
         seated(parts, Party { org: claims.org, is_agent: false })?;
         Ok(Self(claims))

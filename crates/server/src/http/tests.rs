@@ -64,8 +64,8 @@ async fn every_route_refuses_the_roles_that_it_is_not_for() {
             "/metrics" => &["admin", "monitor"],
             path if path.starts_with("/agent/v1/") => &["agent"],
             path if path.starts_with("/v1/orgs/") && method == Method::POST => &["admin"],
-            // It knows no roles.
-            "/v1/run-token" => continue,
+            // They know no roles.
+            "/v1/run-token" | "/agent/v1/enrol" | "/agent/v1/session" => continue,
             path if path.starts_with("/v1/keys") => &["admin"],
             path if path.starts_with("/v1/tokens") || path.starts_with("/v1/hosts/") => &["admin"],
             path if path.starts_with("/v1/") => &["admin", "member"],

@@ -12,7 +12,11 @@ use holm_domain::{ErrorCode, RunId, access::Token, lease::Claimant, run::RunStat
 use holm_store::{BlobKey, BlobStream, Error, PutStreamError};
 
 use super::{leases::held_run, run_of};
-use crate::{app::App, auth::Lasting, problem::Failure};
+use crate::{
+    app::App,
+    auth::{Lasting, speaker::Speaker},
+    problem::Failure,
+};
 
 /// Why a body broke off.
 #[derive(Debug, thiserror::Error)]
@@ -31,14 +35,14 @@ pub enum BodyBroke {
 /// Stores the archive of a run that the agent holds; the whole of it or nothing.
 pub async fn changes_put<E: std::fmt::Display + Send>(
     app: &App,
-    token: &Token,
+    speaker: &Speaker,
     id: RunId,
     by: Fenced,
     body: impl Stream<Item = Result<Bytes, E>> + Send,
 ) -> Result<(), Failure> {
-    let org = token.org;
+    let org = speaker.org;
     let claimant = Claimant { agent: by.agent, instance: by.instance };
-    let run = held_run(app, token, id, claimant, by.fence).await?;
+    let run = held_run(app, speaker, id, claimant, by.fence).await?;
     if !run.spec.work_dir.as_ref().is_some_and(|dir| dir.keep_changes) {
         let detail = "the run does not keep the changes of a work dir, so there is nothing to upload";
         return Err(Failure::new(ErrorCode::Conflict, detail).at("spec.work_dir.keep_changes", false));
@@ -46,7 +50,7 @@ pub async fn changes_put<E: std::fmt::Display + Send>(
     app.needs_room()?;
     let limits = &app.config.limits;
     let key = BlobKey::run_changes(org, id, by.fence);
-    let body = while_it_may(app, Lasting::new(app, token), body, limits.upload_idle_timeout);
+    let body = while_it_may(app, Lasting::of(app, speaker), body, limits.upload_idle_timeout);
     let stored = app.store.blobs().put_stream(&key, body, limits.changes_bytes_max).await;
     stored.map_err(|error| match error {
         PutStreamError::Store(Error::Limit { max, .. }) => {
@@ -60,7 +64,7 @@ pub async fn changes_put<E: std::fmt::Display + Send>(
         },
     })?;
     // The lease may have been lost during a long upload. Then nobody will ever ask for this key.
-    if let Err(failure) = held_run(app, token, id, claimant, by.fence).await {
+    if let Err(failure) = held_run(app, speaker, id, claimant, by.fence).await {
         app.store.blobs().delete(&key).await?;
         return Err(failure);
     }

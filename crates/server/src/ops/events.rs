@@ -3,7 +3,6 @@
 use holm_api::{agent::AppendEvents, runs::EventPage};
 use holm_domain::{
     OrgId, RunId,
-    access::Token,
     error::InvalidField,
     lease::{Claimant, grant::StaleFence},
     run::{EventKind, RunState},
@@ -13,6 +12,7 @@ use holm_store::EventAppended;
 use super::{leases::held_run, run_of};
 use crate::{
     app::App,
+    auth::speaker::Speaker,
     config::EVENTS_MAX,
     http::follow::{ALIVE_COMMENT, EVENT_STREAM, Source, Step, write_event},
     problem::Failure,
@@ -23,12 +23,12 @@ const FOLLOW_READ: u32 = 1_000;
 
 /// Stores what an agent tells of a run that it holds; an event that was stored before is not stored again. One that cannot
 /// be accepted is stored as refused, so that it does not stand in the way of those after it.
-pub async fn event_append(app: &App, token: &Token, id: RunId, body: AppendEvents) -> Result<(), Failure> {
+pub async fn event_append(app: &App, speaker: &Speaker, id: RunId, body: AppendEvents) -> Result<(), Failure> {
     check(&body)?;
     let AppendEvents { agent, instance, fence, first_seq, events } = body;
     let events: Vec<EventKind> = events.into_iter().map(EventKind::from).collect();
-    let run = held_run(app, token, id, Claimant { agent, instance }, fence).await?;
-    match app.store.event_append(token.org, id, fence, first_seq, &events, app.now()).await? {
+    let run = held_run(app, speaker, id, Claimant { agent, instance }, fence).await?;
+    match app.store.event_append(speaker.org, id, fence, first_seq, &events, app.now()).await? {
         EventAppended::Stored { .. } => {
             app.wakers.ring_run(id);
             Ok(())

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use holm_api::{
     agent::{AGENT_FIELD, Register, Registered},
-    hosts::HostView,
+    hosts::{HostIdentity, HostView},
 };
 use holm_domain::{
     AgentId, ErrorCode, OrgId, UnixMicros,
     access::Token,
+    enrol::HostKey,
     error::InvalidField,
-    host::{Cordon, Host, NotHeard},
+    host::{Cordon, Host, NotHeard, Voice, speaks},
     lease::Claimant,
     limits::{LABEL_BYTES_MAX, LABELS_MAX},
 };
@@ -18,22 +19,30 @@ use holm_domain::{
 use holm_store::LeaseRow;
 
 use super::tokens::check_name;
-use crate::{app::App, config::SWAPS_MAX, problem::Failure};
+use crate::{
+    app::App,
+    auth::speaker::{Speaker, revoked},
+    config::SWAPS_MAX,
+    ids,
+    problem::Failure,
+};
 
 /// The most runtimes of a host, and the most capabilities or remarks of one.
 const RUNTIMES_MAX: usize = 64;
 
 /// Takes a host in, or brings its record up to date. The process that registers is the one that is heard from then on;
 /// decided and saved until nobody else was faster.
-pub async fn agent_register(app: &App, by: &Token, body: Register) -> Result<Registered, Failure> {
+pub async fn agent_register(app: &App, by: &Speaker, body: Register) -> Result<Registered, Failure> {
     check(&body)?;
     let after = body.after;
-    let wanted = host_wanted(app, by, body);
+    let (_, key) = app.store.host_key_of(body.agent).await?.filter(|(org, _)| *org == by.org).unzip();
+    speaks(body.agent, key.as_ref(), by.voice)?;
+    let wanted = host_wanted(app, by, key, body);
     for _ in 0..SWAPS_MAX {
         let known = app.store.host_get(by.org, wanted.id).await?;
         let host = match &known {
             None => wanted.clone(),
-            Some(known) => known.registered_as(wanted.clone(), after, is_bound(app, known).await?)?,
+            Some(known) => known.registered_as(wanted.clone(), by.voice, after, is_bound(app, known).await?)?,
         };
         match app.store.host_upsert(known.as_ref().map(|known| known.instance), &host).await {
             Ok(()) => {
@@ -60,13 +69,18 @@ async fn is_there(app: &App, org: OrgId, host: &Host) -> Result<bool, Failure> {
 }
 
 /// Whether the token with which the agent of `host` speaks still works.
-async fn is_bound(app: &App, host: &Host) -> Result<bool, Failure> {
+pub(super) async fn is_bound(app: &App, host: &Host) -> Result<bool, Failure> {
     let token = app.store.token_get(host.org, host.token).await?;
     Ok(token.is_some_and(|token| token.is_live(app.now())))
 }
 
-fn host_wanted(app: &App, by: &Token, body: Register) -> Host {
+fn host_wanted(app: &App, by: &Speaker, key: Option<HostKey>, body: Register) -> Host {
     let now = app.now();
+    // A program of before keys wants a token here, and hears nobody who speaks with this one.
+    let token = match (by.voice, key) {
+        (Voice::Token(token), _) => token,
+        (Voice::Key(..), key) => key.map_or_else(ids::token, |key| key.join),
+    };
     Host {
         id: body.agent,
         org: by.org,
@@ -75,7 +89,8 @@ fn host_wanted(app: &App, by: &Token, body: Register) -> Host {
         capacity: body.capacity,
         runtimes: body.runtimes,
         labels: body.labels,
-        token: by.id,
+        token,
+        key,
         instance: body.instance,
         superseded: Vec::new(),
         registered_at: now,
@@ -118,33 +133,33 @@ fn apart(one: UnixMicros, other: UnixMicros) -> Duration {
     one.since(other).max(other.since(one))
 }
 
-/// The host for whose agent the process `by` speaks with `token`. Its record says at most a third of a lease late when it
+/// The host for whose agent the process `by` speaks. Its record says at most a third of a lease late when it
 /// was heard of.
-pub(crate) async fn host_heard(app: &App, token: &Token, by: Claimant) -> Result<Host, Failure> {
-    let host = app.store.host_get(token.org, by.agent).await?;
-    note_heard(app, token, by, host).await
+pub(crate) async fn host_heard(app: &App, speaker: &Speaker, by: Claimant) -> Result<Host, Failure> {
+    let host = app.store.host_get(speaker.org, by.agent).await?;
+    note_heard(app, speaker, by, host).await
 }
 
 /// The same, with the leases that the agent holds.
 pub(crate) async fn host_heard_with_leases(
     app: &App,
-    token: &Token,
+    speaker: &Speaker,
     by: Claimant,
 ) -> Result<(Host, Vec<LeaseRow>), Failure> {
-    let (host, leases) = app.store.host_and_leases(token.org, by.agent).await?;
-    Ok((note_heard(app, token, by, host).await?, leases))
+    let (host, leases) = app.store.host_and_leases(speaker.org, by.agent).await?;
+    Ok((note_heard(app, speaker, by, host).await?, leases))
 }
 
-async fn note_heard(app: &App, token: &Token, by: Claimant, host: Option<Host>) -> Result<Host, Failure> {
+async fn note_heard(app: &App, speaker: &Speaker, by: Claimant, host: Option<Host>) -> Result<Host, Failure> {
     let Claimant { agent, .. } = by;
     let host = host.ok_or_else(|| {
         let detail = "the agent is not registered in this org; register first";
         Failure::new(ErrorCode::NotFound, detail).at(AGENT_FIELD, agent)
     })?;
-    host.hears(by, token.id)?;
+    host.hears(by, speaker.voice)?;
     let now = app.now();
     if apart(now, host.seen_at) >= app.config.lease.renew_every() {
-        app.store.host_seen(token.org, agent, now).await?;
+        app.store.host_seen(speaker.org, agent, now).await?;
     }
     Ok(host)
 }
@@ -159,6 +174,14 @@ impl From<NotHeard> for Failure {
                 );
                 Self::new(ErrorCode::Forbidden, detail).at(AGENT_FIELD, agent)
             }
+            NotHeard::OtherKey(agent) => {
+                let detail = format!(
+                    "{error}; give its agent the folder with that key, or, if that is lost, revoke it \
+                     (`holm hosts revoke HOST`) and enrol the host again (`holm hosts join NAME`)"
+                );
+                Self::new(ErrorCode::Forbidden, detail).at(AGENT_FIELD, agent)
+            }
+            NotHeard::Revoked(agent) => revoked(agent),
             NotHeard::Superseded { instance, .. } => {
                 Self::new(ErrorCode::AgentSuperseded, error.to_string()).at("instance", instance)
             }
@@ -211,6 +234,12 @@ pub(crate) fn is_alive(app: &App, host: &Host) -> bool {
 }
 
 fn view(app: &App, host: Host, runs_held: u32) -> HostView {
+    let identity = match host.key {
+        None => HostIdentity::Token { token: host.token },
+        Some(HostKey { public: key, enrolled_at, revoked_at, .. }) => {
+            HostIdentity::Key { key, enrolled_at, revoked_at }
+        }
+    };
     HostView {
         alive: is_alive(app, &host),
         id: host.id,
@@ -220,6 +249,7 @@ fn view(app: &App, host: Host, runs_held: u32) -> HostView {
         runs_held,
         runtimes: host.runtimes,
         labels: host.labels,
+        identity: Some(identity),
         cordon: host.cordon,
         registered_at: host.registered_at,
         seen_at: host.seen_at,

@@ -22,7 +22,6 @@ use holm_api::agent::{
 };
 use holm_domain::{
     ErrorCode, RunId, UnixMicros,
-    access::Token,
     error::InvalidField,
     host::Host,
     lease::{
@@ -47,7 +46,7 @@ use super::{
 use crate::{
     account::Account,
     app::App,
-    auth::Lasting,
+    auth::{Lasting, speaker::Speaker},
     config::{CLAIMS_MAX, LEASES_MAX, POLL_WAIT_MS_MAX, REREAD_OWN_EVERY},
     problem::Failure,
     traces,
@@ -55,14 +54,14 @@ use crate::{
 
 /// Waits until there is something for the agent: runs that it can claim, or word about runs that it holds. Answers with
 /// nothing once `wait_ms` have passed, or the server or the connection is to end. What it tells of runs is counted before they are claimed.
-pub async fn lease_poll(app: &App, token: &Token, poll: Poll, account: &Account) -> Result<Polled, Failure> {
+pub async fn lease_poll(app: &App, speaker: &Speaker, poll: Poll, account: &Account) -> Result<Polled, Failure> {
     let received = Received { at: Instant::now(), time: app.now() };
     check_poll(&poll)?;
-    let _pass = app.polls.enter(token.org)?;
-    let told = app.wakers.listen_agents(token.org);
-    let desk = (poll.claims_max > 0).then(|| app.queues.desk(&app.wakers, token.org));
+    let _pass = app.polls.enter(speaker.org)?;
+    let told = app.wakers.listen_agents(speaker.org);
+    let desk = (poll.claims_max > 0).then(|| app.queues.desk(&app.wakers, speaker.org));
     let by = Claimant { agent: poll.agent, instance: poll.instance };
-    let (mut lasting, leave) = (Lasting::new(app, token), account.wait());
+    let (mut lasting, leave) = (Lasting::of(app, speaker), account.wait());
     // An agent that waits is heard of when it asks: well before it would be held for gone.
     let wait = Duration::from_millis(poll.wait_ms).min(app.config.lease.ttl * 2 / 3);
     let until = received.at + wait;
@@ -72,7 +71,7 @@ pub async fn lease_poll(app: &App, token: &Token, poll: Poll, account: &Account)
         let heard = told.heard();
         let queued = desk.as_ref().map(|desk| (desk, desk.bell.heard(), desk.news()));
         lasting.check(app).await?;
-        let (host, leases) = host_heard_with_leases(app, token, by).await?;
+        let (host, leases) = host_heard_with_leases(app, speaker, by).await?;
         let leases = legible(app, leases);
         let desk = desk.as_ref().map(|desk| (desk, offered.take()));
         let mut polled = look(app, (&host, &leases), &poll, (received, account), desk).await?;
@@ -257,16 +256,22 @@ fn millis(span: Duration) -> u64 {
 }
 
 /// The run, if the agent that `by` speaks for holds it under `fence`.
-pub(crate) async fn held_run(app: &App, token: &Token, id: RunId, by: Claimant, fence: u64) -> Result<Run, Failure> {
-    let host = host_heard(app, token, by).await?;
-    let run = run_of(app, token.org, id).await?;
+pub(crate) async fn held_run(
+    app: &App,
+    speaker: &Speaker,
+    id: RunId,
+    by: Claimant,
+    fence: u64,
+) -> Result<Run, Failure> {
+    let host = host_heard(app, speaker, by).await?;
+    let run = run_of(app, speaker.org, id).await?;
     host.follows(&run)?;
     grant::held(&run, by.agent, fence)?;
     Ok(run)
 }
 
 /// Records that the command of a run was started. Saying so again changes nothing.
-pub async fn run_start(app: &App, token: &Token, id: RunId, body: StartRun) -> Result<(), Failure> {
+pub async fn run_start(app: &App, speaker: &Speaker, id: RunId, body: StartRun) -> Result<(), Failure> {
     let StartRun { instance, fence, sandbox } = body;
     let texts = sandbox.unenforced.iter().chain(&sandbox.image_digest).chain(std::iter::once(&sandbox.runtime));
     if sandbox.unenforced.len() > 64 || texts.clone().any(|text| text.len() > 1_024) {
@@ -275,38 +280,38 @@ pub async fn run_start(app: &App, token: &Token, id: RunId, body: StartRun) -> R
             InvalidField::new("sandbox", given, "give at most 64 remarks, and texts of at most 1,024 bytes").into()
         );
     }
-    let host = host_heard(app, token, Claimant { agent: sandbox.agent, instance }).await?;
+    let host = host_heard(app, speaker, Claimant { agent: sandbox.agent, instance }).await?;
     let start = |run: &Run, now| {
         host.follows(run)?;
         grant::start(run, sandbox.agent, fence, sandbox.clone(), now)
     };
-    revise(app, token.org, id, start).await.map(drop)
+    revise(app, speaker.org, id, start).await.map(drop)
 }
 
 /// Records that the sandbox of a run has ended. Saying so again changes nothing.
-pub async fn run_sandbox_ended(app: &App, token: &Token, id: RunId, body: SandboxEnded) -> Result<(), Failure> {
+pub async fn run_sandbox_ended(app: &App, speaker: &Speaker, id: RunId, body: SandboxEnded) -> Result<(), Failure> {
     let SandboxEnded { agent, instance, fence, outcome } = body;
     check_outcome(&outcome)?;
-    let host = host_heard(app, token, Claimant { agent, instance }).await?;
+    let host = host_heard(app, speaker, Claimant { agent, instance }).await?;
     let config = &app.config.lease;
     let ended = |run: &Run, now| {
         host.follows(run)?;
         grant::sandbox_ended(run, agent, fence, outcome.clone(), now, config)
     };
-    revise(app, token.org, id, ended).await.map(drop)
+    revise(app, speaker.org, id, ended).await.map(drop)
 }
 
 /// Ends a run as its agent says it ended, once its log is complete (SPEC S1). The last act under a lease.
-pub async fn run_finish(app: &App, token: &Token, id: RunId, body: FinishRun) -> Result<(), Failure> {
+pub async fn run_finish(app: &App, speaker: &Speaker, id: RunId, body: FinishRun) -> Result<(), Failure> {
     let FinishRun { agent, instance, fence, outcome, usage, result, next_log_seq } = body;
     check_result(result.as_ref())?;
     check_outcome(&outcome)?;
     let begun = app.now();
     // None needs the others' answer, and all are needed but in the case of an error.
     let (heard, run, stored) = tokio::join!(
-        host_heard(app, token, Claimant { agent, instance }),
-        run_of(app, token.org, id),
-        app.store.log_head(token.org, id)
+        host_heard(app, speaker, Claimant { agent, instance }),
+        run_of(app, speaker.org, id),
+        app.store.log_head(speaker.org, id)
     );
     let host = heard?;
     let (run, stored) = (run?, stored?);

@@ -19,7 +19,6 @@ use holm_api::{
 };
 use holm_domain::{
     ErrorCode, OrgId, RunId,
-    access::Token,
     lease::{Claimant, grant::StaleFence},
     log::{Batch, BatchError, Entries, parse_all},
     org_limits::OrgLimit,
@@ -31,6 +30,7 @@ use serde::Serialize;
 use super::{leases::held_run, run_of};
 use crate::{
     app::App,
+    auth::speaker::Speaker,
     config::LOG_PAGE_BYTES_MAX,
     http::follow::{ALIVE_COMMENT, EVENT_STREAM, Source, Step, write_event},
     problem::Failure,
@@ -40,9 +40,15 @@ use crate::{
 const FOLLOW_READ_BYTES: usize = 256 * 1024;
 
 /// Stores what of `bytes` is new, if it follows what is stored.
-pub async fn log_append(app: &App, token: &Token, id: RunId, by: Fenced, bytes: Bytes) -> Result<Appended, Failure> {
-    let org = token.org;
-    let run = held_run(app, token, id, Claimant { agent: by.agent, instance: by.instance }, by.fence).await?;
+pub async fn log_append(
+    app: &App,
+    speaker: &Speaker,
+    id: RunId,
+    by: Fenced,
+    bytes: Bytes,
+) -> Result<Appended, Failure> {
+    let org = speaker.org;
+    let run = held_run(app, speaker, id, Claimant { agent: by.agent, instance: by.instance }, by.fence).await?;
     let (first, last) = sequences(&bytes)?;
     app.needs_room()?;
     let size = bytes.len();

@@ -7,6 +7,7 @@
 //! Left out: who may ask (`auth`), how it is asked (`http`).
 
 pub mod changes;
+pub mod enrol;
 pub mod events;
 pub mod hosts;
 pub mod keys;

@@ -7,7 +7,8 @@ use std::{sync::Arc, time::Duration};
 
 use holm_api::{
     agent::{ClaimedRun, RenewedLease},
-    run_token::{RunToken, RunTokenView},
+    run_token::RunTokenView,
+    signed_token::SignedToken,
 };
 use holm_domain::{
     AgentId, ErrorCode, OrgId,
@@ -43,7 +44,7 @@ async fn keys(app: &App) -> Option<Arc<Keys>> {
     }
 }
 
-fn signed(app: &App, keys: &Keys, leased: Leased) -> Option<RunToken> {
+fn signed(app: &App, keys: &Keys, leased: Leased) -> Option<SignedToken> {
     let told =
         |failure: Failure| tracing::error!(run = %leased.run, cause = failure.for_log(), "no run token is signed");
     sign(app, keys, leased, app.now()).map_err(told).ok()

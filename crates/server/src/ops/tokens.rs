@@ -22,11 +22,7 @@ const LIFE_S_MAX: u64 = 10 * 366 * 24 * 3_600;
 
 /// Makes a token of the org; the secret is nowhere but in the answer.
 pub async fn token_create(app: &App, org: OrgId, body: CreateToken) -> Result<(Token, SecretString), Failure> {
-    if app.config.private {
-        let detail = "this is the private server of its user: it lends the whole host to whoever has a token of it, so it \
-                      makes no further ones; start `holm up` without --private for others";
-        return Err(Failure::new(ErrorCode::Forbidden, detail));
-    }
+    not_private(app)?;
     check_name("name", &body.name)?;
     let life = body.expires_in_s;
     if let Some(seconds) = life.filter(|seconds| !(LIFE_S_MIN..=LIFE_S_MAX).contains(seconds)) {
@@ -35,6 +31,16 @@ pub async fn token_create(app: &App, org: OrgId, body: CreateToken) -> Result<(T
     }
     let life = life.map(Duration::from_secs);
     Ok(token_issue(&app.store, &app.config.clock, org, body.role, body.name, life).await?)
+}
+
+/// Refuses what would let others in where nobody but the user may be.
+pub(super) fn not_private(app: &App) -> Result<(), Failure> {
+    if !app.config.private {
+        return Ok(());
+    }
+    let detail = "this is the private server of its user: it lends the whole host to whoever has a token of it, so it \
+                  makes no further ones; start `holm up` without --private for others";
+    Err(Failure::new(ErrorCode::Forbidden, detail))
 }
 
 /// Draws a secret and stores its token.

@@ -1,5 +1,6 @@
 //! The store in memory: what the other engines do, in the plainest form. The conformance suite holds them to the same.
 
+mod enrol;
 mod keys;
 mod org_limits;
 mod runs;
@@ -15,6 +16,7 @@ use std::{
 use holm_domain::{
     AgentId, OrgId, ProjectId, RunId, TokenId, UnixMicros,
     access::Token,
+    enrol::{HostKey, Join},
     host::Host,
     org_limits::OrgOverrides,
     run::{Event, Run},
@@ -59,6 +61,8 @@ struct State {
     projects: BTreeMap<ProjectId, Project>,
     tokens: BTreeMap<TokenId, Token>,
     hosts: BTreeMap<AgentId, Host>,
+    joins: BTreeMap<TokenId, Join>,
+    host_keys: BTreeMap<AgentId, (OrgId, HostKey)>,
     runs: BTreeMap<RunId, Row>,
     doomed: BTreeMap<(DoomedPart, RunId), Doomed>,
     keys: keys::Keys,

@@ -130,16 +130,20 @@ impl Memory {
     }
 
     pub(crate) fn host_get(&self, org: OrgId, id: AgentId) -> Option<Host> {
-        self.lock().hosts.get(&id).filter(|host| host.org == org).cloned()
+        let state = self.lock();
+        state.hosts.get(&id).filter(|host| host.org == org).map(|host| state.with_key(host))
     }
 
     /// Those of all orgs.
     pub(crate) fn hosts(&self) -> Vec<Host> {
-        self.lock().hosts.values().cloned().collect()
+        let state = self.lock();
+        state.hosts.values().map(|host| state.with_key(host)).collect()
     }
 
     pub(crate) fn host_list(&self, org: OrgId) -> Vec<Host> {
-        let mut found: Vec<Host> = self.lock().hosts.values().filter(|host| host.org == org).cloned().collect();
+        let state = self.lock();
+        let of_org = state.hosts.values().filter(|host| host.org == org);
+        let mut found: Vec<Host> = of_org.map(|host| state.with_key(host)).collect();
         found.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
         found
     }

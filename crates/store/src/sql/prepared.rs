@@ -7,8 +7,8 @@ use sqlx::{Executor, Row, Statement};
 
 use super::{Db, Expect, Query, migrate};
 use crate::{
-    census, doomed, events, examined, hosts, keys, leases, logs, org_limits, orgs, postgres::TestDatabase, projects,
-    retention, runs, tokens,
+    census, doomed, enrol, events, examined, hosts, keys, leases, logs, org_limits, orgs, postgres::TestDatabase,
+    projects, retention, runs, tokens,
 };
 
 fn all() -> Vec<Query> {
@@ -20,6 +20,7 @@ fn all() -> Vec<Query> {
         projects::QUERIES,
         tokens::QUERIES,
         hosts::QUERIES,
+        enrol::QUERIES,
         keys::QUERIES,
         census::QUERIES,
         runs::QUERIES,

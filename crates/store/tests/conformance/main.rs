@@ -7,6 +7,7 @@ mod blobs;
 mod buckets;
 mod claims;
 mod corrupt;
+mod enrol;
 mod events;
 mod hints;
 mod isolation;

@@ -322,6 +322,7 @@ pub fn host(org: OrgId, name: &str) -> Host {
         }],
         labels: [("zone".to_owned(), "a".to_owned())].into(),
         token: TokenId::from_uuid(uuid()),
+        key: None,
         instance: instance(),
         superseded: vec![instance()],
         registered_at: UnixMicros(100),

@@ -196,6 +196,7 @@ mod tests {
             runs_held: 0,
             runtimes: Vec::new(),
             labels: [].into(),
+            identity: None,
             cordon: None,
             registered_at: UnixMicros(0),
             seen_at: UnixMicros(0),

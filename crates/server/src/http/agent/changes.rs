@@ -9,7 +9,7 @@ use http::{StatusCode, header::CONTENT_LENGTH};
 
 use crate::{
     app::App,
-    auth::{May, Serve},
+    auth::speaker::Speaker,
     http::extract::{Params, RunPath, media_type},
     ops,
     problem::Failure,
@@ -31,7 +31,7 @@ use crate::{
 )]
 pub async fn changes(
     State(app): State<Arc<App>>,
-    caller: May<Serve>,
+    speaker: Speaker,
     RunPath(id): RunPath,
     Params(by): Params<Fenced>,
     request: Request,
@@ -43,7 +43,7 @@ pub async fn changes(
         let detail = format!("an archive of changes may have at most {max} bytes");
         return Err(Failure::new(ErrorCode::TooLarge, detail).at("content-length", length));
     }
-    ops::changes::changes_put(&app, &caller.token, id, by, request.into_body().into_data_stream()).await?;
+    ops::changes::changes_put(&app, &speaker, id, by, request.into_body().into_data_stream()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -8,7 +8,7 @@ use http::StatusCode;
 
 use crate::{
     app::App,
-    auth::{May, Serve},
+    auth::speaker::Speaker,
     http::extract::{Json, RunPath},
     ops,
     problem::Failure,
@@ -30,11 +30,11 @@ use crate::{
 )]
 pub async fn events(
     State(app): State<Arc<App>>,
-    caller: May<Serve>,
+    speaker: Speaker,
     RunPath(id): RunPath,
     Json(body): Json<AppendEvents>,
 ) -> Result<StatusCode, Failure> {
-    ops::events::event_append(&app, &caller.token, id, body).await?;
+    ops::events::event_append(&app, &speaker, id, body).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

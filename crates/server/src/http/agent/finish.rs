@@ -8,7 +8,7 @@ use http::StatusCode;
 
 use crate::{
     app::App,
-    auth::{May, Serve},
+    auth::speaker::Speaker,
     config::LEASES_BODY_BYTES_MAX,
     http::extract::{RunPath, Short},
     ops,
@@ -32,11 +32,11 @@ use crate::{
 )]
 pub async fn finish(
     State(app): State<Arc<App>>,
-    caller: May<Serve>,
+    speaker: Speaker,
     RunPath(id): RunPath,
     Short(body): Short<LEASES_BODY_BYTES_MAX, FinishRun>,
 ) -> Result<StatusCode, Failure> {
-    ops::leases::run_finish(&app, &caller.token, id, body).await?;
+    ops::leases::run_finish(&app, &speaker, id, body).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -12,7 +12,7 @@ use http::HeaderMap;
 
 use crate::{
     app::App,
-    auth::{May, Serve},
+    auth::speaker::Speaker,
     http::extract::{Body, Params, RunPath, media_type},
     ops,
     problem::Failure,
@@ -35,14 +35,14 @@ use crate::{
 )]
 pub async fn logs(
     State(app): State<Arc<App>>,
-    caller: May<Serve>,
+    speaker: Speaker,
     RunPath(id): RunPath,
     Params(by): Params<Fenced>,
     headers: HeaderMap,
     Body(bytes): Body,
 ) -> Result<axum::Json<Appended>, Failure> {
     media_type(&headers, LOG_BATCH)?;
-    Ok(axum::Json(ops::logs::log_append(&app, &caller.token, id, by, bytes).await?))
+    Ok(axum::Json(ops::logs::log_append(&app, &speaker, id, by, bytes).await?))
 }
 
 #[cfg(test)]
@@ -134,7 +134,7 @@ mod tests {
         assert_eq!(app.needs_room().unwrap_err().code(), ErrorCode::StorageFull);
         let by = Fenced { agent: roomy.agent_id, instance: roomy.instance, fence: held.fence };
         let token = roomy.agent_token().await;
-        let refused = ops::logs::log_append(&app, &token, held.run, by, batch(1, &["a\n"]).into()).await;
+        let refused = ops::logs::log_append(&app, &Speaker::of(&token), held.run, by, batch(1, &["a\n"]).into()).await;
         assert_eq!(refused.unwrap_err().code(), ErrorCode::StorageFull);
     }
 }

@@ -2,10 +2,12 @@
 
 pub mod changes;
 pub mod ended;
+pub mod enrol;
 pub mod events;
 pub mod finish;
 pub mod logs;
 pub mod poll;
 pub mod register;
 pub mod renew;
+pub mod session;
 pub mod start;

@@ -9,12 +9,7 @@ use holm_api::{
 };
 
 use crate::{
-    account::Account,
-    app::App,
-    auth::{May, Serve},
-    config::LEASES_BODY_BYTES_MAX,
-    http::extract::Short,
-    ops,
+    account::Account, app::App, auth::speaker::Speaker, config::LEASES_BODY_BYTES_MAX, http::extract::Short, ops,
     problem::Failure,
 };
 
@@ -36,11 +31,11 @@ use crate::{
 )]
 pub async fn poll(
     State(app): State<Arc<App>>,
-    caller: May<Serve>,
+    speaker: Speaker,
     Extension(account): Extension<Arc<Account>>,
     Short(body): Short<LEASES_BODY_BYTES_MAX, Poll>,
 ) -> Result<axum::Json<Polled>, Failure> {
-    Ok(axum::Json(ops::leases::lease_poll(&app, &caller.token, body, &account).await?))
+    Ok(axum::Json(ops::leases::lease_poll(&app, &speaker, body, &account).await?))
 }
 
 #[cfg(test)]

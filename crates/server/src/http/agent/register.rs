@@ -8,14 +8,7 @@ use holm_api::{
     problem::Problem,
 };
 
-use crate::{
-    app::App,
-    auth::{May, Serve},
-    config::HELD_FREE_BYTES,
-    http::extract::Short,
-    ops,
-    problem::Failure,
-};
+use crate::{app::App, auth::speaker::Speaker, config::HELD_FREE_BYTES, http::extract::Short, ops, problem::Failure};
 
 /// Register an agent
 ///
@@ -32,10 +25,10 @@ use crate::{
 )]
 pub async fn register(
     State(app): State<Arc<App>>,
-    caller: May<Serve>,
+    speaker: Speaker,
     Short(body): Short<HELD_FREE_BYTES, Register>,
 ) -> Result<axum::Json<Registered>, Failure> {
-    Ok(axum::Json(ops::hosts::agent_register(&app, &caller.token, body).await?))
+    Ok(axum::Json(ops::hosts::agent_register(&app, &speaker, body).await?))
 }
 
 #[cfg(test)]

@@ -9,12 +9,7 @@ use holm_api::{
 };
 
 use crate::{
-    app::App,
-    auth::{May, Serve},
-    config::LEASES_BODY_BYTES_MAX,
-    http::extract::Short,
-    ops,
-    problem::Failure,
+    app::App, auth::speaker::Speaker, config::LEASES_BODY_BYTES_MAX, http::extract::Short, ops, problem::Failure,
 };
 
 /// Renew leases
@@ -33,10 +28,10 @@ use crate::{
 )]
 pub async fn renew(
     State(app): State<Arc<App>>,
-    caller: May<Serve>,
+    speaker: Speaker,
     Short(body): Short<LEASES_BODY_BYTES_MAX, Renew>,
 ) -> Result<axum::Json<Renewed>, Failure> {
-    Ok(axum::Json(ops::leases::renew::lease_renew(&app, &caller.token, body).await?))
+    Ok(axum::Json(ops::leases::renew::lease_renew(&app, &speaker, body).await?))
 }
 
 #[cfg(test)]

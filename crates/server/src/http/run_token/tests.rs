@@ -6,7 +6,6 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use holm_api::agent::{HeldLease, Poll, Polled, Renew, Renewed};
 use holm_domain::{ErrorCode, SignedTokenId};
 use http::StatusCode;
-use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use tracing::Level;
 
@@ -123,11 +122,11 @@ async fn changed_claims_are_refused_and_so_are_absurd_ones_that_are_signed() {
         let mut changed = claims.clone();
         changed[member] = value;
         let signed = keys.signer().sign(kind, &changed).unwrap();
-        let problem = refused(&world, signed.expose_secret()).await;
+        let problem = refused(&world, signed.expose()).await;
         assert!(problem.detail.contains(why), "{member}: {problem}");
     }
     let same = keys.signer().sign(kind, &claims).unwrap();
-    view(&world, same.expose_secret()).await;
+    view(&world, same.expose()).await;
     assert!(refused(&world, &format!("{token}{}", "A".repeat(4_000))).await.detail.contains("longer than"));
 }
 
@@ -139,7 +138,7 @@ async fn another_orgs_run_is_not_there() {
     let mut claims = claims_of(&token);
     claims["org"] = json!(crate::ids::org());
     let signed = keys.signer().sign(jose::Kind::Run, &claims).unwrap();
-    world.with_secret(signed.expose_secret()).get("/v1/run-token").await.problem(ErrorCode::NotFound);
+    world.with_secret(signed.expose()).get("/v1/run-token").await.problem(ErrorCode::NotFound);
 }
 
 #[tokio::test]

@@ -7,7 +7,6 @@
 use holm_api::agent::{Renew, RenewLease, Renewed, RenewedLease};
 use holm_domain::{
     ErrorCode, UnixMicros,
-    access::Token,
     error::InvalidField,
     host::Host,
     lease::{
@@ -21,6 +20,7 @@ use holm_store::{Error, RENEWALS_MAX, Renewal};
 use super::{Found, host_heard, millis, readable};
 use crate::{
     app::App,
+    auth::speaker::Speaker,
     config::LEASES_MAX,
     metrics::RenewalOutcome,
     ops::{revise, run_tokens::to_renewed},
@@ -28,17 +28,17 @@ use crate::{
 };
 
 /// Extends leases.
-pub async fn lease_renew(app: &App, token: &Token, body: Renew) -> Result<Renewed, Failure> {
+pub async fn lease_renew(app: &App, speaker: &Speaker, body: Renew) -> Result<Renewed, Failure> {
     if body.leases.is_empty() || body.leases.len() > LEASES_MAX {
         let problem = format!("give 1 to {LEASES_MAX} leases");
         return Err(InvalidField::new("leases", body.leases.len(), problem).into());
     }
     let by = Claimant { agent: body.agent, instance: body.instance };
-    let host = host_heard(app, token, by).await?;
+    let host = host_heard(app, speaker, by).await?;
     // One that is alone is read by itself.
     let found = match &body.leases[..] {
         [_] => Found::default(),
-        _ => readable(app, app.store.runs_of_agent(token.org, by.agent).await?),
+        _ => readable(app, app.store.runs_of_agent(speaker.org, by.agent).await?),
     };
     let mut answers = renew_together(app, &host, &body.leases, &found).await?;
     let mut failed = None;
@@ -52,7 +52,7 @@ pub async fn lease_renew(app: &App, token: &Token, body: Renew) -> Result<Renewe
     }
     answers.iter().for_each(|answer| app.metrics.renewed(outcome(answer.as_ref())));
     let mut leases: Vec<_> = answers.into_iter().flatten().collect();
-    to_renewed(app, (token.org, by.agent), &mut leases).await;
+    to_renewed(app, (speaker.org, by.agent), &mut leases).await;
     // What was saved is told, whatever became of the others: for those the agent asks again.
     match failed {
         Some(failure) if leases.is_empty() => Err(failure),

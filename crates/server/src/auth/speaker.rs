@@ -1,0 +1,192 @@
+//! Who speaks the agent protocol: the holder of a token with the role `agent`, or of a session that a host was given for its
+//! key (SPEC K2).
+//!
+//! What always holds: a session is verified by the public keys alone, and opens nothing but what agents ask; whether the key
+//! for which it was given still counts, the record of the host says, which every operation reads; what a host signs to be
+//! given one is for this deployment, was signed a moment ago, and by the key that is stored.
+
+use std::sync::Arc;
+
+use axum::{extract::FromRequestParts, http::request::Parts};
+use holm_api::{
+    identity::{HostClaims, Session},
+    signed_token::SignedToken,
+};
+use holm_domain::{
+    AgentId, ErrorCode, KeyId, OrgId, SignedTokenId, TokenId, UnixMicros,
+    access::Token,
+    enrol::{ASSERTION_MARGIN, HostPublicKey, Join, SESSION_LIFE},
+    host::{NotHeard, Voice, speaks},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    May, Serve, Shown, hash,
+    jose::{self, Kind, Refused, Standard},
+    refused, seated, shown, verified,
+};
+use crate::{app::App, gate::Party, ids, limited, problem::Failure};
+
+/// Who speaks for an agent.
+#[derive(Debug, Clone)]
+pub struct Speaker {
+    /// The org of the caller: the only one that this request can touch.
+    pub org: OrgId,
+    /// With what it speaks.
+    pub voice: Voice,
+    /// What opened the request.
+    pub(super) opened: Opened,
+    /// The digest of the secret, where a token did.
+    pub(super) hash: Option<[u8; 32]>,
+}
+
+/// What opens a request, as far as it may stop doing so.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Opened {
+    /// A token.
+    Token { org: OrgId, id: TokenId },
+    /// A session of a host.
+    Session { agent: AgentId, key: HostPublicKey, signed_by: KeyId, expires_at: UnixMicros },
+}
+
+impl Speaker {
+    /// The holder of a token.
+    pub fn of(token: &Token) -> Self {
+        let opened = Opened::Token { org: token.org, id: token.id };
+        Self { org: token.org, voice: Voice::Token(token.id), opened, hash: Some(token.hash) }
+    }
+}
+
+/// The claims of a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SessionClaims {
+    iss: String,
+    aud: String,
+    /// The agent.
+    sub: AgentId,
+    /// Its org.
+    org: OrgId,
+    /// The key for which it was given.
+    key: HostPublicKey,
+    iat: i64,
+    exp: i64,
+    jti: SignedTokenId,
+}
+
+impl FromRequestParts<Arc<App>> for Speaker {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Failure> {
+        let Some(Shown::Signed(token)) = shown(&parts.headers) else {
+            let caller = May::<Serve>::from_request_parts(parts, app).await?;
+            return Ok(Self::of(&caller.token));
+        };
+        let now = app.now();
+        let (claims, keys) = verified::<SessionClaims>(app, token, Kind::Session).await?;
+        let SessionClaims { iss, aud, sub, org, key, iat, exp, .. } = claims;
+        let standard = Standard { iss: &iss, aud: &aud, iat, exp };
+        standard.check(Kind::Session, &keys.issuer(), now, app.config.lease.margin)?;
+        let signed_by = jose::key_named(token, Kind::Session)?;
+        seated(parts, Party { org, is_agent: true })?;
+        limited::charge(app, parts, org).await?;
+        let opened = Opened::Session { agent: sub, key, signed_by, expires_at: jose::instant(exp) };
+        Ok(Self { org, voice: Voice::Key(sub, key), opened, hash: None })
+    }
+}
+
+/// A host that has proved, by what it signed, that it holds the key of an agent.
+#[derive(Debug)]
+pub struct HostBearer {
+    org: OrgId,
+    agent: AgentId,
+    key: HostPublicKey,
+}
+
+impl FromRequestParts<Arc<App>> for HostBearer {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Failure> {
+        let Some(Shown::Signed(token)) = shown(&parts.headers) else {
+            return Err(refused("send the header `authorization: Bearer …` with what the host has signed"));
+        };
+        let agent: AgentId = jose::key_named(token, Kind::Host)?;
+        let found = app.store.host_key_of(agent).await?;
+        let (org, key) = found.ok_or_else(|| {
+            refused(
+                "no key of this agent is enrolled here; start it with a join token (`holm hosts join NAME`), after \
+                 removing `agent/enrolled` in its state folder",
+            )
+        })?;
+        let public = |id: AgentId| (id == agent).then_some(key.public.0);
+        let claims: HostClaims = jose::verify(token, Kind::Host, public).map_err(|error| match error {
+            Refused::Signature => refused(
+                "the signature does not hold: this is not the key with which the host was enrolled; bring that back to \
+                 `agent/key` in its state folder, or revoke it (`holm hosts revoke HOST`) and enrol the host again",
+            ),
+            error => error.into(),
+        })?;
+        let HostClaims { iss, aud, deployment, iat, exp } = claims;
+        let issuer = app.keys.keys(&app.store).await?.issuer();
+        let (standard, now) = (Standard { iss: &deployment, aud: &aud, iat, exp }, app.now());
+        standard.check(Kind::Host, &issuer, now, ASSERTION_MARGIN).map_err(|refused| match refused {
+            Refused::Expired | Refused::Times => Refused::Clock { apart_s: jose::seconds(now).abs_diff(iat) },
+            other => other,
+        })?;
+        if iss != agent {
+            return Err(Refused::Audience.into());
+        }
+        speaks(agent, Some(&key), Voice::Key(agent, key.public))?;
+        seated(parts, Party { org, is_agent: true })?;
+        Ok(Self { org, agent, key: key.public })
+    }
+}
+
+/// Gives a host a session.
+pub async fn session_open(app: &App, host: HostBearer) -> Result<Session, Failure> {
+    let (HostBearer { org, agent, key }, keys, now) = (host, app.keys.keys(&app.store).await?, app.now());
+    let claims = SessionClaims {
+        iss: keys.issuer(),
+        aud: Kind::Session.audience().to_owned(),
+        sub: agent,
+        org,
+        key,
+        iat: jose::seconds(now),
+        exp: jose::seconds(now.plus(SESSION_LIFE)),
+        jti: ids::signed_token(),
+    };
+    let token: SignedToken = keys.signer().sign(Kind::Session, &claims).map_err(Failure::internal)?;
+    Ok(Session { token, life_ms: u64::try_from(SESSION_LIFE.as_millis()).unwrap_or(u64::MAX) })
+}
+
+/// A caller with the secret of a join token, which may not work any more.
+#[derive(Debug)]
+pub struct JoinBearer(pub Join);
+
+impl FromRequestParts<Arc<App>> for JoinBearer {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Failure> {
+        let secret = match shown(&parts.headers) {
+            Some(Shown::Opaque(secret)) if secret.starts_with(ids::JOIN_PREFIX) => secret,
+            _ => return Err(refused("this takes a join token `holm_join_…` (`holm hosts join NAME` makes one)")),
+        };
+        let join = app.store.join_by_hash(&hash(secret)).await?;
+        let join = join.ok_or_else(|| {
+            refused("the join token is unknown, or expired long ago; make another: `holm hosts join NAME`")
+        })?;
+        seated(parts, Party { org: join.org, is_agent: true })?;
+        limited::charge(app, parts, join.org).await?;
+        Ok(Self(join))
+    }
+}
+
+/// What somebody is told whose key was revoked.
+pub fn revoked(agent: AgentId) -> Failure {
+    let detail = format!(
+        "{}; to take the host in again, remove `agent/key` and `agent/enrolled` in its state folder and give its agent a new \
+         join token (`holm hosts join NAME`)",
+        NotHeard::Revoked(agent)
+    );
+    Failure::new(ErrorCode::HostRevoked, detail).at(holm_api::agent::AGENT_FIELD, agent)
+}

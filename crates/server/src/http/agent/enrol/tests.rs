@@ -1,0 +1,178 @@
+//! Join tokens: what they enrol, and what they do not.
+
+use std::time::Duration;
+
+use holm_api::hosts::{HostIdentity, HostList, JoinList, JoinView, NewJoin};
+use holm_domain::{ErrorCode, enrol::JOIN_LIFE_DEFAULT};
+use http::StatusCode;
+use serde_json::json;
+use tracing::Level;
+
+use super::*;
+use crate::testing::{Answer, World, log::Log, own_key::OwnKey};
+
+async fn send(world: &World, secret: &str, body: &Enrol) -> Answer {
+    world.with_secret(secret).post("/agent/v1/enrol", body).await
+}
+
+async fn made(world: &World, body: serde_json::Value) -> NewJoin {
+    world.admin().post("/v1/hosts/joins", &body).await.json(StatusCode::CREATED)
+}
+
+async fn listed(world: &World) -> Vec<JoinView> {
+    world.admin().get("/v1/hosts/joins").await.json::<JoinList>(StatusCode::OK).joins
+}
+
+#[tokio::test]
+async fn a_join_token_enrols_one_host_once_and_a_lost_answer_is_told_again() {
+    let world = World::new().await;
+    let NewJoin { join, secret } = made(&world, json!({"name": "host-7"})).await;
+    assert!(secret.starts_with("holm_join_") && secret.len() == 53);
+    assert_eq!(join.expires_at, world.app().now().plus(JOIN_LIFE_DEFAULT));
+    let host = OwnKey::new(40, 1);
+    let first: Enrolled = send(&world, &secret, &host.enrolment(&secret)).await.json(StatusCode::OK);
+    assert_eq!(first.issuer, format!("holm:{}", world.org));
+    world.clock.advance(JOIN_LIFE_DEFAULT * 2);
+    let again: Enrolled = send(&world, &secret, &host.enrolment(&secret)).await.json(StatusCode::OK);
+    assert_eq!(again, first, "although the token has expired since");
+    for other in [OwnKey::new(40, 2), OwnKey::new(41, 1)] {
+        let problem = send(&world, &secret, &other.enrolment(&secret)).await.problem(ErrorCode::JoinTokenUsed);
+        assert!(problem.detail.contains(&host.agent.to_string()) && problem.detail.contains("hosts join"), "{problem}");
+    }
+    let [shown] = &listed(&world).await[..] else { panic!("one") };
+    assert_eq!((shown.id, shown.agent), (join.id, Some(host.agent)));
+}
+
+#[tokio::test]
+async fn one_that_has_expired_or_was_revoked_enrols_nobody_and_says_why() {
+    let world = World::new().await;
+    let host = OwnKey::new(40, 1);
+    let short = made(&world, json!({"name": "short", "expires_in_s": 60})).await;
+    let revoked = made(&world, json!({"name": "revoked"})).await;
+    let path = format!("/v1/hosts/joins/{}", revoked.join.id);
+    world.other_org().delete(&path).await.problem(ErrorCode::NotFound);
+    for _ in 0..2 {
+        assert_eq!(world.admin().delete(&path).await.status, StatusCode::NO_CONTENT);
+    }
+    world.clock.advance(Duration::from_secs(60));
+    for (secret, why) in [(&short.secret, "has expired"), (&revoked.secret, "was revoked")] {
+        let problem = send(&world, secret, &host.enrolment(secret)).await.problem(ErrorCode::Unauthenticated);
+        assert!(problem.detail.contains(why) && problem.detail.contains("make another"), "{problem}");
+    }
+    let unknown = format!("holm_join_{}", "A".repeat(43));
+    send(&world, &unknown, &host.enrolment(&unknown)).await.problem(ErrorCode::Unauthenticated);
+    for other in [world.agent(), world.admin(), world.nobody()] {
+        let refused = other.post("/agent/v1/enrol", &host.enrolment("x")).await.problem(ErrorCode::Unauthenticated);
+        assert!(refused.detail.contains("holm_join_"), "{refused}");
+    }
+    assert_eq!(world.app().store.host_key_of(host.agent).await.unwrap(), None);
+    world.clock.advance(Duration::from_secs(24 * 3_600 + 3_600));
+    made(&world, json!({"name": "later"})).await;
+    assert_eq!(listed(&world).await.len(), 1, "what ended long ago is forgotten");
+}
+
+#[tokio::test]
+async fn a_join_token_opens_nothing_else_and_its_secret_is_shown_once() {
+    let log = Log::default();
+    let world = World::new().await;
+    let _kept = log.keep(Level::TRACE);
+    let secret = world.join_secret().await;
+    let caller = world.with_secret(&secret);
+    for path in ["/v1/runs", "/v1/whoami", "/v1/hosts/joins", "/metrics"] {
+        assert!(caller.get(path).await.problem(ErrorCode::Unauthenticated).detail.contains("join token"), "{path}");
+    }
+    let polled = caller.post("/agent/v1/poll", &world.poll()).await.problem(ErrorCode::Unauthenticated);
+    assert!(polled.detail.contains("join token"), "{polled}");
+    let shown = world.admin().get("/v1/hosts/joins").await.body;
+    assert!(!String::from_utf8_lossy(&shown).contains("holm_join_"));
+    assert_eq!(world.app().store.token_list(world.org).await.unwrap().len(), 3, "it is not among the other tokens");
+    let host = OwnKey::new(40, 1);
+    send(&world, &secret, &host.enrolment(&secret)).await.json::<Enrolled>(StatusCode::OK);
+    assert_eq!(log.lines_with("a host was enrolled"), 1);
+    assert_eq!(log.lines_with(&secret) + log.lines_with(secret.trim_start_matches("holm_join_")), 0);
+    for caller in [world.member(), world.agent()] {
+        caller.post("/v1/hosts/joins", &json!({"name": "x"})).await.problem(ErrorCode::Forbidden);
+    }
+    for (body, field) in [
+        (json!({"name": ""}), "name"),
+        (json!({"name": "x", "expires_in_s": 59}), "expires_in_s"),
+        (json!({"name": "x", "expires_in_s": 7 * 24 * 3_600 + 1}), "expires_in_s"),
+    ] {
+        let problem = world.admin().post("/v1/hosts/joins", &body).await.problem(ErrorCode::InvalidField);
+        assert_eq!(problem.field.as_deref(), Some(field));
+    }
+    let private = World::with_config(|config| config.private = true).await;
+    private.admin().post("/v1/hosts/joins", &json!({"name": "x"})).await.problem(ErrorCode::Forbidden);
+}
+
+#[tokio::test]
+async fn a_proof_is_for_this_agent_this_key_and_this_token() {
+    let world = World::new().await;
+    let (secret, another) = (world.join_secret().await, world.join_secret().await);
+    let (host, thief) = (OwnKey::new(40, 1), OwnKey::new(41, 2));
+    let good = host.enrolment(&secret);
+    for body in [
+        Enrol { agent: thief.agent, ..good.clone() },
+        Enrol { key: thief.public(), ..good.clone() },
+        Enrol { proof: thief.enrolment(&secret).proof, ..good.clone() },
+        host.enrolment(&another),
+        Enrol { proof: String::new(), ..good.clone() },
+        Enrol { proof: format!("{}=", good.proof), ..good.clone() },
+    ] {
+        let problem = send(&world, &secret, &body).await.problem(ErrorCode::InvalidField);
+        assert_eq!(problem.field.as_deref(), Some("proof"));
+    }
+    assert!(listed(&world).await.iter().all(|join| join.used_at.is_none()), "nothing was used up");
+    send(&world, &secret, &good).await.json::<Enrolled>(StatusCode::OK);
+}
+
+#[tokio::test]
+async fn an_agent_for_whom_somebody_speaks_is_not_taken_over() {
+    let world = World::new().await;
+    let secret = world.join_secret().await;
+    // That of the world registered with its token.
+    let thief = OwnKey::new(7, 1);
+    assert_eq!(thief.agent, world.agent_id);
+    let problem = send(&world, &secret, &thief.enrolment(&secret)).await.problem(ErrorCode::Conflict);
+    assert!(problem.detail.contains("still works") && problem.detail.contains("token revoke"), "{problem}");
+    let host = OwnKey::new(40, 2);
+    host.begin(&world).await;
+    let thief = OwnKey::new(40, 3);
+    let problem = send(&world, &secret, &thief.enrolment(&secret)).await.problem(ErrorCode::Conflict);
+    assert!(problem.detail.contains("another key"), "{problem}");
+    world.revoke_agent_token().await;
+    let mover = OwnKey::new(7, 1);
+    send(&world, &secret, &mover.enrolment(&secret)).await.json::<Enrolled>(StatusCode::OK);
+    let hosts: HostList = world.member().get("/v1/hosts").await.json(StatusCode::OK);
+    let of = |agent| hosts.hosts.iter().find(|host| host.id == agent).unwrap().identity.clone().unwrap();
+    assert!(matches!(of(mover.agent), HostIdentity::Key { key, revoked_at: None, .. } if key == mover.public()));
+    assert!(matches!(of(host.agent), HostIdentity::Key { key, .. } if key == host.public()));
+}
+
+#[tokio::test]
+async fn of_enrolments_that_race_with_one_token_one_wins() {
+    let world = World::new().await;
+    let secret = world.join_secret().await;
+    let hosts: Vec<OwnKey> = (0..6).map(|n| OwnKey::new(50 + u128::from(n), n + 1)).collect();
+    let bodies: Vec<Enrol> = hosts.iter().map(|host| host.enrolment(&secret)).collect();
+    let answers = futures_util::future::join_all(bodies.iter().map(|body| send(&world, &secret, body))).await;
+    let (won, lost): (Vec<Answer>, Vec<Answer>) = answers.into_iter().partition(|it| it.status == StatusCode::OK);
+    assert_eq!((won.len(), lost.len()), (1, 5));
+    for answer in lost {
+        answer.problem(ErrorCode::JoinTokenUsed);
+    }
+}
+
+#[tokio::test]
+async fn a_host_of_another_org_is_not_told_of() {
+    let world = World::new().await;
+    let theirs = world.other_org().post("/v1/hosts/joins", &json!({"name": "x"})).await;
+    let theirs: NewJoin = theirs.json(StatusCode::CREATED);
+    OwnKey::new(40, 1).enrol(&world).await;
+    for thief in [OwnKey::new(7, 9), OwnKey::new(40, 9)] {
+        let problem = send(&world, &theirs.secret, &thief.enrolment(&theirs.secret)).await.problem(ErrorCode::Conflict);
+        assert!(problem.detail.contains("cannot be used here"), "{problem}");
+    }
+    let revoke = format!("/v1/hosts/{}/revoke", OwnKey::new(40, 1).agent);
+    world.other_org().post(&revoke, &()).await.problem(ErrorCode::NotFound);
+}

@@ -1,0 +1,195 @@
+//! Join tokens and the keys of hosts: make, list and revoke tokens, enrol a host, revoke its key. Who did what is in the log.
+
+use std::time::Duration;
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use holm_api::{
+    agent::AGENT_FIELD,
+    hosts::{CreateJoin, HostKeyView, JoinView},
+    identity::{Enrol, Enrolled, enrol_text},
+};
+use holm_domain::{
+    AgentId, ErrorCode, OrgId, TokenId,
+    access::Token,
+    enrol::{
+        Admitted, HostKey, JOIN_LIFE_DEFAULT, JOIN_LIFE_MAX, JOIN_LIFE_MIN, Join, JoinUse, NotAdmitted, NotEnrolled,
+        enrols,
+    },
+    error::InvalidField,
+    host::Host,
+};
+use holm_store::Error;
+use ring::signature::{ED25519, UnparsedPublicKey};
+use secrecy::{ExposeSecret as _, SecretString};
+
+use super::{
+    hosts::is_bound,
+    tokens::{check_name, not_private},
+};
+use crate::{
+    app::App,
+    auth::{self, speaker},
+    config::SWAPS_MAX,
+    ids,
+    problem::Failure,
+};
+
+/// For how long a join token stands in the list after it has expired.
+const SHOWN_FOR: Duration = Duration::from_secs(24 * 3_600);
+
+/// Makes a join token of the org of `by`; the secret is nowhere but in the answer.
+pub async fn join_create(app: &App, by: &Token, body: CreateJoin) -> Result<(JoinView, SecretString), Failure> {
+    not_private(app)?;
+    check_name("name", &body.name)?;
+    let (least, most) = (JOIN_LIFE_MIN.as_secs(), JOIN_LIFE_MAX.as_secs());
+    let seconds = body.expires_in_s.unwrap_or(JOIN_LIFE_DEFAULT.as_secs());
+    if !(least..=most).contains(&seconds) {
+        let problem = format!("give {least} to {most} seconds, or leave it out for {}", JOIN_LIFE_DEFAULT.as_secs());
+        return Err(InvalidField::new("expires_in_s", seconds, problem).into());
+    }
+    let (secret, now) = (ids::join_secret(), app.now());
+    let join = Join {
+        id: ids::token(),
+        org: by.org,
+        name: body.name,
+        hash: auth::hash(secret.expose_secret()),
+        created_at: now,
+        expires_at: now.plus(Duration::from_secs(seconds)),
+        revoked_at: None,
+        used: None,
+    };
+    app.store.join_create(&join, now.minus(SHOWN_FOR)).await?;
+    tracing::info!(join = %join.id, name = join.name, by = %by.id, by_name = by.name, "a join token was made");
+    Ok((view(join), secret))
+}
+
+/// The join tokens of the org, newest first.
+pub async fn join_list(app: &App, org: OrgId) -> Result<Vec<JoinView>, Failure> {
+    Ok(app.store.join_list(org).await?.into_iter().map(view).collect())
+}
+
+fn view(join: Join) -> JoinView {
+    let Join { id, name, created_at, expires_at, revoked_at, used, .. } = join;
+    let (agent, used_at) = used.map(|used| (used.agent, used.at)).unzip();
+    JoinView { id, name, created_at, expires_at, revoked_at, used_at, agent }
+}
+
+/// Revokes a join token of the org at once; what it has enrolled stays. Revoking again changes nothing.
+pub async fn join_revoke(app: &App, by: &Token, id: TokenId) -> Result<(), Failure> {
+    app.store.join_revoke(by.org, id, app.now()).await?;
+    tracing::info!(join = %id, by = %by.id, by_name = by.name, "a join token was revoked");
+    Ok(())
+}
+
+/// Enrols the key of an agent with a join token; with the same agent and key as often as somebody asks. Nothing is written
+/// before the proof holds.
+pub async fn host_enrol(app: &App, join: Join, body: Enrol) -> Result<Enrolled, Failure> {
+    prove(&join, &body)?;
+    let issuer = app.keys.keys(&app.store).await?.issuer();
+    let Enrol { agent, key, .. } = body;
+    for _ in 0..SWAPS_MAX {
+        let now = app.now();
+        let join = app.store.join_by_hash(&join.hash).await?.ok_or(Error::NotFound { what: "join token" })?;
+        let known = app.store.host_key_of(agent).await?;
+        if join.admits(agent, key, now)? == Admitted::Again {
+            let is_good = known.is_some_and(|(_, known)| known.public == key && known.revoked_at.is_none());
+            return if is_good { Ok(Enrolled { issuer }) } else { Err(speaker::revoked(agent)) };
+        }
+        if known.is_some_and(|(org, _)| org != join.org) {
+            return Err(not_here(agent));
+        }
+        let host = app.store.host_get(join.org, agent).await?;
+        let is_bound = match &host {
+            Some(host) => is_bound(app, host).await?,
+            None => false,
+        };
+        let known = known.map(|(_, key)| key);
+        enrols(agent, key, known.as_ref(), host.as_ref(), is_bound)?;
+        match app.store.host_enrol(join.org, join.id, JoinUse { agent, key, at: now }).await {
+            Ok(()) => {
+                tracing::info!(%agent, key = %key, join = %join.id, name = join.name, "a host was enrolled");
+                return Ok(Enrolled { issuer });
+            }
+            Err(Error::Conflict { what: "host key" })
+                if app.store.host_key_of(agent).await?.map(|(_, key)| key) == known =>
+            {
+                return Err(not_here(agent));
+            }
+            Err(Error::Conflict { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let cause = format!("{SWAPS_MAX} attempts to enrol {agent} found it changed by somebody else");
+    Err(Failure::unavailable("the host is being enrolled by many at once; try again", cause))
+}
+
+/// The id belongs to another org; to say so would tell that it exists.
+fn not_here(agent: AgentId) -> Failure {
+    let detail = "the agent's id cannot be used here; remove `agent/id` to draw a new one";
+    Failure::new(ErrorCode::Conflict, detail).at(AGENT_FIELD, agent)
+}
+
+fn prove(join: &Join, body: &Enrol) -> Result<(), Failure> {
+    let text = enrol_text(body.agent, body.key, &join.hash);
+    let holds =
+        |signature: Vec<u8>| UnparsedPublicKey::new(&ED25519, body.key.0).verify(text.as_bytes(), &signature).is_ok();
+    if URL_SAFE_NO_PAD.decode(&body.proof).is_ok_and(holds) {
+        return Ok(());
+    }
+    let problem = "it is no signature by `key` over this agent, this key and this join token";
+    Err(InvalidField::new("proof", &body.proof, problem).into())
+}
+
+impl From<NotAdmitted> for Failure {
+    fn from(error: NotAdmitted) -> Self {
+        let (code, way_out) = match error {
+            NotAdmitted::Used(_) => (ErrorCode::JoinTokenUsed, "make one for this host"),
+            NotAdmitted::Revoked | NotAdmitted::Expired => (ErrorCode::Unauthenticated, "make another"),
+        };
+        Self::new(code, format!("{error}; {way_out}: `holm hosts join NAME`"))
+    }
+}
+
+impl From<NotEnrolled> for Failure {
+    fn from(error: NotEnrolled) -> Self {
+        let (agent, way_out) = match error {
+            NotEnrolled::Enrolled(agent) => (
+                agent,
+                "bring back `agent/key` and `agent/enrolled` in its state folder, or revoke the key \
+                 (`holm hosts revoke HOST`) and enrol again",
+            ),
+            NotEnrolled::Bound { agent, .. } => (
+                agent,
+                "revoke that token first (`holm token revoke TOKEN`), or, where other agents speak with it, remove \
+                 `agent/id` in the state folder once the host has no runs, which makes it another host",
+            ),
+            NotEnrolled::Revoked(agent) => return speaker::revoked(agent),
+        };
+        Self::new(ErrorCode::Conflict, format!("{error}; {way_out}")).at(AGENT_FIELD, agent)
+    }
+}
+
+/// Revokes the key of a host at once: nothing that its agent says is heard any more, and its leases run out. Revoking again
+/// changes nothing.
+pub async fn host_revoke(app: &App, by: &Token, agent: AgentId) -> Result<HostKeyView, Failure> {
+    match app.store.host_key_revoke(by.org, agent, app.now()).await {
+        Ok(()) => {}
+        Err(Error::NotFound { .. }) => return Err(no_key(agent, app.store.host_get(by.org, agent).await?)),
+        Err(error) => return Err(error.into()),
+    }
+    tracing::warn!(%agent, by = %by.id, by_name = by.name, "the key of a host was revoked");
+    // Whoever waits with it is refused now.
+    app.wakers.ring_agents(by.org);
+    let (_, key) = app.store.host_key_of(agent).await?.ok_or_else(|| Failure::not_found("host", agent))?;
+    let HostKey { public, enrolled_at, revoked_at, .. } = key;
+    Ok(HostKeyView { agent, key: public, enrolled_at, revoked_at })
+}
+
+fn no_key(agent: AgentId, host: Option<Host>) -> Failure {
+    let Some(host) = host else { return Failure::not_found("host", agent) };
+    let detail = format!(
+        "the host has no key: its agent speaks with {token}; `holm token revoke {token}` takes that out of use",
+        token = host.token
+    );
+    Failure::new(ErrorCode::Conflict, detail).at(AGENT_FIELD, agent)
+}

@@ -1,0 +1,158 @@
+//! Join tokens, and the keys of hosts that they enrol.
+//!
+//! What always holds: whoever enrols at once with one token, one of them does, and its key is stored in the transaction that
+//! marks the token used; a key that was not revoked is never replaced, and an agent has one.
+
+use holm_domain::{
+    AgentId, OrgId, TokenId, UnixMicros,
+    enrol::{HostKey, HostPublicKey, Join, JoinUse},
+};
+
+use crate::{
+    Backend, Error, Result, Store,
+    error::full_unless_one,
+    sql::{Db, Fields, Row, args, queries},
+};
+
+/// The largest number of join tokens of an org, with those that have ended and are not forgotten yet.
+pub const JOIN_TOKENS_MAX: u32 = 4_000;
+
+impl Store {
+    /// Stores a new join token; a conflict if its id or its hash is taken, not found if there is no such org. Those of the org
+    /// that expired before `forget_before` are forgotten.
+    pub async fn join_create(&self, join: &Join, forget_before: UnixMicros) -> Result<()> {
+        match &self.backend {
+            Backend::Memory(memory) => memory.turn().await.join_create(join, forget_before),
+            Backend::Sql(db) => join_create(db, join, forget_before).await,
+        }
+    }
+
+    /// The join token whose secret has that SHA-256, of whichever org. It may be expired, revoked or used.
+    pub async fn join_by_hash(&self, hash: &[u8; 32]) -> Result<Option<Join>> {
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.turn().await.join_by_hash(hash)),
+            Backend::Sql(db) => db.row(JOIN_BY_HASH, args![hash]).await?.as_ref().map(join_of).transpose(),
+        }
+    }
+
+    /// All join tokens of the org that are not forgotten, newest first.
+    pub async fn join_list(&self, org: OrgId) -> Result<Vec<Join>> {
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.turn().await.join_list(org)),
+            Backend::Sql(db) => db.rows(JOIN_LIST, args![org, JOIN_TOKENS_MAX]).await?.iter().map(join_of).collect(),
+        }
+    }
+
+    /// Revokes a join token. One that was revoked before keeps its time; what one has enrolled stays.
+    pub async fn join_revoke(&self, org: OrgId, id: TokenId, now: UnixMicros) -> Result<()> {
+        match &self.backend {
+            Backend::Memory(memory) => memory.turn().await.join_revoke(org, id, now),
+            Backend::Sql(db) => match db.execute(JOIN_REVOKE, args![org, id, now]).await? {
+                0 => Err(Error::NotFound { what: "join token" }),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// Marks the join token `id` used and stores the key that it enrols; a conflict about the `join token` if that was used or
+    /// revoked, or expired before `used.at`, and one about the `host key` if the agent has a key that was not revoked, or
+    /// belongs to another org. Then nothing was changed.
+    pub async fn host_enrol(&self, org: OrgId, id: TokenId, used: JoinUse) -> Result<()> {
+        match &self.backend {
+            Backend::Memory(memory) => memory.turn().await.host_enrol(org, id, used),
+            Backend::Sql(db) => host_enrol(db, org, id, used).await,
+        }
+    }
+
+    /// The key of an agent with its org, whichever that is: this is how a request that a host signed finds its org.
+    pub async fn host_key_of(&self, agent: AgentId) -> Result<Option<(OrgId, HostKey)>> {
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.turn().await.host_key_of(agent)),
+            Backend::Sql(db) => db.row(HOST_KEY_OF, args![agent]).await?.as_ref().map(key_of).transpose(),
+        }
+    }
+
+    /// Revokes the key of an agent. One that was revoked before keeps its time. Not found if the agent has none.
+    pub async fn host_key_revoke(&self, org: OrgId, agent: AgentId, now: UnixMicros) -> Result<()> {
+        match &self.backend {
+            Backend::Memory(memory) => memory.turn().await.host_key_revoke(org, agent, now),
+            Backend::Sql(db) => match db.execute(HOST_KEY_REVOKE, args![org, agent, now]).await? {
+                0 => Err(Error::NotFound { what: "host key" }),
+                _ => Ok(()),
+            },
+        }
+    }
+}
+
+queries! {
+    of "join token" in "org";
+    JOIN_CREATE = "insert into join_tokens (id, org, name, hash, created_at, expires_at)
+        select $1, $2, $3, $4, $5, $6 where (select count(*) from join_tokens where org = $2) < $7";
+    JOIN_FORGET = "delete from join_tokens where org = $1 and expires_at < $2";
+    JOIN_BY_HASH = "select id, org, name, hash, created_at, expires_at, revoked_at, used_at, used_by, used_key
+        from join_tokens where hash = $1";
+    JOIN_LIST = "select id, org, name, hash, created_at, expires_at, revoked_at, used_at, used_by, used_key
+        from join_tokens where org = $1 order by id desc limit $2 + 0";
+    JOIN_REVOKE = "update join_tokens set revoked_at = coalesce(revoked_at, $3) where org = $1 and id = $2";
+    JOIN_USE = "update join_tokens set used_at = $3, used_by = $4, used_key = $5
+        where org = $1 and id = $2 and used_at is null and revoked_at is null and expires_at > $3";
+    HOST_KEY_PUT = "insert into host_keys (agent, org, public_key, join_token, enrolled_at)
+        select $1, $2, $3, $4, $5 where not exists (select 1 from hosts where id = $1 and org <> $2)
+        on conflict (agent) do update set public_key = excluded.public_key, join_token = excluded.join_token,
+          enrolled_at = excluded.enrolled_at, revoked_at = null
+        where host_keys.org = excluded.org and host_keys.revoked_at is not null";
+    HOST_KEY_OF = "select agent, org, public_key, join_token, enrolled_at, revoked_at from host_keys where agent = $1";
+    HOST_KEY_REVOKE = "update host_keys set revoked_at = coalesce(revoked_at, $3) where org = $1 and agent = $2";
+}
+
+fn join_of(row: &Row) -> Result<Join> {
+    let row = row.of("join_tokens", "id")?;
+    let used = match row.at_if_any("used_at")? {
+        None => None,
+        Some(at) => Some(JoinUse { agent: row.parsed("used_by")?, key: HostPublicKey(row.digest("used_key")?), at }),
+    };
+    Ok(Join {
+        id: row.parsed("id")?,
+        org: row.parsed("org")?,
+        name: row.text("name")?,
+        hash: row.digest("hash")?,
+        created_at: row.at("created_at")?,
+        expires_at: row.at("expires_at")?,
+        revoked_at: row.at_if_any("revoked_at")?,
+        used,
+    })
+}
+
+fn key_of(row: &Row) -> Result<(OrgId, HostKey)> {
+    let row = row.of("host_keys", "agent")?;
+    let key = key_if_any(&row)?.ok_or_else(|| row.corrupt("it has no time of enrolment"))?;
+    Ok((row.parsed("org")?, key))
+}
+
+/// The key that stands in a row, if one does.
+pub(crate) fn key_if_any(row: &Fields<'_>) -> Result<Option<HostKey>> {
+    let Some(enrolled_at) = row.at_if_any("enrolled_at")? else { return Ok(None) };
+    let public = HostPublicKey(row.digest("public_key")?);
+    Ok(Some(HostKey { public, join: row.parsed("join_token")?, enrolled_at, revoked_at: row.at_if_any("revoked_at")? }))
+}
+
+async fn join_create(db: &Db, join: &Join, forget_before: UnixMicros) -> Result<()> {
+    let Join { id, org, name, hash, created_at, expires_at, revoked_at: _, used: _ } = join;
+    let mut tx = db.begin().await?;
+    tx.execute(JOIN_FORGET, args![*org, forget_before]).await?;
+    let values = args![*id, *org, name.as_str(), hash, *created_at, *expires_at, JOIN_TOKENS_MAX];
+    full_unless_one(tx.execute(JOIN_CREATE, values).await?, "join tokens of an org", JOIN_TOKENS_MAX)?;
+    tx.commit().await
+}
+
+async fn host_enrol(db: &Db, org: OrgId, id: TokenId, used: JoinUse) -> Result<()> {
+    let JoinUse { agent, key, at } = used;
+    let mut tx = db.begin().await?;
+    if tx.execute(JOIN_USE, args![org, id, at, agent, &key.0]).await? == 0 {
+        return Err(Error::Conflict { what: "join token" });
+    }
+    if tx.execute(HOST_KEY_PUT, args![agent, org, &key.0, id, at]).await? == 0 {
+        return Err(Error::Conflict { what: "host key" });
+    }
+    tx.commit().await
+}

@@ -1,0 +1,81 @@
+//! Join tokens and keys of hosts in memory.
+
+use holm_domain::{
+    AgentId, OrgId, TokenId, UnixMicros,
+    enrol::{HostKey, Join, JoinUse},
+    host::Host,
+};
+
+use super::{Memory, State};
+use crate::{Error, JOIN_TOKENS_MAX, Result, error::full_unless_one};
+
+impl State {
+    /// The host as it is read: with the key of its agent.
+    pub(super) fn with_key(&self, host: &Host) -> Host {
+        let key = self.host_keys.get(&host.id).filter(|(org, _)| *org == host.org).map(|(_, key)| *key);
+        Host { key, ..host.clone() }
+    }
+}
+
+impl Memory {
+    pub(crate) fn join_create(&self, join: &Join, forget_before: UnixMicros) -> Result<()> {
+        let mut state = self.lock();
+        state.org_must_be(join.org)?;
+        if state.joins.contains_key(&join.id) || state.joins.values().any(|other| other.hash == join.hash) {
+            return Err(Error::Conflict { what: "join token" });
+        }
+        state.joins.retain(|_, other| other.org != join.org || other.expires_at >= forget_before);
+        if state.joins.values().filter(|other| other.org == join.org).count() >= JOIN_TOKENS_MAX as usize {
+            return full_unless_one(0, "join tokens of an org", JOIN_TOKENS_MAX);
+        }
+        state.joins.insert(join.id, Join { revoked_at: None, used: None, ..join.clone() });
+        Ok(())
+    }
+
+    pub(crate) fn join_by_hash(&self, hash: &[u8; 32]) -> Option<Join> {
+        self.lock().joins.values().find(|join| join.hash == *hash).cloned()
+    }
+
+    pub(crate) fn join_list(&self, org: OrgId) -> Vec<Join> {
+        self.lock().joins.values().rev().filter(|join| join.org == org).cloned().collect()
+    }
+
+    pub(crate) fn join_revoke(&self, org: OrgId, id: TokenId, now: UnixMicros) -> Result<()> {
+        let mut state = self.lock();
+        let join = state.joins.get_mut(&id).filter(|join| join.org == org);
+        join.ok_or(Error::NotFound { what: "join token" })?.revoked_at.get_or_insert(now);
+        Ok(())
+    }
+
+    pub(crate) fn host_enrol(&self, org: OrgId, id: TokenId, used: JoinUse) -> Result<()> {
+        let mut state = self.lock();
+        let works = |join: &Join| {
+            join.org == org && join.used.is_none() && join.revoked_at.is_none() && join.expires_at > used.at
+        };
+        if !state.joins.get(&id).is_some_and(works) {
+            return Err(Error::Conflict { what: "join token" });
+        }
+        let is_theirs = state.hosts.get(&used.agent).is_some_and(|host| host.org != org);
+        let is_taken = |(of, key): &(OrgId, HostKey)| *of != org || key.revoked_at.is_none();
+        if is_theirs || state.host_keys.get(&used.agent).is_some_and(is_taken) {
+            return Err(Error::Conflict { what: "host key" });
+        }
+        let key = HostKey { public: used.key, join: id, enrolled_at: used.at, revoked_at: None };
+        state.host_keys.insert(used.agent, (org, key));
+        if let Some(join) = state.joins.get_mut(&id) {
+            join.used = Some(used);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn host_key_of(&self, agent: AgentId) -> Option<(OrgId, HostKey)> {
+        self.lock().host_keys.get(&agent).copied()
+    }
+
+    pub(crate) fn host_key_revoke(&self, org: OrgId, agent: AgentId, now: UnixMicros) -> Result<()> {
+        let mut state = self.lock();
+        let found = state.host_keys.get_mut(&agent).filter(|(of, _)| *of == org);
+        found.ok_or(Error::NotFound { what: "host key" })?.1.revoked_at.get_or_insert(now);
+        Ok(())
+    }
+}
