@@ -17,6 +17,7 @@ use std::{
 use holm_runtime::{AttemptId, crash::effect};
 use holm_shim::protocol::SPOOL_DIR_NAME;
 use rustix::fs::{FlockOperation, OFlags, flock};
+use zeroize::Zeroizing;
 
 /// The folder, in the agent's, with what could not be read of attempts.
 pub const SET_ASIDE_NAME: &str = "set-aside";
@@ -325,6 +326,17 @@ pub(crate) fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), 
     at(dir, File::open(dir).and_then(|dir| dir.sync_all()))
 }
 
+/// The same for a file that nothing may replace: where there is one, it stays, and that is an error.
+pub(crate) fn write_once(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), FolderError> {
+    let draft = write_draft(dir, name, bytes, true)?;
+    let path = dir.join(name);
+    // Effect: that of whoever has the file written.
+    at(&path, fs::hard_link(&draft, &path))?;
+    // Effect: that of whoever has the file written.
+    at(&draft, fs::remove_file(&draft))?;
+    at(dir, File::open(dir).and_then(|dir| dir.sync_all()))
+}
+
 /// Writes a file that is there whole or not at all as long as the machine does not fail.
 pub(crate) fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), FolderError> {
     let draft = write_draft(dir, name, bytes, false)?;
@@ -364,6 +376,28 @@ pub(crate) fn read_own(path: &Path, bytes_max: u64) -> io::Result<Option<Vec<u8>
     if bytes.len() as u64 > bytes_max {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("it is longer than {bytes_max} bytes")));
     }
+    Ok(Some(bytes))
+}
+
+/// Reads a file as [`read_own`] does, and refuses one that others than its owner may read or change.
+pub(crate) fn read_secret(path: &Path, bytes_max: u64) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
+    let file = match open_plain(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let metadata = file.metadata()?;
+    if metadata.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::other("it belongs to somebody else"));
+    }
+    let mode = metadata.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        let problem = format!("others than its owner may use it (mode {mode:04o})");
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, problem));
+    }
+    // Room from the start, so that no copy is left behind where it grows.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(bytes_max).unwrap_or(0) + 1));
+    file.take(bytes_max + 1).read_to_end(&mut bytes)?;
     Ok(Some(bytes))
 }
 

@@ -11,7 +11,10 @@ use holm_domain::{AgentId, InstanceId};
 use holm_runtime::crash::effect;
 use rustix::io::Errno;
 
-use crate::folder::{Damage, FolderError, check, read_own, write_durably};
+use crate::{
+    folder::{Damage, FolderError, check, read_own, write_durably},
+    own_key,
+};
 
 const FILE_NAME: &str = "id";
 const INSTANCE_FILE_NAME: &str = "instance";
@@ -46,7 +49,7 @@ fn load(dir: &Path) -> Result<Option<AgentId>, FolderError> {
 }
 
 /// What the operating system refuses says itself what is to be done; everything else is damage.
-fn refused(path: &Path, error: io::Error, way_out: &'static str) -> FolderError {
+pub(crate) fn refused(path: &Path, error: io::Error, way_out: &'static str) -> FolderError {
     match error.raw_os_error() {
         Some(code) if code != Errno::LOOP.raw_os_error() => FolderError::Io { path: path.to_owned(), source: error },
         _ => FolderError::Damaged(Damage { path: path.to_owned(), problem: error.to_string(), way_out }),
@@ -86,8 +89,12 @@ fn predecessor(dir: &Path) -> Result<Option<InstanceId>, FolderError> {
 pub fn examine(dir: &Path) -> Vec<FolderError> {
     let mut found = check(dir);
     if found.is_empty() || dir.is_dir() {
-        found.extend(load(dir).err());
+        let agent = load(dir).unwrap_or_else(|error| {
+            found.push(error);
+            None
+        });
         found.extend(predecessor(dir).err());
+        found.extend(own_key::examine(dir, agent));
     }
     found
 }

@@ -67,13 +67,18 @@ pub(crate) enum Event {
     },
     /// An attempt does not need its lease any more.
     Released(Held),
-    /// A newer process of this agent has registered.
-    Superseded,
+    /// This process is not heard any more.
+    Unheard(Unheard),
 }
 
-/// A newer process of this agent has registered: this one is not heard any more, and ends.
+/// Why the control plane does not hear this process any more, which ends then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Superseded;
+pub(crate) enum Unheard {
+    /// A newer process of this agent has registered.
+    Superseded,
+    /// The key of the host was revoked.
+    Revoked,
+}
 
 /// How an agent goes away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,7 +129,7 @@ pub(crate) struct Keeper<C> {
     reaping: JoinSet<()>,
     held: watch::Sender<Vec<HeldLease>>,
     phase: Phase,
-    is_superseded: bool,
+    unheard: Option<Unheard>,
 }
 
 impl<C: ControlPlane> Keeper<C> {
@@ -143,16 +148,16 @@ impl<C: ControlPlane> Keeper<C> {
             reaping: JoinSet::new(),
             held: watch::channel(Vec::new()).0,
             phase: Phase::Working,
-            is_superseded: false,
+            unheard: None,
         }
     }
 
-    /// Works until `shutdown` and what it asks for are done, or until a newer process of this agent works.
+    /// Works until `shutdown` and what it asks for are done, or until this process is not heard any more.
     pub(crate) async fn run(
         mut self,
         survivors: Vec<Survivor>,
         shutdown: impl Future<Output = Shutdown>,
-    ) -> Result<(), Superseded> {
+    ) -> Result<(), Unheard> {
         let mut shutdown = std::pin::pin!(shutdown);
         for survivor in survivors {
             self.take_up(survivor);
@@ -178,7 +183,7 @@ impl<C: ControlPlane> Keeper<C> {
             }
         }
         self.pollers.shutdown().await;
-        if self.is_superseded { Err(Superseded) } else { Ok(()) }
+        self.unheard.map_or(Ok(()), Err)
     }
 
     fn start_pollers(&mut self) {
@@ -205,8 +210,11 @@ impl<C: ControlPlane> Keeper<C> {
                 let _is_heard = done.send(());
             }
             Event::Renewed { asked_at, result: Ok(renewed) } => self.renewed(asked_at, renewed),
-            Event::Superseded | Event::Renewed { result: Err(ControlError::Superseded), .. } => self.superseded(),
-            Event::Renewed { result: Err(error), .. } => tracing::warn!(%error, "leases could not be renewed"),
+            Event::Unheard(why) => self.unheard(why),
+            Event::Renewed { result: Err(error), .. } => match error.unheard() {
+                Some(why) => self.unheard(why),
+                None => tracing::warn!(%error, "leases could not be renewed"),
+            },
             Event::Released(held) => {
                 if let Some(entry) = self.attempts.get_mut(&held) {
                     entry.is_released = true;
@@ -409,10 +417,10 @@ impl<C: ControlPlane> Keeper<C> {
 
     /// This process may not claim, renew or report. A successor in the same folder takes its shims up; without one they
     /// keep their deadlines.
-    fn superseded(&mut self) {
-        if !self.is_superseded {
-            self.is_superseded = true;
-            tracing::error!("a newer process of this agent has registered; this one ends");
+    fn unheard(&mut self, why: Unheard) {
+        if self.unheard.is_none() {
+            self.unheard = Some(why);
+            tracing::error!(?why, "the control plane does not hear this process any more; it ends");
             self.begin_shutdown(Shutdown::Leave);
         }
     }

@@ -21,6 +21,7 @@ mod ids;
 pub mod journal;
 mod keeper;
 mod occupancy;
+mod own_key;
 mod poll;
 pub mod pressure;
 mod reaper;
@@ -49,13 +50,14 @@ pub use clock::boot_id;
 pub use folder::{DAMAGE_NAME, Damage, Folder, FolderError, Presence, SET_ASIDE_NAME, presence};
 pub use ids::examine;
 pub use keeper::Shutdown;
+pub use own_key::is_enrolled;
 pub use shim_process::ShimProgram;
 pub use station::Config;
 
 use crate::{
     admission::Admission,
-    control::{ControlError, ControlPlane},
-    keeper::{Keeper, Superseded},
+    control::{ControlError, ControlPlane, IdentityError},
+    keeper::{Keeper, Unheard},
     occupancy::Occupancy,
     station::Shared,
 };
@@ -72,6 +74,9 @@ pub enum AgentError {
     /// The kernel does not say which boot this is.
     #[error("which boot this is: {0}")]
     Boot(std::io::Error),
+    /// It cannot say who it is, or is not heard any more under its key.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// The control plane does not take it.
     #[error("this agent cannot register: {0}")]
     Register(ControlError),
@@ -113,6 +118,10 @@ impl<C: ControlPlane> Agent<C> {
         let boot_id = clock::boot_id().map_err(AgentError::Boot)?;
         let admission = Admission::default();
         let mut shutdown = std::pin::pin!(shutdown);
+        tokio::select! {
+            identified = control.identify(folder.path(), agent) => identified?,
+            _ = &mut shutdown => return Ok(()),
+        }
         let registration = registration::body(&config, &runtimes, &admission, agent, process);
         let registered = tokio::select! {
             registered = registration::persist(&control, registration) => {
@@ -146,13 +155,20 @@ impl<C: ControlPlane> Agent<C> {
             events,
         });
         let survivors = recover::survey(&shared).await;
-        Keeper::new(shared, heard).run(survivors, shutdown).await.map_err(|Superseded| AgentError::Superseded(agent))
+        Keeper::new(shared, heard).run(survivors, shutdown).await.map_err(|why| unheard(agent, why))
+    }
+}
+
+fn unheard(agent: AgentId, why: Unheard) -> AgentError {
+    match why {
+        Unheard::Superseded => AgentError::Superseded(agent),
+        Unheard::Revoked => IdentityError::Revoked(agent).into(),
     }
 }
 
 fn not_registered(agent: AgentId, error: ControlError) -> AgentError {
-    match error {
-        ControlError::Superseded => AgentError::Superseded(agent),
-        other => AgentError::Register(other),
+    match error.unheard() {
+        Some(why) => unheard(agent, why),
+        None => AgentError::Register(error),
     }
 }

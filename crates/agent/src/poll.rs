@@ -78,10 +78,13 @@ impl<C: ControlPlane> Poller<C> {
         tracing::warn!(doing, %error, "no answer");
         match error {
             ControlError::Unregistered => registration::renew(&self.shared).await,
-            ControlError::Superseded if self.shared.events.send(Event::Superseded).await.is_err() => {
-                tracing::debug!("nobody keeps leases any more");
+            _ => {
+                if let Some(why) = error.unheard()
+                    && self.shared.events.send(Event::Unheard(why)).await.is_err()
+                {
+                    tracing::debug!("nobody keeps leases any more");
+                }
             }
-            _ => {}
         }
         backoff.wait().await;
     }

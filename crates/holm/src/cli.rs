@@ -100,7 +100,7 @@ pub enum Command {
         #[arg(required = true, value_name = "RUN")]
         runs: Vec<RunId>,
     },
-    /// List the hosts and what they can do; say which take new runs
+    /// List the hosts and what they can do; say which take new runs, and take hosts in
     Hosts {
         /// What to do with a host; without it they are listed
         #[command(subcommand)]
@@ -176,6 +176,16 @@ pub enum Hosts {
     },
     /// Cordon a host and wait until its runs have ended
     Drain(commands::hosts::drain::DrainArgs),
+    /// Make a token with which one host enrols, once, and print its secret, this once
+    Join(commands::hosts::join::JoinArgs),
+    /// List join tokens, and which hosts they have enrolled
+    Joins,
+    /// Have a host not be heard any more: its key is refused at once, and its runs go back to the queue
+    Revoke {
+        /// The host, by its name or its id; or a join token that is not used yet, by its id
+        #[arg(value_name = "HOST")]
+        host: String,
+    },
 }
 
 /// What to do with orgs.

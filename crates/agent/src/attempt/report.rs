@@ -176,6 +176,7 @@ impl<C: ControlPlane> Reporter<'_, C> {
             Err(Loss::Control(
                 error @ (ControlError::StaleFence
                 | ControlError::Superseded
+                | ControlError::Revoked
                 | ControlError::Unavailable(_)
                 | ControlError::Later { .. }),
             )) => Err(error),

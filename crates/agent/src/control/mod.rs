@@ -6,15 +6,20 @@
 pub mod http;
 #[cfg(test)]
 pub(crate) mod scripted;
+mod sessions;
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, path::Path, time::Duration};
 
 use bytes::Bytes;
 use holm_api::agent::{
     AppendEvents, Appended, Fenced, FinishRun, Poll, Polled, Register, Registered, Renew, Renewed, SandboxEnded,
     StartRun,
 };
-use holm_domain::RunId;
+use holm_domain::{AgentId, RunId};
+
+pub use sessions::JoinToken;
+
+use crate::{folder::FolderError, keeper::Unheard};
 
 /// Why an operation was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +39,9 @@ pub enum ControlError {
     /// A newer process of this agent has registered: this one is not heard any more.
     #[error("a newer process of this agent has registered")]
     Superseded,
+    /// The key of this host was revoked: nothing that it says is heard any more.
+    #[error("the key of this host was revoked")]
+    Revoked,
     /// The control plane was not reached or is not up to it now; the same may succeed later.
     #[error("the control plane is not available: {0}")]
     Unavailable(String),
@@ -50,8 +58,43 @@ pub enum ControlError {
     Refused(String),
 }
 
+impl ControlError {
+    /// Why this process is not heard any more, if it is so.
+    pub(crate) fn unheard(&self) -> Option<Unheard> {
+        match self {
+            Self::Superseded => Some(Unheard::Superseded),
+            Self::Revoked => Some(Unheard::Revoked),
+            _ => None,
+        }
+    }
+}
+
+/// Why an agent cannot say who it is.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// What stands in its folder about it cannot be used.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// It has not enrolled yet, and there is no join token.
+    #[error("this host is not enrolled yet, and there is no join token: {0}")]
+    NoJoinToken(String),
+    /// Its key was revoked.
+    #[error(
+        "the key of {0} was revoked: the server hears nothing of this host; to take it in again, remove `agent/key` and \
+         `agent/enrolled` in its home, and start it with a new join token (`holm hosts join NAME`)"
+    )]
+    Revoked(AgentId),
+    /// The control plane does not take it.
+    #[error("this host was refused: {0}")]
+    Refused(String),
+}
+
 /// A control plane as the agent sees it.
 pub trait ControlPlane: Send + Sync + 'static {
+    /// Makes sure that it can be said who this agent is, with what stands in its folder; called once, before all else.
+    fn identify(&self, _dir: &Path, _agent: AgentId) -> impl Future<Output = Result<(), IdentityError>> + Send {
+        std::future::ready(Ok(()))
+    }
     /// Tells what there is on this host.
     fn register(&self, body: Register) -> impl Future<Output = Result<Registered, ControlError>> + Send;
     /// Waits for runs and directives.

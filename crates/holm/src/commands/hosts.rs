@@ -1,9 +1,12 @@
-//! `holm hosts`: the machines and what they can do; which of them take new runs ([`cordon`], [`drain`]).
+//! `holm hosts`: the machines and what they can do; which of them take new runs ([`cordon`], [`drain`]); how they say who
+//! they are ([`join`], [`revoke`]).
 
 pub mod cordon;
 pub mod drain;
+pub mod join;
+pub mod revoke;
 
-use holm_api::hosts::HostView;
+use holm_api::hosts::{HostIdentity, HostView};
 
 use super::ago;
 use crate::{
@@ -20,7 +23,7 @@ pub async fn execute(session: &Session) -> anyhow::Result<u8> {
         output.value(&list.hosts)?;
         return Ok(0);
     }
-    let rows: Vec<[Cell; 7]> = list
+    let rows: Vec<[Cell; 8]> = list
         .hosts
         .iter()
         .map(|host| {
@@ -32,12 +35,24 @@ pub async fn execute(session: &Session) -> anyhow::Result<u8> {
                 show_cpus(host.capacity.cpus_milli).into(),
                 show_bytes(host.capacity.memory_bytes).into(),
                 runtimes.join(",").into(),
+                identity(host),
                 seen(host),
             ]
         })
         .collect();
-    output.table(["HOST", "NAME", "RUNS", "CPUS", "MEMORY", "RUNTIMES", "SEEN"], &rows)?;
+    output.table(["HOST", "NAME", "RUNS", "CPUS", "MEMORY", "RUNTIMES", "IDENTITY", "SEEN"], &rows)?;
     Ok(0)
+}
+
+/// With what the agent of a host says who it is.
+fn identity(host: &HostView) -> Cell {
+    match host.identity {
+        Some(HostIdentity::Key { revoked_at: Some(at), .. }) => Cell(Tone::Bad, format!("key revoked {}", ago(at))),
+        Some(HostIdentity::Key { revoked_at: None, .. }) => Cell(Tone::Plain, "key".to_owned()),
+        Some(HostIdentity::Token { .. }) => Cell(Tone::Plain, "token".to_owned()),
+        // A server of before hosts had keys.
+        None => Cell(Tone::Dim, "-".to_owned()),
+    }
 }
 
 /// When the agent of a host was heard of, and why it takes nothing new. What one that is away said of itself is old.

@@ -64,6 +64,9 @@ pub async fn execute(session: &Session, command: &cli::Command) -> anyhow::Resul
             hosts::cordon::execute(session, host, false).await
         }
         Command::Hosts { command: Some(cli::Hosts::Drain(args)) } => hosts::drain::execute(session, args).await,
+        Command::Hosts { command: Some(cli::Hosts::Join(args)) } => hosts::join::execute(session, args).await,
+        Command::Hosts { command: Some(cli::Hosts::Joins) } => hosts::join::list(session).await,
+        Command::Hosts { command: Some(cli::Hosts::Revoke { host }) } => hosts::revoke::execute(session, host).await,
         Command::Keys(cli::Keys::Ls) => keys::ls::execute(session).await,
         Command::Keys(cli::Keys::Rotate(args)) => keys::rotate::execute(session, args).await,
         Command::Keys(cli::Keys::Withdraw { keys }) => keys::withdraw::execute(session, keys).await,

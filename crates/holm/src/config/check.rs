@@ -10,7 +10,7 @@ use holm_store::{BlobPlace, Expect};
 use secrecy::ExposeSecret as _;
 use serde::Serialize;
 
-use super::{Config, Environment, LOCAL, Target, file};
+use super::{Config, Environment, LOCAL, Setting, Target, file, read_join_token};
 use crate::{
     home::Home,
     local,
@@ -77,9 +77,12 @@ pub fn contradictions(config: &Config, env: &Environment) -> Vec<Finding> {
             "set HOLM_SERVER as well, or unset it",
         )),
         Ok(_) => {}
+        // An agent with a key of its own needs no token.
+        Err(_) if config.join_token_file().is_some() && config.endpoint().is_ok() => {}
         Err(problem) => findings.push(error("server", shown(&problem), "see the message")),
     }
     contexts(config, &mut findings);
+    agent_table(config, &mut findings);
     server_table(config, &mut findings);
     blobs(config, env, &mut findings);
     if let Err(refused) = &config.traces {
@@ -188,6 +191,22 @@ fn server_table(config: &Config, findings: &mut Vec<Finding>) {
     }
 }
 
+/// What an agent is told. A host that has enrolled reads its join token no more.
+fn agent_table(config: &Config, findings: &mut Vec<Finding>) {
+    let Some(Setting { value: path, source }) = config.join_token_file() else { return };
+    if file::is_readable_by_others(path) {
+        let problem = "it is a secret, and others than its owner may read it";
+        findings.push(error(path.display(), problem, format!("chmod 600 {}", path.display())));
+    }
+    if holm_agent::is_enrolled(&Home(config.home.value.clone()).agent()) {
+        return;
+    }
+    if let Err(problem) = read_join_token(path) {
+        let way_out = "make one with `holm hosts join NAME` and write it into that file";
+        findings.push(error(source, problem, way_out));
+    }
+}
+
 /// What is told of large objects.
 fn blobs(config: &Config, env: &Environment, findings: &mut Vec<Finding>) {
     let told = match BlobsTold::of_settings(config, env) {
@@ -246,8 +265,8 @@ pub async fn unreachable(config: &Config, env: &Environment) -> Vec<Finding> {
             }
         }
         Ok(Target::Local) => findings.extend(local_server(&config.home.value).await),
-        // It was told among the contradictions.
-        Err(_) => {}
+        // It was told among the contradictions, unless an agent with a key of its own is meant.
+        Err(_) => findings.extend(anonymous_answers(config).await),
     }
     if let Some(database) =
         config.database.as_ref().filter(|database| database.value.expose_secret().starts_with("postgres"))
@@ -257,6 +276,17 @@ pub async fn unreachable(config: &Config, env: &Environment) -> Vec<Finding> {
     findings.extend(bucket_answers(config, env).await);
     findings.extend(collector_answers(config).await);
     findings
+}
+
+async fn anonymous_answers(config: &Config) -> Option<Finding> {
+    config.join_token_file()?;
+    let endpoint = config.endpoint().ok()??;
+    let at = endpoint.to_string();
+    let answer = match Client::anonymous(endpoint) {
+        Ok(client) => client.ready(Duration::from_secs(10)).await,
+        Err(problem) => Err(problem),
+    };
+    answer.err().map(|problem| error(at, problem.to_string(), "start the server, or name another"))
 }
 
 async fn local_server(home: &Path) -> Option<Finding> {
@@ -378,6 +408,40 @@ sandwiches = 1
         }
         let shown = format!("{found:?}");
         assert!(!shown.contains("hunter2") && !shown.contains("holm_secret"), "{shown}");
+    }
+
+    #[test]
+    fn an_agent_that_has_not_enrolled_needs_a_join_token_and_one_that_has_needs_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, home) = (dir.path().join("config.toml"), dir.path().join("home"));
+        std::fs::write(&path, "[agent]\njoin_token_file = \"join-token\"\n").unwrap();
+        let token = dir.path().join("join-token");
+        let found = || {
+            let global = Global { config: Some(path.clone()), home: Some(home.clone()), ..Global::default() };
+            let env = Environment::from([("HOLM_SERVER", "https://holm.example")]);
+            contradictions(&Config::load(&global, &env).unwrap(), &env)
+        };
+        let one = |words: &str| {
+            let found = found();
+            assert!(found.len() == 1 && found[0].problem.contains(words), "{found:?}");
+            assert!(!format!("{found:?}").contains("geheim"), "{found:?}");
+        };
+        one("cannot read");
+        let write = |text: &str, mode| {
+            std::fs::write(&token, text).unwrap();
+            std::fs::set_permissions(&token, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        };
+        write("holm_geheim", 0o600);
+        one("has no join token");
+        let good = format!("holm_join_{}\n", "g".repeat(43));
+        write(&good, 0o600);
+        assert_eq!(found(), [], "it needs no other token");
+        write(&good, 0o644);
+        one("others than its owner may read it");
+        std::fs::remove_file(&token).unwrap();
+        std::fs::create_dir_all(home.join("agent")).unwrap();
+        std::fs::write(home.join("agent/enrolled"), "agt holm:org\n").unwrap();
+        assert_eq!(found(), [], "it has enrolled");
     }
 
     #[test]

@@ -82,6 +82,8 @@ pub struct AgentTable {
     pub name: Option<String>,
     /// How many runs at once.
     pub runs_max: Option<u32>,
+    /// The file with the join token by which the host enrols, relative to the configuration file.
+    pub join_token_file: Option<PathBuf>,
 }
 
 impl ConfigFile {

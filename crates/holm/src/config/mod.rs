@@ -30,11 +30,12 @@ const CALLER: &str = "TRACEPARENT";
 /// The folder of the configuration file, among those of other programs.
 const FOLDER: &str = "holm";
 /// The variables of the environment that Holm reads.
-pub const VARIABLES: [&str; 12] = [
+pub const VARIABLES: [&str; 13] = [
     "HOLM_SERVER",
     "HOLM_CONTEXT",
     "HOLM_TOKEN",
     "HOLM_TOKEN_FILE",
+    "HOLM_JOIN_TOKEN_FILE",
     "HOLM_PROJECT",
     "HOLM_CONFIG",
     "HOLM_HOME",
@@ -161,6 +162,7 @@ pub struct Config {
     server: Option<Setting<String>>,
     token_file: Option<Setting<PathBuf>>,
     token: Option<Setting<SecretString>>,
+    join_token_file: Option<Setting<PathBuf>>,
 }
 
 impl Config {
@@ -208,7 +210,28 @@ impl Config {
         };
         let traces = traces(global, env, &file, &path);
         let caller = env.get(CALLER).and_then(|value| value.to_str()).and_then(|value| value.parse().ok());
-        Ok(Self { traces, caller, home, database, project, context, server, token_file, token, path, file })
+        let join_token_file = match env.get("HOLM_JOIN_TOKEN_FILE") {
+            Some(value) => Some(Setting { value: value.into(), source: Source::Env("HOLM_JOIN_TOKEN_FILE") }),
+            None => {
+                let folder = path.parent().unwrap_or(Path::new("/"));
+                let source = of_file("agent.join_token_file");
+                file.agent.join_token_file.as_ref().map(|path| Setting { value: folder.join(path), source })
+            }
+        };
+        Ok(Self {
+            traces,
+            caller,
+            home,
+            database,
+            project,
+            context,
+            server,
+            token_file,
+            token,
+            join_token_file,
+            path,
+            file,
+        })
     }
 
     /// Starts what sends what is recorded, on the present runtime; nothing of the kind where no collector is named.
@@ -236,8 +259,30 @@ impl Config {
         let tokens = of_contexts.map(|path| folder.join(path)).chain(self.token_file.iter().map(|it| it.value.clone()));
         let blobs = BlobsTold::of_file(self).guarded();
         let root_key = self.file.server.root_key_file.as_ref().map(|path| folder.join(path));
+        let root_key = root_key.into_iter().chain(self.join_token_file.iter().map(|it| it.value.clone()));
         let own = [self.home.value.clone(), self.path.clone()].into_iter().chain(own_folder);
         own.chain(tokens).chain(blobs).chain(root_key).collect()
+    }
+
+    /// The file with the join token of an agent here, as `HOLM_JOIN_TOKEN_FILE` or the table `[agent]` names it.
+    pub fn join_token_file(&self) -> Option<&Setting<PathBuf>> {
+        self.join_token_file.as_ref()
+    }
+
+    /// Which server is meant, for who needs no token; nothing if it is that of this machine.
+    pub fn endpoint(&self) -> anyhow::Result<Option<Endpoint>> {
+        if let Some(server) = &self.server {
+            return Endpoint::parse(&server.value).with_context(|| server.source.to_string()).map(Some);
+        }
+        let named = self.context.as_ref().filter(|context| context.value != LOCAL);
+        named.map(|context| self.of_context(context).map(|(_, endpoint)| endpoint)).transpose()
+    }
+
+    fn of_context(&self, context: &Setting<String>) -> anyhow::Result<(&ContextEntry, Endpoint)> {
+        let entry = self.file.contexts.get(&context.value).ok_or_else(|| self.no_context(context))?;
+        let key = format!("contexts.{}.server", context.value);
+        let endpoint = Endpoint::parse(&entry.server).with_context(|| format!("{}: {key}", self.path.display()))?;
+        Ok((entry, endpoint))
     }
 
     /// Which server is meant, with its token.
@@ -253,9 +298,7 @@ impl Config {
         let Some(context) = self.context.as_ref().filter(|context| context.value != LOCAL) else {
             return Ok(Target::Local);
         };
-        let entry = self.file.contexts.get(&context.value).ok_or_else(|| self.no_context(context))?;
-        let key = format!("contexts.{}.server", context.value);
-        let endpoint = Endpoint::parse(&entry.server).with_context(|| format!("{}: {key}", self.path.display()))?;
+        let (entry, endpoint) = self.of_context(context)?;
         // A context that was named by a flag counts more than a variable of the environment.
         let by_flag = matches!(context.source, Source::Flag(_));
         let own = if by_flag { self.token_of_flag()? } else { self.own_token()? };
@@ -388,13 +431,37 @@ pub fn read_token(path: &Path, source: &Source) -> anyhow::Result<Setting<Secret
 /// Accepts what a token can be, so that a placeholder or a file of another kind is refused by name (SPEC K4).
 pub fn check_token(text: &str, source: &Source) -> anyhow::Result<SecretString> {
     let text = text.trim();
-    let is_token = text.strip_prefix("holm_").is_some_and(|rest| {
-        rest.len() == 43 && rest.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
-    });
-    if !is_token {
+    if text.starts_with(JOIN_PREFIX) {
+        bail!("{source}: this is a join token, by which a host enrols: give it to `holm agent` with --join-token-file");
+    }
+    if !has_secret(text, "holm_") {
         bail!("{source}: this is not a token: one is `holm_` and 43 characters, as `holm token create` prints it");
     }
     Ok(text.to_owned().into())
+}
+
+/// How join tokens begin.
+const JOIN_PREFIX: &str = "holm_join_";
+
+fn has_secret(text: &str, prefix: &str) -> bool {
+    text.strip_prefix(prefix).is_some_and(|rest| {
+        rest.len() == 43 && rest.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    })
+}
+
+/// Reads a join token from a file, and refuses what is none.
+pub fn read_join_token(path: &Path) -> Result<SecretString, String> {
+    let way_out = "`holm hosts join NAME` prints one";
+    let text = std::fs::read_to_string(path).map(SecretString::from);
+    let text = text.map_err(|error| format!("cannot read {}: {error}; {way_out}", path.display()))?;
+    let token = text.expose_secret().trim();
+    if !has_secret(token, JOIN_PREFIX) {
+        return Err(format!(
+            "{} has no join token: one is `{JOIN_PREFIX}` and 43 characters; {way_out}",
+            path.display()
+        ));
+    }
+    Ok(token.to_owned().into())
 }
 
 #[cfg(test)]

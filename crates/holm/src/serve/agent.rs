@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     commands::{Usage, run::spec::host_labels},
-    config::{Target, file::AgentTable},
+    config::{self, Target, file::AgentTable, read_join_token},
     home::Home,
     session::Session,
     units,
@@ -68,12 +68,19 @@ pub struct HostArgs {
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
 Examples:
-  (umask 77; holm token create host-7 --role agent > agent-token)        at the server
-  holm agent --server https://holm.example --token-file agent-token --lend /srv/src
+  (umask 77; holm hosts join host-7 > join-token)        at the server
+  holm agent --server https://holm.example --join-token-file join-token --lend /srv/src
+
+The host makes a key of its own and enrols it with the token, once; then the file is read no more.
+With --token-file instead, the agent speaks with a token of the role `agent`.
 
 SIGTERM leaves runs to the next agent, which takes them up if it comes before their leases end.
 SIGINT (Ctrl-C) ends them first.")]
 pub struct AgentArgs {
+    /// The file with the join token (`holm hosts join`) by which this host enrols, if it has not yet [env:
+    /// HOLM_JOIN_TOKEN_FILE]
+    #[arg(long, value_name = "FILE", conflicts_with = "token_file")]
+    pub join_token_file: Option<PathBuf>,
     /// What the agent is told.
     #[command(flatten)]
     pub host: HostArgs,
@@ -167,10 +174,10 @@ pub struct Telling<'a> {
     pub log: &'a logging::LogArgs,
 }
 
-/// An agent under `home` that speaks to `client`.
+/// An agent under `home` that speaks to `control`.
 pub fn agent(
     home: &Home,
-    client: Client,
+    control: HttpControl,
     args: &HostArgs,
     table: &AgentTable,
     lending: Lending,
@@ -195,7 +202,7 @@ pub fn agent(
     }
     let mut runtimes = Registry::new();
     runtimes.add(process_runtime(home, lending)?)?;
-    Ok(Agent::new(config, HttpControl::new(client), runtimes))
+    Ok(Agent::new(config, control, runtimes))
 }
 
 /// How an agent goes away that was asked to.
@@ -212,17 +219,35 @@ pub fn run(session: Session, args: AgentArgs) -> anyhow::Result<u8> {
     block_on(traced(session, |session, tracer| work(session, args, tracer)))
 }
 
-async fn work(session: Session, args: AgentArgs, tracer: Tracer) -> anyhow::Result<u8> {
-    let mut signals = Signals::listen()?;
-    let Target::Named { endpoint, token } = session.config.target()? else {
-        bail!("an agent needs a server: give --server URL and --token-file FILE, or start `holm up` for both in one");
+/// How an agent of `home` says who it is: with a key of its own where it is told a join token or has enrolled before, and
+/// with a token otherwise.
+fn control(config: &config::Config, home: &Home, join_token_file: Option<PathBuf>) -> anyhow::Result<HttpControl> {
+    const NO_SERVER: &str = "an agent needs a server: give --server URL and --join-token-file FILE (`holm hosts join NAME` \
+                             makes the token), or start `holm up` for both in one";
+    if join_token_file.is_none() && !holm_agent::is_enrolled(&home.agent()) {
+        let Target::Named { endpoint, token } = config.target()? else { bail!(NO_SERVER) };
+        return Ok(HttpControl::new(Client::new(endpoint, token.value)?));
+    }
+    let Some(endpoint) = config.endpoint()? else { bail!(NO_SERVER) };
+    let join_token = move || match &join_token_file {
+        Some(path) => read_join_token(path),
+        None => Err("give --join-token-file FILE; `holm hosts join NAME` makes one".to_owned()),
     };
+    Ok(HttpControl::with_own_key(Client::anonymous(endpoint)?, Box::new(join_token)))
+}
+
+async fn work(session: Session, args: AgentArgs, tracer: Tracer) -> anyhow::Result<u8> {
+    let AgentArgs { join_token_file, host: args, log } = args;
+    let mut signals = Signals::listen()?;
     let home = session.home();
+    let of_flag = join_token_file.as_ref().map(std::path::absolute).transpose().context("--join-token-file")?;
+    let join_token_file = of_flag.or_else(|| session.config.join_token_file().map(|file| file.value.clone()));
+    let guarded = session.config.guarded().into_iter().chain(join_token_file.clone()).collect();
+    let control = control(&session.config, &home, join_token_file)?;
     home.create().with_context(|| home.not_made())?;
-    let client = Client::new(endpoint, token.value)?;
-    let lending = Lending { lends: args.host.lends()?, guarded: session.config.guarded() };
-    let telling = Telling { tracer, log: &args.log };
-    let agent = agent(&home, client, &args.host, &session.config.file.agent, lending, telling)?;
+    let lending = Lending { lends: args.lends()?, guarded };
+    let telling = Telling { tracer, log: &log };
+    let agent = agent(&home, control, &args, &session.config.file.agent, lending, telling)?;
     let (tell, told) = tokio::sync::oneshot::channel();
     let asked = async {
         let asked = signals.next().await;

@@ -7,7 +7,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use clap::Args;
-use holm_agent::Shutdown;
+use holm_agent::{Shutdown, control::http::HttpControl};
 use holm_api::client::{Client, Endpoint};
 use holm_runtime::process::Lend;
 use holm_server::{Config, Server};
@@ -132,7 +132,7 @@ async fn up(session: Session, args: UpArgs, home: Home, tracer: Tracer) -> anyho
     let guarded = each_once([session.config.guarded(), named, blobs.guarded(), vec![root_key]].concat());
     let lending = agent::Lending { lends, guarded };
     let telling = agent::Telling { tracer, log: &args.log };
-    let agent = agent::agent(&home, own, &args.host, &session.config.file.agent, lending, telling)?;
+    let agent = agent::agent(&home, HttpControl::new(own), &args.host, &session.config.file.agent, lending, telling)?;
     let stop_server = CancellationToken::new();
     let mut serving = tokio::spawn(server.serve(listeners, stop_server.clone()));
     if args.detached {
