@@ -370,6 +370,49 @@ impl World {
         command
     }
 
+    /// The file with the join token of an agent that is to enrol, made when it is asked for first.
+    #[track_caller]
+    pub fn join_token(&self, name: &str) -> PathBuf {
+        let path = self.dir.path().join(format!("join-{name}"));
+        if !path.exists() {
+            let secret = self.holm(["hosts", "join", name]).succeeds().text().to_owned();
+            fs::write(&path, secret).expect("a file");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("a mode");
+        }
+        path
+    }
+
+    /// Starts an agent that enrols with what is in the file `token`, or has enrolled before, and waits until the server knows
+    /// it.
+    #[track_caller]
+    pub fn start_joining_agent(&mut self, name: &str, token: &Path) {
+        self.launch_joining_agent(name, token, &[]);
+        let http = self.http();
+        eventually(&format!("agent {name} registered"), || {
+            self.check_alive();
+            let hosts = http.get("/v1/hosts").is(200).json();
+            let mut known = hosts["hosts"].as_array().into_iter().flatten();
+            known.any(|host| host["name"] == name && host["alive"] == true).then_some(())
+        });
+    }
+
+    /// The same with further variables, and does not wait for it: it may end by itself.
+    #[track_caller]
+    pub fn launch_joining_agent(&mut self, name: &str, token: &Path, variables: &[(&str, PathBuf)]) {
+        let mut command = self.command_in(&self.agent_home(name));
+        command.env_remove("HOLM_TOKEN_FILE").args(["agent", "--name", name, "--lend", "/:rw", "--join-token-file"]);
+        command.arg(token).envs(variables.iter().map(|(name, value)| (name, value)));
+        self.start(Role::Agent(name.to_owned()), &mut command);
+    }
+
+    /// What the server and an agent have said, on both outputs.
+    #[track_caller]
+    pub fn all_said(&self, name: &str) -> String {
+        let meant = |role: &Role| *role == Role::Server || *role == Role::Agent(name.to_owned());
+        let said = self.processes.iter().filter(|(role, _)| meant(role));
+        said.map(|(_, running)| running.stdout() + &running.stderr()).collect()
+    }
+
     /// The state folder of an agent.
     pub fn agent_home(&self, name: &str) -> PathBuf {
         self.dir.path().join(format!("agent-{name}"))

@@ -206,3 +206,49 @@ fn no_key_and_no_run_token_is_found_in_any_sink() {
     let runs: Value = http.get("/v1/runs").is(200).json();
     assert!(runs["runs"].as_array().is_some_and(|runs| runs.len() >= 6), "{runs}");
 }
+
+#[test]
+fn no_key_of_a_host_and_no_join_token_is_found_in_any_sink() {
+    let mut world = World::with_config("", "");
+    world.start_server();
+    let http = world.http();
+    let token = world.join_token("isle");
+    world.launch_joining_agent("isle", &token, &[("HOLM_LOG", PathBuf::from("trace"))]);
+    world.run(["true"]).succeeds();
+    let home = world.agent_home("isle");
+    let key = fs::read(home.join("agent/key")).expect("a key");
+    let join = fs::read_to_string(&token).expect("a join token");
+    let join = join.trim().trim_start_matches("holm_join_");
+    assert_eq!((key.len(), join.len()), (64, 43));
+    let mut secrets = vec![Secret::of_bytes("the private half of a host's key", &key[..32])];
+    secrets.push(Secret::of_token("a join token", join));
+
+    let mut answers = Vec::new();
+    // Each of these is refused, or was answered before: what says why may quote nothing of it.
+    for (path, body) in [("/agent/v1/enrol", serde_json::json!({"agent": "x"})), ("/v1/runs", Value::Null)] {
+        answers.extend(http.with_token(Some(&format!("holm_join_{join}"))).post(path, &body).body);
+    }
+    world.holm(["hosts", "revoke", "isle"]).succeeds();
+    for arguments in [&["hosts"][..], &["hosts", "joins"], &["hosts", "joins", "--json"], &["hosts", "--json"]] {
+        answers.extend(world.holm(arguments).succeeds().text().as_bytes());
+    }
+    for path in ["/v1/hosts", "/v1/hosts/joins", "/v1/tokens", "/metrics"] {
+        answers.extend(http.get(path).is(200).body);
+    }
+    assert!(String::from_utf8_lossy(&answers).contains("key revoked"));
+    let said = world.all_said("isle");
+    assert!(said.contains("TRACE") && said.contains("is enrolled"), "the log is not one of all there is to say");
+    look("what the server and the agent say", said.as_bytes(), &secrets);
+    look("the answers of the API", &answers, &secrets);
+    look("a dump of the database", &dump(&world), &secrets);
+    let mut files = Vec::new();
+    files_below(&world.home(), &mut files);
+    files_below(&home, &mut files);
+    let kept = home.join("agent/key");
+    assert!(files.contains(&kept) && files.contains(&home.join("agent/enrolled")), "{files:?}");
+    for path in files.iter().filter(|path| **path != kept) {
+        look(&path.display().to_string(), &fs::read(path).unwrap_or_default(), &secrets);
+    }
+    let ended = eventually("the agent ends", || world.agent_ended("isle"));
+    ended.exits(1);
+}

@@ -1,8 +1,9 @@
-//! Keys and run tokens: rotation without downtime, withdrawal within a second, the root key that servers share.
+//! Keys and tokens: rotation without downtime, withdrawal within a second, the root key that servers share; hosts that enrol
+//! with a join token and speak with keys of their own.
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -200,4 +201,129 @@ fn a_server_without_the_root_key_of_its_database_does_not_start() {
     fs::write(&named, &kept).expect("written");
     world.start_server_with(&["--root-key-file", &named.display().to_string()]);
     assert_eq!(published(&world.http()).len(), 1);
+}
+
+fn mode(path: &Path) -> u32 {
+    std::os::unix::fs::PermissionsExt::mode(&fs::metadata(path).expect("a file").permissions()) & 0o7777
+}
+
+/// The host of that name, as the API shows it.
+fn host(world: &World, name: &str) -> Value {
+    let hosts = world.http().get("/v1/hosts").is(200).json();
+    let found = hosts["hosts"].as_array().into_iter().flatten().find(|host| host["name"] == name).cloned();
+    found.unwrap_or_else(|| panic!("no host {name}: {hosts}"))
+}
+
+/// Waits until an agent has ended by itself.
+fn ended(world: &mut World, name: &str) -> holm_e2e::Ran {
+    eventually(&format!("agent {name} ends"), || world.agent_ended(name))
+}
+
+/// SPEC K2: agents authenticate with their own identity.
+#[test]
+fn a_host_joins_once_and_speaks_with_its_own_key_until_that_is_revoked() {
+    let mut world = World::with_short_leases();
+    let token = world.join_token("isle");
+    world.start_joining_agent("isle", &token);
+    world.run(["--quiet", "echo", "first"]).succeeds();
+    let isle = host(&world, "isle");
+    assert_eq!(isle["identity"]["with"], "key", "{isle}");
+    let key = world.agent_home("isle").join("agent/key");
+    assert_eq!(mode(&key), 0o600);
+    let listed = world.holm(["hosts", "joins"]).succeeds().text().to_owned();
+    assert!(listed.contains("enrolled agt_"), "{listed}");
+
+    // Another host that got hold of the token.
+    world.launch_joining_agent("twin", &token, &[]);
+    let refused = ended(&mut world, "twin");
+    refused.exits(1).complains_of(&["has enrolled agt_", "join_token_used", "holm hosts join"]);
+
+    world.stop_agent("isle");
+    fs::remove_file(&token).expect("removed");
+    world.start_joining_agent("isle", &token);
+    world.run(["--quiet", "echo", "with the key alone"]).succeeds();
+    world.stop_agent("isle");
+    fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("a mode");
+    world.launch_joining_agent("isle", &token, &[]);
+    ended(&mut world, "isle").exits(1).complains_of(&["mode 0644", "chmod 600"]);
+    let doctor = world.holm_in(&world.agent_home("isle"), ["doctor"]);
+    assert!(doctor.text().contains("chmod 600"), "{doctor}");
+    fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("a mode");
+    world.start_joining_agent("isle", &token);
+
+    let run = world.detach(["sh", "-c", "echo begun; sleep 4; echo over"]);
+    world.until_state(&run, "running");
+    world.holm(["hosts", "revoke", "isle"]).succeeds();
+    ended(&mut world, "isle").exits(1).complains_of(&["was revoked", "holm hosts join"]);
+    assert!(world.holm(["hosts"]).succeeds().text().contains("key revoked"));
+    world.launch_joining_agent("isle", &token, &[]);
+    ended(&mut world, "isle").exits(1).complains_of(&["was revoked"]);
+    world.start_agent("other");
+    let over = world.until_ended(&run);
+    assert_eq!((&over["fence"], &over["outcome"]["kind"]), (&json!(2), &json!("succeeded")), "{over}");
+
+    for name in ["key", "enrolled"] {
+        fs::remove_file(world.agent_home("isle").join("agent").join(name)).expect("removed");
+    }
+    let token = world.join_token("isle");
+    world.start_joining_agent("isle", &token);
+    let again = host(&world, "isle");
+    assert_eq!(
+        (&again["id"], &again["identity"]["revoked_at"]),
+        (&isle["id"], &Value::Null),
+        "the same host, another key"
+    );
+    assert_ne!(again["identity"]["key"], isle["identity"]["key"]);
+    world.run(["--quiet", "echo", "once more"]).succeeds();
+}
+
+/// A session is signed by a server: without its key another one is given, and what runs goes on.
+#[test]
+fn an_agent_recovers_by_itself_from_a_withdrawn_signing_key_and_a_restart_of_the_server() {
+    let mut world = World::with_short_leases();
+    let token = world.join_token("isle");
+    world.start_joining_agent("isle", &token);
+    let run = world.detach(["sh", "-c", "sleep 8; echo over"]);
+    world.until_state(&run, "running");
+    let signs = published(&world.http()).remove(0);
+    world.holm(["keys", "withdraw", &signs]).succeeds();
+    world.run(["--quiet", "echo", "with another session"]).succeeds();
+    world.kill_server();
+    world.start_server();
+    world.run(["--quiet", "echo", "at another server"]).succeeds();
+    let over = world.until_ended(&run);
+    assert_eq!(
+        (&over["fence"], &over["outcome"]["kind"]),
+        (&json!(1), &json!("succeeded")),
+        "its lease never ended: {over}"
+    );
+}
+
+/// Whoever dies where, the host is enrolled once, with the key that is in its folder.
+#[test]
+fn an_agent_that_dies_while_it_enrols_goes_on_where_it_was() {
+    let mut world = World::with_server();
+    let dir = world.folder("crash");
+    let points = ["key", "enrol", "enrolled"]
+        .iter()
+        .flat_map(|step| ["before", "after"].map(|side| format!("{side} agent.{step}")));
+    for (number, point) in points.enumerate() {
+        let (name, armed) = (format!("isle-{number}"), dir.join(format!("armed-{number}")));
+        fs::write(&armed, "").expect("a file");
+        let token = world.join_token(&name);
+        let variables = [("HOLM_CRASH_AT", PathBuf::from(&point)), ("HOLM_CRASH_ARMED", armed)];
+        world.launch_joining_agent(&name, &token, &variables);
+        world.agent_is_killed(&name);
+        world.start_joining_agent(&name, &token);
+        let known = host(&world, &name);
+        assert_eq!(known["identity"]["with"], "key", "{point}: {known}");
+        let agent = world.agent_home(&name).join("agent");
+        let left: Vec<PathBuf> = fs::read_dir(&agent).expect("a folder").flatten().map(|entry| entry.path()).collect();
+        assert!(left.iter().all(|path| path.extension().is_none_or(|it| it != "draft")), "{point}: {left:?}");
+        world.run(["--quiet", "echo", &point]).succeeds();
+        world.stop_agent(&name);
+    }
+    let joins = world.http().get("/v1/hosts/joins").is(200).json();
+    let used = joins["joins"].as_array().into_iter().flatten().filter(|join| join["used_at"].is_i64()).count();
+    assert_eq!(used, 6, "{joins}");
 }

@@ -35,11 +35,12 @@ fn the_units_start_a_server_and_an_agent_that_executes_runs() {
     let admin = ["--server".to_owned(), url.clone(), "--token-file".to_owned(), token.display().to_string()];
     let holm = |arguments: &[&str]| world.holm(admin.iter().map(String::as_str).chain(arguments.iter().copied()));
     let made = eventually("the server answers", || {
-        let made = holm(&["token", "create", "--role", "agent", "agents"]);
+        let made = holm(&["hosts", "join", "isle"]);
         (made.code == 0).then(|| made.word())
     });
-    fs::write(etc.join("agent-token"), made).expect("a file");
-    let variables = format!("HOLM_SERVER={url}\nHOLM_TOKEN_FILE={}\n", etc.join("agent-token").display());
+    let join_token = etc.join("join-token");
+    let variables = format!("HOLM_SERVER={url}\nHOLM_JOIN_TOKEN_FILE={}\n", join_token.display());
+    fs::write(&join_token, made).expect("a file");
     fs::write(told(&world, "holm-agent.service", "EnvironmentFile"), variables).expect("a file");
     let environment = fs::read_to_string(etc.join("agent.env")).expect("a file");
     let variables = environment.lines().filter_map(|line| line.split_once('='));
