@@ -223,7 +223,8 @@ mod tests {
         let whole = fs::read(&path).unwrap();
         let told = || {
             let told = load_or_make(dir).unwrap_err().to_string();
-            assert_eq!(examine(dir, None).map(|error| error.to_string()).collect::<Vec<_>>(), [told.clone()]);
+            let found: Vec<String> = examine(dir, None).map(|error| error.to_string()).collect();
+            assert_eq!(found, std::slice::from_ref(&told));
             told
         };
         for at in [0, 31, 32, 63] {
