@@ -30,6 +30,7 @@ pub struct World {
     processes: Vec<(Role, Running)>,
     runs: Vec<String>,
     disks: Vec<PathBuf>,
+    variables: Vec<(&'static str, String)>,
 }
 
 /// A long-running process of a world.
@@ -93,7 +94,8 @@ impl World {
         fs::create_dir_all(config_file.parent().expect("a folder")).expect("a folder");
         fs::write(&config_file, config).expect("a configuration");
         fs::set_permissions(&config_file, fs::Permissions::from_mode(0o600)).expect("a mode");
-        Self { dir, store, bin, processes: Vec::new(), runs: Vec::new(), disks: Vec::new() }
+        let (processes, runs, disks, variables) = Default::default();
+        Self { dir, store, bin, processes, runs, disks, variables }
     }
 
     /// A world in which `holm up` runs and answers.
@@ -195,6 +197,11 @@ impl World {
         found.map(|(_, running)| running.stderr()).expect("`holm up` runs")
     }
 
+    /// Sets a variable for everything that is started from now on.
+    pub fn set(&mut self, name: &'static str, value: impl Into<String>) {
+        self.variables.push((name, value.into()));
+    }
+
     /// The binary with the world's environment.
     pub fn command(&self) -> Command {
         self.command_in(&self.home())
@@ -212,6 +219,7 @@ impl World {
             command.env("HOLM_SERVER", format!("unix:{}", self.socket().display()));
             command.env("HOLM_TOKEN_FILE", self.home().join("token"));
         }
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
 
@@ -466,8 +474,14 @@ impl World {
 
     /// Asks an agent to end and waits until it has: what ended before is removed.
     #[track_caller]
-    pub fn stop_agent(&mut self, name: &str) {
-        self.end(&Role::Agent(name.to_owned()), Signal::TERM).exits(0);
+    pub fn stop_agent(&mut self, name: &str) -> Ran {
+        self.end(&Role::Agent(name.to_owned()), Signal::TERM).exits(0)
+    }
+
+    /// Asks the server to end and waits until it has.
+    #[track_caller]
+    pub fn stop_server(&mut self) -> Ran {
+        self.end(&Role::Server, Signal::TERM).exits(0)
     }
 
     /// Waits until an agent was killed with SIGKILL by somebody else.

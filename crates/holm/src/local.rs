@@ -16,7 +16,7 @@ use anyhow::{Context as _, bail};
 use holm_api::client::{Client, Endpoint};
 
 use crate::{
-    config::{Source, read_token},
+    config::{Source, read_token, tells_of_traces},
     home::{Home, open_nofollow},
     output::{escaped, told},
 };
@@ -125,6 +125,10 @@ fn spawn(home: &Home) -> anyhow::Result<Child> {
     for name in ["HOLM_SERVER", "HOLM_TOKEN", "HOLM_TOKEN_FILE", "HOLM_CONTEXT"] {
         command.env_remove(name);
     }
+    // It outlives the command, and records what its configuration file says.
+    std::env::vars_os().map(|(name, _)| name).filter(|name| tells_of_traces(name)).for_each(|name| {
+        command.env_remove(name);
+    });
     command.spawn().context("cannot start `holm up` in the background")
 }
 

@@ -5,6 +5,7 @@ use std::{
     io::{self, Read as _, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::Path,
+    sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -21,7 +22,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// start has ended as well.
 #[derive(Debug)]
 pub struct Lock {
-    file: File,
+    /// Open as long as the lock is held.
+    _file: File,
 }
 
 impl Lock {
@@ -46,13 +48,21 @@ impl Lock {
         }
         file.set_len(0)?;
         file.write_all(format!("{}\n", std::process::id()).as_bytes())?;
-        Ok(Ok(Self { file }))
+        Ok(Ok(Self { _file: file }))
     }
 
-    /// Keeps it until the process ends.
+    /// Keeps it until [`let_go`] or the end of the process.
     pub fn keep(self) {
-        std::mem::forget(self.file);
+        KEPT.lock().unwrap_or_else(PoisonError::into_inner).push(self);
     }
+}
+
+/// What outlives all that has to do with what it is for.
+static KEPT: Mutex<Vec<Lock>> = Mutex::new(Vec::new());
+
+/// Lets go of all locks that are kept. Nothing of this process may have to do any more with what they are for.
+pub fn let_go() {
+    KEPT.lock().unwrap_or_else(PoisonError::into_inner).clear();
 }
 
 /// Who has what a lock is for.

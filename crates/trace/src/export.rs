@@ -2,7 +2,11 @@
 
 use std::{error::Error as _, time::Duration};
 
-use http::{StatusCode, header::CONTENT_TYPE};
+use bytes::Bytes;
+use http::{
+    HeaderMap, StatusCode,
+    header::{CONTENT_TYPE, RETRY_AFTER},
+};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use prost::Message as _;
 
@@ -22,6 +26,15 @@ pub(crate) struct Untaken {
     pub(crate) problem: String,
     /// Whether the same may be tried again.
     pub(crate) is_transient: bool,
+    /// How long the collector asks to be left alone before.
+    pub(crate) retry_after: Option<Duration>,
+}
+
+impl Untaken {
+    /// What would not be taken a second time either.
+    pub(crate) fn for_good(problem: String) -> Self {
+        Self { problem, is_transient: false, retry_after: None }
+    }
 }
 
 /// A connection to a collector.
@@ -44,24 +57,24 @@ impl Exporter {
             .http1_only()
             .user_agent(concat!("holm/", env!("CARGO_PKG_VERSION")));
         if !settings.endpoint.starts_with("https://") {
-            // Reading the system's certificates takes longer than a whole run does.
-            builder = builder.tls_certs_only([]);
+            // Neither certificates of the system are read, nor are spans and headers shown to a proxy.
+            builder = builder.tls_certs_only([]).no_proxy();
         }
         let client = builder.build().map_err(|error| problem_of(&error))?;
         Ok(Self { client, settings: settings.clone() })
     }
 
     /// Sends one request; returns how many of its spans the collector refused.
-    pub(crate) async fn send(&self, request: Vec<u8>) -> Result<u64, Untaken> {
+    pub(crate) async fn send(&self, request: Bytes) -> Result<u64, Untaken> {
         let request = self.client.post(&self.settings.endpoint).headers(self.settings.headers.clone()).body(request);
         let sent = request.header(CONTENT_TYPE, "application/x-protobuf").send().await;
-        let mut answer = sent.map_err(|error| Untaken { problem: problem_of(&error), is_transient: true })?;
+        let mut answer =
+            sent.map_err(|error| Untaken { is_transient: true, ..Untaken::for_good(problem_of(&error)) })?;
         let status = answer.status();
         if !status.is_success() {
-            return Err(Untaken {
-                problem: format!("the collector answers {status}"),
-                is_transient: is_transient(status),
-            });
+            let problem = format!("the collector answers {status}");
+            let (is_transient, retry_after) = (is_transient(status), retry_after(answer.headers()));
+            return Err(Untaken { problem, is_transient, retry_after });
         }
         let mut body = Vec::new();
         // The spans are taken, whatever becomes of the rest of the answer.
@@ -80,6 +93,11 @@ impl Exporter {
 /// As OTLP has it (OTLP/HTTP, retryable response codes).
 fn is_transient(status: StatusCode) -> bool {
     matches!(status.as_u16(), 429 | 502 | 503 | 504)
+}
+
+/// The seconds of `Retry-After`; a date, which is as good by its specification, is not read.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
 }
 
 /// An error with its causes, without the URL.

@@ -1,9 +1,12 @@
 //! What is recorded of runs, sent to a collector: spans, by OTLP over HTTP.
 //!
-//! A [`Tracer`] takes spans that have ended ([`Span`]) and one task sends them, in batches. What always holds: where no
-//! collector was named there is no task, no connection and no memory for any of it; nobody ever waits for a collector, so one
+//! A [`Tracer`] takes spans that have ended ([`Span`]) and one thread sends them, in batches. What always holds: where no
+//! collector was named there is no thread, no connection and no memory for any of it; nobody ever waits for a collector, so one
 //! that is down, slow or lies costs spans and nothing else; what is lost is counted; a span bears names, ids and codes, whose
 //! kinds are in this crate's types, and nothing that a run or its user wrote.
+//!
+//! The thread is the tracer's own: reading the certificates of the system blocks it and nobody else, and what waits at the
+//! end of a process can be sent when all else of it has ended.
 //!
 //! Deliberately left out: what spans there are (each part tells its own), metrics and logs, and every part of the process that
 //! has no network: a shim tells its agent of times, and the agent tells the spans.
@@ -14,15 +17,16 @@ pub mod settings;
 mod worker;
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
     time::Duration,
 };
 
-use holm_domain::trace::{Interval, SpanId, TraceContext, TraceId};
-use tokio::{sync::mpsc, task::JoinHandle};
+use holm_domain::trace::{Interval, Sampler, SpanId, TraceContext, TraceId};
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    oneshot,
+};
 use tokio_util::sync::CancellationToken;
 
 pub use settings::Settings;
@@ -143,26 +147,55 @@ pub struct Counts {
     pub failed: u64,
 }
 
+/// What became of spans, and how many of them are on their way.
 #[derive(Debug, Default)]
-struct Counters {
-    sent: AtomicU64,
-    dropped: AtomicU64,
-    failed: AtomicU64,
+struct Ledger {
+    counts: Counts,
+    /// Those that wait, and those of the batch that is being sent.
+    waiting: u64,
+    /// Whether nothing more is sent: what waited then is counted as failed already.
+    is_over: bool,
 }
 
-impl Counters {
-    fn add(counter: &AtomicU64, count: usize) {
-        counter.fetch_add(count as u64, Ordering::Relaxed);
+/// The ledger of one tracer. Nothing is waited for while it is held.
+#[derive(Debug, Default)]
+struct Book(Mutex<Ledger>);
+
+impl Book {
+    fn open(&self) -> MutexGuard<'_, Ledger> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Of a batch of `spans` so many were not taken.
+    fn settle(&self, spans: usize, refused: usize) {
+        let mut ledger = self.open();
+        if !ledger.is_over {
+            let (spans, refused) = (spans as u64, refused as u64);
+            ledger.waiting = ledger.waiting.saturating_sub(spans);
+            ledger.counts.failed += refused;
+            ledger.counts.sent += spans.saturating_sub(refused);
+        }
+    }
+
+    /// What still waits will never be sent.
+    fn close(&self) {
+        let mut ledger = self.open();
+        ledger.is_over = true;
+        ledger.counts.failed += std::mem::take(&mut ledger.waiting);
     }
 }
 
 #[derive(Debug)]
 struct Inner {
-    settings: Settings,
+    sampler: Sampler,
     queue: mpsc::Sender<Span>,
-    counters: Arc<Counters>,
+    book: Arc<Book>,
+    /// Cancelled when what waits is to be sent at once, and nothing more is taken.
     ending: CancellationToken,
-    worker: Mutex<Option<JoinHandle<()>>>,
+    /// Cancelled when the thread is to end, whatever waits.
+    given_up: CancellationToken,
+    /// Told when the thread has ended.
+    ended: Mutex<Option<oneshot::Receiver<()>>>,
 }
 
 /// Where spans go. Clones are the same; [`Tracer::default`] records nothing.
@@ -172,21 +205,26 @@ pub struct Tracer {
 }
 
 impl Tracer {
-    /// Starts what sends spans, on the present runtime. Nothing is connected to before there is a span.
+    /// Starts the thread that sends spans. Nothing is read or connected to before there is a span.
     pub fn start(settings: Settings) -> Result<Self, String> {
-        let exporter = export::Exporter::new(&settings)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| error.to_string())?;
         let (queue, spans) = mpsc::channel(QUEUE_MAX);
-        let (counters, ending) = (Arc::<Counters>::default(), CancellationToken::new());
-        let worker = worker::Worker {
-            exporter,
-            resource: settings.resource.clone(),
-            spans,
-            counters: Arc::clone(&counters),
-            ending: ending.clone(),
-            is_failing: false,
+        let (book, ending, given_up) = (Arc::<Book>::default(), CancellationToken::new(), CancellationToken::new());
+        let (tell_ended, ended) = oneshot::channel();
+        let sampler = settings.sampler;
+        let worker = worker::Worker::new(settings, spans, Arc::clone(&book), ending.clone());
+        let until = given_up.clone();
+        let work = move || {
+            runtime.block_on(until.run_until_cancelled(worker.run()));
+            // Looking up a name may block for long.
+            runtime.shutdown_background();
+            // Nobody may wait for it.
+            let _nobody_waits = tell_ended.send(());
         };
-        let worker = Mutex::new(Some(tokio::spawn(worker.run())));
-        Ok(Self { inner: Some(Arc::new(Inner { settings, queue, counters, ending, worker })) })
+        thread::Builder::new().name("traces".to_owned()).spawn(work).map_err(|error| error.to_string())?;
+        let ended = Mutex::new(Some(ended));
+        Ok(Self { inner: Some(Arc::new(Inner { sampler, queue, book, ending, given_up, ended })) })
     }
 
     /// Whether anything may be recorded here.
@@ -199,7 +237,7 @@ impl Tracer {
     pub fn begin(&self, parent: Option<TraceContext>) -> Option<TraceContext> {
         let inner = self.inner.as_ref()?;
         let trace = parent.map_or_else(|| TraceId::new(rand::random()), |parent| parent.trace);
-        let is_sampled = inner.settings.sampler.takes(trace, parent.map(|parent| parent.is_sampled));
+        let is_sampled = inner.sampler.takes(trace, parent.map(|parent| parent.is_sampled));
         Some(TraceContext { trace, span: draw_span(), is_sampled })
     }
 
@@ -209,34 +247,47 @@ impl Tracer {
         parent.filter(|parent| parent.is_sampled).map(|parent| parent.at(draw_span()))
     }
 
-    /// Has a span sent. Never waits: while a collector is away, so many are kept and no more.
+    /// Has a span sent. Never waits: while a collector is away, so many are kept and no more. That some were dropped is logged
+    /// once.
     pub fn tell(&self, span: Span) {
         let Some(inner) = &self.inner else { return };
-        if inner.queue.try_send(span).is_err() {
-            Counters::add(&inner.counters.dropped, 1);
+        let mut ledger = inner.book.open();
+        let is_first_overflow = match inner.queue.try_send(span) {
+            Ok(()) => {
+                ledger.waiting += 1;
+                false
+            }
+            Err(refused) => {
+                ledger.counts.dropped += 1;
+                ledger.counts.dropped == 1 && matches!(refused, TrySendError::Full(_))
+            }
+        };
+        drop(ledger);
+        if is_first_overflow {
+            tracing::warn!(
+                waiting = QUEUE_MAX,
+                "spans are dropped, as too many wait for the collector; it is not told again"
+            );
         }
     }
 
     /// What became of spans so far.
     pub fn counts(&self) -> Counts {
-        let Some(inner) = &self.inner else { return Counts::default() };
-        let Counters { sent, dropped, failed } = &*inner.counters;
-        let [sent, dropped, failed] = [sent, dropped, failed].map(|counter| counter.load(Ordering::Relaxed));
-        Counts { sent, dropped, failed }
+        self.inner.as_ref().map(|inner| inner.book.open().counts).unwrap_or_default()
     }
 
-    /// Sends what waits, for at most that long, and takes nothing more. Returns whether all of it was taken.
-    pub async fn end(&self, within: Duration) -> bool {
-        let Some(inner) = &self.inner else { return true };
-        let worker = inner.worker.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(mut worker) = worker else { return true };
+    /// Sends what waits, for at most that long, and takes nothing more. Returns how many spans were lost since it was called.
+    pub async fn end(&self, within: Duration) -> u64 {
+        let Some(inner) = &self.inner else { return 0 };
+        let ended = inner.ended.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(ended) = ended else { return 0 };
+        let before = self.counts();
         inner.ending.cancel();
-        if tokio::time::timeout(within, &mut worker).await.is_err() {
-            worker.abort();
-            return false;
-        }
+        let _in_time = tokio::time::timeout(within, ended).await;
+        inner.given_up.cancel();
+        inner.book.close();
         let Counts { dropped, failed, .. } = self.counts();
-        dropped + failed == 0
+        (dropped - before.dropped) + (failed - before.failed)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Spans as OTLP has them (<https://opentelemetry.io/docs/specs/otlp/>).
 
+use bytes::Bytes;
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
     common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value::Value},
@@ -11,9 +12,9 @@ use prost::Message as _;
 use crate::{Kind, Part, Span, settings::ResourceSettings};
 
 /// One request for all of `spans`: those of each part under a resource of its own.
-pub(crate) fn request(resource: &ResourceSettings, spans: &[Span]) -> Vec<u8> {
+pub(crate) fn request(resource: &ResourceSettings, spans: &[Span]) -> Bytes {
     let resource_spans = Part::ALL.into_iter().filter_map(|part| of_part(resource, part, spans)).collect();
-    ExportTraceServiceRequest { resource_spans }.encode_to_vec()
+    ExportTraceServiceRequest { resource_spans }.encode_to_vec().into()
 }
 
 fn of_part(resource: &ResourceSettings, part: Part, spans: &[Span]) -> Option<ResourceSpans> {

@@ -6,7 +6,7 @@
 //! See <https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/> and
 //! <https://opentelemetry.io/docs/specs/otel/protocol/exporter/>.
 
-use std::{fmt, time::Duration};
+use std::{fmt, net::IpAddr, time::Duration};
 
 use holm_domain::{error::InvalidField, trace::Sampler};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -125,6 +125,14 @@ impl Settings {
         }
         let resource = resource(&variable, host)?;
         Ok(Some(Self { endpoint, headers, timeout, sampler, resource }))
+    }
+
+    /// Whether headers, which may be secret, go over a network that anybody may read.
+    pub fn shows_headers(&self) -> bool {
+        let url = reqwest::Url::parse(&self.endpoint).ok().filter(|url| url.scheme() == "http");
+        let host = url.as_ref().and_then(reqwest::Url::host_str).map(|host| host.trim_matches(['[', ']']));
+        let is_elsewhere = |host: &str| host != "localhost" && !host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+        !self.headers.is_empty() && host.is_some_and(is_elsewhere)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     num::{NonZeroU64, NonZeroU128},
-    sync::atomic::AtomicUsize,
+    sync::atomic::{AtomicUsize, Ordering},
     time::Instant,
 };
 
@@ -23,9 +23,14 @@ use super::{settings::tests::read, *};
 #[derive(Debug, Clone, Copy)]
 enum Manner {
     Takes,
+    /// A status and further lines of the head.
     Refuses(&'static str),
+    /// The same for the first request only.
+    RefusesFirst(&'static str),
     RefusesSome,
     Hangs,
+    /// It takes them and never comes to the end of its answer.
+    Endless,
 }
 
 #[derive(Debug, Default)]
@@ -64,12 +69,14 @@ async fn answer(mut stream: tokio::net::TcpStream, manner: Manner, received: Arc
             stream.read_buf(&mut bytes).await.ok().filter(|count| *count > 0)?;
         }
         let body: Vec<u8> = bytes.drain(..length).collect();
-        received.requests.fetch_add(1, Ordering::SeqCst);
+        let is_first = received.requests.fetch_add(1, Ordering::SeqCst) == 0;
         received.heads.lock().unwrap().push(head);
         let (status, answer) = match manner {
             Manner::Hangs => std::future::pending().await,
             Manner::Refuses(status) => (status, Vec::new()),
-            Manner::Takes | Manner::RefusesSome => {
+            Manner::RefusesFirst(status) if is_first => (status, Vec::new()),
+            Manner::Endless => return drip(&mut stream).await,
+            Manner::Takes | Manner::RefusesFirst(_) | Manner::RefusesSome => {
                 let request = ExportTraceServiceRequest::decode(&body[..]).unwrap();
                 received.spans.lock().unwrap().extend(request.resource_spans);
                 let rejected_spans = i64::from(matches!(manner, Manner::RefusesSome));
@@ -82,9 +89,35 @@ async fn answer(mut stream: tokio::net::TcpStream, manner: Manner, received: Arc
     }
 }
 
+/// An answer of which a byte comes now and then.
+async fn drip(stream: &mut tokio::net::TcpStream) -> Option<()> {
+    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 60000\r\n\r\n").await.ok()?;
+    loop {
+        stream.write_all(b"\n").await.ok()?;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 fn tracer(url: &str) -> Tracer {
-    let settings = read(&[(settings::ENDPOINT, url), ("OTEL_EXPORTER_OTLP_HEADERS", "x-key=hunter2")]);
+    tracer_with(url, ("OTEL_EXPORTER_OTLP_HEADERS", "x-key=hunter2"))
+}
+
+fn tracer_with(url: &str, variable: (&'static str, &str)) -> Tracer {
+    let settings = read(&[(settings::ENDPOINT, url), variable]);
     Tracer::start(settings.unwrap().unwrap()).unwrap()
+}
+
+/// Waits until something has become of that many spans.
+async fn until_settled(tracer: &Tracer, spans: u64) -> Counts {
+    let begun = Instant::now();
+    loop {
+        let counts = tracer.counts();
+        if counts.sent + counts.failed >= spans {
+            return counts;
+        }
+        assert!(begun.elapsed() < WITHIN, "{counts:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 fn context(span: u64) -> TraceContext {
@@ -105,7 +138,7 @@ async fn spans_arrive_as_they_were_told() {
     let tracer = tracer(&url);
     tracer.tell(span(Part::Agent, 1).with("holm.run", "run_1").failed("host_failed"));
     tracer.tell(span(Part::Guest, 2).answering());
-    assert!(tracer.end(WITHIN).await);
+    assert_eq!(tracer.end(WITHIN).await, 0);
     assert_eq!(tracer.counts(), Counts { sent: 2, dropped: 0, failed: 0 });
     let head = received.heads.lock().unwrap()[0].clone();
     assert!(head.starts_with("post /v1/traces http/1.1") && head.contains("x-key: hunter2"), "{head}");
@@ -125,26 +158,71 @@ async fn spans_arrive_as_they_were_told() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_collector_does_not_take_is_counted() {
-    for (manner, requests, sent) in
-        [(Manner::Refuses("400 Bad Request"), 1, 0), (Manner::Refuses("503 Busy"), 1, 0), (Manner::RefusesSome, 1, 1)]
+    for (manner, sent) in
+        [(Manner::Refuses("400 Bad Request"), 0), (Manner::Refuses("503 Busy"), 0), (Manner::RefusesSome, 1)]
     {
         let (received, url) = collector(manner).await;
         let tracer = tracer(&url);
         tracer.tell(span(Part::Cli, 1));
         tracer.tell(span(Part::Cli, 2));
-        assert!(!tracer.end(WITHIN).await, "{manner:?}");
+        assert_eq!(tracer.end(WITHIN).await, 2 - sent, "{manner:?}");
         assert_eq!(tracer.counts(), Counts { sent, dropped: 0, failed: 2 - sent }, "{manner:?}");
-        // At the end nothing is waited for: what is refused for now is sent once more at once.
-        let asked = received.requests.load(Ordering::SeqCst);
-        assert!((requests..=3).contains(&asked), "{manner:?}: {asked}");
+        // At the end nothing is waited for.
+        assert_eq!(received.requests.load(Ordering::SeqCst), 1, "{manner:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_for_now_is_sent_once_more_and_what_is_refused_for_good_is_not() {
+    let (elsewhere, other) = collector(Manner::Takes).await;
+    let to_other: &'static str = format!("307 Temporary Redirect\r\nlocation: {other}/v1/traces").leak();
+    for (manner, requests, sent) in [
+        (Manner::RefusesFirst("503 Busy"), 2, 1),
+        (Manner::RefusesFirst("429 Too Many Requests\r\nretry-after: 2"), 2, 1),
+        (Manner::RefusesFirst("400 Bad Request"), 1, 0),
+        (Manner::RefusesFirst(to_other), 1, 0),
+    ] {
+        let (received, url) = collector(manner).await;
+        let (tracer, begun) = (tracer(&url), Instant::now());
+        tracer.tell(span(Part::Cli, 1));
+        let counts = until_settled(&tracer, 1).await;
+        let took = begun.elapsed();
+        assert_eq!(counts, Counts { sent, dropped: 0, failed: 1 - sent }, "{manner:?}");
+        // What was lost before the end is not lost at it.
+        assert_eq!(tracer.end(WITHIN).await, 0, "{manner:?}");
+        assert_eq!(received.requests.load(Ordering::SeqCst), requests, "{manner:?}");
+        let asks = matches!(manner, Manner::RefusesFirst(head) if head.contains("retry-after"));
+        assert!(!asks || took >= Duration::from_secs(2), "it was asked to wait, and took {took:?}");
+    }
+    assert_eq!(elsewhere.requests.load(Ordering::SeqCst), 0, "spans go where they were to go");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_without_an_end_is_not_read_for_ever() {
+    let (received, url) = collector(Manner::Endless).await;
+    let tracer = tracer_with(&url, ("OTEL_EXPORTER_OTLP_TIMEOUT", "500"));
+    for count in 1..=2 {
+        tracer.tell(span(Part::Cli, 1));
+        assert_eq!(until_settled(&tracer, count).await, Counts { sent: count, dropped: 0, failed: 0 });
+    }
+    assert_eq!(received.requests.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_cannot_be_spoken_to_costs_spans_only() {
+    let settings = read(&[(settings::ENDPOINT, "https://127.0.0.1:9")]).unwrap().unwrap();
+    let begun = Instant::now();
+    let tracer = Tracer::start(settings).unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(1), "no certificate is read before there is a span");
+    tracer.tell(span(Part::Cli, 1));
+    assert_eq!(tracer.end(WITHIN).await, 1);
+    assert_eq!(tracer.counts(), Counts { sent: 0, dropped: 0, failed: 1 });
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_waits_for_a_collector_that_hangs() {
     let (received, url) = collector(Manner::Hangs).await;
     let tracer = tracer(&url);
-    let begun = Instant::now();
     tracer.tell(span(Part::Cli, 1));
     while received.requests.load(Ordering::SeqCst) == 0 {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -154,9 +232,16 @@ async fn nobody_waits_for_a_collector_that_hangs() {
         tracer.tell(span(Part::Cli, 1));
     }
     assert!(told.elapsed() < Duration::from_secs(2));
-    assert_eq!(tracer.counts().dropped, 10);
-    assert!(!tracer.end(Duration::from_millis(50)).await);
+    assert_eq!(tracer.counts(), Counts { sent: 0, dropped: 10, failed: 0 });
+    let begun = Instant::now();
+    // Those that waited, and the one that was on its way.
+    let waiting = QUEUE_MAX as u64 + 1;
+    assert_eq!(tracer.end(Duration::from_millis(50)).await, waiting);
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    assert_eq!(tracer.counts(), Counts { sent: 0, dropped: 10, failed: waiting });
+    tracer.tell(span(Part::Cli, 1));
+    assert_eq!(tracer.counts().dropped, 11, "nothing more is taken");
+    assert_eq!(tracer.end(WITHIN).await, 0, "it has ended");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -164,7 +249,7 @@ async fn without_a_collector_there_is_nothing() {
     let tracer = Tracer::default();
     assert!(!tracer.is_on() && tracer.begin(None).is_none() && tracer.within(Some(context(1))).is_none());
     tracer.tell(span(Part::Cli, 1));
-    assert!(tracer.end(Duration::ZERO).await);
+    assert_eq!(tracer.end(Duration::ZERO).await, 0);
     assert_eq!(tracer.counts(), Counts::default());
 }
 

@@ -1,15 +1,15 @@
-//! The task that sends spans: batch after batch, each tried a few times.
+//! What sends spans: batch after batch, each tried a few times.
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Counters, Span,
+    Book, Settings, Span,
     export::{Exporter, Untaken},
     message,
-    settings::ResourceSettings,
 };
 
 /// The most spans of one request.
@@ -20,18 +20,30 @@ const BATCH_WITHIN: Duration = Duration::from_secs(1);
 const ATTEMPTS_MAX: u32 = 3;
 /// How long is waited before a batch is sent once more; four times as long the next time.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How long is waited at most, however long the collector asks for.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 
 pub(crate) struct Worker {
-    pub(crate) exporter: Exporter,
-    pub(crate) resource: ResourceSettings,
-    pub(crate) spans: mpsc::Receiver<Span>,
-    pub(crate) counters: Arc<Counters>,
+    settings: Settings,
+    /// Made with the first batch: reading the system's certificates takes longer than a whole run does.
+    exporter: Option<Exporter>,
+    spans: mpsc::Receiver<Span>,
+    book: Arc<Book>,
     /// Cancelled when what waits is to be sent at once, and nothing more is taken.
-    pub(crate) ending: CancellationToken,
-    pub(crate) is_failing: bool,
+    ending: CancellationToken,
+    is_failing: bool,
 }
 
 impl Worker {
+    pub(crate) fn new(
+        settings: Settings,
+        spans: mpsc::Receiver<Span>,
+        book: Arc<Book>,
+        ending: CancellationToken,
+    ) -> Self {
+        Self { settings, exporter: None, spans, book, ending, is_failing: false }
+    }
+
     /// Sends until it is to end and nothing waits any more. While there is no span it does nothing at all.
     pub(crate) async fn run(mut self) {
         loop {
@@ -39,9 +51,11 @@ impl Worker {
             if batch.is_empty() {
                 return;
             }
-            let request = message::request(&self.resource, &batch);
+            let request = message::request(&self.settings.resource, &batch);
+            let spans = batch.len();
+            drop(batch);
             let result = self.send(request).await;
-            self.count(batch.len(), result);
+            self.count(spans, result);
         }
     }
 
@@ -69,19 +83,29 @@ impl Worker {
         batch
     }
 
-    async fn send(&self, request: Vec<u8>) -> Result<u64, Untaken> {
+    async fn send(&mut self, request: Bytes) -> Result<u64, Untaken> {
+        let exporter = match self.exporter.take() {
+            Some(exporter) => exporter,
+            None => Exporter::new(&self.settings).map_err(Untaken::for_good)?,
+        };
+        let result = self.send_by(&exporter, request).await;
+        self.exporter = Some(exporter);
+        result
+    }
+
+    async fn send_by(&self, exporter: &Exporter, request: Bytes) -> Result<u64, Untaken> {
         let mut wait = RETRY_AFTER;
         for _ in 1..ATTEMPTS_MAX {
-            match self.exporter.send(request.clone()).await {
-                Err(Untaken { is_transient: true, .. }) if !self.ending.is_cancelled() => {}
+            let asked = match exporter.send(request.clone()).await {
+                Err(Untaken { is_transient: true, retry_after, .. }) if !self.ending.is_cancelled() => retry_after,
                 result => return result,
-            }
+            };
             tokio::select! {
-                () = tokio::time::sleep(wait) => wait *= 4,
+                () = tokio::time::sleep(wait.max(asked.unwrap_or_default().min(RETRY_AFTER_MAX))) => wait *= 4,
                 () = self.ending.cancelled() => {}
             }
         }
-        self.exporter.send(request).await
+        exporter.send(request).await
     }
 
     /// Counts what became of a batch. That none are taken is told when it begins and when it is over, and not each time.
@@ -90,8 +114,7 @@ impl Worker {
             Ok(refused) => usize::try_from(*refused).unwrap_or(spans).min(spans),
             Err(_) => spans,
         };
-        Counters::add(&self.counters.failed, refused);
-        Counters::add(&self.counters.sent, spans - refused);
+        self.book.settle(spans, refused);
         let problem = match result {
             Ok(0) => None,
             Ok(_) => Some("the collector takes only a part of them".to_owned()),

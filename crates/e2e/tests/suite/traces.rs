@@ -8,7 +8,7 @@ use std::{
 use holm_e2e::{
     World,
     collector::{Collector, Manner},
-    eventually, ran,
+    eventually, host, ran,
 };
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
@@ -274,6 +274,68 @@ fn a_collector_that_is_down_or_hangs_neither_slows_nor_fails_a_run() {
         assert!(took.is_some_and(|us| us < 10_000_000), "{run}");
     }
     assert!(!hanging.bodies().is_empty(), "it was asked");
+}
+
+#[test]
+fn variables_that_are_for_other_programs_stop_nothing_and_are_warned_of() {
+    let mut world = World::new();
+    world.set("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317");
+    world.set("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
+    world.start_server();
+    world.start_agent("a1");
+    let ran = world.run(["--", "echo", "well"]).succeeds();
+    assert_eq!(ran.text(), "well\n");
+    let warning = "nothing is recorded: OTEL_EXPORTER_OTLP_PROTOCOL: `grpc` is not accepted";
+    assert_eq!(ran.complaint().matches(warning).count(), 1, "{ran}");
+    let said = world.all_said("a1");
+    assert_eq!(said.matches(warning).count(), 2, "once by the server, once by the agent: {said}");
+    let check = world.holm(["config", "check"]).exits(1);
+    assert!(check.text().contains("OTEL_EXPORTER_OTLP_PROTOCOL"), "{check}");
+    // What was told to Holm itself is refused, by all of them.
+    world.holm(["run", "--otlp-endpoint", "nonsense", "--", "true"]).exits(125).complains_of(&["--otlp-endpoint"]);
+    world.holm(["agent", "--otlp-endpoint", "nonsense"]).exits(2).complains_of(&["--otlp-endpoint"]);
+}
+
+#[test]
+fn a_collector_that_hangs_does_not_hold_an_end_up() {
+    let hanging = Collector::start(Manner::Hangs);
+    let timed_end = |mut world: World| {
+        world.run(["--", "true"]).succeeds();
+        let begun = Instant::now();
+        let said = world.stop_agent("a1").complaint();
+        let of_agent = begun.elapsed();
+        let said = said + &world.stop_server().complaint();
+        (of_agent, begun.elapsed() - of_agent, said)
+    };
+    let mut plain = World::new();
+    plain.start_server();
+    plain.start_agent("a1");
+    let (plain_agent, plain_server, _) = timed_end(plain);
+    let (agent, server, said) = timed_end(traced_world(&hanging.url));
+    assert_eq!(said.matches("not all spans were taken by the collector").count(), 2, "{said}");
+    for (who, plain, held) in [("agent", plain_agent, agent), ("server", plain_server, server)] {
+        // Half a second is waited for, and a request may take ten.
+        assert!(held < plain * 3 + Duration::from_secs(3), "{who}: {plain:?} without, {held:?} with one that hangs");
+    }
+}
+
+#[test]
+fn a_server_in_the_background_records_what_its_configuration_says() {
+    let of_command = Collector::start(Manner::Takes);
+    let world = World::on_file();
+    let home = world.dir().join("own");
+    let mut command = world.command();
+    command.env("HOLM_HOME", &home).env("OTEL_EXPORTER_OTLP_ENDPOINT", &of_command.url).env("TRACEPARENT", CALLER);
+    ran::run(command.args(["run", "--", "true"])).succeeds();
+    let server: u32 = std::fs::read_to_string(home.join("up.lock")).expect("a lock").trim().parse().expect("a process");
+    let environment = host::environment(server);
+    assert!(environment.contains("HOLM_HOME="), "it can be read: {environment}");
+    for foreign in ["OTEL_", "TRACEPARENT"] {
+        assert!(!environment.contains(foreign), "{environment}");
+    }
+    world.holm_in(&home, ["down"]).succeeds();
+    let told = spans(&of_command);
+    assert!(told.iter().all(|span| span.name == "holm run") && told.len() == 1, "{told:#?}");
 }
 
 #[test]

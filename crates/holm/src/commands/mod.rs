@@ -23,7 +23,7 @@ pub mod top;
 mod waiting;
 pub mod way_out;
 
-use holm_domain::{UnixMicros, run::RunState};
+use holm_domain::{UnixMicros, error::InvalidField, run::RunState};
 
 use crate::{cli, session::Session};
 
@@ -41,6 +41,11 @@ impl Usage {
     pub fn new(flag: &str, value: &str, problem: impl Into<String>) -> Self {
         let value = value.chars().take(256).collect();
         Self { flag: flag.to_owned(), value, problem: problem.into() }
+    }
+
+    /// The same of a setting that was refused.
+    pub fn of(refused: &InvalidField) -> Self {
+        Self::new(&refused.field, &refused.value, refused.problem.as_str())
     }
 }
 

@@ -85,9 +85,16 @@ pub fn contradictions(config: &Config, env: &Environment) -> Vec<Finding> {
     agent_table(config, &mut findings);
     server_table(config, &mut findings);
     blobs(config, env, &mut findings);
-    if let Err(refused) = &config.traces {
-        let problem = format!("`{}` is not accepted", refused.value);
-        findings.push(error(&refused.field, problem, refused.problem.as_str()));
+    match &config.traces {
+        Err(refused) => {
+            let problem = format!("`{}` is not accepted", refused.value);
+            findings.push(error(&refused.field, problem, refused.problem.as_str()));
+        }
+        Ok(Some(settings)) if settings.shows_headers() => {
+            let problem = "the headers for the collector go there without encryption";
+            findings.push(warning(&settings.endpoint, problem, "give an https:// URL, or a collector on this machine"));
+        }
+        Ok(_) => {}
     }
     findings
 }
@@ -408,6 +415,18 @@ sandwiches = 1
         }
         let shown = format!("{found:?}");
         assert!(!shown.contains("hunter2") && !shown.contains("holm_secret"), "{shown}");
+    }
+
+    #[test]
+    fn headers_that_anybody_may_read_are_warned_of() {
+        let of = |url| {
+            let headers = ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=hunter2");
+            findings("", &Environment::from([("OTEL_EXPORTER_OTLP_ENDPOINT", url), headers]))
+        };
+        assert_eq!((of("http://127.0.0.1:4318"), of("https://c.example")), (vec![], vec![]));
+        let found = of("http://c.example:4318");
+        assert!(found.len() == 1 && found[0].problem.contains("without encryption"), "{found:?}");
+        assert!(!format!("{found:?}").contains("hunter2"), "{found:?}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ pub mod file;
 
 use std::{
     collections::BTreeMap,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fmt,
     path::{Path, PathBuf},
 };
@@ -27,6 +27,8 @@ use file::{ConfigFile, ContextEntry};
 pub const LOCAL: &str = "local";
 /// The variable in which a caller names the span of which a command is a part.
 const CALLER: &str = "TRACEPARENT";
+/// How the variables begin that are for every program that records.
+const OF_OTEL: &str = "OTEL_";
 /// The folder of the configuration file, among those of other programs.
 const FOLDER: &str = "holm";
 /// The variables of the environment that Holm reads.
@@ -87,7 +89,7 @@ impl Environment {
     /// The environment of this process.
     pub fn of_process() -> Self {
         let keep = |name: &str| {
-            let begins = ["HOLM_", "XDG_", "AWS_", "OTEL_"];
+            let begins = ["HOLM_", "XDG_", "AWS_", OF_OTEL];
             begins.iter().any(|begin| name.starts_with(begin)) || ["HOME", CALLER].contains(&name)
         };
         Self(
@@ -114,6 +116,11 @@ impl Environment {
     pub fn unknown(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str).filter(|name| name.starts_with("HOLM_") && !known(name))
     }
+}
+
+/// Whether a variable says what is recorded, or under what.
+pub fn tells_of_traces(name: &OsStr) -> bool {
+    name == CALLER || name.as_encoded_bytes().starts_with(OF_OTEL.as_bytes())
 }
 
 fn known(name: &str) -> bool {
@@ -234,14 +241,21 @@ impl Config {
         })
     }
 
-    /// Starts what sends what is recorded, on the present runtime; nothing of the kind where no collector is named.
-    pub fn tracer(&self) -> anyhow::Result<Tracer> {
+    /// Starts what sends what is recorded; nothing of the kind where no collector is named. Only what was told to Holm itself
+    /// is refused: a variable that is not understood is meant for other programs as well, so `warn` hears of it and nothing
+    /// is recorded.
+    pub fn tracer(&self, warn: impl FnOnce(String)) -> anyhow::Result<Tracer> {
         match &self.traces {
             Ok(None) => Ok(Tracer::default()),
-            Ok(Some(settings)) => {
-                Tracer::start(settings.clone()).map_err(|problem| anyhow!("cannot send spans: {problem}"))
+            Ok(Some(settings)) => Ok(Tracer::start(settings.clone()).unwrap_or_else(|problem| {
+                warn(format!("nothing is recorded, as spans cannot be sent: {problem}"));
+                Tracer::default()
+            })),
+            Err(refused) if refused.field.starts_with(OF_OTEL) => {
+                warn(format!("nothing is recorded: {}", Usage::of(refused)));
+                Ok(Tracer::default())
             }
-            Err(refused) => Err(Usage::new(&refused.field, &refused.value, &refused.problem).into()),
+            Err(refused) => Err(Usage::of(refused).into()),
         }
     }
 

@@ -181,3 +181,40 @@ fn data_settings_and_tokens_are_guarded() {
         assert!(guarded.contains(&world.path(path)), "{path} is not in {guarded:?}");
     }
 }
+
+#[test]
+fn what_the_environment_has_for_others_is_warned_of_and_what_was_told_to_holm_is_refused() {
+    let world = World::new("");
+    let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318");
+    let tracer = |global: &Global, env: &Environment| {
+        let (config, mut warned) = (Config::load(global, env).unwrap(), Vec::new());
+        let tracer = config.tracer(|problem| warned.push(problem));
+        tracer.map(|tracer| (tracer.is_on(), warned)).map_err(|refused| refused.to_string())
+    };
+    let flagged = Global { otlp_endpoint: Some("http://127.0.0.1:4318".to_owned()), ..world.global() };
+    for (name, value) in [
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/etc/ca.pem"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "nonsense"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "collector:4317"),
+        ("OTEL_TRACES_EXPORTER", "console"),
+        ("OTEL_TRACES_SAMPLER", "jaeger_remote"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "a"),
+    ] {
+        let env = Environment::from([endpoint, (name, value)]);
+        let (is_on, warned) = tracer(&world.global(), &env).unwrap();
+        assert!(!is_on && warned.len() == 1 && warned[0].contains(name), "{name}: {warned:?}");
+        if name != "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" {
+            assert!(!tracer(&flagged, &env).unwrap().0, "{name}");
+        }
+        let config = Config::load(&world.global(), &env).unwrap();
+        let found = check::contradictions(&config, &env);
+        assert!(found.iter().any(|found| found.at == name), "{name}: {found:?}");
+    }
+    let flagged = Global { otlp_endpoint: Some("nonsense".to_owned()), ..world.global() };
+    assert!(tracer(&flagged, &Environment::default()).unwrap_err().contains("--otlp-endpoint"));
+    let world = World::new("otlp_endpoint = \"nonsense\"");
+    assert!(tracer(&world.global(), &Environment::default()).unwrap_err().contains("otlp_endpoint"));
+}

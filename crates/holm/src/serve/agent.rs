@@ -16,7 +16,6 @@ use holm_trace::Tracer;
 use super::{
     block_on, label, logging, process_runtime,
     signals::{Asked, Signals},
-    traced,
 };
 use crate::{
     commands::{Usage, run::spec::host_labels},
@@ -216,7 +215,7 @@ pub fn shutdown_of(asked: Asked) -> Shutdown {
 /// Works until it is asked to end.
 pub fn run(session: Session, args: AgentArgs) -> anyhow::Result<u8> {
     logging::start(&args.log)?;
-    block_on(traced(session, |session, tracer| work(session, args, tracer)))
+    block_on(session, |session, tracer| work(session, args, tracer))
 }
 
 /// How an agent of `home` says who it is: with a key of its own where it is told a join token or has enrolled before, and

@@ -27,7 +27,7 @@ use holm_runtime::{
     process::{Config as ProcessConfig, Label, ProcessRuntime},
 };
 use holm_store::{Expect, SqliteFiles, Store};
-use holm_trace::{Counts, Tracer};
+use holm_trace::Tracer;
 use secrecy::ExposeSecret as _;
 
 use crate::{
@@ -37,6 +37,7 @@ use crate::{
     session::Session,
 };
 use blobs::BlobsTold;
+use signals::Signals;
 
 /// Prints the OpenAPI document.
 pub fn openapi(session: &Session) -> anyhow::Result<u8> {
@@ -47,33 +48,56 @@ pub fn openapi(session: &Session) -> anyhow::Result<u8> {
 /// How long threads that read and write files are waited for once all else has ended: a disk may not answer.
 const THREADS_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long a collector is waited for at the end of a process.
-const SPANS_WITHIN: Duration = Duration::from_secs(5);
+/// How long a collector is waited for at the end of a process, which has let go of everything else by then.
+const SPANS_WITHIN: Duration = Duration::from_millis(500);
 
-/// Executes `main` with threads for every processor.
-fn block_on(main: impl Future<Output = anyhow::Result<u8>>) -> anyhow::Result<u8> {
+/// Executes `main` with threads for every processor and what it records to; what waits then is sent.
+fn block_on<F>(session: Session, main: impl FnOnce(Session, Tracer) -> F) -> anyhow::Result<u8>
+where
+    F: Future<Output = anyhow::Result<u8>>,
+{
+    let tracer = session.config.tracer(|problem| tracing::warn!("{problem}"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let ended = runtime.block_on(main);
+    let (ended, signals) = runtime.block_on(async {
+        let ended = main(session, tracer.clone()).await;
+        // What arrives from now on is from somebody who does not want to wait.
+        (ended, Signals::listen())
+    });
     let begun = Instant::now();
     runtime.shutdown_timeout(THREADS_WITHIN);
-    if begun.elapsed() >= THREADS_WITHIN {
+    let is_alone = begun.elapsed() < THREADS_WITHIN;
+    if !is_alone {
         tracing::warn!(after = ?begun.elapsed(), "threads that wait for a disk are left behind");
+    }
+    let is_in_order = is_alone && ended.is_ok();
+    if is_in_order {
+        lock::let_go();
+    }
+    if tracer.is_on() {
+        // Who did not end in order has its locks still, for which somebody may wait.
+        let within = if is_in_order { SPANS_WITHIN } else { Duration::ZERO };
+        if let Err(error) = signals.and_then(|signals| end_spans(&tracer, signals, within)) {
+            tracing::warn!(%error, "spans that wait cannot be sent");
+        }
     }
     ended
 }
 
-/// Executes `main` with what it records to; what waits then is sent.
-async fn traced<F>(session: Session, main: impl FnOnce(Session, Tracer) -> F) -> anyhow::Result<u8>
-where
-    F: Future<Output = anyhow::Result<u8>>,
-{
-    let tracer = session.config.tracer()?;
-    let ended = main(session, tracer.clone()).await;
-    if !tracer.end(SPANS_WITHIN).await {
-        let Counts { sent, dropped, failed } = tracer.counts();
-        tracing::warn!(sent, dropped, failed, "not all spans were taken by the collector");
+/// Sends the spans that wait, unless a signal comes first.
+fn end_spans(tracer: &Tracer, mut signals: Signals, within: Duration) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let lost = runtime.block_on(async {
+        tokio::select! {
+            lost = tracer.end(within) => Some(lost),
+            _ = signals.next() => None,
+        }
+    });
+    match lost {
+        Some(0) => {}
+        Some(lost) => tracing::warn!(lost, "not all spans were taken by the collector"),
+        None => tracing::warn!("asked to end twice; spans may be lost"),
     }
-    ended
+    Ok(())
 }
 
 /// Opens the store: the one that was named, or SQLite under the home.

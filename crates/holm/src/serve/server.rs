@@ -23,7 +23,7 @@ use super::{
     block_on, close, logging, open_store, root_key,
     signals::Signals,
     socket::{Listen, OwnSocket},
-    traced, write_whole,
+    write_whole,
 };
 use crate::{
     commands::Usage,
@@ -186,7 +186,7 @@ pub fn log_retention(text: &str) -> Result<Duration, String> {
 /// Serves until it is asked to end.
 pub fn run(session: Session, args: ServerArgs) -> anyhow::Result<u8> {
     logging::start(&args.log)?;
-    block_on(traced(session, |session, tracer| serve(session, args.serve, tracer)))
+    block_on(session, |session, tracer| serve(session, args.serve, tracer))
 }
 
 async fn serve(session: Session, args: ServeArgs, tracer: Tracer) -> anyhow::Result<u8> {

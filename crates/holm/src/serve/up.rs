@@ -20,7 +20,6 @@ use super::{
     server::{Bound, ServeArgs, announce, bind, own_tokens, remove, take_restored},
     signals::{Asked, Signals},
     socket::{Listen, OwnSocket},
-    traced,
 };
 use crate::{
     config::{Source, read_token},
@@ -86,7 +85,7 @@ pub fn run(session: Session, args: UpArgs) -> anyhow::Result<u8> {
     };
     // Threads of the runtime may have to do with what is in the home to the last.
     lock.keep();
-    block_on(traced(session, |session, tracer| up(session, args, home, tracer)))
+    block_on(session, |session, tracer| up(session, args, home, tracer))
 }
 
 /// Waits until the socket is not there any more. Then neither the own agent nor anybody else reaches this server; the next one

@@ -108,3 +108,16 @@ fn who_records_is_told_by_part_unless_a_name_was_given() {
     );
     assert_eq!(names(&[attributes, ("OTEL_SERVICE_NAME", "b")], Part::Cli)[0], "service.name=b");
 }
+
+#[test]
+fn headers_over_a_network_that_anybody_may_read_are_seen() {
+    let shows = |url: &str, headers: &str| {
+        read(&[(ENDPOINT, url), ("OTEL_EXPORTER_OTLP_HEADERS", headers)]).unwrap().unwrap().shows_headers()
+    };
+    for url in ["http://c:4318", "http://192.0.2.1:4318", "http://[2001:db8::1]:4318", "http://localhost.example"] {
+        assert!(shows(url, "a=b") && !shows(url, ""), "{url}");
+    }
+    for url in ["https://c:4318", "http://localhost:4318", "http://127.0.0.2:4318", "http://[::1]:4318"] {
+        assert!(!shows(url, "a=b"), "{url}");
+    }
+}

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
 use holm_api::runs::RunView;
 use holm_domain::{
     UnixMicros,
@@ -11,10 +10,11 @@ use holm_domain::{
 };
 use holm_trace::{Part, Span, Tracer};
 
+use super::signals::Interrupts;
 use crate::{output::Output, session::Session};
 
 /// How long a collector is waited for at the end of the command. Only one that hangs is waited for.
-const SPANS_WITHIN: Duration = Duration::from_secs(1);
+const SPANS_WITHIN: Duration = Duration::from_millis(500);
 
 /// What is recorded of one `holm run`.
 pub struct Traced {
@@ -30,12 +30,21 @@ fn now() -> UnixMicros {
     UnixMicros(jiff::Timestamp::now().as_microsecond())
 }
 
+/// Waits for Ctrl-C and its like: whoever asks after the end of the run wants to leave. For ever, if they cannot be heard.
+async fn interrupted() {
+    match Interrupts::listen() {
+        Ok(mut interrupts) => drop(interrupts.next().await),
+        Err(_) => std::future::pending().await,
+    }
+}
+
 impl Traced {
     /// Begins the span, where a collector is named.
     pub fn begin(session: &Session) -> anyhow::Result<Self> {
-        let (tracer, caller) = (session.config.tracer().context("what is recorded")?, session.config.caller);
+        let (output, caller) = (session.output, session.config.caller);
+        let tracer = session.config.tracer(|problem| output.note(problem))?;
         let own = tracer.begin(caller);
-        Ok(Self { tracer, caller, own, begun: now(), output: session.output, run: None })
+        Ok(Self { tracer, caller, own, begun: now(), output, run: None })
     }
 
     /// Under what the server is to record: the span of the command, or, where that is not recorded, that of its caller.
@@ -55,7 +64,14 @@ impl Traced {
             let span = Span::new(Part::Cli, "holm run", own, parent, Interval::new(self.begun, now()));
             self.tracer.tell(self.outcome(span, done));
         }
-        if !self.tracer.end(SPANS_WITHIN).await {
+        if !self.tracer.is_on() {
+            return;
+        }
+        let lost = tokio::select! {
+            lost = self.tracer.end(SPANS_WITHIN) => lost,
+            () = interrupted() => return,
+        };
+        if lost > 0 {
             self.output.note("the collector of traces did not take the span of this command; the run is not concerned");
         }
     }
