@@ -11,9 +11,9 @@ use holm_domain::{
     AgentId, InstanceId, OrgId, ProjectId, RunId,
     host::{Capacity, RuntimeInfo},
     run::{Cancel, EventKind, LiveUsage, Outcome, RunSpec, SandboxInfo, Usage},
-    trace::TraceContext,
+    trace::{TraceContext, if_legible},
 };
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use crate::signed_token::SignedToken;
 
@@ -122,14 +122,9 @@ pub struct ClaimedRun {
     pub run_token: Option<SignedToken>,
     /// Under which span the agent is to record what it does, in the form of the header `traceparent`. What cannot be read is
     /// as if it were not there.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "trace_if_any")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "if_legible")]
     #[schema(value_type = Option<String>)]
     pub trace: Option<TraceContext>,
-}
-
-fn trace_if_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<TraceContext>, D::Error> {
-    let told = serde_json::Value::deserialize(deserializer)?;
-    Ok(told.as_str().and_then(|text| text.parse().ok()))
 }
 
 /// What the server says about a lease that the agent holds.

@@ -3,7 +3,7 @@
 use holm_domain::{
     AgentId, OrgId, ProjectId, RunId, UnixMicros,
     run::{Cancel, Event, Measured, Outcome, PassedOver, RunSpec, RunState, SandboxInfo, Usage},
-    trace::TraceId,
+    trace::{TraceId, if_legible},
 };
 use serde::{Deserialize, Serialize};
 
@@ -90,7 +90,7 @@ pub struct RunView {
     #[schema(value_type = Option<i64>)]
     pub logs_deleted_at: Option<UnixMicros>,
     /// The trace to which it belongs, if to any: 32 hexadecimal digits.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "if_legible")]
     #[schema(value_type = Option<String>)]
     pub trace_id: Option<TraceId>,
 }
@@ -189,4 +189,37 @@ pub struct After {
     /// How many at most: 1 to 10,000, 1,000 where it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use holm_domain::{
+        limits::LeaseConfig,
+        run::{Admission, admit},
+    };
+
+    use super::*;
+
+    #[test]
+    fn an_answer_is_read_whatever_it_says_of_a_trace() {
+        let admission = Admission {
+            id: "run_00000000000000000000000001".parse().unwrap(),
+            org: "org_00000000000000000000000001".parse().unwrap(),
+            project: "prj_00000000000000000000000001".parse().unwrap(),
+            created_by: "tok_00000000000000000000000001".parse().unwrap(),
+        };
+        let run = admit(admission, RunSpec::new(["true"]), UnixMicros(1), &LeaseConfig::default()).run;
+        let mut answer = serde_json::to_value(RunView::from(run)).unwrap();
+        let good = "0af7651916cd43dd8448eb211c80319c";
+        for (said, read) in [
+            (serde_json::json!(good), good.parse().ok()),
+            (serde_json::json!("nonsense"), None),
+            (serde_json::json!({ "id": good }), None),
+            (serde_json::Value::Null, None),
+        ] {
+            answer["trace_id"] = said;
+            let view: RunView = serde_json::from_str(&answer.to_string()).unwrap();
+            assert_eq!(view.trace_id, read, "{answer}");
+        }
+    }
 }

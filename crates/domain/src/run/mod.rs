@@ -23,7 +23,10 @@ pub use spec::{Mount, RootSource, RunSpec, WorkDir};
 pub use usage::{LiveUsage, Measured, Usage};
 
 use crate::{
-    AgentId, OrgId, ProjectId, RunId, TokenId, UnixMicros, lease::Lease, limits::LeaseConfig, trace::RunTrace,
+    AgentId, OrgId, ProjectId, RunId, TokenId, UnixMicros,
+    lease::Lease,
+    limits::LeaseConfig,
+    trace::{RunTrace, if_legible},
 };
 
 /// Where a run is on its way.
@@ -197,7 +200,7 @@ pub struct Run {
     pub logs_deleted_at: Option<UnixMicros>,
     /// To which trace it belongs, if to any. Nothing that is decided depends on it.
     // Left out where there is none: who does not know it yet need not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "if_legible")]
     pub trace: Option<RunTrace>,
     /// The number of this state; it grows by one with every saved change.
     pub version: u64,

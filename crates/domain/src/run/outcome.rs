@@ -233,6 +233,22 @@ impl Outcome {
 mod tests {
     use super::*;
 
+    /// Every variant, each by the word that serde has for it: it lists them where it knows none.
+    fn by_word<T: serde::de::DeserializeOwned>() -> Vec<(String, T)> {
+        let Err(error) = serde_json::from_str::<T>("\"nonsense\"") else { panic!("nonsense is no word") };
+        let words: Vec<String> = error.to_string().split('`').skip(3).step_by(2).map(str::to_owned).collect();
+        let read = |word: String| (word.clone(), serde_json::from_value(word.into()).unwrap());
+        words.into_iter().map(read).collect()
+    }
+
+    #[test]
+    fn words_in_spans_and_in_json_are_the_same() {
+        let (kinds, reasons) = (by_word::<OutcomeKind>(), by_word::<Reason>());
+        assert!(kinds.len() >= 5 && reasons.len() >= 20, "{kinds:?} {reasons:?}");
+        kinds.into_iter().for_each(|(word, kind)| assert_eq!(kind.as_str(), word));
+        reasons.into_iter().for_each(|(word, reason)| assert_eq!(reason.as_str(), word));
+    }
+
     #[test]
     fn exit_codes_are_those_of_docker_and_timeout() {
         assert_eq!(Outcome::exited(ExitStatus::Code(0)).exit_code(), 0);

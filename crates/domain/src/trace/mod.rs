@@ -174,6 +174,23 @@ macro_rules! as_text {
 
 as_text!(TraceId, SpanId, TraceContext);
 
+/// Reads what is said of a trace in a row or an answer. What cannot be read is as if it were not there: nobody is to lose a run
+/// for it.
+pub fn if_legible<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Said<T> {
+        Legible(T),
+        Other(serde::de::IgnoredAny),
+    }
+    match Said::deserialize(deserializer)? {
+        Said::Legible(said) => Ok(Some(said)),
+        Said::Other(_) => Ok(None),
+    }
+}
+
 /// The trace of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunTrace {
@@ -215,6 +232,13 @@ impl Interval {
     /// When it ends.
     pub const fn end(self) -> UnixMicros {
         self.end
+    }
+
+    /// The same by a clock that is ahead by so many microseconds, or behind where they are negative.
+    #[must_use]
+    pub fn moved(self, micros: i64) -> Self {
+        let moved = |at: UnixMicros| UnixMicros(at.0.saturating_add(micros));
+        Self { start: moved(self.start), end: moved(self.end) }
     }
 
     /// What of it lies in `outer`: whoever told these times cannot make anything look as if it had been elsewhere.

@@ -90,6 +90,43 @@ fn a_trace_is_kept_as_text() {
     assert!(serde_json::from_str::<TraceContext>("\"00\"").is_err());
 }
 
+#[test]
+fn a_trace_that_cannot_be_read_costs_no_run() {
+    use uuid::Uuid;
+
+    use crate::{
+        OrgId, ProjectId, RunId, TokenId,
+        limits::LeaseConfig,
+        run::{Admission, Run, RunSpec, admit},
+    };
+
+    let nil = Uuid::nil();
+    let admission = Admission {
+        id: RunId::from_uuid(nil),
+        org: OrgId::from_uuid(nil),
+        project: ProjectId::from_uuid(nil),
+        created_by: TokenId::from_uuid(nil),
+    };
+    let run = admit(admission, RunSpec::new(["true"]), UnixMicros(1), &LeaseConfig::default()).run;
+    let trace = RunTrace { context: GOOD.parse().unwrap(), own: None, waits_since: UnixMicros(1) };
+    let mut row = serde_json::to_value(&run).unwrap();
+    for (said, read) in [
+        (serde_json::to_value(trace).unwrap(), Some(trace)),
+        (serde_json::Value::Null, None),
+        (serde_json::json!(GOOD), None),
+        (serde_json::json!({ "context": "00-nonsense", "waits_since": 1 }), None),
+        (serde_json::json!({ "context": GOOD }), None),
+        (serde_json::json!([1, { "a": 2.5 }]), None),
+    ] {
+        row["trace"] = said;
+        // As text too, which is what a row is.
+        let of_text: Run = serde_json::from_str(&row.to_string()).unwrap();
+        let of_value: Run = serde_json::from_value(row.clone()).unwrap();
+        assert_eq!((of_text.trace, of_value.trace), (read, read), "{row}");
+        assert_eq!(of_text, Run { trace: read, ..run.clone() });
+    }
+}
+
 fn trace(low: u64) -> TraceId {
     TraceId::new(NonZeroU128::new((1 << 64) | u128::from(low)).unwrap())
 }
