@@ -31,6 +31,10 @@ const NANOS: i128 = 1_000_000_000;
 /// A jump of the time of day that is worth a word, in nanoseconds.
 const TOLD_FROM: i128 = NANOS;
 
+/// The least by which the time of day is said to be ahead or behind, in nanoseconds. Less may come of the two clocks of a
+/// machine being read one after the other.
+const GAP_MIN: i128 = NANOS / 100;
+
 /// Where the time comes from. Clones show the same time.
 #[derive(Debug, Clone, Default)]
 pub struct Clock {
@@ -119,6 +123,15 @@ impl Clock {
         UnixMicros(i64::try_from(next.shown / 1_000).unwrap_or(i64::MAX))
     }
 
+    /// By how many microseconds the time of day is ahead of what is shown; negative where it is behind. For what is compared
+    /// with other machines and decides nothing.
+    pub fn gap_micros(&self) -> i64 {
+        self.now();
+        let count = *self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let gap = count.map_or(0, |count| count.gap);
+        if gap.abs() < GAP_MIN { 0 } else { i64::try_from(gap / 1_000).unwrap_or(0) }
+    }
+
     /// Lets time pass on a manual clock; a clock of a machine cannot be moved and stays as it is.
     pub fn advance(&self, span: Duration) {
         if let Hands::Manual(manual) = &self.hands {
@@ -173,6 +186,19 @@ mod tests {
         assert_eq!(clock.now(), UnixMicros(5));
         same.advance(Duration::from_micros(7));
         assert_eq!(clock.now(), UnixMicros(12), "clones show the same time");
+    }
+
+    #[test]
+    fn how_far_the_time_of_day_is_ahead_is_known() {
+        for (jump, gap) in [(HOUR, HOUR), (-HOUR, -HOUR), (9_999, 0), (-9_999, 0), (0, 0)] {
+            let clock = Clock::manual(UnixMicros(DAY));
+            clock.now();
+            clock.set_by(jump);
+            assert_eq!(clock.gap_micros(), gap);
+            let clock = Clock::manual(UnixMicros(DAY)).of_day();
+            clock.set_by(jump);
+            assert_eq!(clock.gap_micros(), 0, "what is shown is the time of day");
+        }
     }
 
     #[test]

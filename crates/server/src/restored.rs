@@ -7,7 +7,7 @@
 use holm_domain::{OrgId, RunId, UnixMicros, lease::grant};
 use holm_store::{Due, DuePlace};
 
-use crate::{app::App, ops, problem::Failure};
+use crate::{app::App, ops, problem::Failure, traces};
 
 /// How many runs are looked for together.
 const PAGE: u32 = 256;
@@ -50,6 +50,7 @@ async fn take(app: &App, org: OrgId, id: RunId) -> Result<(), Failure> {
         let Some(run) = app.store.run_get(org, id).await? else { return Ok(()) };
         let Some(decision) = grant::restored(&run, app.now(), &app.config.lease) else { return Ok(()) };
         if ops::try_save(app, run.version, &decision).await?.is_some() {
+            traces::saved(app, &run, &decision, None);
             return Ok(());
         }
     }

@@ -128,6 +128,11 @@ impl Span {
     pub fn failed(self, code: &'static str) -> Self {
         Self { is_failed: true, ..self.with("error.type", code) }
     }
+
+    /// The value of an attribute.
+    pub fn attribute(&self, name: &str) -> Option<&str> {
+        self.attributes.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
+    }
 }
 
 /// Asks a collector whether it takes requests, by one without spans. An error says why not.
@@ -225,6 +230,20 @@ impl Tracer {
         thread::Builder::new().name("traces".to_owned()).spawn(work).map_err(|error| error.to_string())?;
         let ended = Mutex::new(Some(ended));
         Ok(Self { inner: Some(Arc::new(Inner { sampler, queue, book, ending, given_up, ended })) })
+    }
+
+    /// One that sends nothing: its spans are left to whoever has the other end. For tests of what is told.
+    pub fn in_memory() -> (Self, mpsc::Receiver<Span>) {
+        let (queue, spans) = mpsc::channel(QUEUE_MAX);
+        let inner = Inner {
+            sampler: Sampler::default(),
+            queue,
+            book: Arc::default(),
+            ending: CancellationToken::new(),
+            given_up: CancellationToken::new(),
+            ended: Mutex::default(),
+        };
+        (Self { inner: Some(Arc::new(inner)) }, spans)
     }
 
     /// Whether anything may be recorded here.

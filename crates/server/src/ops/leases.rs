@@ -40,7 +40,7 @@ use self::{
 };
 use super::{
     hosts::{host_heard, host_heard_with_leases},
-    revise, revise_from, run_of,
+    revise, revise_traced, run_of,
     run_tokens::to_claimed,
 };
 use crate::{
@@ -49,7 +49,6 @@ use crate::{
     auth::{Lasting, speaker::Speaker},
     config::{CLAIMS_MAX, LEASES_MAX, POLL_WAIT_MS_MAX, REREAD_OWN_EVERY},
     problem::Failure,
-    traces,
 };
 
 /// Waits until there is something for the agent: runs that it can claim, or word about runs that it holds. Answers with
@@ -324,12 +323,7 @@ pub async fn run_finish(app: &App, speaker: &Speaker, id: RunId, body: FinishRun
         host.follows(run)?;
         grant::finish(run, agent, fence, end.clone(), now, &app.config.lease)
     };
-    let before = run.version;
-    let run = revise_from(app, run, finish).await?;
-    if run.version != before {
-        traces::finished(app, &run, begun);
-    }
-    Ok(())
+    revise_traced(app, run, Some(begun), finish).await.map(drop)
 }
 
 fn check_outcome(outcome: &Outcome) -> Result<(), InvalidField> {

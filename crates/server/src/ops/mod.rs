@@ -48,7 +48,20 @@ where
 /// The same, beginning with the run as it was read a moment ago.
 pub(crate) async fn revise_from<E>(
     app: &App,
+    run: Run,
+    decide: impl Fn(&Run, UnixMicros) -> Result<Option<Decision>, E>,
+) -> Result<Run, Failure>
+where
+    Failure: From<E>,
+{
+    revise_traced(app, run, None, decide).await
+}
+
+/// The same for the finish of an attempt, if it is told since when that is worked on.
+pub(crate) async fn revise_traced<E>(
+    app: &App,
     mut run: Run,
+    finishing: Option<UnixMicros>,
     decide: impl Fn(&Run, UnixMicros) -> Result<Option<Decision>, E>,
 ) -> Result<Run, Failure>
 where
@@ -57,7 +70,8 @@ where
     let (org, id) = (run.org, run.id);
     for _ in 0..SWAPS_MAX {
         let Some(decision) = decide(&run, app.now())? else { return Ok(run) };
-        if save(app, run.version, &decision).await?.is_some() {
+        if try_save(app, run.version, &decision).await?.is_some() {
+            traces::saved(app, &run, &decision, finishing);
             return Ok(decision.run);
         }
         run = run_of(app, org, id).await?;
@@ -68,11 +82,6 @@ where
 
 /// Saves a decision if the run still has the version on which it was made, and wakes who waits for it. Returns the
 /// sequence of the run's next log entry; nothing if somebody else was faster.
-pub(crate) async fn save(app: &App, expect_version: u64, decision: &Decision) -> Result<Option<u64>, Failure> {
-    Ok(try_save(app, expect_version, decision).await?)
-}
-
-/// The same, with the errors of the store.
 pub(crate) async fn try_save(app: &App, expect_version: u64, decision: &Decision) -> holm_store::Result<Option<u64>> {
     let Decision { run, events } = decision;
     let deadline = run.deadline(&app.config.lease);
@@ -105,8 +114,5 @@ fn announce(app: &App, run: &Run, events: &[EventKind]) {
             app.wakers.ring_queue(run.org);
         }
         run.outcome.iter().for_each(|outcome| app.metrics.ended(outcome));
-        if events.iter().any(|event| matches!(event, EventKind::Ended { .. })) {
-            traces::ended(app, run);
-        }
     }
 }

@@ -37,7 +37,8 @@ pub async fn run_create(
     key: Option<String>,
     client: Option<TraceContext>,
 ) -> Result<Created, Failure> {
-    let begun = app.now();
+    // The run begins with the request: what the server does to take it in lies within the run.
+    let now = app.now();
     body.spec.validate().map_err(|error| InvalidField { field: format!("spec.{}", error.field), ..error })?;
     app.needs_room()?;
     app.needs_files()?;
@@ -49,7 +50,6 @@ pub async fn run_create(
     let project = project.ok_or_else(|| InvalidField::new("project", name, "give the name of a project of the org"))?;
     app.limiter.queue(app, by.org).await?;
     let admission = Admission { id: ids::run(), org: by.org, project: project.id, created_by: by.id };
-    let now = app.now();
     let mut decision = admit(admission, body.spec, now, &app.config.lease);
     decision.run.trace = traces::begin(app, client, now);
     let deadline = decision.run.deadline(&app.config.lease);
@@ -57,7 +57,7 @@ pub async fn run_create(
         Inserted::New => {
             app.wakers.expect_deadline(deadline);
             app.wakers.ring_queue(by.org);
-            traces::submitted(app, &decision.run, begun);
+            traces::submitted(app, &decision.run, now);
             Ok(Created { run: decision.run, new: true })
         }
         Inserted::Existing { run, digest: stored } if Some(stored) == digest => Ok(Created { run: *run, new: false }),

@@ -87,6 +87,7 @@ async fn look_after_one(
     let Some(decision) = decide(&run, app.now()) else { return Ok(false) };
     let is_changed = ops::try_save(app, run.version, &decision).await?.is_some();
     if is_changed {
+        traces::saved(app, &run, &decision, None);
         let (fence, state, trace_id) = (run.fence, decision.run.state.as_str(), traces::logged(&decision.run));
         tracing::info!(run = %run.id, fence, state, trace_id, "overdue");
     }
