@@ -10,8 +10,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 
 use crate::{
-    admission::Admission, clock, folder::Folder, ids::Process, keeper::Event, occupancy::Occupancy,
-    shim_process::ShimProgram, storage::STORAGE_FLOOR_BYTES,
+    admission::Admission, attempt::traced::Who, clock, folder::Folder, ids::Process, keeper::Event,
+    occupancy::Occupancy, shim_process::ShimProgram, storage::STORAGE_FLOOR_BYTES,
 };
 
 /// How an agent works.
@@ -99,9 +99,10 @@ pub(crate) struct Shared<C> {
 }
 
 impl<C> Shared<C> {
-    /// The agent and its host, as what is recorded names them.
-    pub(crate) fn who(&self) -> (String, String) {
-        (self.agent.to_string(), self.config.name.clone())
+    /// The agent and its host, as what is recorded names them, where anything is.
+    pub(crate) fn who(&self) -> Option<Who> {
+        let is_on = self.config.tracer.is_on();
+        is_on.then(|| Who { agent: self.agent.to_string(), host: self.config.name.clone() })
     }
 
     /// Which process of the agent this is.

@@ -19,7 +19,8 @@ use holm_domain::{
     pressure::PressureLimits,
     run::{Cancel, EventKind, OutcomeKind, Reason, Run, RunState},
 };
-use tokio::sync::oneshot;
+use holm_trace::{Span, Tracer};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     Agent, AgentError, Config, FolderError, Shutdown,
@@ -42,6 +43,7 @@ struct Bench {
     control: Scripted,
     runtime: Arc<FileRuntime>,
     capacity: Capacity,
+    tracer: Tracer,
 }
 
 struct Running {
@@ -59,12 +61,13 @@ impl Bench {
         let temp = tempfile::tempdir().unwrap();
         let runtime = FileRuntime::new(&temp.path().join("host"));
         let capacity = Capacity { runs: 8, cpus_milli: 8_000, memory_bytes: 8 << 30 };
-        Self { control: Scripted::new(ttl), runtime, capacity, temp }
+        Self { control: Scripted::new(ttl), runtime, capacity, temp, tracer: Tracer::default() }
     }
 
     fn config(&self) -> Config {
         Config {
             shim: shim_program(),
+            tracer: self.tracer.clone(),
             // No pressure is known, however busy this machine is.
             proc_dir: self.temp.path().join("proc"),
             pressure_limits: PressureLimits { io_full_percent: Some(80), ..PressureLimits::default() },
@@ -322,6 +325,39 @@ fn output_that_is_refused_for_good_fails_the_run_and_ends_its_command() {
     let outcome = bench.ended(id).outcome.unwrap();
     assert_eq!(outcome.reason, Some(Reason::SpoolFailed), "{outcome:?}");
     bench.clean();
+    agent.stop(Shutdown::Leave);
+}
+
+/// The span of each attempt: its fence, and why it failed if it did.
+fn attempts(spans: &mut mpsc::Receiver<Span>) -> Vec<(String, Option<String>)> {
+    let all = std::iter::from_fn(|| spans.try_recv().ok()).filter(|span| span.name == "attempt");
+    let text = |span: &Span, name| span.attribute(name).map(str::to_owned);
+    all.map(|span| (text(&span, "holm.fence").unwrap(), text(&span, "error.type"))).collect()
+}
+
+#[test]
+fn what_is_recorded_of_an_attempt_is_what_became_of_it() {
+    let (tracer, mut spans) = Tracer::in_memory();
+    let bench = Bench { tracer, ..Bench::new() };
+    let told = |fence: &str, reason: Option<&str>| (fence.to_owned(), reason.map(str::to_owned));
+    bench.control.world().trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse().ok();
+    // The command succeeded, and the lease was lost while its end was to be told.
+    bench.control.fault(Op::Finish, Fault::NotDone(1_000));
+    let id = bench.control.submit(bench.script(&["x"]).spec());
+    let agent = bench.start();
+    let is_asked = || bench.control.world().faults.get(&Op::Finish) != Some(&Fault::NotDone(1_000));
+    until("a finish that is not taken", is_asked);
+    bench.control.expire(id);
+    bench.control.world().faults.remove(&Op::Finish);
+    assert_eq!(bench.ended(id).outcome.unwrap().kind, OutcomeKind::Succeeded);
+    bench.clean();
+    assert_eq!(attempts(&mut spans), [told("1", Some("lease_lost")), told("2", None)]);
+    // The end that is recorded is the one that was accepted.
+    let refused = Script { result: Some("refused by this server".into()), ..bench.script(&["x"]) };
+    let id = bench.control.submit(refused.spec());
+    bench.ended(id);
+    bench.clean();
+    assert_eq!(attempts(&mut spans), [told("1", Some("guest_lost"))]);
     agent.stop(Shutdown::Leave);
 }
 

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     backoff::persist,
+    clock,
     control::{ControlError, ControlPlane},
     folder::{note_damage, open_plain},
     station::Shared,
@@ -316,8 +317,7 @@ pub(crate) async fn tell_end<C: ControlPlane>(
     next_log_seq: u64,
 ) -> Result<(), ControlError> {
     let next_log_seq = next_log_seq.max(end.next_seq.unwrap_or(0));
-    // Before the end is told, so that the attempt lies within the run; what follows is the server's to record.
-    traced.ended(&end);
+    let stored = clock::boot_now();
     let (end, next_log_seq) = match finish(shared, attempt, &end, next_log_seq).await {
         // More is stored than we know of: an earlier agent had sent it, and the shim left no word of it.
         Err(ControlError::LogGap { next_seq: Some(stored) }) if stored > next_log_seq => (end, stored),
@@ -329,9 +329,9 @@ pub(crate) async fn tell_end<C: ControlPlane>(
             let end = End { result: None, ..end };
             (failed_as(Reason::GuestLost, end, format!("the end was not accepted: {problem}")), next_log_seq)
         }
-        result => return result,
+        result => return result.map(|()| traced.ended(&end, stored)),
     };
-    finish(shared, attempt, &end, next_log_seq).await
+    finish(shared, attempt, &end, next_log_seq).await.map(|()| traced.ended(&end, stored))
 }
 
 fn clipped(mut outcome: Outcome) -> Outcome {

@@ -43,13 +43,22 @@ pub(crate) struct Kept {
     begun_us: BootMicros,
 }
 
+/// Who records.
+#[derive(Debug, Clone)]
+pub(crate) struct Who {
+    /// The agent.
+    pub(crate) agent: String,
+    /// The name of its host.
+    pub(crate) host: String,
+}
+
 /// What is recorded of one attempt.
 #[derive(Debug)]
 pub(crate) struct Traced {
     tracer: Tracer,
     attempt: AttemptId,
-    /// The agent and its host, for people.
-    who: (String, String),
+    /// The agent and its host, for people, where anything is recorded.
+    who: Option<Who>,
     kept: Option<Kept>,
     /// What turns instants of the boot clock into times of day, the same for all spans: what lies within another stays so.
     booted_at: UnixMicros,
@@ -58,12 +67,7 @@ pub(crate) struct Traced {
 
 impl Traced {
     /// Of an attempt that was claimed now, to be recorded under `under`.
-    pub(crate) fn claimed(
-        tracer: &Tracer,
-        attempt: AttemptId,
-        who: (String, String),
-        under: Option<TraceContext>,
-    ) -> Self {
+    pub(crate) fn claimed(tracer: &Tracer, attempt: AttemptId, who: Option<Who>, under: Option<TraceContext>) -> Self {
         let kept = under.map(|under| Kept {
             under,
             // The agent's own sampler decides, which mostly does as the server did.
@@ -74,13 +78,7 @@ impl Traced {
     }
 
     /// Of an attempt that an earlier agent left in `dir`. Instants of another boot mean nothing, so it is not recorded then.
-    pub(crate) fn found(
-        tracer: &Tracer,
-        attempt: AttemptId,
-        who: (String, String),
-        dir: &Path,
-        is_this_boot: bool,
-    ) -> Self {
+    pub(crate) fn found(tracer: &Tracer, attempt: AttemptId, who: Option<Who>, dir: &Path, is_this_boot: bool) -> Self {
         let kept = read(dir).unwrap_or_else(|problem| {
             tracing::warn!(run = %attempt.run, fence = attempt.fence, problem, "an attempt is not recorded any more");
             None
@@ -89,7 +87,7 @@ impl Traced {
         Self::with(tracer, attempt, who, kept.map(|kept| Kept { span: span(&kept), ..kept }))
     }
 
-    fn with(tracer: &Tracer, attempt: AttemptId, who: (String, String), kept: Option<Kept>) -> Self {
+    fn with(tracer: &Tracer, attempt: AttemptId, who: Option<Who>, kept: Option<Kept>) -> Self {
         let booted_at = clock::booted_at();
         Self { tracer: tracer.clone(), attempt, who, kept, booted_at, is_over: AtomicBool::new(false) }
     }
@@ -99,9 +97,9 @@ impl Traced {
         self.kept.map(|kept| kept.under.trace)
     }
 
-    /// Writes what an agent after this one is to know; where that fails, it will not.
+    /// Writes what an agent after this one is to know, where anything is recorded; where that fails, it will not.
     pub(crate) fn keep(&self, dir: &Path) {
-        let Some(kept) = &self.kept else { return };
+        let Some(kept) = self.kept.as_ref().filter(|_| self.tracer.is_on()) else { return };
         let encoded = at(dir, serde_json::to_vec(kept).map_err(std::io::Error::other));
         if let Err(error) = encoded.and_then(|bytes| write_whole(dir, NAME, &bytes)) {
             tracing::warn!(%error, "the trace of an attempt cannot be kept");
@@ -115,16 +113,17 @@ impl Traced {
         self.tell(Part::Agent, "attempt.prepare", own, during, |span| of_outcome(span, failed));
     }
 
-    /// The sandbox has ended, all that it left is stored, and the end is about to be told.
-    pub(crate) fn ended(&self, end: &End) {
+    /// The sandbox has ended, all that it left was stored until `stored`, and the end was told and taken as it is in `end`. So
+    /// the attempt lies within the run; what followed is the server's to record.
+    pub(crate) fn ended(&self, end: &End, stored: BootMicros) {
         let Some((own, under, begun)) = self.recorded() else { return };
         if self.is_over.swap(true, Ordering::Relaxed) {
             return;
         }
-        let all = self.interval(begun, clock::boot_now());
+        let all = self.interval(begun, stored);
         self.sandbox(own, all, &end.times, &end.outcome);
         if let Some(ended) = end.times.ended_us {
-            let flush = self.interval(ended, clock::boot_now()).within(all);
+            let flush = self.interval(ended, stored).within(all);
             self.tell(Part::Agent, "attempt.flush", own, flush, |span| span);
         }
         let span = Span::new(Part::Agent, "attempt", own, Some(under), all);
@@ -182,9 +181,10 @@ impl Traced {
     }
 
     fn labelled(&self, span: Span) -> Span {
-        let (agent, host) = &self.who;
         let AttemptId { run, fence } = self.attempt;
-        span.with("holm.run", run).with("holm.fence", fence).with("holm.agent", agent).with("holm.host", host)
+        let span = span.with("holm.run", run).with("holm.fence", fence);
+        let Some(Who { agent, host }) = &self.who else { return span };
+        span.with("holm.agent", agent).with("holm.host", host)
     }
 }
 
@@ -275,14 +275,14 @@ mod tests {
     #[test]
     fn what_outlives_an_agent_is_read_again_and_damage_costs_the_span_only() {
         let temp = tempfile::tempdir().unwrap();
-        let found = |is_this_boot| {
-            Traced::found(&Tracer::default(), attempt(), (String::new(), String::new()), temp.path(), is_this_boot)
-        };
+        let (tracer, _spans) = Tracer::in_memory();
+        let found = |is_this_boot| Traced::found(&tracer, attempt(), None, temp.path(), is_this_boot);
         assert_eq!(found(true).kept, None);
         let under = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse().unwrap();
-        let claimed = Traced::claimed(&Tracer::default(), attempt(), (String::new(), String::new()), Some(under));
-        let span = Some("00f067aa0ba902b7".parse().unwrap());
-        let claimed = Traced { kept: claimed.kept.map(|kept| Kept { span, ..kept }), ..claimed };
+        Traced::claimed(&Tracer::default(), attempt(), None, Some(under)).keep(temp.path());
+        assert!(!temp.path().join(NAME).exists(), "where nothing is recorded, nothing is written");
+        let claimed = Traced::claimed(&tracer, attempt(), None, Some(under));
+        assert!(claimed.kept.unwrap().span.is_some());
         claimed.keep(temp.path());
         assert_eq!(found(true).kept, claimed.kept);
         let elsewhere = found(false);

@@ -21,6 +21,7 @@ use holm_domain::{
     limits::LeaseConfig,
     log::{BatchError, parse_all},
     run::{Admission, Cancel, EventKind, Run, RunSpec, RunState, admit},
+    trace::TraceContext,
 };
 use uuid::Uuid;
 
@@ -70,6 +71,8 @@ pub(crate) struct World {
     pub(crate) grants_lost: u32,
     /// Whoever brings this event is refused with all that comes with it.
     pub(crate) unwelcome: Option<EventKind>,
+    /// Under which span every run is recorded.
+    pub(crate) trace: Option<TraceContext>,
     /// Whether no agent is known any more.
     pub(crate) is_forgetful: bool,
     next: u128,
@@ -241,7 +244,7 @@ fn granted(world: &World, run: &Run, ttl_ms: u64) -> ClaimedRun {
         spec: run.spec.clone(),
         next_log_seq: world.output.get(&run.id).map_or(1, |entries| entries.len() as u64 + 1),
         run_token: None,
-        trace: None,
+        trace: world.trace,
     }
 }
 
