@@ -69,6 +69,9 @@ pub struct Launch {
     /// The trace to which the run belongs, for the log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<TraceId>,
+    /// The name of the host, for the log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
 }
 
 /// How a shim behaves in time and space.

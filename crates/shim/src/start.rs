@@ -146,7 +146,8 @@ fn attend(received: Received, resolve: impl FnOnce(&str) -> Option<SharedRuntime
     let launch = received.launch.clone();
     let AttemptId { run, fence } = launch.attempt;
     // What this process logs from here on is about one attempt.
-    let _of_attempt = tracing::error_span!("attempt", %run, fence, trace_id = launch.trace.map(display)).entered();
+    let (host, trace_id) = (launch.host.as_deref(), launch.trace.map(tracing::field::display));
+    let _of_attempt = tracing::error_span!("attempt", %run, fence, host, trace_id).entered();
     let problem = match catch_unwind(AssertUnwindSafe(|| serve(received, resolve))) {
         Ok(Ok(())) => return ExitCode::SUCCESS,
         Ok(Err(error)) => error.to_string(),

@@ -125,6 +125,7 @@ fn start_tuned(spec: RunSpec, deadline: Duration, tuning: Tuning) -> Started {
         storage_floor_bytes: 0,
         tuning,
         trace: None,
+        host: None,
     };
     passing::send(&socket, &launch, &descriptors).unwrap();
     Started { home, runtime, resources, shim, label }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use holm_shim::spool::reader::{self, Chunk, Reader};
 use tokio::time::Instant;
 
+use super::spawn_blocking;
 use crate::control::ControlError;
 
 /// How much one request carries, in bytes; a batch that is larger goes alone.
@@ -80,7 +81,7 @@ impl LogSource {
     pub(crate) async fn read(&mut self) -> Result<Option<(u64, u64, Bytes)>, Loss> {
         let Some(mut reader) = self.reader.take() else { return Err(Loss::Mismatch { at: self.next_seq }) };
         let (wanted, is_aligned) = (self.next_seq, self.is_aligned);
-        let task = tokio::task::spawn_blocking(move || {
+        let task = spawn_blocking(move || {
             reader.seek(wanted);
             let chunk = match reader.read(REQUEST_BYTES) {
                 // What lies before was acknowledged to an earlier agent, and is deleted.

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use super::{
     orders::{Lost, Orders},
     seen::outcome_of,
+    spawn_blocking,
     traced::Traced,
 };
 use crate::{
@@ -152,8 +153,7 @@ async fn while_wanted<T>(preparing: impl Future<Output = T>, orders: &mut watch:
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, NotMade> + Send + 'static) -> Result<T, NotMade> {
-    let of_attempt = tracing::Span::current();
-    match tokio::task::spawn_blocking(move || of_attempt.in_scope(work)).await {
+    match spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(host_failed(format!("the preparation failed: {error}"))),
     }
@@ -213,6 +213,7 @@ fn brief<C>(
         storage_floor_bytes: shared.config.storage_floor_bytes,
         tuning: shared.config.tuning,
         trace,
+        host: Some(shared.config.name.clone()),
     };
     let id = shim.id().map_err(host_failed)?;
     let record = ShimRecord { shim: id, sandbox: sandbox.clone() };

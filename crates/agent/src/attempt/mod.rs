@@ -19,7 +19,7 @@ use std::{sync::Arc, time::Duration};
 use holm_domain::{BootMicros, run::SandboxInfo};
 use holm_runtime::{AttemptId, crash::effect_of};
 use holm_shim::protocol::Status;
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinHandle};
 use tracing::{Instrument as _, field::display};
 
 use self::{
@@ -67,6 +67,12 @@ pub(crate) enum Origin {
         /// What is told of its sandbox.
         sandbox: SandboxInfo,
     },
+}
+
+/// Has a thread for blocking work do it, whose lines of the log are about the same attempt as the caller's.
+fn spawn_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    let of_attempt = tracing::Span::current();
+    tokio::task::spawn_blocking(move || of_attempt.in_scope(work))
 }
 
 /// One attempt and everything that is needed for it.
@@ -131,7 +137,7 @@ impl<C: ControlPlane> Attempt<C> {
             }
         }
         if shared.events.send(Event::Released(held(attempt))).await.is_err() {
-            tracing::debug!(run = %attempt.run, "nobody keeps leases any more");
+            tracing::debug!("nobody keeps leases any more");
         }
         effect_of("shim.quit", shim.quit(shared.config.quit_within)).await;
         clear(&shared, stay).await;
@@ -141,9 +147,8 @@ impl<C: ControlPlane> Attempt<C> {
 
 /// Removes everything of an attempt; what cannot be removed is left to the reaper.
 async fn clear<C: ControlPlane>(shared: &Arc<Shared<C>>, stay: Arc<Stay>) {
-    let attempt = stay.attempt();
     let Some(stay) = alone(stay).await else {
-        tracing::error!(run = %attempt.run, "somebody still works on an attempt that is over; the reaper will see to it");
+        tracing::error!("somebody still works on an attempt that is over; the reaper will see to it");
         return;
     };
     let task = tokio::task::spawn_blocking({
@@ -151,7 +156,7 @@ async fn clear<C: ControlPlane>(shared: &Arc<Shared<C>>, stay: Arc<Stay>) {
         move || reaper::clear_attempt(&shared, stay)
     });
     if let Err(error) = task.await {
-        tracing::error!(run = %attempt.run, %error, "removing an attempt");
+        tracing::error!(%error, "removing an attempt");
     }
 }
 
@@ -177,12 +182,12 @@ async fn tell_not_made<C: ControlPlane>(
     let outcome = match not_made {
         NotMade::Left => return Way::Left,
         NotMade::Lost(lost) => {
-            tracing::warn!(run = %attempt.run, fence = attempt.fence, ?lost, "the lease was lost before the launch");
+            tracing::warn!(?lost, "the lease was lost before the launch");
             return Way::Abandoned;
         }
         NotMade::Failed(outcome) => outcome,
     };
-    tracing::info!(run = %attempt.run, fence = attempt.fence, ?outcome, "the sandbox was not made");
+    tracing::info!(?outcome, "the sandbox was not made");
     if outcome.is_of_host() {
         shared.admission.not_made(outcome.message.as_deref().unwrap_or_default());
     }
@@ -191,19 +196,18 @@ async fn tell_not_made<C: ControlPlane>(
     match report::tell_end(shared, (attempt, traced), end, claim.first_log_seq).await {
         Ok(()) => Way::Reported,
         Err(error) => {
-            log_unreported(claim, &error);
+            log_unreported(&error);
             Way::Abandoned
         }
     }
 }
 
-fn log_unreported(claim: &Claim, error: &ControlError) {
-    let attempt = claim.attempt;
+fn log_unreported(error: &ControlError) {
     match error {
         ControlError::StaleFence => {
-            tracing::info!(run = %attempt.run, fence = attempt.fence, "the lease is not held any more");
+            tracing::info!("the lease is not held any more");
         }
-        _ => tracing::error!(run = %attempt.run, fence = attempt.fence, %error, "the end cannot be reported"),
+        _ => tracing::error!(%error, "the end cannot be reported"),
     }
 }
 
@@ -237,7 +241,7 @@ async fn converse<C: ControlPlane>(
         Over::Reported => Way::Reported,
         Over::Left => Way::Left,
         Over::Abandoned(why) => {
-            tracing::warn!(run = %attempt.run, fence = attempt.fence, ?why, "the attempt is given up");
+            tracing::warn!(?why, "the attempt is given up");
             Way::Abandoned
         }
     }

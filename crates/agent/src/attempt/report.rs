@@ -19,6 +19,7 @@ use super::{
     logs::{LogSource, Loss},
     orders::Wants,
     seen::{End, Seen},
+    spawn_blocking,
     traced::Traced,
 };
 use crate::{
@@ -159,7 +160,10 @@ impl<C: ControlPlane> Reporter<'_, C> {
         let ended = persist("ended", config.patience, || control.ended(run, body.clone()));
         match effect_of("report.sandbox_ended", ended).await {
             Err(ControlError::Refused(problem)) => {
-                tracing::error!(%run, problem, "the end of the sandbox was not accepted; that of the run is told all the same");
+                tracing::error!(
+                    problem,
+                    "the end of the sandbox was not accepted; that of the run is told all the same"
+                );
                 Ok(())
             }
             result => result,
@@ -182,7 +186,7 @@ impl<C: ControlPlane> Reporter<'_, C> {
                 | ControlError::Later { .. }),
             )) => Err(error),
             Err(loss) => {
-                tracing::error!(run = %self.attempt.run, %loss, "the output cannot be stored");
+                tracing::error!(%loss, "the output cannot be stored");
                 if matches!(loss, Loss::Spool(_)) {
                     note_damage(&self.dir, &loss.to_string());
                 }
@@ -220,7 +224,7 @@ impl<C: ControlPlane> Reporter<'_, C> {
         let mut at_once = EVENTS_MAX;
         while told < there {
             let dir = self.dir.clone();
-            let read = tokio::task::spawn_blocking(move || read_events(&dir, told, at_once)).await;
+            let read = spawn_blocking(move || read_events(&dir, told, at_once)).await;
             let events = match read {
                 Ok(Ok(events)) if !events.is_empty() => events,
                 _ if std::mem::replace(lost, true) => return Ok(there),
@@ -248,7 +252,7 @@ impl<C: ControlPlane> Reporter<'_, C> {
     /// Not all of the first `there` events can be read: word of that takes the place of the last of them, unless the store
     /// has it, and so all of them, from an earlier agent.
     async fn lose_events(&self, there: u64, problem: &(dyn Display + Sync)) -> Result<u64, ControlError> {
-        tracing::error!(run = %self.attempt.run, %problem, "the events cannot be read");
+        tracing::error!(%problem, "the events cannot be read");
         note_damage(&self.dir, &format!("{EVENTS_FILE_NAME}: {problem}"));
         self.tell_instead(there, format!("events of the shim are lost: {problem}")).await?;
         Ok(there)
@@ -260,7 +264,7 @@ impl<C: ControlPlane> Reporter<'_, C> {
         match self.append_events(seq, vec![EventKind::refused(problem)]).await {
             Ok(()) => Ok(true),
             Err(ControlError::Refused(problem)) => {
-                tracing::error!(run = %self.attempt.run, seq, problem, "no event is accepted");
+                tracing::error!(seq, problem, "no event is accepted");
                 note_damage(&self.dir, &format!("{EVENTS_FILE_NAME}: not accepted from {seq} on: {problem}"));
                 Ok(false)
             }

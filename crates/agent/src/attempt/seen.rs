@@ -65,11 +65,7 @@ impl Seen {
         if status.phase == Phase::Undying && !self.undying {
             self.undying = true;
             let pid = status.pid;
-            tracing::error!(
-                fence,
-                pid,
-                "a sandbox was killed and does not die; its lease and its place of user ids are kept"
-            );
+            tracing::error!(pid, "a sandbox was killed and does not die; its lease and its place of user ids are kept");
         }
         if status.phase == Phase::Ended {
             self.end = Some(End {

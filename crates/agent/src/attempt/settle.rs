@@ -2,14 +2,13 @@
 
 use std::{path::Path, sync::Arc};
 
-use holm_runtime::AttemptId;
 use holm_shim::{
     client::{may_have_started, read_exit},
     protocol::{EXIT_FILE_NAME, Status},
 };
 use tokio::sync::watch;
 
-use super::seen::Seen;
+use super::{seen::Seen, spawn_blocking};
 use crate::{
     backoff::Backoff, control::ControlPlane, folder::note_damage, journal::Record, occupancy::Stay, reaper,
     station::Shared,
@@ -41,7 +40,7 @@ impl<C: ControlPlane> Settler<'_, C> {
         let mut backoff = Backoff::default();
         loop {
             let (shared, stay, dir) = (self.shared.clone(), self.stay.clone(), self.dir.to_owned());
-            let remains = tokio::task::spawn_blocking(move || look(&shared, &stay, &dir)).await;
+            let remains = spawn_blocking(move || look(&shared, &stay, &dir)).await;
             let remains = remains.unwrap_or_else(|error| {
                 tracing::error!(%error, "removing a sandbox whose shim is gone");
                 Remains::Unsettled
@@ -72,12 +71,12 @@ impl<C: ControlPlane> Settler<'_, C> {
 
 fn look<C>(shared: &Shared<C>, stay: &Stay, dir: &Path) -> Remains {
     let attempt = stay.attempt();
-    let AttemptId { run, fence } = attempt;
+    let fence = attempt.fence;
     let is_removed = match Record::read(dir, attempt) {
         Ok(Some(record)) => reaper::destroy(&shared.runtimes, &record.resources),
         Ok(None) => true,
         Err(problem) => {
-            tracing::error!(%run, fence, %problem, "a sandbox is removed by what is found of it");
+            tracing::error!(%problem, "a sandbox is removed by what is found of it");
             reaper::destroy_found(&shared.runtimes, attempt)
         }
     };
@@ -87,18 +86,18 @@ fn look<C>(shared: &Shared<C>, stay: &Stay, dir: &Path) -> Remains {
     let unreadable = match read_exit(dir) {
         Ok(Some(status)) if status.fence == fence => return Remains::Word(Box::new(status)),
         Ok(_) => {
-            tracing::error!(%run, fence, "a shim is gone and left no word");
+            tracing::error!("a shim is gone and left no word");
             None
         }
         Err(error) => {
             let problem = format!("{EXIT_FILE_NAME}: {error}");
-            tracing::error!(%run, fence, problem, "the last word of a shim cannot be read");
+            tracing::error!(problem, "the last word of a shim cannot be read");
             note_damage(dir, &problem);
             Some(problem)
         }
     };
     let started = may_have_started(dir).unwrap_or_else(|error| {
-        tracing::error!(%run, fence, %error, "whether the command was started");
+        tracing::error!(%error, "whether the command was started");
         true
     });
     Remains::Silence { started, unreadable }

@@ -390,7 +390,12 @@ fn lines_of_the_log_say_which_run_fence_host_and_trace_they_are_about() {
     }
     // The shim's own words, on the standard error of its agent.
     let ended = &line("the attempt has ended")["span"];
-    for (key, value) in [("run", &run["id"]), ("fence", &json!(1)), ("trace_id", &run["trace_id"])] {
+    for (key, value) in
+        [("run", &run["id"]), ("fence", &json!(1)), ("host", &json!("h1")), ("trace_id", &run["trace_id"])]
+    {
         assert_eq!(&ended[key], value, "{ended}");
+    }
+    for line in lines().iter().filter(|line| line["span"]["run"].is_string()) {
+        assert!(line["run"].is_null() && line["fence"].is_null(), "the span says it, and the line once more: {line}");
     }
 }

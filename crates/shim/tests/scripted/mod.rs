@@ -426,6 +426,7 @@ fn launch(attempted: &Attempted, dir: PathBuf) -> Launch {
         storage_floor_bytes: attempted.storage_floor_bytes,
         tuning: attempted.tuning,
         trace: None,
+        host: None,
     }
 }
 
