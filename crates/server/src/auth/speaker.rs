@@ -13,7 +13,7 @@ use holm_api::{
     signed_token::SignedToken,
 };
 use holm_domain::{
-    AgentId, ErrorCode, KeyId, OrgId, SignedTokenId, TokenId, UnixMicros,
+    AgentId, ErrorCode, KeyId, OrgId, SignedTokenId, TokenId,
     access::Token,
     enrol::{ASSERTION_MARGIN, HostPublicKey, Join, SESSION_LIFE},
     host::{NotHeard, Voice, speaks},
@@ -46,7 +46,7 @@ pub(super) enum Opened {
     /// A token.
     Token { org: OrgId, id: TokenId },
     /// A session of a host.
-    Session { agent: AgentId, key: HostPublicKey, signed_by: KeyId, expires_at: UnixMicros },
+    Session { agent: AgentId, key: HostPublicKey, signed_by: KeyId },
 }
 
 impl Speaker {
@@ -90,7 +90,7 @@ impl FromRequestParts<Arc<App>> for Speaker {
         let signed_by = jose::key_named(token, Kind::Session)?;
         seated(parts, Party { org, is_agent: true })?;
         limited::charge(app, parts, org).await?;
-        let opened = Opened::Session { agent: sub, key, signed_by, expires_at: jose::instant(exp) };
+        let opened = Opened::Session { agent: sub, key, signed_by };
         Ok(Self { org, voice: Voice::Key(sub, key), opened, hash: None })
     }
 }

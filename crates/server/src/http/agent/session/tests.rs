@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
+use axum::body::Body;
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
 use holm_api::{
-    agent::{Poll, Polled, Registered},
+    TAR,
+    agent::{HeldLease, Poll, Polled, Registered},
     hosts::{HostKeyView, NewJoin},
     identity::{Enrolled, HostClaims},
     keys::{KeyList, KeyView},
@@ -150,6 +154,53 @@ async fn a_revoked_key_is_refused_at_once_in_every_operation_and_on_every_server
     let fresh = world.with_secret(anew.session(&world, &issuer).await.token.expose());
     fresh.post("/agent/v1/register", &anew.registration(&world)).await.json::<Registered>(StatusCode::OK);
     poll(&world, &caller, &host).await.problem(ErrorCode::Forbidden);
+}
+
+/// An upload by `host` of two pieces, which does `between` after the first, and is looked at again before the second comes.
+async fn upload(
+    world: &World,
+    host: &OwnKey,
+    caller: &Caller,
+    between: impl Future<Output = ()> + Send + 'static,
+) -> crate::testing::Answer {
+    world.queue_keeping_run().await;
+    let polled: Polled = poll(world, caller, host).await.json(StatusCode::OK);
+    let held = HeldLease { run: polled.claimed[0].run, fence: polled.claimed[0].fence, cancel: None };
+    let path = world.fenced(held, "changes").replace(&world.agent_id.to_string(), &host.agent.to_string());
+    let piece = |bytes: &'static [u8]| Ok::<_, std::io::Error>(Bytes::from_static(bytes));
+    let last = async move {
+        between.await;
+        tokio::time::sleep(KEYS_TRUSTED_FOR * 2).await;
+        piece(b"def")
+    };
+    let body = Body::from_stream(stream::iter([piece(b"abc")]).chain(stream::once(last)));
+    caller.send_body("PUT", &path, TAR, body).await
+}
+
+#[tokio::test]
+async fn an_upload_outlasts_its_session_and_ends_with_either_key() {
+    let world = World::new().await;
+    let host = OwnKey::new(40, 1);
+    let (caller, issuer) = host.begin(&world).await;
+    let clock = world.clock.clone();
+    let stored = upload(&world, &host, &caller, async move { clock.advance(SESSION_LIFE * 2) }).await;
+    assert_eq!(stored.status, StatusCode::NO_CONTENT);
+    let begun = poll(&world, &caller, &host).await.problem(ErrorCode::Unauthenticated);
+    assert!(begun.detail.contains("has expired"), "nothing new begins with it: {begun}");
+
+    let next = async || world.with_secret(host.session(&world, &issuer).await.token.expose());
+    let old = world.admin().get("/v1/keys").await.json::<KeyList>(StatusCode::OK).keys[0].id;
+    let (admin, caller) = (world.admin(), next().await);
+    let withdraw = async move {
+        admin.post(&format!("/v1/keys/{old}/withdraw"), &()).await.json::<KeyView>(StatusCode::OK);
+    };
+    upload(&world, &host, &caller, withdraw).await.problem(ErrorCode::Unauthenticated);
+    let (admin, caller) = (world.admin(), next().await);
+    let path = format!("/v1/hosts/{}/revoke", host.agent);
+    let revoke = async move {
+        admin.post(&path, &()).await.json::<HostKeyView>(StatusCode::OK);
+    };
+    upload(&world, &host, &caller, revoke).await.problem(ErrorCode::HostRevoked);
 }
 
 #[tokio::test]
