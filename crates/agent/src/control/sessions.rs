@@ -7,7 +7,10 @@
 use std::{
     fmt,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -35,7 +38,10 @@ pub(super) struct Sessions {
     join_token: JoinToken,
     identity: OnceLock<(OwnKey, Enrolment)>,
     held: Mutex<Option<Arc<Held>>>,
-    asking: tokio::sync::Mutex<()>,
+    /// Held by whoever asks the server; the last failure, if nothing has come since.
+    asking: tokio::sync::Mutex<Option<ControlError>>,
+    /// How many requests for a session have ended.
+    ended: AtomicU64,
 }
 
 /// A session.
@@ -67,10 +73,12 @@ impl Sessions {
             identity: OnceLock::new(),
             held: Mutex::default(),
             asking: tokio::sync::Mutex::default(),
+            ended: AtomicU64::default(),
         }
     }
 
-    /// Enrols the key of this folder if it is not enrolled yet, and begins a session.
+    /// Enrols the key of this folder if it is not enrolled yet, and begins a session. Nothing but a revocation of the key is
+    /// for good: a clock may be set, a server restored, at any time.
     pub(super) async fn begin(&self, dir: &Path, agent: AgentId) -> Result<(), IdentityError> {
         let key = own_key::load_or_make(dir)?;
         let enrolment = match own_key::enrolment(dir)? {
@@ -84,9 +92,12 @@ impl Sessions {
         };
         let (key, enrolment) = self.identity.get_or_init(|| (key, enrolment));
         match self.ask(key, enrolment).await {
-            // Whoever registers tries again, and says why.
-            Err(error) if error.is_transient() => Ok(()),
-            asked => asked.map(drop).map_err(|error| IdentityError::of(agent, &error)),
+            Ok(_) => Ok(()),
+            Err(error) if error.code() == Some(ErrorCode::HostRevoked) => Err(IdentityError::Revoked(agent)),
+            Err(error) => {
+                tracing::warn!(%error, "there is no session yet; whoever registers asks for one again");
+                Ok(())
+            }
         }
     }
 
@@ -136,22 +147,31 @@ impl Sessions {
         self.anew(None).await
     }
 
-    /// A session other than `before`. Many who ask at once ask the server once.
+    /// A session other than `before`. Many who ask at once ask the server once, and share what comes of it, be it a failure.
     async fn anew(&self, before: Option<&Arc<Held>>) -> Result<Arc<Held>, ControlError> {
-        let _alone = self.asking.lock().await;
+        let ended = self.ended.load(Ordering::Acquire);
+        let mut failed = self.asking.lock().await;
         let other = |held: &Arc<Held>| before.is_none_or(|before| !Arc::ptr_eq(held, before));
         if let Some(held) = self.living().filter(other) {
             return Ok(held);
+        }
+        match &*failed {
+            // It was under way, or begun, while this one waited.
+            Some(error) if self.ended.load(Ordering::Acquire) != ended => return Err(error.clone()),
+            _ => {}
         }
         let (key, enrolment) = self
             .identity
             .get()
             .ok_or_else(|| ControlError::Unavailable("this host has not said who it is yet".to_owned()))?;
-        self.ask(key, enrolment).await.map_err(|error| match ControlError::from(error) {
+        let asked = self.ask(key, enrolment).await.map_err(|error| match ControlError::from(error) {
             // The host may be enrolled, and its clock be set, at any time; leases are not given up for it before they end.
             ControlError::Refused(problem) => ControlError::Unavailable(problem),
             other => other,
-        })
+        });
+        *failed = asked.as_ref().err().cloned();
+        self.ended.fetch_add(1, Ordering::Release);
+        asked
     }
 
     async fn ask(&self, key: &OwnKey, enrolment: &Enrolment) -> Result<Arc<Held>, ClientError> {
@@ -196,9 +216,13 @@ impl IdentityError {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU32};
 
-    use holm_api::{agent::Renew, client::Endpoint, problem::Problem};
+    use holm_api::{
+        agent::{Register, Renew},
+        client::Endpoint,
+        problem::Problem,
+    };
     use holm_domain::InstanceId;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -218,6 +242,12 @@ mod tests {
         life_ms: AtomicU32,
         /// Whether requests for sessions are heard and never answered.
         is_mute: AtomicBool,
+        /// Whether requests for sessions are refused, as they are while the clock of the host is wrong.
+        is_unheard: AtomicBool,
+        /// Whether they are refused since the key was revoked.
+        is_revoked: AtomicBool,
+        /// How long an answer to them takes.
+        takes_ms: AtomicU32,
         /// Sessions up to this number are refused.
         refused_to: AtomicU32,
     }
@@ -235,6 +265,13 @@ mod tests {
                     return None;
                 }
                 let number = self.sessions.fetch_add(1, Ordering::SeqCst) + 1;
+                for (is_so, code) in
+                    [(&self.is_unheard, ErrorCode::Unauthenticated), (&self.is_revoked, ErrorCode::HostRevoked)]
+                {
+                    if is_so.load(Ordering::SeqCst) {
+                        return Some(problem(code));
+                    }
+                }
                 let life = self.life_ms.load(Ordering::SeqCst);
                 return Some((200, format!(r#"{{"token":"session-{number}","life_ms":{life}}}"#)));
             }
@@ -242,6 +279,9 @@ mod tests {
             let number: u32 = shown.and_then(|number| number.trim().parse().ok()).unwrap_or(0);
             if number <= self.refused_to.load(Ordering::SeqCst) {
                 return Some(problem(ErrorCode::Unauthenticated));
+            }
+            if head.starts_with("POST /agent/v1/register") {
+                return Some((200, r#"{"lease_ttl_ms":30000,"renew_every_ms":10000}"#.to_owned()));
             }
             self.renewals.fetch_add(1, Ordering::SeqCst);
             Some((200, r#"{"leases":[]}"#.to_owned()))
@@ -269,6 +309,9 @@ mod tests {
                 }
                 read.drain(..whole);
                 let Some((status, body)) = self.answer(&head) else { return std::future::pending().await };
+                if head.starts_with("POST /agent/v1/session") {
+                    tokio::time::sleep(Duration::from_millis(self.takes_ms.load(Ordering::SeqCst).into())).await;
+                }
                 let kind = if status == 200 { "application/json" } else { "application/problem+json" };
                 let length = body.len();
                 let answer =
@@ -286,6 +329,13 @@ mod tests {
 
     /// An agent that has begun, with sessions of that life.
     async fn begun(dir: &Path, life_ms: u32) -> (Arc<Scene>, HttpControl) {
+        let (scene, control) = made(life_ms).await;
+        control.identify(dir, agent()).await.unwrap();
+        (scene, control)
+    }
+
+    /// One that has not.
+    async fn made(life_ms: u32) -> (Arc<Scene>, HttpControl) {
         let scene = Arc::new(Scene::default());
         scene.life_ms.store(life_ms, Ordering::SeqCst);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -298,9 +348,7 @@ mod tests {
         });
         let anonymous = Client::anonymous(Endpoint::parse(&url).unwrap()).unwrap();
         let token: JoinToken = Box::new(|| Ok("holm_join_x".into()));
-        let control = HttpControl::with_own_key(anonymous, token);
-        control.identify(dir, agent()).await.unwrap();
-        (scene, control)
+        (scene, HttpControl::with_own_key(anonymous, token))
     }
 
     async fn renew(control: &HttpControl) -> Result<(), ControlError> {
@@ -332,6 +380,49 @@ mod tests {
         scene.refused_to.store(u32::MAX, Ordering::SeqCst);
         let told = renew(&control).await.unwrap_err();
         assert!(matches!(told, ControlError::Unavailable(_)), "it may be taken later: {told}");
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_begins_with_a_wrong_clock_registers_once_it_is_set() {
+        let temp = tempfile::tempdir().unwrap();
+        let (scene, control) = made(900_000).await;
+        scene.is_unheard.store(true, Ordering::SeqCst);
+        control.identify(temp.path(), agent()).await.unwrap();
+        assert!(control.held().is_none());
+        let body = serde_json::json!({
+            "agent": agent(), "instance": format!("ins_{:0>26}", 7), "name": "isle", "version": "0.1.0",
+            "capacity": {"runs": 1, "cpus_milli": 1, "memory_bytes": 1}, "runtimes": [], "labels": {},
+        });
+        let body: Register = serde_json::from_value(body).unwrap();
+        let registering = {
+            let (control, body) = (control.clone(), body.clone());
+            tokio::spawn(async move { crate::registration::persist(&control, body).await })
+        };
+        let patience = Instant::now() + Duration::from_secs(20);
+        while scene.sessions.load(Ordering::SeqCst) < 3 {
+            assert!(!registering.is_finished() && Instant::now() < patience, "it does not try again");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        scene.is_unheard.store(false, Ordering::SeqCst);
+        registering.await.unwrap().unwrap();
+        scene.is_revoked.store(true, Ordering::SeqCst);
+        let told = control.identify(temp.path(), agent()).await.unwrap_err();
+        assert!(matches!(told, IdentityError::Revoked(_)), "that alone is for good: {told}");
+    }
+
+    #[tokio::test]
+    async fn those_who_wait_for_a_session_share_a_failure() {
+        let temp = tempfile::tempdir().unwrap();
+        let (scene, control) = made(900_000).await;
+        scene.is_unheard.store(true, Ordering::SeqCst);
+        control.identify(temp.path(), agent()).await.unwrap();
+        scene.takes_ms.store(300, Ordering::SeqCst);
+        let told = futures_util::future::join_all((0..8).map(|_| renew(&control))).await;
+        assert!(told.iter().all(|told| matches!(told, Err(ControlError::Unavailable(_)))), "{told:?}");
+        assert_eq!(scene.sessions.load(Ordering::SeqCst), 2, "one at the start, and one for all eight");
+        scene.is_unheard.store(false, Ordering::SeqCst);
+        renew(&control).await.unwrap();
+        assert_eq!(scene.sessions.load(Ordering::SeqCst), 3, "who comes later asks anew");
     }
 
     #[tokio::test]
