@@ -1,8 +1,8 @@
 //! How a host comes to have an identity of its own: a join token enrols the key of one agent, once.
 //!
 //! What always holds: a join token enrols for at most [`JOIN_LIFE_MAX`], and whoever repeats an enrolment with the same token,
-//! agent and key is told the same; nobody takes over an agent that somebody can still speak for; a key that was revoked never
-//! enrols again. Whether a key is heard is decided where everything else about who speaks is ([`crate::host`]).
+//! agent and key is told the same, with another token too, which stays unused; nobody takes over an agent that somebody can
+//! still speak for; a key that was revoked never enrols again, and none enrols for two agents. Whether a key is heard is decided where everything else about who speaks is ([`crate::host`]).
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -147,6 +147,26 @@ impl Join {
     }
 }
 
+/// What becomes of the key of an agent for which a join token works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Enrols {
+    /// It is stored, and the token used up.
+    New,
+    /// It is this agent's already; the answer may have been lost. The token stays unused.
+    Already,
+}
+
+/// A key that was enrolled at some time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Enrolled {
+    /// For which agent.
+    pub agent: AgentId,
+    /// The org of that.
+    pub org: OrgId,
+    /// The key.
+    pub key: HostKey,
+}
+
 /// Why a key is not enrolled for an agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotEnrolled {
@@ -164,22 +184,27 @@ pub enum NotEnrolled {
     /// This very key was revoked.
     #[error("this key of {0} was revoked")]
     Revoked(AgentId),
+    /// This very key was enrolled for another agent.
+    #[error("the key that {0} shows was enrolled for another agent, as that of a copied folder or disk is")]
+    Copied(AgentId),
 }
 
-/// Whether `public` may become the key of `agent`, whose key is `key` and whose host is `host`; `is_bound` is whether the token
-/// of that host still works.
+/// Whether a key may become that of `agent`, whose key is `current` and whose host is `host`; `same` is what is known of the
+/// key itself, `is_bound` whether the token of that host still works.
 pub fn enrols(
     agent: AgentId,
-    public: HostPublicKey,
-    key: Option<&HostKey>,
+    same: Option<&Enrolled>,
+    current: Option<&HostKey>,
     host: Option<&Host>,
     is_bound: bool,
-) -> Result<(), NotEnrolled> {
-    match (key, host) {
-        (Some(key), _) if key.revoked_at.is_none() => Err(NotEnrolled::Enrolled(agent)),
-        (Some(key), _) if key.public == public => Err(NotEnrolled::Revoked(agent)),
-        (None, Some(host)) if is_bound => Err(NotEnrolled::Bound { agent, bound: host.token }),
-        _ => Ok(()),
+) -> Result<Enrols, NotEnrolled> {
+    match (same, current, host) {
+        (Some(same), ..) if same.agent != agent => Err(NotEnrolled::Copied(agent)),
+        (Some(same), ..) if same.key.revoked_at.is_some() => Err(NotEnrolled::Revoked(agent)),
+        (Some(_), ..) => Ok(Enrols::Already),
+        (None, Some(current), _) if current.revoked_at.is_none() => Err(NotEnrolled::Enrolled(agent)),
+        (None, None, Some(host)) if is_bound => Err(NotEnrolled::Bound { agent, bound: host.token }),
+        (None, ..) => Ok(Enrols::New),
     }
 }
 
@@ -234,17 +259,26 @@ mod tests {
             revoked_at: None,
         };
         let revoked = HostKey { revoked_at: Some(UnixMicros(2)), ..live };
-        let of = |byte, key: Option<&HostKey>, host: Option<&Host>, is_bound| {
-            enrols(agent(1), self::key(byte), key, host, is_bound)
-        };
+        let of = |key: Option<&HostKey>, host: Option<&Host>, is_bound| enrols(agent(1), None, key, host, is_bound);
         let known = host(1, 1);
-        assert_eq!(of(1, None, None, false), Ok(()));
-        assert_eq!(of(2, Some(&live), None, false), Err(NotEnrolled::Enrolled(agent(1))));
-        assert_eq!(of(2, Some(&live), Some(&known), false), Err(NotEnrolled::Enrolled(agent(1))));
-        assert_eq!(of(2, Some(&revoked), Some(&known), true), Ok(()), "it spoke with a key");
-        assert_eq!(of(1, Some(&revoked), Some(&known), false), Err(NotEnrolled::Revoked(agent(1))));
-        assert!(matches!(of(1, None, Some(&known), true), Err(NotEnrolled::Bound { .. })));
-        assert_eq!(of(1, None, Some(&known), false), Ok(()));
+        assert_eq!(of(None, None, false), Ok(Enrols::New));
+        assert_eq!(of(Some(&live), None, false), Err(NotEnrolled::Enrolled(agent(1))));
+        assert_eq!(of(Some(&live), Some(&known), false), Err(NotEnrolled::Enrolled(agent(1))));
+        assert_eq!(of(Some(&revoked), Some(&known), true), Ok(Enrols::New), "it spoke with a key");
+        assert!(matches!(of(None, Some(&known), true), Err(NotEnrolled::Bound { .. })));
+        assert_eq!(of(None, Some(&known), false), Ok(Enrols::New));
+
+        // What is known of the key that is shown comes first.
+        let same = |number, key| Enrolled { agent: agent(number), org: known.org, key };
+        let shown = |same: Enrolled, current: Option<&HostKey>| enrols(agent(1), Some(&same), current, Some(&known), true);
+        let later = HostKey { public: self::key(2), ..live };
+        assert_eq!(shown(same(1, live), Some(&live)), Ok(Enrols::Already));
+        for current in [revoked, later, HostKey { revoked_at: Some(UnixMicros(3)), ..later }] {
+            assert_eq!(shown(same(1, revoked), Some(&current)), Err(NotEnrolled::Revoked(agent(1))), "{current:?}");
+        }
+        for key in [live, revoked] {
+            assert_eq!(shown(same(2, key), None), Err(NotEnrolled::Copied(agent(1))));
+        }
     }
 
     #[test]

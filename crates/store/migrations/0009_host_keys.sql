@@ -15,12 +15,20 @@ create table join_tokens (
 );
 create index join_tokens_of_org on join_tokens (org, id);
 
+-- Each key that was ever enrolled stays, so that none enrols twice, for whichever agent. `current_of` is the agent in the row of
+-- its newest key, and nothing elsewhere; so an agent has one that counts.
 create table host_keys (
-  agent {text} primary key,
+  public_key {bytes} primary key,
+  agent {text} not null,
+  current_of {text} unique,
   org {text} not null references orgs (id),
-  public_key {bytes} not null,
   join_token {text} not null,
   enrolled_at bigint not null,
   revoked_at bigint
 );
-create index host_keys_of_org on host_keys (org, agent);
+
+-- A row an agent, which whoever enrols or registers it keeps locked until that is over: what one of them has read of the other
+-- is so.
+create table host_locks (
+  agent {text} primary key
+);

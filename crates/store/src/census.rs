@@ -54,7 +54,7 @@ queries! {
         where l.org > '' group by r.state";
     HOST_CENSUS = "select h.id, h.org, h.name, h.version, h.instance, h.body, h.registered_at, h.seen_at, h.cordon,
           k.public_key, k.join_token, k.enrolled_at, k.revoked_at
-        from hosts h left join host_keys k on k.agent = h.id and k.org = h.org where h.id > $1 order by h.id limit $2 + 0";
+        from hosts h left join host_keys k on k.current_of = h.id and k.org = h.org where h.id > $1 order by h.id limit $2 + 0";
 }
 
 async fn run_census(db: &Db) -> Result<RunCensus> {

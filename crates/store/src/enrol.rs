@@ -1,17 +1,19 @@
 //! Join tokens, and the keys of hosts that they enrol.
 //!
 //! What always holds: whoever enrols at once with one token, one of them does, and its key is stored in the transaction that
-//! marks the token used; a key that was not revoked is never replaced, and an agent has one.
+//! marks the token used; a key that was not revoked is never replaced, and an agent has one; a key that was enrolled once, for
+//! whichever agent, stays and never enrols again; who enrols and who registers an agent do so one after the other.
 
 use holm_domain::{
     AgentId, OrgId, TokenId, UnixMicros,
-    enrol::{HostKey, HostPublicKey, Join, JoinUse},
+    enrol::{Enrolled, HostKey, HostPublicKey, Join, JoinUse},
+    host::Host,
 };
 
 use crate::{
     Backend, Error, Result, Store,
     error::full_unless_one,
-    sql::{Db, Fields, Row, args, queries},
+    sql::{Db, Fields, Row, Tx, args, queries},
 };
 
 /// The largest number of join tokens of an org, with those that have ended and are not forgotten yet.
@@ -43,24 +45,42 @@ impl Store {
         }
     }
 
-    /// Revokes a join token. One that was revoked before keeps its time; what one has enrolled stays.
+    /// The join token, if the org has it.
+    pub async fn join_get(&self, org: OrgId, id: TokenId) -> Result<Option<Join>> {
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.turn().await.join_get(org, id)),
+            Backend::Sql(db) => db.row(JOIN_GET, args![org, id]).await?.as_ref().map(join_of).transpose(),
+        }
+    }
+
+    /// Revokes a join token. One that was revoked before keeps its time; a conflict if it has enrolled somebody.
     pub async fn join_revoke(&self, org: OrgId, id: TokenId, now: UnixMicros) -> Result<()> {
         match &self.backend {
             Backend::Memory(memory) => memory.turn().await.join_revoke(org, id, now),
             Backend::Sql(db) => match db.execute(JOIN_REVOKE, args![org, id, now]).await? {
+                0 if db.row(JOIN_GET, args![org, id]).await?.is_some() => Err(Error::Conflict { what: "join token" }),
                 0 => Err(Error::NotFound { what: "join token" }),
                 _ => Ok(()),
             },
         }
     }
 
-    /// Marks the join token `id` used and stores the key that it enrols; a conflict about the `join token` if that was used or
-    /// revoked, or expired before `used.at`, and one about the `host key` if the agent has a key that was not revoked, or
-    /// belongs to another org. Then nothing was changed.
-    pub async fn host_enrol(&self, org: OrgId, id: TokenId, used: JoinUse) -> Result<()> {
+    /// Marks the join token `id` used and stores the key that it enrols, if the host of the agent is still `expected`: a
+    /// conflict about the `host` if another process has registered, or the first. One about the `join token` if that was used
+    /// or revoked, or expired before `used.at`; and one about the `host key` if the agent has a key that was not revoked, or
+    /// belongs to another org, or the key was enrolled before. Then nothing was changed.
+    pub async fn host_enrol(&self, org: OrgId, id: TokenId, used: JoinUse, expected: Option<&Host>) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.turn().await.host_enrol(org, id, used),
-            Backend::Sql(db) => host_enrol(db, org, id, used).await,
+            Backend::Memory(memory) => memory.turn().await.host_enrol(org, id, used, expected),
+            Backend::Sql(db) => host_enrol(db, org, id, used, expected).await,
+        }
+    }
+
+    /// What is known of a key, for whichever agent it was enrolled.
+    pub async fn host_key_get(&self, public: HostPublicKey) -> Result<Option<Enrolled>> {
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.turn().await.host_key_get(public)),
+            Backend::Sql(db) => db.row(HOST_KEY_GET, args![&public.0]).await?.as_ref().map(enrolled_of).transpose(),
         }
     }
 
@@ -68,7 +88,10 @@ impl Store {
     pub async fn host_key_of(&self, agent: AgentId) -> Result<Option<(OrgId, HostKey)>> {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.turn().await.host_key_of(agent)),
-            Backend::Sql(db) => db.row(HOST_KEY_OF, args![agent]).await?.as_ref().map(key_of).transpose(),
+            Backend::Sql(db) => {
+                let found = db.row(HOST_KEY_OF, args![agent]).await?.as_ref().map(enrolled_of).transpose()?;
+                Ok(found.map(|Enrolled { org, key, .. }| (org, key)))
+            }
         }
     }
 
@@ -93,16 +116,21 @@ queries! {
         from join_tokens where hash = $1";
     JOIN_LIST = "select id, org, name, hash, created_at, expires_at, revoked_at, used_at, used_by, used_key
         from join_tokens where org = $1 order by id desc limit $2 + 0";
-    JOIN_REVOKE = "update join_tokens set revoked_at = coalesce(revoked_at, $3) where org = $1 and id = $2";
+    JOIN_GET = "select id, org, name, hash, created_at, expires_at, revoked_at, used_at, used_by, used_key
+        from join_tokens where org = $1 and id = $2";
+    JOIN_REVOKE = "update join_tokens set revoked_at = coalesce(revoked_at, $3)
+        where org = $1 and id = $2 and used_at is null";
     JOIN_USE = "update join_tokens set used_at = $3, used_by = $4, used_key = $5
         where org = $1 and id = $2 and used_at is null and revoked_at is null and expires_at > $3";
-    HOST_KEY_PUT = "insert into host_keys (agent, org, public_key, join_token, enrolled_at)
-        select $1, $2, $3, $4, $5 where not exists (select 1 from hosts where id = $1 and org <> $2)
-        on conflict (agent) do update set public_key = excluded.public_key, join_token = excluded.join_token,
-          enrolled_at = excluded.enrolled_at, revoked_at = null
-        where host_keys.org = excluded.org and host_keys.revoked_at is not null";
-    HOST_KEY_OF = "select agent, org, public_key, join_token, enrolled_at, revoked_at from host_keys where agent = $1";
-    HOST_KEY_REVOKE = "update host_keys set revoked_at = coalesce(revoked_at, $3) where org = $1 and agent = $2";
+    /// Waits for whoever else has it, until the end of the transaction; what is read from then on is what that one has left.
+    HOST_LOCK = "insert into host_locks (agent) values ($1) on conflict (agent) do update set agent = excluded.agent";
+    HOST_OF_ANY = "select org, instance, seen_at from hosts where id = $1";
+    HOST_KEY_PASS = "update host_keys set current_of = null where current_of = $1 and org = $2 and revoked_at is not null";
+    HOST_KEY_PUT = "insert into host_keys (agent, current_of, org, public_key, join_token, enrolled_at)
+        select $1, $1, $2, $3, $4, $5 where true on conflict do nothing";
+    HOST_KEY_GET = "select agent, org, public_key, join_token, enrolled_at, revoked_at from host_keys where public_key = $1";
+    HOST_KEY_OF = "select agent, org, public_key, join_token, enrolled_at, revoked_at from host_keys where current_of = $1";
+    HOST_KEY_REVOKE = "update host_keys set revoked_at = coalesce(revoked_at, $3) where org = $1 and current_of = $2";
 }
 
 fn join_of(row: &Row) -> Result<Join> {
@@ -123,10 +151,10 @@ fn join_of(row: &Row) -> Result<Join> {
     })
 }
 
-fn key_of(row: &Row) -> Result<(OrgId, HostKey)> {
+fn enrolled_of(row: &Row) -> Result<Enrolled> {
     let row = row.of("host_keys", "agent")?;
     let key = key_if_any(&row)?.ok_or_else(|| row.corrupt("it has no time of enrolment"))?;
-    Ok((row.parsed("org")?, key))
+    Ok(Enrolled { agent: row.parsed("agent")?, org: row.parsed("org")?, key })
 }
 
 /// The key that stands in a row, if one does.
@@ -145,12 +173,34 @@ async fn join_create(db: &Db, join: &Join, forget_before: UnixMicros) -> Result<
     tx.commit().await
 }
 
-async fn host_enrol(db: &Db, org: OrgId, id: TokenId, used: JoinUse) -> Result<()> {
+/// Keeps whoever else enrols or registers the agent out until the end of the transaction.
+pub(crate) async fn lock(tx: &mut Tx, agent: AgentId) -> Result<()> {
+    tx.execute(HOST_LOCK, args![agent]).await.map(drop)
+}
+
+async fn host_enrol(db: &Db, org: OrgId, id: TokenId, used: JoinUse, expected: Option<&Host>) -> Result<()> {
     let JoinUse { agent, key, at } = used;
     let mut tx = db.begin().await?;
+    lock(&mut tx, agent).await?;
     if tx.execute(JOIN_USE, args![org, id, at, agent, &key.0]).await? == 0 {
         return Err(Error::Conflict { what: "join token" });
     }
+    match (tx.row(HOST_OF_ANY, args![agent]).await?, expected) {
+        (None, None) => {}
+        (Some(row), expected) => {
+            let row = row.under("hosts", agent);
+            if row.parsed::<OrgId>("org")? != org {
+                return Err(Error::Conflict { what: "host key" });
+            }
+            let (instance, seen_at) = (row.parsed("instance")?, row.at("seen_at")?);
+            // A process may register once more, with another token.
+            if expected.is_none_or(|host| (host.instance, host.seen_at) != (instance, seen_at)) {
+                return Err(Error::Conflict { what: "host" });
+            }
+        }
+        (None, Some(_)) => return Err(Error::Conflict { what: "host" }),
+    }
+    tx.execute(HOST_KEY_PASS, args![agent, org]).await?;
     if tx.execute(HOST_KEY_PUT, args![agent, org, &key.0, id, at]).await? == 0 {
         return Err(Error::Conflict { what: "host key" });
     }

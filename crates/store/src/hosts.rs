@@ -19,8 +19,8 @@ pub const HOSTS_MAX: u32 = 10_000;
 
 impl Store {
     /// Stores a host, or brings its record up to date if the process that registered last is still `expect_instance`; a
-    /// conflict otherwise, and if the agent is known under another org. The time of its first registration stays, and so
-    /// do its cordon and its key.
+    /// conflict otherwise, and if the agent is known under another org, or speaks with another key than that of `host` by now,
+    /// or that was revoked. The time of its first registration stays, and so do its cordon and its key.
     pub async fn host_upsert(&self, expect_instance: Option<InstanceId>, host: &Host) -> Result<()> {
         match &self.backend {
             Backend::Memory(memory) => memory.turn().await.host_upsert(expect_instance, host),
@@ -66,6 +66,8 @@ queries! {
     of "host" in "org";
     HOST_UPSERT = "insert into hosts (id, org, name, version, instance, body, registered_at, seen_at)
         select $1, $2, $3, $4, $5, $6, $7, $8 where (select count(*) from hosts where org = $2 and id <> $1) < $9
+          and not exists (select 1 from host_keys where current_of = $1 and (public_key <> $11 or org <> $2
+            or revoked_at is not null))
         on conflict (id) do update set name = excluded.name, version = excluded.version, instance = excluded.instance,
           body = excluded.body, seen_at = excluded.seen_at
         where hosts.org = excluded.org and hosts.instance = $10";
@@ -75,10 +77,10 @@ queries! {
     HOST_UNCORDON = "update hosts set cordon = null where org = $1 and id = $2";
     HOST_GET = "select h.id, h.org, h.name, h.version, h.instance, h.body, h.registered_at, h.seen_at, h.cordon,
           k.public_key, k.join_token, k.enrolled_at, k.revoked_at
-        from hosts h left join host_keys k on k.agent = h.id and k.org = h.org where h.org = $1 and h.id = $2";
+        from hosts h left join host_keys k on k.current_of = h.id and k.org = h.org where h.org = $1 and h.id = $2";
     HOST_LIST = "select h.id, h.org, h.name, h.version, h.instance, h.body, h.registered_at, h.seen_at, h.cordon,
           k.public_key, k.join_token, k.enrolled_at, k.revoked_at
-        from hosts h left join host_keys k on k.agent = h.id and k.org = h.org where h.org = $1
+        from hosts h left join host_keys k on k.current_of = h.id and k.org = h.org where h.org = $1
         order by h.name, h.id limit $2 + 0";
 }
 
@@ -124,7 +126,7 @@ async fn host_upsert(db: &Db, expect_instance: Option<InstanceId>, host: &Host) 
         runtimes,
         labels,
         token,
-        key: _,
+        key,
         instance,
         superseded,
         registered_at,
@@ -133,11 +135,15 @@ async fn host_upsert(db: &Db, expect_instance: Option<InstanceId>, host: &Host) 
     } = host.clone();
     let body = encode("a host", &HostBody { capacity, runtimes, labels, token, superseded })?;
     let expected = expect_instance.map(|instance| instance.to_string()).unwrap_or_default();
-    let values = args![id, org, name, version, instance, body, registered_at, seen_at, HOSTS_MAX, expected];
-    if db.execute(HOST_UPSERT, values).await? == 1 {
-        return Ok(());
+    // No key is empty, so where none is expected none may be there.
+    let key: &[u8] = key.as_ref().map_or(&[], |key| &key.public.0);
+    let values = args![id, org, name, version, instance, body, registered_at, seen_at, HOSTS_MAX, expected, key];
+    let mut tx = db.begin().await?;
+    enrol::lock(&mut tx, id).await?;
+    if tx.execute(HOST_UPSERT, values).await? == 1 {
+        return tx.commit().await;
     }
-    let others = db.row(HOST_COUNT, args![org, id]).await?.ok_or(Error::NotFound { what: "host" })?;
+    let others = tx.row(HOST_COUNT, args![org, id]).await?.ok_or(Error::NotFound { what: "host" })?;
     if others.under("hosts", org).number("hosts")? >= u64::from(HOSTS_MAX) {
         return full_unless_one(0, "hosts of an org", HOSTS_MAX);
     }

@@ -12,8 +12,8 @@ use holm_domain::{
     AgentId, ErrorCode, OrgId, TokenId,
     access::Token,
     enrol::{
-        Admitted, HostKey, JOIN_LIFE_DEFAULT, JOIN_LIFE_MAX, JOIN_LIFE_MIN, Join, JoinUse, NotAdmitted, NotEnrolled,
-        enrols,
+        Admitted, Enrols, HostKey, JOIN_LIFE_DEFAULT, JOIN_LIFE_MAX, JOIN_LIFE_MIN, Join, JoinUse, NotAdmitted,
+        NotEnrolled, enrols,
     },
     error::InvalidField,
     host::Host,
@@ -23,7 +23,7 @@ use ring::signature::{ED25519, UnparsedPublicKey};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{
-    hosts::is_bound,
+    hosts::{is_bound, not_here},
     tokens::{check_name, not_private},
 };
 use crate::{
@@ -74,11 +74,26 @@ fn view(join: Join) -> JoinView {
     JoinView { id, name, created_at, expires_at, revoked_at, used_at, agent }
 }
 
-/// Revokes a join token of the org at once; what it has enrolled stays. Revoking again changes nothing.
+/// Revokes a join token of the org at once. Revoking again changes nothing; one that has enrolled a host is refused, since it
+/// does nothing more, and the host goes on.
 pub async fn join_revoke(app: &App, by: &Token, id: TokenId) -> Result<(), Failure> {
-    app.store.join_revoke(by.org, id, app.now()).await?;
+    match app.store.join_revoke(by.org, id, app.now()).await {
+        Ok(()) => {}
+        Err(Error::Conflict { .. }) => return Err(used_up(app.store.join_get(by.org, id).await?, id)),
+        Err(error) => return Err(error.into()),
+    }
     tracing::info!(join = %id, by = %by.id, by_name = by.name, "a join token was revoked");
     Ok(())
+}
+
+fn used_up(join: Option<Join>, id: TokenId) -> Failure {
+    let Some(used) = join.and_then(|join| join.used) else { return Failure::not_found("join token", id) };
+    let agent = used.agent;
+    let detail = format!(
+        "the join token has enrolled {agent}, and does nothing any more; `holm hosts revoke {agent}` takes the key of that \
+         host out of use"
+    );
+    Failure::new(ErrorCode::Conflict, detail).at(AGENT_FIELD, agent)
 }
 
 /// Enrols the key of an agent with a join token; with the same agent and key as often as somebody asks. Nothing is written
@@ -90,12 +105,12 @@ pub async fn host_enrol(app: &App, join: Join, body: Enrol) -> Result<Enrolled, 
     for _ in 0..SWAPS_MAX {
         let now = app.now();
         let join = app.store.join_by_hash(&join.hash).await?.ok_or(Error::NotFound { what: "join token" })?;
-        let known = app.store.host_key_of(agent).await?;
+        let (current, same) = (app.store.host_key_of(agent).await?, app.store.host_key_get(key).await?);
         if join.admits(agent, key, now)? == Admitted::Again {
-            let is_good = known.is_some_and(|(_, known)| known.public == key && known.revoked_at.is_none());
+            let is_good = current.is_some_and(|(_, current)| current.public == key && current.revoked_at.is_none());
             return if is_good { Ok(Enrolled { issuer }) } else { Err(speaker::revoked(agent)) };
         }
-        if known.is_some_and(|(org, _)| org != join.org) {
+        if current.is_some_and(|(org, _)| org != join.org) {
             return Err(not_here(agent));
         }
         let host = app.store.host_get(join.org, agent).await?;
@@ -103,15 +118,19 @@ pub async fn host_enrol(app: &App, join: Join, body: Enrol) -> Result<Enrolled, 
             Some(host) => is_bound(app, host).await?,
             None => false,
         };
-        let known = known.map(|(_, key)| key);
-        enrols(agent, key, known.as_ref(), host.as_ref(), is_bound)?;
-        match app.store.host_enrol(join.org, join.id, JoinUse { agent, key, at: now }).await {
+        let key_of = current.map(|(_, key)| key);
+        if enrols(agent, same.as_ref(), key_of.as_ref(), host.as_ref(), is_bound)? == Enrols::Already {
+            tracing::info!(%agent, %key, join = %join.id, "a host that is enrolled was told so; the join token is not used");
+            return Ok(Enrolled { issuer });
+        }
+        match app.store.host_enrol(join.org, join.id, JoinUse { agent, key, at: now }, host.as_ref()).await {
             Ok(()) => {
                 tracing::info!(%agent, key = %key, join = %join.id, name = join.name, "a host was enrolled");
                 return Ok(Enrolled { issuer });
             }
+            // Nobody was faster.
             Err(Error::Conflict { what: "host key" })
-                if app.store.host_key_of(agent).await?.map(|(_, key)| key) == known =>
+                if (app.store.host_key_of(agent).await?, app.store.host_key_get(key).await?) == (current, same) =>
             {
                 return Err(not_here(agent));
             }
@@ -121,12 +140,6 @@ pub async fn host_enrol(app: &App, join: Join, body: Enrol) -> Result<Enrolled, 
     }
     let cause = format!("{SWAPS_MAX} attempts to enrol {agent} found it changed by somebody else");
     Err(Failure::unavailable("the host is being enrolled by many at once; try again", cause))
-}
-
-/// The id belongs to another org; to say so would tell that it exists.
-fn not_here(agent: AgentId) -> Failure {
-    let detail = "the agent's id cannot be used here; remove `agent/id` to draw a new one";
-    Failure::new(ErrorCode::Conflict, detail).at(AGENT_FIELD, agent)
 }
 
 fn prove(join: &Join, body: &Enrol) -> Result<(), Failure> {
@@ -162,6 +175,11 @@ impl From<NotEnrolled> for Failure {
                 agent,
                 "revoke that token first (`holm token revoke TOKEN`), or, where other agents speak with it, remove \
                  `agent/id` in the state folder once the host has no runs, which makes it another host",
+            ),
+            NotEnrolled::Copied(agent) => (
+                agent,
+                "remove `agent/key` in its state folder, so that the agent makes one of its own, and start it again with the \
+                 join token",
             ),
             NotEnrolled::Revoked(agent) => return speaker::revoked(agent),
         };

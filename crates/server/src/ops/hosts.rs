@@ -7,7 +7,7 @@ use holm_api::{
     hosts::{HostIdentity, HostView},
 };
 use holm_domain::{
-    AgentId, ErrorCode, OrgId, UnixMicros,
+    AgentId, ErrorCode, OrgId, TokenId, UnixMicros,
     access::Token,
     enrol::HostKey,
     error::InvalidField,
@@ -35,14 +35,19 @@ const RUNTIMES_MAX: usize = 64;
 pub async fn agent_register(app: &App, by: &Speaker, body: Register) -> Result<Registered, Failure> {
     check(&body)?;
     let after = body.after;
-    let (_, key) = app.store.host_key_of(body.agent).await?.filter(|(org, _)| *org == by.org).unzip();
-    speaks(body.agent, key.as_ref(), by.voice)?;
-    let wanted = host_wanted(app, by, key, body);
+    let wanted = host_wanted(app, by, body);
     for _ in 0..SWAPS_MAX {
+        let found = app.store.host_key_of(wanted.id).await?;
+        if found.is_some_and(|(org, _)| org != by.org) {
+            return Err(not_here(wanted.id));
+        }
+        let key = found.map(|(_, key)| key);
+        speaks(wanted.id, key.as_ref(), by.voice)?;
         let known = app.store.host_get(by.org, wanted.id).await?;
+        let wanted = Host { key, token: token_of(by.voice, key), ..wanted.clone() };
         let host = match &known {
-            None => wanted.clone(),
-            Some(known) => known.registered_as(wanted.clone(), by.voice, after, is_bound(app, known).await?)?,
+            None => wanted,
+            Some(known) => known.registered_as(wanted, by.voice, after, is_bound(app, known).await?)?,
         };
         match app.store.host_upsert(known.as_ref().map(|known| known.instance), &host).await {
             Ok(()) => {
@@ -51,10 +56,10 @@ pub async fn agent_register(app: &App, by: &Speaker, body: Register) -> Result<R
                 app.wakers.ring_agents(by.org);
                 return Ok(times(app));
             }
-            // The id is taken in another org; to say so would tell that it exists.
-            Err(holm_store::Error::Conflict { .. }) if known.is_none() && !is_there(app, by.org, &host).await? => {
-                let detail = "the agent's id cannot be used here; remove `agent/id` to draw a new one";
-                return Err(Failure::new(ErrorCode::Conflict, detail));
+            Err(holm_store::Error::Conflict { .. })
+                if known.is_none() && app.store.host_key_of(host.id).await? == found && !is_there(app, &host).await? =>
+            {
+                return Err(not_here(host.id));
             }
             Err(holm_store::Error::Conflict { .. }) => {}
             Err(error) => return Err(error.into()),
@@ -64,8 +69,14 @@ pub async fn agent_register(app: &App, by: &Speaker, body: Register) -> Result<R
     Err(Failure::unavailable("many processes register as this agent at once; try again", cause))
 }
 
-async fn is_there(app: &App, org: OrgId, host: &Host) -> Result<bool, Failure> {
-    Ok(app.store.host_get(org, host.id).await?.is_some())
+/// The id belongs to another org; to say so would tell that it exists.
+pub(super) fn not_here(agent: AgentId) -> Failure {
+    let detail = "the agent's id cannot be used here; remove `agent/id` to draw a new one";
+    Failure::new(ErrorCode::Conflict, detail).at(AGENT_FIELD, agent)
+}
+
+async fn is_there(app: &App, host: &Host) -> Result<bool, Failure> {
+    Ok(app.store.host_get(host.org, host.id).await?.is_some())
 }
 
 /// Whether the token with which the agent of `host` speaks still works.
@@ -74,13 +85,17 @@ pub(super) async fn is_bound(app: &App, host: &Host) -> Result<bool, Failure> {
     Ok(token.is_some_and(|token| token.is_live(app.now())))
 }
 
-fn host_wanted(app: &App, by: &Speaker, key: Option<HostKey>, body: Register) -> Host {
+/// A program of before keys wants a token for each host, and hears nobody who speaks with that by which one was enrolled.
+fn token_of(voice: Voice, key: Option<HostKey>) -> TokenId {
+    match voice {
+        Voice::Token(token) => token,
+        Voice::Key(..) => key.map_or_else(ids::token, |key| key.join),
+    }
+}
+
+/// The record that is asked for, before it is known with which key the agent speaks.
+fn host_wanted(app: &App, by: &Speaker, body: Register) -> Host {
     let now = app.now();
-    // A program of before keys wants a token here, and hears nobody who speaks with this one.
-    let token = match (by.voice, key) {
-        (Voice::Token(token), _) => token,
-        (Voice::Key(..), key) => key.map_or_else(ids::token, |key| key.join),
-    };
     Host {
         id: body.agent,
         org: by.org,
@@ -89,8 +104,8 @@ fn host_wanted(app: &App, by: &Speaker, key: Option<HostKey>, body: Register) ->
         capacity: body.capacity,
         runtimes: body.runtimes,
         labels: body.labels,
-        token,
-        key,
+        token: token_of(by.voice, None),
+        key: None,
         instance: body.instance,
         superseded: Vec::new(),
         registered_at: now,

@@ -2,7 +2,7 @@
 
 use holm_domain::{
     AgentId, OrgId, TokenId, UnixMicros,
-    enrol::{HostKey, Join, JoinUse},
+    enrol::{Enrolled, HostKey, HostPublicKey, Join, JoinUse},
     host::Host,
 };
 
@@ -12,8 +12,13 @@ use crate::{Error, JOIN_TOKENS_MAX, Result, error::full_unless_one};
 impl State {
     /// The host as it is read: with the key of its agent.
     pub(super) fn with_key(&self, host: &Host) -> Host {
-        let key = self.host_keys.get(&host.id).filter(|(org, _)| *org == host.org).map(|(_, key)| *key);
+        let key = self.current_key(host.id).filter(|known| known.org == host.org).map(|known| known.key);
         Host { key, ..host.clone() }
+    }
+
+    /// The newest key of an agent.
+    pub(super) fn current_key(&self, agent: AgentId) -> Option<Enrolled> {
+        self.host_keys.get(self.current_keys.get(&agent)?).copied()
     }
 }
 
@@ -40,14 +45,22 @@ impl Memory {
         self.lock().joins.values().rev().filter(|join| join.org == org).cloned().collect()
     }
 
+    pub(crate) fn join_get(&self, org: OrgId, id: TokenId) -> Option<Join> {
+        self.lock().joins.get(&id).filter(|join| join.org == org).cloned()
+    }
+
     pub(crate) fn join_revoke(&self, org: OrgId, id: TokenId, now: UnixMicros) -> Result<()> {
         let mut state = self.lock();
         let join = state.joins.get_mut(&id).filter(|join| join.org == org);
-        join.ok_or(Error::NotFound { what: "join token" })?.revoked_at.get_or_insert(now);
+        let join = join.ok_or(Error::NotFound { what: "join token" })?;
+        if join.used.is_some() {
+            return Err(Error::Conflict { what: "join token" });
+        }
+        join.revoked_at.get_or_insert(now);
         Ok(())
     }
 
-    pub(crate) fn host_enrol(&self, org: OrgId, id: TokenId, used: JoinUse) -> Result<()> {
+    pub(crate) fn host_enrol(&self, org: OrgId, id: TokenId, used: JoinUse, expected: Option<&Host>) -> Result<()> {
         let mut state = self.lock();
         let works = |join: &Join| {
             join.org == org && join.used.is_none() && join.revoked_at.is_none() && join.expires_at > used.at
@@ -55,27 +68,41 @@ impl Memory {
         if !state.joins.get(&id).is_some_and(works) {
             return Err(Error::Conflict { what: "join token" });
         }
-        let is_theirs = state.hosts.get(&used.agent).is_some_and(|host| host.org != org);
-        let is_taken = |(of, key): &(OrgId, HostKey)| *of != org || key.revoked_at.is_none();
-        if is_theirs || state.host_keys.get(&used.agent).is_some_and(is_taken) {
+        let host = state.hosts.get(&used.agent);
+        let is_theirs = host.is_some_and(|host| host.org != org);
+        let is_current = |host: &Host| (host.instance, host.seen_at);
+        if !is_theirs && host.map(is_current) != expected.map(is_current) {
+            return Err(Error::Conflict { what: "host" });
+        }
+        let is_taken = |known: Enrolled| known.org != org || known.key.revoked_at.is_none();
+        let is_known = state.host_keys.contains_key(&used.key.0);
+        if is_theirs || is_known || state.current_key(used.agent).is_some_and(is_taken) {
             return Err(Error::Conflict { what: "host key" });
         }
         let key = HostKey { public: used.key, join: id, enrolled_at: used.at, revoked_at: None };
-        state.host_keys.insert(used.agent, (org, key));
+        state.host_keys.insert(used.key.0, Enrolled { agent: used.agent, org, key });
+        state.current_keys.insert(used.agent, used.key.0);
         if let Some(join) = state.joins.get_mut(&id) {
             join.used = Some(used);
         }
         Ok(())
     }
 
+    pub(crate) fn host_key_get(&self, public: HostPublicKey) -> Option<Enrolled> {
+        self.lock().host_keys.get(&public.0).copied()
+    }
+
     pub(crate) fn host_key_of(&self, agent: AgentId) -> Option<(OrgId, HostKey)> {
-        self.lock().host_keys.get(&agent).copied()
+        self.lock().current_key(agent).map(|Enrolled { org, key, .. }| (org, key))
     }
 
     pub(crate) fn host_key_revoke(&self, org: OrgId, agent: AgentId, now: UnixMicros) -> Result<()> {
         let mut state = self.lock();
-        let found = state.host_keys.get_mut(&agent).filter(|(of, _)| *of == org);
-        found.ok_or(Error::NotFound { what: "host key" })?.1.revoked_at.get_or_insert(now);
+        let Some(current) = state.current_keys.get(&agent).copied() else {
+            return Err(Error::NotFound { what: "host key" });
+        };
+        let found = state.host_keys.get_mut(&current).filter(|known| known.org == org);
+        found.ok_or(Error::NotFound { what: "host key" })?.key.revoked_at.get_or_insert(now);
         Ok(())
     }
 }

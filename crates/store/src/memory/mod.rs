@@ -16,7 +16,7 @@ use std::{
 use holm_domain::{
     AgentId, OrgId, ProjectId, RunId, TokenId, UnixMicros,
     access::Token,
-    enrol::{HostKey, Join},
+    enrol::{Enrolled, Join},
     host::Host,
     org_limits::OrgOverrides,
     run::{Event, Run},
@@ -62,7 +62,10 @@ struct State {
     tokens: BTreeMap<TokenId, Token>,
     hosts: BTreeMap<AgentId, Host>,
     joins: BTreeMap<TokenId, Join>,
-    host_keys: BTreeMap<AgentId, (OrgId, HostKey)>,
+    /// All that were ever enrolled, by their public halves.
+    host_keys: BTreeMap<[u8; 32], Enrolled>,
+    /// The newest of each agent.
+    current_keys: BTreeMap<AgentId, [u8; 32]>,
     runs: BTreeMap<RunId, Row>,
     doomed: BTreeMap<(DoomedPart, RunId), Doomed>,
     keys: keys::Keys,

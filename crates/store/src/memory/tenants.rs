@@ -3,6 +3,7 @@
 use holm_domain::{
     AgentId, InstanceId, OrgId, TokenId, UnixMicros,
     access::Token,
+    enrol::Enrolled,
     host::{Cordon, Host},
 };
 
@@ -101,6 +102,13 @@ impl Memory {
     pub(crate) fn host_upsert(&self, expect_instance: Option<InstanceId>, host: &Host) -> Result<()> {
         let mut state = self.lock();
         state.org_must_be(host.org)?;
+        let speaks = |known: Enrolled| {
+            (known.org, known.key.revoked_at) == (host.org, None)
+                && host.key.map(|key| key.public) == Some(known.key.public)
+        };
+        if !state.current_key(host.id).is_none_or(speaks) {
+            return Err(Error::Conflict { what: "host" });
+        }
         let Some(known) = state.hosts.get(&host.id) else {
             let count = state.hosts.values().filter(|other| other.org == host.org).count();
             room("hosts of an org", count, HOSTS_MAX)?;

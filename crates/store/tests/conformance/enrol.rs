@@ -3,15 +3,20 @@
 use holm_domain::{
     OrgId, TokenId, UnixMicros,
     enrol::{HostKey, HostPublicKey, Join, JoinUse},
+    host::Host,
 };
 use holm_store::{Error, JOIN_TOKENS_MAX, Result};
 
-use crate::support::{Engine, Fixture, agent, cases, host, uuid};
+use crate::support::{Engine, Fixture, agent, cases, host, instance, uuid};
 
 cases!(
     a_join_token_enrols_one_key_and_the_host_has_it,
     a_join_token_that_does_not_work_enrols_nobody,
     a_key_that_was_not_revoked_is_never_replaced,
+    a_key_enrols_once_for_whichever_agent,
+    only_the_key_that_counts_registers_a_host,
+    an_enrolment_and_a_registration_that_race_do_not_both_happen,
+    a_used_join_token_is_not_revoked,
     enrolments_that_race_with_one_token_leave_one_key,
     enrolments_that_race_for_one_agent_use_one_token,
     join_tokens_and_keys_stay_with_their_org,
@@ -51,28 +56,29 @@ async fn a_join_token_enrols_one_key_and_the_host_has_it(fixture: Fixture) {
     store.join_create(&made, UnixMicros(0)).await.expect("made");
     assert_eq!(store.join_by_hash(&[1; 32]).await.expect("read"), Some(made.clone()));
     assert_eq!(store.host_key_of(used.agent).await.expect("read"), None);
-    store.host_enrol(tenant.org, made.id, used).await.expect("enrolled");
+    store.host_enrol(tenant.org, made.id, used, None).await.expect("enrolled");
     let after = Join { used: Some(used), ..made.clone() };
     assert_eq!(store.join_by_hash(&[1; 32]).await.expect("read"), Some(after.clone()));
     assert_eq!(store.join_list(tenant.org).await.expect("listed"), [after]);
     let key = HostKey { public: used.key, join: made.id, enrolled_at: used.at, revoked_at: None };
     let another = fixture.second_server().await;
     assert_eq!(another.host_key_of(used.agent).await.expect("read"), Some((tenant.org, key)));
-    is_conflict(store.host_enrol(tenant.org, made.id, used).await, "join token");
+    is_conflict(store.host_enrol(tenant.org, made.id, used, None).await, "join token");
 
-    let mine = holm_domain::host::Host { id: used.agent, ..host(tenant.org, "mine") };
-    store.host_upsert(None, &mine).await.expect("registered");
-    let with = |key| holm_domain::host::Host { key: Some(key), ..mine.clone() };
+    let mine = Host { id: used.agent, ..host(tenant.org, "mine") };
+    is_conflict(store.host_upsert(None, &mine).await, "host");
+    store.host_upsert(None, &Host { key: Some(key), ..mine.clone() }).await.expect("registered");
+    let with = |key| Host { key: Some(key), ..mine.clone() };
     let stored = || async { store.host_get(tenant.org, mine.id).await.expect("read").expect("there") };
     assert_eq!(stored().await, with(key));
     assert_eq!(store.host_list(tenant.org).await.expect("listed"), [with(key)]);
+    store.host_upsert(Some(mine.instance), &with(key)).await.expect("registered again");
+    assert_eq!(stored().await, with(key), "it outlives a registration");
     for at in [60, 70] {
         store.host_key_revoke(tenant.org, mine.id, UnixMicros(at)).await.expect("revoked");
     }
     let revoked = HostKey { revoked_at: Some(UnixMicros(60)), ..key };
     assert_eq!(stored().await, with(revoked), "the first revocation stays");
-    store.host_upsert(Some(mine.instance), &mine).await.expect("registered again");
-    assert_eq!(stored().await, with(revoked), "it outlives a registration");
     let mut shown = Vec::new();
     store.host_census(|host| shown.push(host.expect("readable"))).await.expect("shown");
     assert_eq!(shown, [with(revoked)]);
@@ -89,10 +95,10 @@ async fn a_join_token_that_does_not_work_enrols_nobody(fixture: Fixture) {
         store.join_revoke(tenant.org, revoked.id, UnixMicros(at)).await.expect("revoked");
     }
     assert_eq!(store.join_by_hash(&[1; 32]).await.expect("read").expect("there").revoked_at, Some(UnixMicros(40)));
-    is_conflict(store.host_enrol(tenant.org, revoked.id, usage(1)).await, "join token");
+    is_conflict(store.host_enrol(tenant.org, revoked.id, usage(1), None).await, "join token");
     let late = JoinUse { at: UnixMicros(100), ..usage(2) };
-    is_conflict(store.host_enrol(tenant.org, expired.id, late).await, "join token");
-    is_conflict(store.host_enrol(tenant.org, TokenId::from_uuid(uuid()), late).await, "join token");
+    is_conflict(store.host_enrol(tenant.org, expired.id, late, None).await, "join token");
+    is_conflict(store.host_enrol(tenant.org, TokenId::from_uuid(uuid()), late, None).await, "join token");
     assert_eq!(store.host_key_of(late.agent).await.expect("read"), None);
     let again = store.join_create(&join(tenant.org, 1), UnixMicros(0)).await;
     is_conflict(again, "join token");
@@ -105,14 +111,108 @@ async fn a_key_that_was_not_revoked_is_never_replaced(fixture: Fixture) {
         store.join_create(made, UnixMicros(0)).await.expect("made");
     }
     let used = usage(1);
-    store.host_enrol(tenant.org, first.id, used).await.expect("enrolled");
+    store.host_enrol(tenant.org, first.id, used, None).await.expect("enrolled");
     let anew = JoinUse { key: HostPublicKey([2; 32]), ..used };
-    is_conflict(store.host_enrol(tenant.org, second.id, anew).await, "host key");
+    is_conflict(store.host_enrol(tenant.org, second.id, anew, None).await, "host key");
     assert_eq!(store.join_by_hash(&[2; 32]).await.expect("read"), Some(second.clone()), "it was not used up");
     store.host_key_revoke(tenant.org, used.agent, UnixMicros(60)).await.expect("revoked");
-    store.host_enrol(tenant.org, second.id, anew).await.expect("enrolled anew");
+    store.host_enrol(tenant.org, second.id, anew, None).await.expect("enrolled anew");
     let (_, key) = store.host_key_of(used.agent).await.expect("read").expect("there");
     assert_eq!(key, HostKey { public: anew.key, join: second.id, enrolled_at: anew.at, revoked_at: None });
+}
+
+async fn a_key_enrols_once_for_whichever_agent(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let store = &fixture.store;
+    let made = async |n| {
+        let made = join(tenant.org, n);
+        store.join_create(&made, UnixMicros(0)).await.expect("made");
+        made
+    };
+    let first = usage(1);
+    let second = JoinUse { key: HostPublicKey([2; 32]), ..first };
+    for (n, used) in [(1, first), (2, second)] {
+        store.host_enrol(tenant.org, made(n).await.id, used, None).await.expect("enrolled");
+        store.host_key_revoke(tenant.org, used.agent, UnixMicros(60)).await.expect("revoked");
+    }
+    let another = JoinUse { agent: agent(), ..first };
+    let unused = made(3).await;
+    for again in [first, second, another, JoinUse { key: second.key, ..another }] {
+        is_conflict(store.host_enrol(tenant.org, unused.id, again, None).await, "host key");
+        let known = store.host_key_get(again.key).await.expect("read").expect("it stays");
+        assert_eq!((known.agent, known.org), (first.agent, tenant.org), "{again:?}");
+        assert_eq!(known.key.revoked_at, Some(UnixMicros(60)), "{again:?}");
+    }
+    assert_eq!(store.host_key_of(another.agent).await.expect("read"), None);
+    let (_, current) = store.host_key_of(first.agent).await.expect("read").expect("there");
+    assert_eq!(current.public, second.key, "the newest counts");
+    assert_eq!(store.join_by_hash(&[3; 32]).await.expect("read"), Some(unused.clone()), "it was not used up");
+    let third = JoinUse { key: HostPublicKey([3; 32]), ..first };
+    assert_eq!(store.host_key_get(third.key).await.expect("read"), None);
+    store.host_enrol(tenant.org, unused.id, third, None).await.expect("a new one enrols");
+}
+
+async fn only_the_key_that_counts_registers_a_host(fixture: Fixture) {
+    let (tenant, other) = (fixture.tenant().await, fixture.tenant().await);
+    let (store, made, used) = (&fixture.store, join(tenant.org, 1), usage(1));
+    store.join_create(&made, UnixMicros(0)).await.expect("made");
+    store.host_enrol(tenant.org, made.id, used, None).await.expect("enrolled");
+    let key = HostKey { public: used.key, join: made.id, enrolled_at: used.at, revoked_at: None };
+    let mine = Host { id: used.agent, key: Some(key), ..host(tenant.org, "mine") };
+    let stranger = Some(HostKey { public: HostPublicKey([2; 32]), ..key });
+    for (org, key) in [(tenant.org, None), (tenant.org, stranger), (other.org, None), (other.org, Some(key))] {
+        is_conflict(store.host_upsert(None, &Host { org, key, ..mine.clone() }).await, "host");
+    }
+    store.host_upsert(None, &mine).await.expect("registered");
+    is_conflict(store.host_upsert(Some(mine.instance), &Host { key: None, ..mine.clone() }).await, "host");
+    store.host_key_revoke(tenant.org, mine.id, UnixMicros(60)).await.expect("revoked");
+    is_conflict(store.host_upsert(Some(mine.instance), &mine).await, "host");
+}
+
+/// Somebody registers with a token while somebody else enrols a key for the same agent: nobody speaks for it twice.
+async fn an_enrolment_and_a_registration_that_race_do_not_both_happen(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let stores = [fixture.store.clone(), fixture.second_server().await];
+    let mut enrolled = 0;
+    for n in 0..40_u8 {
+        let (made, used) = (join(tenant.org, n), usage(n));
+        fixture.store.join_create(&made, UnixMicros(0)).await.expect("made");
+        let wanted = Host { id: used.agent, ..host(tenant.org, "racing") };
+        // In every other round the host is there before, and its agent is started anew.
+        let known = (n % 2 == 0).then(|| Host { instance: instance(), ..wanted.clone() });
+        if let Some(known) = &known {
+            fixture.store.host_upsert(None, known).await.expect("registered");
+        }
+        let (one, other) = (stores[usize::from(n / 2) % 2].clone(), stores[usize::from(n / 2 + 1) % 2].clone());
+        let (expected, before) = (known.clone(), known.as_ref().map(|known| known.instance));
+        let enrols = tokio::spawn(async move { one.host_enrol(tenant.org, made.id, used, expected.as_ref()).await });
+        let registers = tokio::spawn(async move { other.host_upsert(before, &wanted).await });
+        let (enrols, registers) = (enrols.await.expect("no panic"), registers.await.expect("no panic"));
+        let stored = fixture.store.host_get(tenant.org, used.agent).await.expect("read");
+        let key = fixture.store.host_key_of(used.agent).await.expect("read");
+        if registers.is_ok() {
+            is_conflict(enrols, "host");
+            assert!(key.is_none() && stored.is_some_and(|host| Some(host.instance) != before));
+        } else {
+            enrolled += 1;
+            enrols.expect("enrolled");
+            is_conflict(registers, "host");
+            assert!(key.is_some() && stored.map(|host| host.instance) == before);
+        }
+    }
+    assert!(enrolled > 0, "no enrolment was ever first, so nothing has raced");
+}
+
+async fn a_used_join_token_is_not_revoked(fixture: Fixture) {
+    let (tenant, other) = (fixture.tenant().await, fixture.tenant().await);
+    let (store, made, used) = (&fixture.store, join(tenant.org, 1), usage(1));
+    store.join_create(&made, UnixMicros(0)).await.expect("made");
+    assert_eq!(store.join_get(tenant.org, made.id).await.expect("read"), Some(made.clone()));
+    assert_eq!(store.join_get(other.org, made.id).await.expect("read"), None);
+    store.host_enrol(tenant.org, made.id, used, None).await.expect("enrolled");
+    is_conflict(store.join_revoke(tenant.org, made.id, UnixMicros(60)).await, "join token");
+    let stored = store.join_get(tenant.org, made.id).await.expect("read");
+    assert_eq!(stored, Some(Join { used: Some(used), ..made }), "it stays as it was");
 }
 
 async fn enrolments_that_race_with_one_token_leave_one_key(fixture: Fixture) {
@@ -122,7 +222,7 @@ async fn enrolments_that_race_with_one_token_leave_one_key(fixture: Fixture) {
     let stores = [fixture.store.clone(), fixture.second_server().await];
     let racing = (0..8_u8).map(|n| {
         let (store, used) = (stores[usize::from(n) % 2].clone(), usage(n));
-        tokio::spawn(async move { (used, store.host_enrol(tenant.org, made.id, used).await) })
+        tokio::spawn(async move { (used, store.host_enrol(tenant.org, made.id, used, None).await) })
     });
     let mut won = Vec::new();
     let mut lost = Vec::new();
@@ -149,7 +249,7 @@ async fn enrolments_that_race_for_one_agent_use_one_token(fixture: Fixture) {
         let made = join(tenant.org, n);
         fixture.store.join_create(&made, UnixMicros(0)).await.expect("made");
         let (store, used) = (stores[usize::from(n) % 2].clone(), JoinUse { key: HostPublicKey([n; 32]), ..used });
-        racing.push(tokio::spawn(async move { (made.id, store.host_enrol(tenant.org, made.id, used).await) }));
+        racing.push(tokio::spawn(async move { (made.id, store.host_enrol(tenant.org, made.id, used, None).await) }));
     }
     let mut won = Vec::new();
     for task in racing {
@@ -176,17 +276,17 @@ async fn join_tokens_and_keys_stay_with_their_org(fixture: Fixture) {
     is_not_found(nowhere, "org");
     assert_eq!(store.join_list(other.org).await.expect("listed"), std::slice::from_ref(&theirs));
     is_not_found(store.join_revoke(other.org, mine.id, UnixMicros(5)).await, "join token");
-    is_conflict(store.host_enrol(other.org, mine.id, usage(1)).await, "join token");
+    is_conflict(store.host_enrol(other.org, mine.id, usage(1), None).await, "join token");
     let registered = host(tenant.org, "mine");
     store.host_upsert(None, &registered).await.expect("registered");
     let stolen = JoinUse { agent: registered.id, ..usage(2) };
-    is_conflict(store.host_enrol(other.org, theirs.id, stolen).await, "host key");
+    is_conflict(store.host_enrol(other.org, theirs.id, stolen, None).await, "host key");
     let enrolled = usage(3);
-    store.host_enrol(tenant.org, mine.id, enrolled).await.expect("enrolled");
+    store.host_enrol(tenant.org, mine.id, enrolled, None).await.expect("enrolled");
     is_not_found(store.host_key_revoke(other.org, enrolled.agent, UnixMicros(60)).await, "host key");
     store.host_key_revoke(tenant.org, enrolled.agent, UnixMicros(60)).await.expect("revoked");
     let stolen = JoinUse { agent: enrolled.agent, ..usage(4) };
-    is_conflict(store.host_enrol(other.org, theirs.id, stolen).await, "host key");
+    is_conflict(store.host_enrol(other.org, theirs.id, stolen, None).await, "host key");
     assert_eq!(store.join_by_hash(&[2; 32]).await.expect("read"), Some(theirs), "it was not used up");
 }
 
