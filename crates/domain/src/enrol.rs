@@ -140,9 +140,16 @@ impl Join {
         match self.used {
             Some(used) if (used.agent, used.key) == (agent, key) => Ok(Admitted::Again),
             Some(used) => Err(NotAdmitted::Used(used.agent)),
-            None if self.revoked_at.is_some() => Err(NotAdmitted::Revoked),
+            None => self.works(now).map(|()| Admitted::New),
+        }
+    }
+
+    /// Whether the token, which nobody has used, works at `now`.
+    pub fn works(&self, now: UnixMicros) -> Result<(), NotAdmitted> {
+        match self.revoked_at {
+            Some(_) => Err(NotAdmitted::Revoked),
             None if now >= self.expires_at => Err(NotAdmitted::Expired),
-            None => Ok(Admitted::New),
+            None => Ok(()),
         }
     }
 }
@@ -270,7 +277,8 @@ mod tests {
 
         // What is known of the key that is shown comes first.
         let same = |number, key| Enrolled { agent: agent(number), org: known.org, key };
-        let shown = |same: Enrolled, current: Option<&HostKey>| enrols(agent(1), Some(&same), current, Some(&known), true);
+        let shown =
+            |same: Enrolled, current: Option<&HostKey>| enrols(agent(1), Some(&same), current, Some(&known), true);
         let later = HostKey { public: self::key(2), ..live };
         assert_eq!(shown(same(1, live), Some(&live)), Ok(Enrols::Already));
         for current in [revoked, later, HostKey { revoked_at: Some(UnixMicros(3)), ..later }] {

@@ -9,7 +9,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     activity::Activity,
-    auth::{keyring::Keyring, known::KnownTokens},
+    auth::{
+        keyring::Keyring,
+        known::{KnownHostKeys, KnownTokens},
+        speaker::SessionPace,
+    },
     config::{Config, ServeLimits},
     gate::{Gate, Gates},
     limited::Limiter,
@@ -29,6 +33,10 @@ pub struct App {
     pub store: Store,
     /// Tokens that were looked up a moment ago.
     pub tokens: KnownTokens,
+    /// Keys of hosts that were looked up a moment ago.
+    pub host_keys: KnownHostKeys,
+    /// How often hosts ask for sessions.
+    pub session_pace: SessionPace,
     /// The keys of the deployment.
     pub keys: Keyring,
     /// Hints that something changed.
@@ -80,6 +88,8 @@ impl App {
             config,
             store,
             tokens: KnownTokens::default(),
+            host_keys: KnownHostKeys::default(),
+            session_pace: SessionPace::default(),
             wakers: Wakers::default(),
             queues: Queues::default(),
             metrics,

@@ -9,7 +9,7 @@ use axum::{Router, body::Body};
 use bytes::Bytes;
 use holm_api::{
     LOG_BATCH, PROBLEM_JSON, TAR,
-    agent::{Appended, FinishRun, HeldLease, Poll, Polled, Register},
+    agent::{AppendEvents, Appended, FinishRun, HeldLease, Poll, Polled, Register, Renew, SandboxEnded, StartRun},
     logs::LogEntry,
     problem::Problem,
     runs::RunView,
@@ -19,9 +19,10 @@ use holm_domain::{
     access::Role,
     access::Token,
     host::{Capacity, RuntimeInfo},
+    lease::Claimant,
     log::{BatchBuilder, Stream},
     org_limits::OrgLimits,
-    run::{Event, ExitStatus, Outcome},
+    run::{Event, EventKind, ExitStatus, Outcome, SandboxInfo},
 };
 use holm_store::{Org, Project, Store};
 use http::{
@@ -348,6 +349,33 @@ impl World {
         let body = FinishRun { agent, instance, fence: held.fence, outcome, usage: None, result: None, next_log_seq };
         let path = format!("/agent/v1/runs/{}/finish", held.run);
         assert_eq!(self.agent().post(&path, &body).await.status, StatusCode::NO_CONTENT);
+    }
+}
+
+impl World {
+    /// Has `caller` ask for every operation under a lease as the process `by`, each of which is refused with `code`.
+    pub async fn every_operation(&self, caller: &Caller, by: Claimant, held: HeldLease, code: ErrorCode) {
+        let (Claimant { agent, instance }, fence) = (by, held.fence);
+        let path = |operation: &str| format!("/agent/v1/runs/{}/{operation}", held.run);
+        let query = format!("?agent={agent}&instance={instance}&fence={fence}");
+        let poll = Poll { agent, instance, ..self.poll() };
+        caller.post("/agent/v1/poll", &poll).await.problem(code);
+        let renew = Renew { agent, instance, leases: vec![held.into()] };
+        caller.post("/agent/v1/renew", &renew).await.problem(code);
+        let sandbox = SandboxInfo { agent, runtime: "process".into(), image_digest: None, unenforced: Vec::new() };
+        caller.post(&path("start"), &StartRun { instance, fence, sandbox }).await.problem(code);
+        let logs = path("logs") + &query;
+        caller.send("POST", &logs, LOG_BATCH, batch(1, &["a\n"])).await.problem(code);
+        let events = vec![EventKind::ResultRefused { problem: "no".into() }.into()];
+        let events = AppendEvents { agent, instance, fence, first_seq: 1, events };
+        caller.post(&path("events"), &events).await.problem(code);
+        let changes = path("changes") + &query;
+        caller.send("PUT", &changes, TAR, vec![0; 10]).await.problem(code);
+        let outcome = Outcome::exited(ExitStatus::Code(0));
+        let ended = SandboxEnded { agent, instance, fence, outcome: outcome.clone() };
+        caller.post(&path("ended"), &ended).await.problem(code);
+        let finish = FinishRun { agent, instance, fence, outcome, usage: None, result: None, next_log_seq: 1 };
+        caller.post(&path("finish"), &finish).await.problem(code);
     }
 }
 

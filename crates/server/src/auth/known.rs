@@ -1,31 +1,35 @@
-//! Tokens that were looked up a moment ago.
+//! Tokens, and keys of hosts, that were looked up a moment ago.
 //!
-//! What always holds: a token is taken from here for at most [`TRUSTED_FOR`]; one that was revoked on this server, not even
-//! so long. So a revocation counts everywhere within that time, as it does for streams.
+//! What always holds: what was looked up is taken from here for at most [`TRUSTED_FOR`]; what was revoked on this server, not
+//! even so long. So a revocation counts everywhere within that time, as it does for streams.
 
 use std::{
     collections::HashMap,
+    hash::Hash,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use holm_domain::{TokenId, access::Token};
+use holm_domain::{AgentId, OrgId, access::Token, enrol::HostKey};
 use tokio::time::Instant;
 
-/// How long a token is taken for what it was. It spares the look-up where requests follow one another closely.
+/// How long something is taken for what it was. It spares the look-up where requests follow one another closely.
 pub const TRUSTED_FOR: Duration = Duration::from_secs(1);
-/// How many tokens are remembered; beyond it, they are looked up each time.
-const TOKENS_MAX: usize = 4_096;
-
-type Hash = [u8; 32];
+/// How many of a kind are remembered; beyond it, they are looked up each time.
+const KNOWN_MAX: usize = 4_096;
 
 /// The tokens, by the digests of their secrets.
-#[derive(Debug, Default)]
-pub struct KnownTokens(Mutex<Known>);
+pub type KnownTokens = LookedUp<[u8; 32], Token>;
+/// The keys of agents, with their orgs.
+pub type KnownHostKeys = LookedUp<AgentId, (OrgId, HostKey)>;
 
-#[derive(Debug, Default)]
-struct Known {
-    tokens: HashMap<Hash, (Token, Instant)>,
+/// What was looked up a moment ago.
+#[derive(Debug)]
+pub struct LookedUp<K, V>(Mutex<Inner<K, V>>);
+
+#[derive(Debug)]
+struct Inner<K, V> {
+    found: HashMap<K, (V, Instant)>,
     revocations: u64,
 }
 
@@ -36,57 +40,65 @@ pub struct LookUp {
     revocations: u64,
 }
 
-struct Forget<'a> {
-    known: &'a KnownTokens,
-    id: TokenId,
+struct Forget<'a, K, V, F: Fn(&K, &V) -> bool> {
+    known: &'a LookedUp<K, V>,
+    is_it: F,
 }
 
-impl Drop for Forget<'_> {
+impl<K, V, F: Fn(&K, &V) -> bool> Drop for Forget<'_, K, V, F> {
     fn drop(&mut self) {
-        self.known.forget(self.id);
+        self.known.forget(&self.is_it);
     }
 }
 
-impl KnownTokens {
-    fn known(&self) -> MutexGuard<'_, Known> {
+impl<K, V> Default for LookedUp<K, V> {
+    fn default() -> Self {
+        Self(Mutex::new(Inner { found: HashMap::new(), revocations: 0 }))
+    }
+}
+
+impl<K, V> LookedUp<K, V> {
+    fn known(&self) -> MutexGuard<'_, Inner<K, V>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The token if it was looked up not long ago, else the beginning of a look-up.
-    pub fn get(&self, hash: &Hash) -> Result<Token, LookUp> {
+    /// Forgets what `is_it` picks when what is returned is dropped: whatever becomes of the request that revokes it.
+    pub fn forget_after(&self, is_it: impl Fn(&K, &V) -> bool) -> impl Drop {
+        Forget { known: self, is_it }
+    }
+
+    fn forget(&self, is_it: impl Fn(&K, &V) -> bool) {
+        let mut known = self.known();
+        known.revocations += 1;
+        known.found.retain(|key, (value, _)| !is_it(key, value));
+    }
+}
+
+impl<K: Eq + Hash, V: Clone> LookedUp<K, V> {
+    /// What was looked up not long ago, else the beginning of a look-up.
+    pub fn get(&self, key: &K) -> Result<V, LookUp> {
         let known = self.known();
-        let fresh = known.tokens.get(hash).filter(|(_, at)| at.elapsed() < TRUSTED_FOR);
+        let fresh = known.found.get(key).filter(|(_, at)| at.elapsed() < TRUSTED_FOR);
         match fresh {
-            Some((token, _)) => Ok(token.clone()),
+            Some((value, _)) => Ok(value.clone()),
             None => Err(LookUp { at: Instant::now(), revocations: known.revocations }),
         }
     }
 
-    /// When the look-up began of which the token is remembered.
-    pub fn looked_up_at(&self, hash: &Hash) -> Option<Instant> {
-        self.known().tokens.get(hash).map(|(_, at)| *at)
+    /// When the look-up began of which that is remembered.
+    pub fn looked_up_at(&self, key: &K) -> Option<Instant> {
+        self.known().found.get(key).map(|(_, at)| *at)
     }
 
-    /// Forgets a token when what is returned is dropped: whatever becomes of the request that revokes it.
-    pub fn forget_after(&self, id: TokenId) -> impl Drop {
-        Forget { known: self, id }
-    }
-
-    /// Remembers what a look-up found, unless a token was revoked meanwhile: it may have been this one.
-    pub fn remember(&self, token: &Token, look_up: LookUp) {
+    /// Remembers what a look-up found, unless something was revoked meanwhile: it may have been this.
+    pub fn remember(&self, key: K, value: V, look_up: LookUp) {
         let mut known = self.known();
-        if known.tokens.len() >= TOKENS_MAX {
-            known.tokens.retain(|_, (_, at)| at.elapsed() < TRUSTED_FOR);
+        if known.found.len() >= KNOWN_MAX {
+            known.found.retain(|_, (_, at)| at.elapsed() < TRUSTED_FOR);
         }
-        if known.tokens.len() < TOKENS_MAX && known.revocations == look_up.revocations {
-            known.tokens.insert(token.hash, (token.clone(), look_up.at));
+        if known.found.len() < KNOWN_MAX && known.revocations == look_up.revocations {
+            known.found.insert(key, (value, look_up.at));
         }
-    }
-
-    fn forget(&self, id: TokenId) {
-        let mut known = self.known();
-        known.revocations += 1;
-        known.tokens.retain(|_, (token, _)| token.id != id);
     }
 }
 
@@ -127,12 +139,13 @@ mod tests {
         let token = world.member_token().await;
         let known = KnownTokens::default();
         let look_up = known.get(&token.hash).unwrap_err();
-        known.forget(token.id);
-        known.remember(&token, look_up);
+        let forget = || known.forget(|_, other: &Token| other.id == token.id);
+        forget();
+        known.remember(token.hash, token.clone(), look_up);
         let again = known.get(&token.hash).unwrap_err();
-        known.remember(&token, again);
+        known.remember(token.hash, token.clone(), again);
         assert_eq!(known.get(&token.hash).unwrap().id, token.id);
-        known.forget(token.id);
+        forget();
         known.get(&token.hash).unwrap_err();
     }
 }

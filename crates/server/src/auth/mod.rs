@@ -171,7 +171,7 @@ async fn token_of(app: &App, hash: &[u8; 32]) -> Result<Option<Token>, Failure> 
     };
     let token = app.store.token_by_hash(hash).await?;
     if let Some(token) = &token {
-        app.tokens.remember(token, look_up);
+        app.tokens.remember(token.hash, token.clone(), look_up);
     }
     Ok(token)
 }

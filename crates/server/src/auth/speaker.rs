@@ -3,22 +3,29 @@
 //!
 //! What always holds: a session is verified by the public keys alone, and opens nothing but what agents ask; whether the key
 //! for which it was given still counts, the record of the host says, which every operation reads; what a host signs to be
-//! given one is for this deployment, was signed a moment ago, and by the key that is stored.
+//! given one is for this deployment, was signed a moment ago, and by the key that is stored; who shows what does not work any
+//! more uses up nothing of its org.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::{extract::FromRequestParts, http::request::Parts};
 use holm_api::{
+    agent::AGENT_FIELD,
     identity::{HostClaims, Session},
     signed_token::SignedToken,
 };
 use holm_domain::{
     AgentId, ErrorCode, KeyId, OrgId, SignedTokenId, TokenId,
     access::Token,
-    enrol::{ASSERTION_MARGIN, HostPublicKey, Join, SESSION_LIFE},
+    enrol::{ASSERTION_MARGIN, HostKey, HostPublicKey, Join, SESSION_LIFE},
     host::{NotHeard, Voice, speaks},
 };
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::{
     May, Serve, Shown, hash,
@@ -26,6 +33,33 @@ use super::{
     refused, seated, shown, verified,
 };
 use crate::{app::App, gate::Party, ids, limited, problem::Failure};
+
+/// How soon after one session an agent is given another. Its next one is due after minutes.
+const SESSION_EVERY: Duration = Duration::from_millis(250);
+/// Of how many agents it is remembered when they were given one; beyond it, more are given.
+const PACED_MAX: usize = 4_096;
+
+/// When this server gave agents their last sessions.
+#[derive(Debug, Default)]
+pub struct SessionPace(Mutex<HashMap<AgentId, Instant>>);
+
+impl SessionPace {
+    /// Notes that `agent` is given a session; or how long it has to wait for it.
+    fn take(&self, agent: AgentId) -> Result<(), Duration> {
+        let mut given = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = given.get(&agent).map_or(Duration::ZERO, |at| SESSION_EVERY.saturating_sub(at.elapsed()));
+        if !wait.is_zero() {
+            return Err(wait);
+        }
+        if given.len() >= PACED_MAX {
+            given.retain(|_, at| at.elapsed() < SESSION_EVERY);
+        }
+        if given.len() < PACED_MAX {
+            given.insert(agent, Instant::now());
+        }
+        Ok(())
+    }
+}
 
 /// Who speaks for an agent.
 #[derive(Debug, Clone)]
@@ -88,11 +122,33 @@ impl FromRequestParts<Arc<App>> for Speaker {
         let standard = Standard { iss: &iss, aud: &aud, iat, exp };
         standard.check(Kind::Session, &keys.issuer(), now, app.config.lease.margin)?;
         let signed_by = jose::key_named(token, Kind::Session)?;
+        counts(app, org, sub, key).await?;
         seated(parts, Party { org, is_agent: true })?;
         limited::charge(app, parts, org).await?;
         let opened = Opened::Session { agent: sub, key, signed_by };
         Ok(Self { org, voice: Voice::Key(sub, key), opened, hash: None })
     }
+}
+
+/// Refuses who speaks with a key of an agent that does not count any more. It may have been revoked a moment ago: what is asked
+/// for looks at the record of the host.
+async fn counts(app: &App, org: OrgId, agent: AgentId, key: HostPublicKey) -> Result<(), Failure> {
+    let heard = |(of, known): (OrgId, HostKey)| {
+        let known = (of == org).then_some(&known);
+        speaks(agent, known, Voice::Key(agent, key))
+    };
+    let look_up = match app.host_keys.get(&agent) {
+        Ok(known) if heard(known).is_ok() => return Ok(()),
+        // It may have enrolled anew since.
+        Ok(_) => None,
+        Err(look_up) => Some(look_up),
+    };
+    let found = app.store.host_key_of(agent).await?;
+    found.map_or_else(|| speaks(agent, None, Voice::Key(agent, key)), heard)?;
+    if let (Some(found), Some(look_up)) = (found, look_up) {
+        app.host_keys.remember(agent, found, look_up);
+    }
+    Ok(())
 }
 
 /// A host that has proved, by what it signed, that it holds the key of an agent.
@@ -137,6 +193,10 @@ impl FromRequestParts<Arc<App>> for HostBearer {
             return Err(Refused::Audience.into());
         }
         speaks(agent, Some(&key), Voice::Key(agent, key.public))?;
+        app.session_pace.take(agent).map_err(|wait| {
+            let detail = "this host was given a session just now; it is to use that one";
+            Failure::new(ErrorCode::TooMany, detail).at(AGENT_FIELD, agent).after(wait)
+        })?;
         seated(parts, Party { org, is_agent: true })?;
         Ok(Self { org, agent, key: key.public })
     }
@@ -175,8 +235,12 @@ impl FromRequestParts<Arc<App>> for JoinBearer {
         let join = join.ok_or_else(|| {
             refused("the join token is unknown, or expired long ago; make another: `holm hosts join NAME`")
         })?;
-        seated(parts, Party { org: join.org, is_agent: true })?;
-        limited::charge(app, parts, join.org).await?;
+        // One that was used changes nothing any more: who shows it is told so, or what it was told before.
+        if join.used.is_none() {
+            join.works(app.now())?;
+            seated(parts, Party { org: join.org, is_agent: true })?;
+            limited::charge(app, parts, join.org).await?;
+        }
         Ok(Self(join))
     }
 }
@@ -188,5 +252,5 @@ pub fn revoked(agent: AgentId) -> Failure {
          join token (`holm hosts join NAME`)",
         NotHeard::Revoked(agent)
     );
-    Failure::new(ErrorCode::HostRevoked, detail).at(holm_api::agent::AGENT_FIELD, agent)
+    Failure::new(ErrorCode::HostRevoked, detail).at(AGENT_FIELD, agent)
 }

@@ -2,13 +2,18 @@
 
 use std::collections::BTreeSet;
 
-use holm_api::{agent::Polled, problem::Problem};
+use holm_api::{
+    agent::Polled,
+    hosts::{HostKeyView, NewJoin},
+    identity::Enrolled,
+    problem::Problem,
+};
 use holm_domain::RunId;
 use http::{Method, StatusCode, header::RETRY_AFTER};
 use serde_json::json;
 
 use super::*;
-use crate::testing::{Caller, World, batch};
+use crate::testing::{Caller, World, batch, own_key::OwnKey};
 
 /// All requests of the description that change something.
 fn described() -> BTreeSet<(String, String)> {
@@ -91,6 +96,40 @@ async fn who_is_refused_is_told_which_limit_and_when_to_come_back() {
     assert!(metrics.contains("holm_limited_total{limit=\"log_bytes_per_second\"} 0"), "{metrics}");
     world.clock.advance(Duration::from_secs(60));
     world.admin().post("/v1/runs", &json!({})).await.problem(ErrorCode::InvalidField);
+}
+
+#[tokio::test]
+async fn credentials_that_do_not_work_any_more_use_nothing_up() {
+    let limits = OrgLimits { agent_writes_per_minute: 1, ..OrgLimits::default() };
+    let world = World::with_config(|config| config.org_limits = Some(limits)).await;
+    let (host, thief) = (OwnKey::new(40, 1), OwnKey::new(41, 2));
+    let used = world.join_secret().await;
+    world.with_secret(&used).post("/agent/v1/enrol", &host.enrolment(&used)).await.json::<Enrolled>(StatusCode::OK);
+    let session = host.session(&world, &format!("holm:{}", world.org)).await;
+    let short = world.admin().post("/v1/hosts/joins", &json!({"name": "x", "expires_in_s": 60})).await;
+    let short: NewJoin = short.json(StatusCode::CREATED);
+    let revoked = world.admin().post("/v1/hosts/joins", &json!({"name": "x"})).await;
+    let revoked: NewJoin = revoked.json(StatusCode::CREATED);
+    let revoke = world.admin().delete(&format!("/v1/hosts/joins/{}", revoked.join.id)).await;
+    assert_eq!(revoke.status, StatusCode::NO_CONTENT);
+    world.admin().post(&format!("/v1/hosts/{}/revoke", host.agent), &()).await.json::<HostKeyView>(StatusCode::OK);
+    // What the enrolment has used up is there again.
+    world.clock.advance(Duration::from_secs(120));
+    for _ in 0..5 {
+        for (secret, code) in [
+            (&used, ErrorCode::JoinTokenUsed),
+            (&short.secret, ErrorCode::Unauthenticated),
+            (&revoked.secret, ErrorCode::Unauthenticated),
+        ] {
+            world.with_secret(secret).post("/agent/v1/enrol", &thief.enrolment(secret)).await.problem(code);
+        }
+        let events = "/agent/v1/runs/run_00000000000000000000000000/events";
+        world.with_secret(session.token.expose()).post(events, &json!({})).await.problem(ErrorCode::HostRevoked);
+    }
+    thief.enrol(&world).await;
+    let secret = world.join_secret().await;
+    let more = world.with_secret(&secret).post("/agent/v1/enrol", &OwnKey::new(42, 3).enrolment(&secret)).await;
+    more.problem(ErrorCode::TooMany);
 }
 
 #[tokio::test]

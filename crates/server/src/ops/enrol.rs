@@ -190,11 +190,13 @@ impl From<NotEnrolled> for Failure {
 /// Revokes the key of a host at once: nothing that its agent says is heard any more, and its leases run out. Revoking again
 /// changes nothing.
 pub async fn host_revoke(app: &App, by: &Token, agent: AgentId) -> Result<HostKeyView, Failure> {
+    let forget = app.host_keys.forget_after(move |of, _| *of == agent);
     match app.store.host_key_revoke(by.org, agent, app.now()).await {
         Ok(()) => {}
         Err(Error::NotFound { .. }) => return Err(no_key(agent, app.store.host_get(by.org, agent).await?)),
         Err(error) => return Err(error.into()),
     }
+    drop(forget);
     tracing::warn!(%agent, by = %by.id, by_name = by.name, "the key of a host was revoked");
     // Whoever waits with it is refused now.
     app.wakers.ring_agents(by.org);

@@ -57,7 +57,9 @@ pub async fn agent_register(app: &App, by: &Speaker, body: Register) -> Result<R
                 return Ok(times(app));
             }
             Err(holm_store::Error::Conflict { .. })
-                if known.is_none() && app.store.host_key_of(host.id).await? == found && !is_there(app, &host).await? =>
+                if known.is_none()
+                    && app.store.host_key_of(host.id).await? == found
+                    && !is_there(app, &host).await? =>
             {
                 return Err(not_here(host.id));
             }

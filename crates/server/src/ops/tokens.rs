@@ -79,7 +79,7 @@ pub(crate) fn check_name(field: &str, name: &str) -> Result<(), InvalidField> {
 
 /// Revokes a token of the org at once. Revoking again changes nothing.
 pub async fn token_revoke(app: &App, org: OrgId, id: TokenId) -> Result<(), Failure> {
-    let forget = app.tokens.forget_after(id);
+    let forget = app.tokens.forget_after(move |_, token| token.id == id);
     app.store.token_revoke(org, id, app.now()).await?;
     drop(forget);
     // Whoever waits with it is refused now.

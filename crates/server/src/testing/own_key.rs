@@ -1,5 +1,7 @@
 //! A host with a key of its own, as its agent would speak for it.
 
+use std::time::Duration;
+
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use holm_api::{
     agent::Register,
@@ -66,7 +68,13 @@ impl OwnKey {
     /// A session for `issuer`.
     pub async fn session(&self, world: &World, issuer: &str) -> Session {
         let signed = self.signed(&self.claims(world, issuer));
-        world.with_secret(&signed).post("/agent/v1/session", &()).await.json(StatusCode::OK)
+        loop {
+            let answer = world.with_secret(&signed).post("/agent/v1/session", &()).await;
+            if answer.status != StatusCode::TOO_MANY_REQUESTS {
+                return answer.json(StatusCode::OK);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Enrols, begins a session and registers; returns what speaks for it then, and the issuer.

@@ -35,52 +35,16 @@ pub async fn register(
 mod tests {
     use std::time::Duration;
 
-    use holm_api::agent::{AppendEvents, FinishRun, Poll, Renew, SandboxEnded, StartRun};
-    use holm_domain::{
-        ErrorCode, InstanceId,
-        run::{EventKind, ExitStatus, Outcome, SandboxInfo},
-    };
+    use holm_api::agent::{Poll, Renew};
+    use holm_domain::{ErrorCode, InstanceId, lease::Claimant};
     use http::StatusCode;
     use uuid::Uuid;
 
     use super::*;
-    use crate::testing::{Caller, World, batch};
+    use crate::testing::World;
 
     fn process(number: u128) -> InstanceId {
         InstanceId::from_uuid(Uuid::from_u128(number))
-    }
-
-    /// Every operation under a lease of `world`'s agent, asked by `caller` as the process `instance`.
-    async fn every_operation(
-        world: &World,
-        caller: &Caller,
-        held: holm_api::agent::HeldLease,
-        instance: InstanceId,
-        code: ErrorCode,
-    ) {
-        let (agent, fence) = (world.agent_id, held.fence);
-        let path = |operation: &str| format!("/agent/v1/runs/{}/{operation}", held.run);
-        let query = format!("?agent={agent}&instance={instance}&fence={fence}");
-        let poll = Poll { instance, ..world.poll() };
-        caller.post("/agent/v1/poll", &poll).await.problem(code);
-        let renew = Renew { agent, instance, leases: vec![held.into()] };
-        caller.post("/agent/v1/renew", &renew).await.problem(code);
-        let sandbox = SandboxInfo { agent, runtime: "process".into(), image_digest: None, unenforced: Vec::new() };
-        caller.post(&path("start"), &StartRun { instance, fence, sandbox }).await.problem(code);
-        let logs = path("logs") + &query;
-        caller.send("POST", &logs, holm_api::LOG_BATCH, batch(1, &["a\n"])).await.problem(code);
-        let events = vec![EventKind::ResultRefused { problem: "no".into() }.into()];
-        caller
-            .post(&path("events"), &AppendEvents { agent, instance, fence, first_seq: 1, events })
-            .await
-            .problem(code);
-        let changes = path("changes") + &query;
-        caller.send("PUT", &changes, holm_api::TAR, vec![0; 10]).await.problem(code);
-        let outcome = Outcome::exited(ExitStatus::Code(0));
-        let ended = SandboxEnded { agent, instance, fence, outcome: outcome.clone() };
-        caller.post(&path("ended"), &ended).await.problem(code);
-        let finish = FinishRun { agent, instance, fence, outcome, usage: None, result: None, next_log_seq: 1 };
-        caller.post(&path("finish"), &finish).await.problem(code);
     }
 
     #[tokio::test]
@@ -89,7 +53,8 @@ mod tests {
         let held = world.claim_run().await;
         let newer = Register { instance: process(2), after: Some(world.instance), ..world.registration() };
         world.agent().post("/agent/v1/register", &newer).await.json::<Registered>(StatusCode::OK);
-        every_operation(&world, &world.agent(), held, world.instance, ErrorCode::AgentSuperseded).await;
+        let by = Claimant { agent: world.agent_id, instance: world.instance };
+        world.every_operation(&world.agent(), by, held, ErrorCode::AgentSuperseded).await;
         let late = world.agent().post("/agent/v1/register", &world.registration()).await;
         let problem = late.problem(ErrorCode::AgentSuperseded);
         assert_eq!(problem.value, Some(world.instance.to_string()));
@@ -104,7 +69,8 @@ mod tests {
         let world = World::new().await;
         let held = world.claim_run().await;
         let stranger = world.second_agent().await;
-        every_operation(&world, &stranger, held, world.instance, ErrorCode::Forbidden).await;
+        let by = Claimant { agent: world.agent_id, instance: world.instance };
+        world.every_operation(&stranger, by, held, ErrorCode::Forbidden).await;
         let body = Register { instance: process(2), ..world.registration() };
         let problem = stranger.post("/agent/v1/register", &body).await.problem(ErrorCode::Forbidden);
         assert_eq!(problem.field.as_deref(), Some("agent"));

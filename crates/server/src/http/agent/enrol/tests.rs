@@ -150,6 +150,75 @@ async fn an_agent_for_whom_somebody_speaks_is_not_taken_over() {
 }
 
 #[tokio::test]
+async fn a_lost_answer_is_told_again_with_another_token_too_which_stays_unused() {
+    let world = World::new().await;
+    let host = OwnKey::new(40, 1);
+    let issuer = host.enrol(&world).await;
+    let fresh = world.join_secret().await;
+    let told: Enrolled = send(&world, &fresh, &host.enrolment(&fresh)).await.json(StatusCode::OK);
+    assert_eq!(told.issuer, issuer);
+    assert_eq!(listed(&world).await.iter().filter(|join| join.used_at.is_some()).count(), 1, "that of before");
+    let another = OwnKey::new(41, 2);
+    send(&world, &fresh, &another.enrolment(&fresh)).await.json::<Enrolled>(StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_key_that_was_enrolled_once_enrols_no_more_for_whichever_agent() {
+    let world = World::new().await;
+    let (first, second) = (OwnKey::new(40, 1), OwnKey::new(40, 2));
+    for host in [&first, &second] {
+        host.enrol(&world).await;
+        let clone = OwnKey::new(41, if host.public() == first.public() { 1 } else { 2 });
+        let secret = world.join_secret().await;
+        let problem = send(&world, &secret, &clone.enrolment(&secret)).await.problem(ErrorCode::Conflict);
+        assert!(problem.detail.contains("copied folder") && problem.detail.contains("agent/key"), "{problem}");
+        let revoke = world.admin().post(&format!("/v1/hosts/{}/revoke", host.agent), &()).await;
+        assert_eq!(revoke.status, StatusCode::OK);
+        send(&world, &secret, &clone.enrolment(&secret)).await.problem(ErrorCode::Conflict);
+    }
+    let secret = world.join_secret().await;
+    for host in [&first, &second] {
+        send(&world, &secret, &host.enrolment(&secret)).await.problem(ErrorCode::HostRevoked);
+    }
+    send(&world, &secret, &OwnKey::new(40, 3).enrolment(&secret)).await.json::<Enrolled>(StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_used_join_token_is_not_revoked_and_says_whom_it_enrolled() {
+    let world = World::new().await;
+    let NewJoin { join, secret } = made(&world, json!({"name": "x"})).await;
+    let host = OwnKey::new(40, 1);
+    send(&world, &secret, &host.enrolment(&secret)).await.json::<Enrolled>(StatusCode::OK);
+    let path = format!("/v1/hosts/joins/{}", join.id);
+    let problem = world.admin().delete(&path).await.problem(ErrorCode::Conflict);
+    assert!(problem.detail.contains(&format!("holm hosts revoke {}", host.agent)), "{problem}");
+    assert_eq!(problem.value, Some(host.agent.to_string()));
+    assert_eq!(listed(&world).await[0].revoked_at, None);
+    world.other_org().delete(&path).await.problem(ErrorCode::NotFound);
+}
+
+#[tokio::test]
+async fn of_an_enrolment_and_registrations_that_race_one_is_heard() {
+    for round in 0..8_u8 {
+        let world = World::new().await;
+        let (secret, host) = (world.join_secret().await, OwnKey::new(40, 1));
+        let (enrolment, registration) = (host.enrolment(&secret), host.registration(&world));
+        let (enrols, registers) = (world.with_secret(&secret), world.agent());
+        let enrols = tokio::spawn(async move { enrols.post("/agent/v1/enrol", &enrolment).await });
+        for _ in 0..round {
+            tokio::task::yield_now().await;
+        }
+        let registered = registers.post("/agent/v1/register", &registration).await;
+        let enrolled = enrols.await.unwrap();
+        match enrolled.status {
+            StatusCode::OK if registered.status == StatusCode::OK => panic!("both speak for it"),
+            StatusCode::OK => registered.problem(ErrorCode::Forbidden),
+            _ => enrolled.problem(ErrorCode::Conflict),
+        };
+    }
+}
+
+#[tokio::test]
 async fn of_enrolments_that_race_with_one_token_one_wins() {
     let world = World::new().await;
     let secret = world.join_secret().await;
@@ -173,6 +242,10 @@ async fn a_host_of_another_org_is_not_told_of() {
         let problem = send(&world, &theirs.secret, &thief.enrolment(&theirs.secret)).await.problem(ErrorCode::Conflict);
         assert!(problem.detail.contains("cannot be used here"), "{problem}");
     }
+    // Nor does anybody of another org register as one of which there is a key.
+    let body = OwnKey::new(40, 1).registration(&world);
+    let problem = world.other_org_agent().post("/agent/v1/register", &body).await.problem(ErrorCode::Conflict);
+    assert!(problem.detail.contains("cannot be used here"), "{problem}");
     let revoke = format!("/v1/hosts/{}/revoke", OwnKey::new(40, 1).agent);
     world.other_org().post(&revoke, &()).await.problem(ErrorCode::NotFound);
 }

@@ -12,7 +12,7 @@ use holm_api::{
     identity::{Enrolled, HostClaims},
     keys::{KeyList, KeyView},
 };
-use holm_domain::{ErrorCode, enrol::SESSION_LIFE, keys::KEYS_TRUSTED_FOR};
+use holm_domain::{ErrorCode, enrol::SESSION_LIFE, keys::KEYS_TRUSTED_FOR, lease::Claimant};
 use http::StatusCode;
 use serde_json::json;
 use tokio::time::Instant;
@@ -124,7 +124,9 @@ async fn a_revoked_key_is_refused_at_once_in_every_operation_and_on_every_server
     let (caller, issuer) = host.begin(&world).await;
     let session = host.session(&world, &issuer).await;
     let far = world.with_secret_at(&there, session.token.expose());
-    poll(&world, &far, &host).await.json::<Polled>(StatusCode::OK);
+    world.queue_keeping_run().await;
+    let polled: Polled = poll(&world, &far, &host).await.json(StatusCode::OK);
+    let held = HeldLease { run: polled.claimed[0].run, fence: polled.claimed[0].fence, cancel: None };
     let path = format!("/v1/hosts/{}/revoke", host.agent);
     for caller in [world.member(), world.agent()] {
         caller.post(&path, &()).await.problem(ErrorCode::Forbidden);
@@ -140,8 +142,10 @@ async fn a_revoked_key_is_refused_at_once_in_every_operation_and_on_every_server
     assert!(begun.elapsed() < Duration::from_secs(10) && problem.detail.contains("agent/key"), "{problem}");
     assert_eq!((revoked.key, revoked.revoked_at), (host.public(), Some(world.app().now())));
     assert_eq!(world.admin().post(&path, &()).await.json::<HostKeyView>(StatusCode::OK), revoked, "again");
-    for caller in [&caller, &far] {
-        poll(&world, caller, &host).await.problem(ErrorCode::HostRevoked);
+    let by = Claimant { agent: host.agent, instance: world.instance };
+    // The one that is far has looked the key up a moment ago, when it was good.
+    for caller in [&far, &caller] {
+        world.every_operation(caller, by, held, ErrorCode::HostRevoked).await;
         caller.post("/agent/v1/register", &host.registration(&world)).await.problem(ErrorCode::HostRevoked);
     }
     ask(&world, &host.signed(&host.claims(&world, &issuer))).await.problem(ErrorCode::HostRevoked);
@@ -201,6 +205,21 @@ async fn an_upload_outlasts_its_session_and_ends_with_either_key() {
         admin.post(&path, &()).await.json::<HostKeyView>(StatusCode::OK);
     };
     upload(&world, &host, &caller, revoke).await.problem(ErrorCode::HostRevoked);
+}
+
+#[tokio::test]
+async fn a_host_is_given_its_next_session_no_sooner_than_it_can_need_one() {
+    let world = World::new().await;
+    let (host, other) = (OwnKey::new(40, 1), OwnKey::new(41, 2));
+    let (issuer, _) = (host.enrol(&world).await, other.enrol(&world).await);
+    let signed = host.signed(&host.claims(&world, &issuer));
+    let begun = Instant::now();
+    ask(&world, &signed).await.json::<Session>(StatusCode::OK);
+    let again = ask(&world, &signed).await.problem(ErrorCode::TooMany);
+    assert_eq!((again.field.as_deref(), again.retry_after_s), (Some("agent"), Some(1)), "{again}");
+    ask(&world, &other.signed(&other.claims(&world, &issuer))).await.json::<Session>(StatusCode::OK);
+    host.session(&world, &issuer).await;
+    assert!(begun.elapsed() >= Duration::from_millis(250));
 }
 
 #[tokio::test]
