@@ -332,8 +332,13 @@ pub(crate) fn write_once(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), Fol
     let path = dir.join(name);
     // Effect: that of whoever has the file written.
     at(&path, fs::hard_link(&draft, &path))?;
-    // Effect: that of whoever has the file written.
-    at(&draft, fs::remove_file(&draft))?;
+    settle_once(dir, name)
+}
+
+/// Ends what [`write_once`] does, also where a process died in it: the file is there whatever becomes of the machine, and
+/// nothing else has what is in it.
+pub(crate) fn settle_once(dir: &Path, name: &str) -> Result<(), FolderError> {
+    remove_draft(&draft_of(dir, name))?;
     at(dir, File::open(dir).and_then(|dir| dir.sync_all()))
 }
 
@@ -345,13 +350,21 @@ pub(crate) fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), Fo
     at(&path, fs::rename(draft, &path))
 }
 
-fn write_draft(dir: &Path, name: &str, bytes: &[u8], sync: bool) -> Result<PathBuf, FolderError> {
-    let path = dir.join(format!(".{name}.draft"));
+fn draft_of(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!(".{name}.draft"))
+}
+
+fn remove_draft(path: &Path) -> Result<(), FolderError> {
     // Effect: that of whoever has the file written.
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return at(&path, Err(error)),
-        _ => {}
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => at(path, Err(error)),
+        _ => Ok(()),
     }
+}
+
+fn write_draft(dir: &Path, name: &str, bytes: &[u8], sync: bool) -> Result<PathBuf, FolderError> {
+    let path = draft_of(dir, name);
+    remove_draft(&path)?;
     let write = || {
         let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path)?;
         file.write_all(bytes)?;

@@ -25,7 +25,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     clock,
-    folder::{Damage, FolderError, at, read_own, read_secret, write_durably, write_once},
+    folder::{Damage, FolderError, at, read_own, read_secret, settle_once, write_durably, write_once},
     ids::refused,
 };
 
@@ -62,6 +62,20 @@ impl fmt::Debug for OwnKey {
 pub(crate) struct Enrolment {
     pub(crate) agent: AgentId,
     pub(crate) issuer: String,
+}
+
+impl Enrolment {
+    /// One in the deployment `issuer`, if that is the name of one and may stand in the file.
+    pub(crate) fn new(agent: AgentId, issuer: &str) -> Option<Self> {
+        let is_named =
+            issuer.starts_with("holm:") && !issuer.contains(|it: char| it.is_whitespace() || it.is_control());
+        let enrolment = Self { agent, issuer: issuer.to_owned() };
+        (is_named && enrolment.line().len() as u64 <= ENROLLED_BYTES_MAX).then_some(enrolment)
+    }
+
+    fn line(&self) -> String {
+        format!("{} {}\n", self.agent, self.issuer)
+    }
 }
 
 impl OwnKey {
@@ -104,6 +118,8 @@ impl OwnKey {
 /// The key of this host: made once, and kept in its folder.
 pub(crate) fn load_or_make(dir: &Path) -> Result<OwnKey, FolderError> {
     if let Some(key) = load(dir)? {
+        // Whoever made it may have died before that was done.
+        effect("agent.key_settled", || settle_once(dir, KEY_NAME))?;
         return Ok(key);
     }
     let mut bytes = Zeroizing::new([0; KEY_BYTES]);
@@ -147,10 +163,8 @@ pub(crate) fn enrolment(dir: &Path) -> Result<Option<Enrolment>, FolderError> {
     let damaged = |error: io::Error| refused(&path, error, ENROLLED_WAY_OUT);
     let Some(bytes) = read_own(&path, ENROLLED_BYTES_MAX).map_err(damaged)? else { return Ok(None) };
     let text = String::from_utf8_lossy(&bytes);
-    let parsed = text.trim_end().split_once(' ').and_then(|(agent, issuer)| {
-        let is_issuer = issuer.starts_with("holm:") && !issuer.contains(char::is_whitespace);
-        Some(Enrolment { agent: agent.parse().ok()?, issuer: is_issuer.then(|| issuer.to_owned())? })
-    });
+    let parsed = text.trim_end().split_once(' ');
+    let parsed = parsed.and_then(|(agent, issuer)| Enrolment::new(agent.parse().ok()?, issuer));
     parsed.map(Some).ok_or_else(|| damaged(io::Error::other("it does not say for which agent the key is enrolled")))
 }
 
@@ -161,8 +175,7 @@ pub fn is_enrolled(dir: &Path) -> bool {
 
 /// Notes that the key is enrolled.
 pub(crate) fn note_enrolment(dir: &Path, enrolment: &Enrolment) -> Result<(), FolderError> {
-    let text = format!("{} {}\n", enrolment.agent, enrolment.issuer);
-    effect("agent.enrolled", || write_durably(dir, ENROLLED_NAME, text.as_bytes()))
+    effect("agent.enrolled", || write_durably(dir, ENROLLED_NAME, enrolment.line().as_bytes()))
 }
 
 /// Refuses a key that is enrolled for another agent: its identity was drawn anew, or brought from elsewhere.
@@ -212,6 +225,32 @@ mod tests {
         let other = tempfile::tempdir().unwrap();
         assert_ne!(load_or_make(other.path()).unwrap().public(), key.public());
         assert!(!format!("{key:?}").contains(&URL_SAFE_NO_PAD.encode(&bytes[..SEED_BYTES])));
+    }
+
+    #[test]
+    fn what_a_start_left_that_died_is_gone_with_the_next() {
+        let temp = tempfile::tempdir().unwrap();
+        let key = load_or_make(temp.path()).unwrap();
+        let draft = temp.path().join(".key.draft");
+        // As if it had died between the two.
+        fs::hard_link(temp.path().join(KEY_NAME), &draft).unwrap();
+        assert_eq!(load_or_make(temp.path()).unwrap().public(), key.public());
+        assert!(!draft.exists(), "a second name of the key is left");
+        fs::create_dir(&draft).unwrap();
+        assert!(load_or_make(temp.path()).unwrap_err().to_string().contains(".key.draft"), "it is told");
+    }
+
+    #[test]
+    fn what_is_no_name_of_a_deployment_is_not_written() {
+        for good in ["holm:org_1", "holm:"] {
+            let enrolment = Enrolment::new(agent(), good).unwrap();
+            let temp = tempfile::tempdir().unwrap();
+            note_enrolment(temp.path(), &enrolment).unwrap();
+            assert_eq!(super::enrolment(temp.path()).unwrap(), Some(enrolment));
+        }
+        for odd in ["", "org_1", "holm:a b", "holm:a\n", "holm:\u{7}", &format!("holm:{}", "x".repeat(230))] {
+            assert_eq!(Enrolment::new(agent(), odd), None, "{odd:?}");
+        }
     }
 
     #[test]

@@ -110,7 +110,15 @@ impl Sessions {
         let mut backoff = Backoff::default();
         loop {
             match effect_of("agent.enrol", client.host_enrol(&body, SHORT_DEADLINE)).await {
-                Ok(enrolled) => return Ok(Enrolment { agent, issuer: enrolled.issuer }),
+                Ok(enrolled) => {
+                    // What could not be read again is not written.
+                    return Enrolment::new(agent, &enrolled.issuer).ok_or_else(|| {
+                        let issuer = enrolled.issuer.chars().take(80).collect::<String>();
+                        IdentityError::Refused(format!(
+                            "the server calls its deployment `{issuer}`, which is no name of one"
+                        ))
+                    });
+                }
                 Err(error) if error.is_transient() => {
                     tracing::warn!(%error, "the control plane is not available; trying again to enrol");
                     match error.limited() {
@@ -244,6 +252,8 @@ mod tests {
         is_mute: AtomicBool,
         /// Whether requests for sessions are refused, as they are while the clock of the host is wrong.
         is_unheard: AtomicBool,
+        /// Whether enrolments are answered with the name of no deployment.
+        is_nameless: AtomicBool,
         /// Whether they are refused since the key was revoked.
         is_revoked: AtomicBool,
         /// How long an answer to them takes.
@@ -258,7 +268,8 @@ mod tests {
             let problem = |code: ErrorCode| (code.status(), serde_json::to_string(&Problem::new(code, "no")).unwrap());
             if head.starts_with("POST /agent/v1/enrol") {
                 self.enrolments.fetch_add(1, Ordering::SeqCst);
-                return Some((200, r#"{"issuer":"holm:org_1"}"#.to_owned()));
+                let issuer = if self.is_nameless.load(Ordering::SeqCst) { "here there" } else { "holm:org_1" };
+                return Some((200, format!(r#"{{"issuer":"{issuer}"}}"#)));
             }
             if head.starts_with("POST /agent/v1/session") {
                 if self.is_mute.load(Ordering::SeqCst) {
@@ -408,6 +419,18 @@ mod tests {
         scene.is_revoked.store(true, Ordering::SeqCst);
         let told = control.identify(temp.path(), agent()).await.unwrap_err();
         assert!(matches!(told, IdentityError::Revoked(_)), "that alone is for good: {told}");
+    }
+
+    #[tokio::test]
+    async fn a_name_that_cannot_be_one_of_a_deployment_is_told_and_not_written() {
+        let temp = tempfile::tempdir().unwrap();
+        let (scene, control) = made(900_000).await;
+        scene.is_nameless.store(true, Ordering::SeqCst);
+        let told = control.identify(temp.path(), agent()).await.unwrap_err().to_string();
+        assert!(told.contains("`here there`") && !own_key::is_enrolled(temp.path()), "{told}");
+        scene.is_nameless.store(false, Ordering::SeqCst);
+        control.identify(temp.path(), agent()).await.unwrap();
+        assert!(own_key::is_enrolled(temp.path()));
     }
 
     #[tokio::test]

@@ -1,6 +1,10 @@
 //! `holm agent`: the agent of one host, for a server elsewhere.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -19,7 +23,7 @@ use super::{
 };
 use crate::{
     commands::{Usage, run::spec::host_labels},
-    config::{self, Target, file::AgentTable, read_join_token},
+    config::{self, Setting, Source, Target, file::AgentTable, read_join_token},
     home::Home,
     session::Session,
     units,
@@ -218,12 +222,19 @@ pub fn run(session: Session, args: AgentArgs) -> anyhow::Result<u8> {
     block_on(session, |session, tracer| work(session, args, tracer))
 }
 
-/// How an agent of `home` says who it is: with a key of its own where it is told a join token or has enrolled before, and
-/// with a token otherwise.
+/// Whether an agent speaks with a token and not with a key of its own: what the command line says counts more than what the
+/// environment, a file or its folder does.
+fn has_token(token_file: Option<&Setting<PathBuf>>, join_token_file: Option<&Path>, is_enrolled: bool) -> bool {
+    let is_told = token_file.is_some_and(|file| matches!(file.source, Source::Flag(_)));
+    is_told || (join_token_file.is_none() && !is_enrolled)
+}
+
+/// How an agent of `home` says who it is: with a token that `--token-file` names; else with a key of its own where it is told a
+/// join token or has enrolled before; else with the token of its settings.
 fn control(config: &config::Config, home: &Home, join_token_file: Option<PathBuf>) -> anyhow::Result<HttpControl> {
     const NO_SERVER: &str = "an agent needs a server: give --server URL and --join-token-file FILE (`holm hosts join NAME` \
                              makes the token), or start `holm up` for both in one";
-    if join_token_file.is_none() && !holm_agent::is_enrolled(&home.agent()) {
+    if has_token(config.token_file(), join_token_file.as_deref(), holm_agent::is_enrolled(&home.agent())) {
         let Target::Named { endpoint, token } = config.target()? else { bail!(NO_SERVER) };
         return Ok(HttpControl::new(Client::new(endpoint, token.value)?));
     }
@@ -279,6 +290,19 @@ mod tests {
     fn limits(text: &str) -> Result<PressureLimits, String> {
         let flags = Flags::try_parse_from(["holm", "--host-pressure", text]).unwrap();
         flags.host.pressure_limits().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_token_that_the_command_line_names_counts_more_than_a_key() {
+        let named = |source| Setting { value: PathBuf::from("token"), source };
+        let (flag, env) = (named(Source::Flag("--token-file")), named(Source::Env("HOLM_TOKEN_FILE")));
+        let join = Some(Path::new("join-token"));
+        for (join, is_enrolled) in [(None, false), (join, false), (None, true), (join, true)] {
+            assert!(has_token(Some(&flag), join, is_enrolled));
+            let has_key = join.is_some() || is_enrolled;
+            assert_eq!(has_token(Some(&env), join, is_enrolled), !has_key);
+            assert_eq!(has_token(None, join, is_enrolled), !has_key);
+        }
     }
 
     #[test]
