@@ -5,8 +5,12 @@
 use std::{
     fmt::Write as _,
     fs,
+    io::{Read as _, Write as _},
+    os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
     process::Command,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
 };
 
 use base64::{
@@ -207,13 +211,76 @@ fn no_key_and_no_run_token_is_found_in_any_sink() {
     assert!(runs["runs"].as_array().is_some_and(|runs| runs.len() >= 6), "{runs}");
 }
 
+/// What has passed a socket before that of the server, each way of each connection by itself.
+#[derive(Clone, Default)]
+struct Passed(Arc<Mutex<Vec<Vec<u8>>>>);
+
+impl Passed {
+    /// Keeps what passes the socket at `path` from now on.
+    fn keep(path: &Path, server: PathBuf) -> Self {
+        let listener = UnixListener::bind(path).expect("a socket");
+        let this = Self::default();
+        let kept = this.clone();
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let Ok(server) = UnixStream::connect(&server) else { continue };
+                let both = (client.try_clone().expect("a socket"), server.try_clone().expect("a socket"));
+                for (from, to) in [both, (server, client)] {
+                    let kept = kept.clone();
+                    thread::spawn(move || kept.pass(from, to));
+                }
+            }
+        });
+        this
+    }
+
+    fn pass(&self, mut from: UnixStream, mut to: UnixStream) {
+        let mut piece = [0; 16 * 1024];
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = kept.len();
+        kept.push(Vec::new());
+        drop(kept);
+        while let Ok(length @ 1..) = from.read(&mut piece) {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner)[number].extend_from_slice(&piece[..length]);
+            if to.write_all(&piece[..length]).is_err() {
+                break;
+            }
+        }
+        // Where the other end is gone already, there is nothing to be ended.
+        let _gone = to.shutdown(std::net::Shutdown::Both);
+    }
+
+    /// Everything that looks like a signed token of this type.
+    fn signed(&self, typ: &str) -> Vec<String> {
+        let is_of = |token: &&str| {
+            let header = token.split('.').next().and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
+            let header: Option<Value> = header.and_then(|header| serde_json::from_slice(&header).ok());
+            header.is_some_and(|header| header["typ"] == typ)
+        };
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner).concat();
+        let is_part = |byte: char| byte.is_ascii_alphanumeric() || "-_.".contains(byte);
+        let text: String = all.iter().copied().map(char::from).collect();
+        let mut found: Vec<String> = text.split(|byte| !is_part(byte)).filter(is_of).map(str::to_owned).collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+}
+
 #[test]
 fn no_key_of_a_host_and_no_join_token_is_found_in_any_sink() {
     let mut world = World::with_config("", "");
     world.start_server();
     let http = world.http();
     let token = world.join_token("isle");
-    world.launch_joining_agent("isle", &token, &[("HOLM_LOG", PathBuf::from("trace"))]);
+    let wire = world.dir().join("wire.sock");
+    let passed = Passed::keep(&wire, http.socket.clone());
+    let server = PathBuf::from(format!("unix:{}", wire.display()));
+    world.launch_joining_agent("isle", &token, &[("HOLM_LOG", PathBuf::from("trace")), ("HOLM_SERVER", server)]);
+    world.run(["true"]).succeeds();
+    // A session that is refused is replaced, and both say why.
+    let signs = asked(&world, "select id from signing_keys where signs = 1");
+    world.holm(["keys", "withdraw", &signs]).succeeds();
     world.run(["true"]).succeeds();
     let home = world.agent_home("isle");
     let key = fs::read(home.join("agent/key")).expect("a key");
@@ -222,11 +289,20 @@ fn no_key_of_a_host_and_no_join_token_is_found_in_any_sink() {
     assert_eq!((key.len(), join.len()), (64, 43));
     let mut secrets = vec![Secret::of_bytes("the private half of a host's key", &key[..32])];
     secrets.push(Secret::of_token("a join token", join));
+    let (assertions, sessions) = (passed.signed("holm-host+jwt"), passed.signed("holm-session+jwt"));
+    assert!(assertions.len() >= 2 && sessions.len() >= 2, "{} and {}", assertions.len(), sessions.len());
+    secrets.extend(assertions.iter().map(|token| Secret::of_token("what a host signed for a session", token)));
+    secrets.extend(sessions.iter().map(|token| Secret::of_token("a session", token)));
 
     let mut answers = Vec::new();
     // Each of these is refused, or was answered before: what says why may quote nothing of it.
     for (path, body) in [("/agent/v1/enrol", serde_json::json!({"agent": "x"})), ("/v1/runs", Value::Null)] {
         answers.extend(http.with_token(Some(&format!("holm_join_{join}"))).post(path, &body).body);
+    }
+    for token in [&sessions[0], &assertions[0], &format!("{}x", sessions[1])] {
+        for path in ["/agent/v1/session", "/agent/v1/poll", "/v1/runs"] {
+            answers.extend(http.with_token(Some(token)).post(path, &Value::Null).body);
+        }
     }
     world.holm(["hosts", "revoke", "isle"]).succeeds();
     for arguments in [&["hosts"][..], &["hosts", "joins"], &["hosts", "joins", "--json"], &["hosts", "--json"]] {
