@@ -2,7 +2,7 @@
 
 use holm_domain::{
     AgentId, OrgId, ProjectId, RunId, UnixMicros,
-    run::{Cancel, Event, Measured, Outcome, PassedOver, RunSpec, RunState, SandboxInfo, Usage},
+    run::{Cancel, Event, Measured, Outcome, PassedOver, RoomKept, RunSpec, RunState, SandboxInfo, Usage},
     trace::{TraceId, if_legible},
 };
 use serde::{Deserialize, Serialize};
@@ -77,6 +77,11 @@ pub struct RunView {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<Object>)]
     pub passed_over: Vec<PassedOver>,
+    /// The host that keeps room for it, as it waits for more memory than any has left: its `agent`, and `until` when, unless
+    /// it says so again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub room_kept: Option<RoomKept>,
     /// When it was claimed last.
     #[schema(value_type = Option<i64>)]
     pub claimed_at: Option<UnixMicros>,
@@ -115,6 +120,7 @@ impl From<holm_domain::run::Run> for RunView {
             queued_at: run.queued_at,
             retry_at: run.retry_at,
             passed_over: run.passed_over,
+            room_kept: run.room_kept,
             claimed_at: run.claimed_at,
             started_at: run.started_at,
             ended_at: run.ended_at,

@@ -107,6 +107,12 @@ pub const LEASE_TTL_MAX: Duration = Duration::from_secs(3600);
 /// The longest pause of a run whose lease expired, before it is granted anew, and of a host that could not make its sandbox.
 pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(300);
 
+/// How long a run waits for more memory than a host has left before the host keeps room for it.
+pub const ROOM_KEPT_AFTER: Duration = Duration::from_secs(60);
+
+/// How long a host keeps room for a run if it is not heard of meanwhile: then another may.
+pub const ROOM_KEPT_FOR: Duration = Duration::from_secs(120);
+
 /// How often a run comes back to the queue because a host could not make its sandbox. These do not count as attempts whose
 /// lease expired: nothing of them was executed.
 pub const HOST_FAILURES_MAX: u32 = 4;

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    AgentId,
+    AgentId, UnixMicros,
     host::{Capacity, Host, RuntimeInfo},
+    limits::{ROOM_KEPT_AFTER, ROOM_KEPT_FOR},
     run::{RootSource, Run, RunSpec, RunState},
 };
 
@@ -53,19 +54,48 @@ pub fn could_run(spec: &RunSpec, host: &Host) -> bool {
         && spec.limits.memory_bytes <= host.capacity.memory_bytes
 }
 
-/// Whether `host` can execute `run`, which is in the queue, now with `free` left. None does while it takes nothing new
+/// What a host with some room left does about a run of the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Match {
+    /// It can execute the run now.
+    Fits,
+    /// It is to keep room for it from now on: the run has waited for long, and nobody else keeps any.
+    WantsRoom,
+    /// It keeps room for it, and takes nothing that stands behind it.
+    HasRoomKept,
+    /// The run is not for it, or not now.
+    Passes,
+}
+
+/// What `host`, with `free` left, does about `run` of the queue at `now`. It does nothing while it takes nothing new
 /// ([`Host::refusal`]).
 ///
-/// Processors are shared: a run waits for memory and for a place, never for processor time.
-pub fn suits(run: &Run, host: &Host, free: &Capacity) -> bool {
+/// Processors are shared: a run waits for memory and for a place, never for processor time. What waits for more memory than
+/// a host has left would wait for as long as smaller runs come: after [`ROOM_KEPT_AFTER`] one host keeps for it what becomes
+/// free there.
+pub fn matches(run: &Run, host: &Host, free: &Capacity, now: UnixMicros) -> Match {
     let demand = demand(&run.spec);
+    if !is_for(run, host) || demand.runs > free.runs {
+        return Match::Passes;
+    }
+    if demand.memory_bytes <= free.memory_bytes {
+        return Match::Fits;
+    }
+    match run.room_kept.filter(|kept| now < kept.until) {
+        Some(kept) if kept.agent != host.id => Match::Passes,
+        Some(kept) if kept.until.since(now) * 2 > ROOM_KEPT_FOR => Match::HasRoomKept,
+        None if now.since(run.queued_at) < ROOM_KEPT_AFTER => Match::Passes,
+        Some(_) | None => Match::WantsRoom,
+    }
+}
+
+/// Whether `run`, which is in the queue, may be granted to `host`, whatever room that has left.
+fn is_for(run: &Run, host: &Host) -> bool {
     run.state == RunState::Queued
         && run.retry_at.is_none()
         && run.org == host.org
         && !run.passes_over(host.id)
         && run.affinity.is_none_or(|agent: AgentId| agent == host.id)
-        && demand.runs <= free.runs
-        && demand.memory_bytes <= free.memory_bytes
         && could_run(&run.spec, host)
         && host.refusal().is_none()
 }
@@ -78,6 +108,10 @@ mod tests {
     use crate::{
         InstanceId, OrgId, ProjectId, RunId, TokenId, UnixMicros,
         host::{Cordon, PRESSURE_LABEL, STORAGE_LABEL},
+        lease::{
+            Claimant,
+            grant::{claim, keep_room},
+        },
         limits::LeaseConfig,
         run::{Admission, PassedOver, admit},
     };
@@ -86,7 +120,7 @@ mod tests {
 
     /// The first of `queue` that `host` can execute; its index.
     fn pick(queue: &[Run], host: &Host, free: &Capacity) -> Option<usize> {
-        queue.iter().position(|run| suits(run, host, free))
+        queue.iter().position(|run| matches(run, host, free, UnixMicros(0)) == Match::Fits)
     }
 
     fn host() -> Host {
@@ -138,6 +172,32 @@ mod tests {
         let here = Run { passed_over: vec![passing(host().id)], ..queued(1 << 30) };
         assert_eq!(pick(&[here.clone(), elsewhere], &host(), &ROOM), Some(1));
         assert_eq!(pick(&[here], &host(), &ROOM), None);
+    }
+
+    #[test]
+    fn room_is_kept_by_one_host_for_what_has_waited_long_enough_for_it() {
+        let (small, full) = (Capacity { memory_bytes: 1 << 30, ..ROOM }, Capacity { runs: 0, ..ROOM });
+        let large = queued(2 << 30);
+        let long = large.queued_at.plus(ROOM_KEPT_AFTER);
+        let of = |run: &Run, free: &Capacity, now| matches(run, &host(), free, now);
+        assert_eq!(of(&large, &small, UnixMicros(long.0 - 1)), Match::Passes);
+        assert_eq!(of(&large, &small, long), Match::WantsRoom);
+        assert_eq!(of(&large, &ROOM, long), Match::Fits);
+        assert_eq!(of(&large, &full, long), Match::Passes, "a host without a place keeps none");
+        assert_eq!(of(&queued(ROOM.memory_bytes + 1), &small, long), Match::Passes, "it never fits");
+        let here = keep_room(&large, host().id, long).unwrap().run;
+        assert_eq!(of(&here, &small, long), Match::HasRoomKept);
+        let half = long.plus(ROOM_KEPT_FOR / 2);
+        assert_eq!(of(&here, &small, half), Match::WantsRoom, "it says so again in time");
+        let other = AgentId::from_uuid(Uuid::max());
+        assert_eq!(keep_room(&here, other, half), None);
+        let elsewhere = keep_room(&large, other, long).unwrap().run;
+        assert_eq!(of(&elsewhere, &small, half), Match::Passes);
+        assert_eq!(of(&elsewhere, &ROOM, half), Match::Fits, "who has room takes it all the same");
+        let given_up = long.plus(ROOM_KEPT_FOR);
+        assert_eq!(of(&elsewhere, &small, given_up), Match::WantsRoom);
+        let by = Claimant { agent: host().id, instance: host().instance };
+        assert_eq!(claim(&elsewhere, by, half, &LeaseConfig::default()).unwrap().run.room_kept, None);
     }
 
     #[test]

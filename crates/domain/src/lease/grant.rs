@@ -11,10 +11,10 @@ use std::time::Duration;
 use crate::{
     AgentId, UnixMicros,
     lease::{Claimant, Lease},
-    limits::{HOST_FAILURES_MAX, LEASE_TTL_MAX, LeaseConfig},
+    limits::{HOST_FAILURES_MAX, LEASE_TTL_MAX, LeaseConfig, ROOM_KEPT_FOR},
     run::{
-        Decision, Ending, EventKind, LiveUsage, Measured, Outcome, PassedOver, Run, RunState, SandboxInfo, Usage,
-        event::TEXT_BYTES_MAX,
+        Decision, Ending, EventKind, LiveUsage, Measured, Outcome, PassedOver, RoomKept, Run, RunState, SandboxInfo,
+        Usage, event::TEXT_BYTES_MAX,
     },
 };
 
@@ -53,11 +53,24 @@ pub fn claim(run: &Run, by: Claimant, now: UnixMicros, config: &LeaseConfig) -> 
     run.version += 1;
     run.state = RunState::Claimed;
     run.claimed_at = Some(now);
+    run.room_kept = None;
     run.started_at = None;
     run.sandbox = None;
     run.lease = Some(Lease { agent, instance, fence: run.fence, expires_at: now.plus(config.ttl), measured: None });
     let events = vec![EventKind::Claimed { agent, fence: run.fence }];
     Some(Decision { run, events })
+}
+
+/// Has `agent` keep room for a queued run, from `now` on and for [`ROOM_KEPT_FOR`]. Nothing while another does.
+pub fn keep_room(run: &Run, agent: AgentId, now: UnixMicros) -> Option<Decision> {
+    let is_kept = run.room_kept.is_some_and(|kept| kept.agent != agent && now < kept.until);
+    if run.state != RunState::Queued || is_kept {
+        return None;
+    }
+    let mut run = run.clone();
+    run.version += 1;
+    run.room_kept = Some(RoomKept { agent, until: now.plus(ROOM_KEPT_FOR) });
+    Some(Decision { run, events: Vec::new() })
 }
 
 /// Grants once more, under the same fence, a run that `by` was granted and of which it shows no sign of knowing: the
@@ -321,6 +334,8 @@ pub fn bring_nearer(run: &Run, now: UnixMicros, config: &LeaseConfig) -> Option<
     // After a restore a run pauses for as long as a lease lasts, and after a lost lease not for that long.
     let pauses_at_most = lasts_at_most.plus(config.margin);
     nearer.retry_at = run.retry_at.map(|at| at.min(pauses_at_most));
+    let kept_at_most = now.plus(ROOM_KEPT_FOR);
+    nearer.room_kept.iter_mut().for_each(|kept| kept.until = kept.until.min(kept_at_most));
     nearer.passed_over.iter_mut().for_each(|host| host.until = host.until.min(pauses_at_most));
     if run.state == RunState::Queued && run.queued_at > now {
         nearer.queue_deadline_at = run.queue_deadline_at.min(waits_at_most);

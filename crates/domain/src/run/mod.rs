@@ -141,6 +141,15 @@ pub struct PassedOver {
     pub until: UnixMicros,
 }
 
+/// The host that keeps room for a run which waits for more than any has left: it takes nothing that stands behind the run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoomKept {
+    /// The agent of the host.
+    pub agent: AgentId,
+    /// Until when, unless it says so again.
+    pub until: UnixMicros,
+}
+
 /// One workload from submission to its end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
@@ -190,6 +199,9 @@ pub struct Run {
     /// Hosts that could not make its sandbox, each for a while.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub passed_over: Vec<PassedOver>,
+    /// The host that keeps room for it while it waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub room_kept: Option<RoomKept>,
     /// When it was claimed last.
     pub claimed_at: Option<UnixMicros>,
     /// When its command was started last.
@@ -259,6 +271,7 @@ pub fn admit(admission: Admission, spec: RunSpec, now: UnixMicros, config: &Leas
         retry_at: None,
         host_failures: 0,
         passed_over: Vec::new(),
+        room_kept: None,
         claimed_at: None,
         started_at: None,
         ended_at: None,

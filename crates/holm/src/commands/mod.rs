@@ -102,10 +102,14 @@ pub fn instant(at: UnixMicros) -> String {
     }
 }
 
+/// The time of day.
+pub fn now() -> UnixMicros {
+    UnixMicros(jiff::Timestamp::now().as_microsecond())
+}
+
 /// How long ago it was, by the clock of this machine.
 pub fn ago(at: UnixMicros) -> String {
-    let now = UnixMicros(jiff::Timestamp::now().as_microsecond());
-    format!("{} ago", crate::units::show_age(now.since(at)))
+    format!("{} ago", crate::units::show_age(now().since(at)))
 }
 
 /// A run's state in a word, with how it ended.

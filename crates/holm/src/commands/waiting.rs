@@ -8,13 +8,13 @@ use holm_api::{
     runs::{ListRuns, RunView},
 };
 use holm_domain::{
-    AgentId, ErrorCode,
+    AgentId, ErrorCode, UnixMicros,
     org_limits::OrgLimit,
-    run::{RunSpec, RunState},
+    run::{RoomKept, RunSpec, RunState},
     schedule,
 };
 
-use super::{ago, instant};
+use super::{ago, instant, now};
 use crate::{output::escaped, units::show_bytes};
 
 /// How many live runs are looked at for what they hold; with more of them it is not known.
@@ -33,6 +33,9 @@ pub async fn why(client: &Client, run: &RunView) -> Result<String, ClientError> 
         return Ok(reason);
     }
     if let Some(reason) = of_hosts(&run.spec, &hosts) {
+        return Ok(reason);
+    }
+    if let Some(reason) = run.room_kept.and_then(|kept| of_room(kept, &run.spec, &hosts, now())) {
         return Ok(reason);
     }
     let on_hosts = RunState::ALL.iter().filter(|state| !matches!(state, RunState::Queued | RunState::Ended));
@@ -128,6 +131,18 @@ fn held(runs: &[RunView]) -> HashMap<AgentId, u64> {
     held
 }
 
+/// Which host keeps room for it.
+fn of_room(kept: RoomKept, spec: &RunSpec, hosts: &[HostView], now: UnixMicros) -> Option<String> {
+    if kept.until <= now {
+        return None;
+    }
+    let host = hosts.iter().find(|host| host.id == kept.agent)?;
+    let (wanted, name) = (show_bytes(spec.limits.memory_bytes), escaped(&host.name));
+    Some(format!(
+        "it may use {wanted} of memory; {name} keeps room for it, and takes it once enough of its runs have ended"
+    ))
+}
+
 /// Whether the memory of each host with a place is promised to other runs.
 fn of_memory(spec: &RunSpec, hosts: &[HostView], held: &HashMap<AgentId, u64>) -> Option<String> {
     let wanted = spec.limits.memory_bytes;
@@ -146,10 +161,7 @@ fn of_memory(spec: &RunSpec, hosts: &[HostView], held: &HashMap<AgentId, u64>) -
 
 #[cfg(test)]
 mod tests {
-    use holm_domain::{
-        UnixMicros,
-        host::{Capacity, RuntimeInfo},
-    };
+    use holm_domain::host::{Capacity, RuntimeInfo};
 
     use super::*;
 
@@ -204,6 +216,15 @@ mod tests {
         let cordon = Some(holm_domain::host::Cordon { by, by_name: "alice".to_owned(), at: UnixMicros(0) });
         let reason = of(&spec(GIB), &[HostView { cordon, ..host(0) }]);
         assert!(reason.contains("(isle: cordoned by alice; it takes nothing new)"), "{reason}");
+    }
+
+    #[test]
+    fn the_host_that_keeps_room_is_named() {
+        let kept = RoomKept { agent: host(1).id, until: UnixMicros(9) };
+        let told = of_room(kept, &spec(2 * GIB), &[host(1)], UnixMicros(8)).unwrap();
+        assert!(told.contains("2 GiB") && told.contains("isle keeps room"), "{told}");
+        assert_eq!(of_room(kept, &spec(2 * GIB), &[host(1)], UnixMicros(9)), None);
+        assert_eq!(of_room(kept, &spec(2 * GIB), &[], UnixMicros(8)), None);
     }
 
     #[test]

@@ -33,6 +33,8 @@ type Decide = fn(&Run, Claimant, UnixMicros, &LeaseConfig) -> Option<Decision>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tried {
     Granted,
+    /// It does not fit, and the host keeps room for it from now on.
+    Kept,
     /// It is not as it was seen.
     Lost,
     /// This poll is granted no more.
@@ -89,7 +91,7 @@ impl<'a> Room<'a> {
         self.claims > 0 && self.bytes > 0 && self.refused.is_none()
     }
 
-    /// As [`schedule::suits`] has it: processors are shared.
+    /// As [`schedule::matches`] has it: processors are shared.
     fn has(&self, demand: &Capacity) -> bool {
         self.is_left() && demand.runs <= self.free.runs && demand.memory_bytes <= self.free.memory_bytes
     }
@@ -117,6 +119,22 @@ impl<'a> Room<'a> {
         }
         // What was held for it is left to what is granted next.
         self.account.spare(bytes);
+        self.not_saved(run, saved)
+    }
+
+    /// Has the host keep room for `run`.
+    async fn keep_for(&mut self, run: &Run) -> Tried {
+        let Some(decision) = grant::keep_room(run, self.host.id, self.app.now()) else { return Tried::Lost };
+        let saved = try_save(self.app, run.version, &decision).await;
+        if !matches!(saved, Ok(Some(_))) {
+            return self.not_saved(run, saved);
+        }
+        tracing::debug!(run = %run.id, agent = %self.host.id, "room is kept for it");
+        Tried::Kept
+    }
+
+    /// What it means that a decision on `run` was not saved. What is damaged is told.
+    fn not_saved(&mut self, run: &Run, saved: holm_store::Result<Option<u64>>) -> Tried {
         match saved {
             Ok(_) | Err(Error::NotFound { .. }) => return Tried::Lost,
             Err(error @ Error::Unavailable { .. }) => {
@@ -187,9 +205,9 @@ pub(super) async fn lease_claim(room: &mut Room<'_>, queue: Queue) {
 async fn claim_in_turn(room: &mut Room<'_>, mut queue: Queue, turn: &mut Option<Turn>) {
     loop {
         while room.is_left()
-            && let Some(offer) = queue.next(room.host, &room.free)
+            && let Some(offer) = queue.next(room.host, &room.free, room.app.now())
         {
-            if turn.is_none() {
+            if turn.is_none() && !offer.wants_room {
                 *turn = room.turn().await;
             }
             if room.claims == 0 {
@@ -199,8 +217,16 @@ async fn claim_in_turn(room: &mut Room<'_>, mut queue: Queue, turn: &mut Option<
             if room.refused.is_some() {
                 return;
             }
-            match room.grant(&offer.run, grant::claim).await {
+            let tried = match offer.wants_room {
+                true => room.keep_for(&offer.run).await,
+                false => room.grant(&offer.run, grant::claim).await,
+            };
+            match tried {
                 Tried::Granted => offer.settle(),
+                Tried::Kept => {
+                    queue.end();
+                    offer.settle();
+                }
                 Tried::Lost => offer.lose(),
                 Tried::Refused => {}
                 Tried::Damaged => {
@@ -223,8 +249,11 @@ async fn claim_in_turn(room: &mut Room<'_>, mut queue: Queue, turn: &mut Option<
 
 #[cfg(test)]
 mod tests {
-    use holm_api::agent::Polled;
-    use holm_domain::{AgentId, RunId};
+    use holm_api::{agent::Polled, runs::RunView};
+    use holm_domain::{
+        AgentId, RunId,
+        limits::{ROOM_KEPT_AFTER, ROOM_KEPT_FOR},
+    };
     use http::StatusCode;
     use serde_json::json;
 
@@ -245,6 +274,26 @@ mod tests {
         let poll = Poll { agent, free, ..world.poll() };
         let polled: Polled = world.agent().post("/agent/v1/poll", &poll).await.json(StatusCode::OK);
         polled.claimed.into_iter().map(|claimed| claimed.run).collect()
+    }
+
+    #[tokio::test]
+    async fn a_large_run_is_not_put_off_by_small_ones_for_ever_and_costs_one_host() {
+        let world = World::new().await;
+        let (one, other) = (world.agent_id, world.another_agent().await);
+        let large = queued(&world, 4 * GIB, 0).await;
+        let small = [queued(&world, GIB, 0).await, queued(&world, GIB, 0).await, queued(&world, GIB, 0).await];
+        assert_eq!(given(&world, one, GIB).await, small[..1], "it has not waited for long");
+        world.clock.advance(ROOM_KEPT_AFTER);
+        assert_eq!(given(&world, one, GIB).await, [], "the room is kept");
+        let view: RunView = world.member().get(&format!("/v1/runs/{large}")).await.json(StatusCode::OK);
+        assert_eq!(view.room_kept.map(|kept| kept.agent), Some(one));
+        assert_eq!(given(&world, one, 2 * GIB).await, []);
+        assert_eq!(given(&world, other, GIB).await, small[1..2], "others go on");
+        let ahead = queued(&world, GIB, 10).await;
+        assert_eq!(given(&world, one, 2 * GIB).await, [ahead], "what stands before it is granted");
+        world.clock.advance(ROOM_KEPT_FOR);
+        assert_eq!(given(&world, other, GIB).await, [], "nothing was heard of the host that kept it room");
+        assert_eq!(given(&world, one, 5 * GIB).await, [large, small[2]]);
     }
 
     #[tokio::test]

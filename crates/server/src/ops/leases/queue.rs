@@ -15,10 +15,10 @@ use std::{
 };
 
 use holm_domain::{
-    OrgId, RunId,
+    OrgId, RunId, UnixMicros,
     host::{Capacity, Host},
     run::Run,
-    schedule,
+    schedule::{self, Match},
 };
 use holm_store::{DuePlace, Error, RUNS_PAGE_MAX};
 use tokio::{
@@ -254,13 +254,14 @@ impl Desk {
         Ok(seen)
     }
 
-    /// Takes the first of `runs` from `at` on that `host` can execute and that nobody tries for, and moves `at` behind it.
-    /// At most `left` are considered; what others try for is not counted.
+    /// Takes the first of `runs` from `at` on that `host` can execute, or for which it is to keep room, and that nobody tries
+    /// for, and moves `at` behind it. At most `left` are considered; what others try for is not counted. None behind a run
+    /// for which the host keeps room: then nothing is left.
     fn take(
         self: &Arc<Self>,
         (runs, at): (&[Arc<Run>], &mut usize),
         left: &mut usize,
-        (host, free): (&Host, &Capacity),
+        (host, free, now): (&Host, &Capacity, UnixMicros),
     ) -> Option<Offer> {
         let mut state = self.state();
         while *left > 0
@@ -269,11 +270,18 @@ impl Desk {
             *at += 1;
             let Entry::Vacant(place) = state.taken.entry(run.id) else { continue };
             *left -= 1;
-            if schedule::suits(run, host, free) {
-                place.insert(Taken::Tried);
-                let rung = self.bell.rung();
-                return Some(Offer { desk: Arc::clone(self), run: Arc::clone(run), rung, is_settled: false });
-            }
+            let wants_room = match schedule::matches(run, host, free, now) {
+                Match::Passes => continue,
+                Match::Fits => false,
+                Match::WantsRoom => true,
+                Match::HasRoomKept => {
+                    *left = 0;
+                    break;
+                }
+            };
+            place.insert(Taken::Tried);
+            let rung = self.bell.rung();
+            return Some(Offer { desk: Arc::clone(self), run: Arc::clone(run), wants_room, rung, is_settled: false });
         }
         None
     }
@@ -333,10 +341,11 @@ impl Desk {
             return Ok(Offered::Nothing { has_more: false });
         }
         let (seen, _) = self.known_or_seen(app).await?;
-        if let Some(offer) = self.take((&seen.runs, &mut 0), &mut (QUEUE_LOOK_MAX as usize), (host, free)) {
+        let mut left = QUEUE_LOOK_MAX as usize;
+        if let Some(offer) = self.take((&seen.runs, &mut 0), &mut left, (host, free, app.now())) {
             return Ok(Offered::Run(offer));
         }
-        if !seen.is_last {
+        if !seen.is_last && left > 0 {
             return Ok(Offered::MoreToRead);
         }
         let state = self.state();
@@ -363,13 +372,15 @@ pub(super) struct Offer {
     desk: Arc<Desk>,
     /// The run as it was seen.
     pub(super) run: Arc<Run>,
+    /// Whether room is to be kept for it, because there is too little now.
+    pub(super) wants_room: bool,
     /// How often the bell had rung when it was offered.
     rung: u64,
     is_settled: bool,
 }
 
 impl Offer {
-    /// The run was granted, or cannot be for what is stored of it: the others need not try.
+    /// The run was granted, has room kept for it, or cannot be granted for what is stored of it: the others need not try.
     pub(super) fn settle(mut self) {
         let mut state = self.desk.state();
         let looks = state.looks;
@@ -444,14 +455,19 @@ impl Queue {
         self.offered.is_some() || self.page.is_some()
     }
 
-    /// The next run that `host` can execute with `free` left, as far as the page goes.
-    pub(super) fn next(&mut self, host: &Host, free: &Capacity) -> Option<Offer> {
-        if let Some(offer) = self.offered.take().filter(|offer| schedule::suits(&offer.run, host, free)) {
+    /// The next run that `host` can execute with `free` left, or for which it is to keep room, as far as the page goes.
+    pub(super) fn next(&mut self, host: &Host, free: &Capacity, now: UnixMicros) -> Option<Offer> {
+        let is_still_so = |offer: &Offer| match schedule::matches(&offer.run, host, free, now) {
+            Match::Fits => !offer.wants_room,
+            Match::WantsRoom => offer.wants_room,
+            Match::HasRoomKept | Match::Passes => false,
+        };
+        if let Some(offer) = self.offered.take().filter(is_still_so) {
             return Some(offer);
         }
         let page = self.page.as_ref()?;
         loop {
-            let offer = self.desk.take((&page.runs, &mut self.at), &mut self.left, (host, free))?;
+            let offer = self.desk.take((&page.runs, &mut self.at), &mut self.left, (host, free, now))?;
             if !self.damaged.contains(&offer.run.id) {
                 return Some(offer);
             }
@@ -487,6 +503,11 @@ impl Queue {
                 return Ok(true);
             }
         }
+    }
+
+    /// Room is kept for a run: nothing that stands behind it is for this host.
+    pub(super) fn end(&mut self) {
+        (self.left, self.has_looked) = (0, true);
     }
 
     /// A run that was considered cannot be granted for what is stored of it.

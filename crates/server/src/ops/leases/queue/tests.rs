@@ -49,15 +49,15 @@ async fn a_look_is_as_long_as_runs_are_passed_over() {
         let mut queue = Queue::new(desk(&world), None);
         while queue.left > 0 || !queue.has_looked {
             assert!(queue.go_on(app).await.unwrap());
-            assert!(queue.next(&host, &NO_ROOM).is_none());
+            assert!(queue.next(&host, &NO_ROOM, app.now()).is_none());
         }
         (0..passed_over).for_each(|_| queue.pass_over(ids::run()));
-        assert_eq!(queue.next(&host, &ROOM).is_some(), passed_over > 0);
+        assert_eq!(queue.next(&host, &ROOM, app.now()).is_some(), passed_over > 0);
         assert!(!queue.go_on(app).await.unwrap());
     }
     let mut queue = Queue::new(desk(&world), None);
     assert!(queue.go_on(app).await.unwrap());
-    assert!(queue.has_looked && queue.next(&host, &NO_ROOM).is_none() && queue.left > 0);
+    assert!(queue.has_looked && queue.next(&host, &NO_ROOM, app.now()).is_none() && queue.left > 0);
     (0..QUEUE_DAMAGED_MAX).for_each(|_| queue.pass_over(ids::run()));
     assert!(!queue.go_on(app).await.unwrap(), "there are more, and too many were damaged");
 }
@@ -73,7 +73,7 @@ async fn a_look_sees_the_more_the_faster_runs_are_granted() {
         for _ in 0..granted {
             // As if it was granted by who took it: another look sees it still.
             let page = desk.state().last.clone().unwrap().kept.unwrap();
-            desk.take((&page.runs, &mut 0), &mut 300, (&host, &ROOM)).unwrap().settle();
+            desk.take((&page.runs, &mut 0), &mut 300, (&host, &ROOM, app.now())).unwrap().settle();
         }
     }
     assert_eq!(seen, [32, 64 + 32, 128 + 64, 64]);
