@@ -362,6 +362,25 @@ fn what_is_recorded_of_an_attempt_is_what_became_of_it() {
 }
 
 #[test]
+fn an_agent_that_dies_after_it_told_of_an_attempt_is_not_followed_by_one_that_tells_it_again() {
+    let (tracer, mut spans) = Tracer::in_memory();
+    let bench = Bench { tracer, ..Bench::new() };
+    bench.control.world().trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse().ok();
+    // The end was taken, and nothing of the attempt is removed yet.
+    bench.runtime.crash_at(Point::BeforeDestroy);
+    let id = bench.control.submit(bench.script(&["x"]).spec());
+    let first = bench.start();
+    until("the crash", || bench.runtime.is_reached());
+    assert_eq!(bench.ended(id).outcome.unwrap().kind, OutcomeKind::Succeeded);
+    first.kill();
+    bench.runtime.crash_is_over();
+    let second = bench.restart();
+    bench.clean();
+    second.stop(Shutdown::Leave);
+    assert_eq!(attempts(&mut spans), [("1".to_owned(), None)]);
+}
+
+#[test]
 fn an_end_that_is_not_accepted_becomes_a_failure_and_the_run_does_not_hang() {
     let bench = Bench::new();
     let id =

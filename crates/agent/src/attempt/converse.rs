@@ -51,6 +51,17 @@ pub(crate) enum Abandoned {
     Unreported(Unreported),
 }
 
+impl Abandoned {
+    /// For a trace.
+    pub(crate) const fn code(&self) -> &'static str {
+        match self {
+            Self::Lost(lost) => lost.code(),
+            Self::Unreported(Unreported::Expired) => Lost::Expired.code(),
+            Self::Unreported(Unreported::Control(error)) => error.code(),
+        }
+    }
+}
+
 /// A connection to a shim.
 #[derive(Debug)]
 pub(crate) struct Link {

@@ -179,7 +179,8 @@ fn prepare<C>(
     effect("attempt.hand_over", || hand_over(&dir, identity.ids))?;
     let program = &shared.config.shim;
     let (shim, prepared) = std::thread::scope(|scope| {
-        let start = || effect("shim.start", || WaitingShim::start(program, &identity));
+        let of_attempt = tracing::Span::current();
+        let start = move || of_attempt.in_scope(|| effect("shim.start", || WaitingShim::start(program, &identity)));
         let starting = std::thread::Builder::new().name("shim-start".to_owned()).spawn_scoped(scope, start);
         let prepared = effect("sandbox.prepare", || runtime.prepare(&request, &record.resources, stop));
         let joined = starting.map(|starting| starting.join());

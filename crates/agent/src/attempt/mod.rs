@@ -86,9 +86,11 @@ pub(crate) struct Attempt<C> {
     pub(crate) permit: Permit,
 }
 
+/// How it went on.
 enum Way {
     Reported,
-    Abandoned,
+    /// For a reason with that code; the sandbox may have ended before.
+    Abandoned(&'static str, Option<Box<End>>),
     Left,
 }
 
@@ -131,14 +133,15 @@ impl<C: ControlPlane> Attempt<C> {
             Way::Left => return,
             Way::Reported => {}
             // It was told to stop; what follows does not rely on it.
-            Way::Abandoned => {
-                traced.given_up();
+            Way::Abandoned(code, end) => {
+                traced.given_up(code, end.as_deref());
                 shim.kill();
             }
         }
         if shared.events.send(Event::Released(held(attempt))).await.is_err() {
             tracing::debug!("nobody keeps leases any more");
         }
+        traced.conclude(shared.folder.attempt(attempt)).await;
         effect_of("shim.quit", shim.quit(shared.config.quit_within)).await;
         clear(&shared, stay).await;
         drop(permit);
@@ -151,7 +154,7 @@ async fn clear<C: ControlPlane>(shared: &Arc<Shared<C>>, stay: Arc<Stay>) {
         tracing::error!("somebody still works on an attempt that is over; the reaper will see to it");
         return;
     };
-    let task = tokio::task::spawn_blocking({
+    let task = spawn_blocking({
         let shared = shared.clone();
         move || reaper::clear_attempt(&shared, stay)
     });
@@ -183,7 +186,7 @@ async fn tell_not_made<C: ControlPlane>(
         NotMade::Left => return Way::Left,
         NotMade::Lost(lost) => {
             tracing::warn!(?lost, "the lease was lost before the launch");
-            return Way::Abandoned;
+            return Way::Abandoned(lost.code(), None);
         }
         NotMade::Failed(outcome) => outcome,
     };
@@ -197,7 +200,7 @@ async fn tell_not_made<C: ControlPlane>(
         Ok(()) => Way::Reported,
         Err(error) => {
             log_unreported(&error);
-            Way::Abandoned
+            Way::Abandoned(error.code(), None)
         }
     }
 }
@@ -234,6 +237,7 @@ async fn converse<C: ControlPlane>(
         wants: &wants,
     };
     let silence = Silence::new(shared.config.silent_within, shim.link.is_some());
+    let last_seen = seen.subscribe();
     let conversation =
         Conversation { dir: &dir, fence: attempt.fence, shim, orders, wants: wants_of_reporter, seen, silence };
     let over = conversation.run(reporter, Settler { shared, stay, dir: &dir }).await;
@@ -242,7 +246,7 @@ async fn converse<C: ControlPlane>(
         Over::Left => Way::Left,
         Over::Abandoned(why) => {
             tracing::warn!(?why, "the attempt is given up");
-            Way::Abandoned
+            Way::Abandoned(why.code(), last_seen.borrow().end.clone().map(Box::new))
         }
     }
 }

@@ -15,6 +15,16 @@ pub(crate) enum Lost {
     Expired,
 }
 
+impl Lost {
+    /// For a trace.
+    pub(crate) const fn code(self) -> &'static str {
+        match self {
+            Self::Stale => "lease_lost",
+            Self::Expired => "lease_expired",
+        }
+    }
+}
+
 /// What the lease loop wants of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Orders {

@@ -4,11 +4,12 @@
 //! What always holds: nothing that the agent does depends on a trace. A shim is not believed beyond the attempt: what it
 //! tells is held within the time from the claim until now, and what it tells of the guest within what it tells of itself.
 //! Spans bear ids, numbers and codes of Holm's own. An agent that is restarted goes on with the same span, by a file in the
-//! attempt's folder; where that cannot be read, the attempt is not recorded.
+//! attempt's folder; where that cannot be read, the attempt is not recorded. The file is removed before the span is told, so
+//! none is told twice.
 
 use std::{
-    path::Path,
-    sync::atomic::{AtomicBool, Ordering},
+    path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use holm_domain::{
@@ -16,15 +17,15 @@ use holm_domain::{
     run::{Outcome, OutcomeKind},
     trace::{Interval, SpanId, TraceContext, TraceId},
 };
-use holm_runtime::AttemptId;
+use holm_runtime::{AttemptId, crash::effect};
 use holm_shim::protocol::Times;
 use holm_trace::{Part, Span, Tracer};
 use serde::{Deserialize, Serialize};
 
-use super::seen::End;
+use super::{seen::End, spawn_blocking};
 use crate::{
     clock,
-    folder::{at, read_own, write_whole},
+    folder::{FolderError, at, read_own, write_whole},
 };
 
 /// The file in the attempt's folder. It is beside the journal, not in it: an agent of an earlier version would refuse that.
@@ -41,6 +42,31 @@ pub(crate) struct Kept {
     span: Option<SpanId>,
     /// When the run was claimed.
     begun_us: BootMicros,
+    /// What turns instants of the boot clock into times of day, the same for all spans: what lies within another stays so,
+    /// also where the clock was set between one agent and the next.
+    #[serde(default = "clock::booted_at")]
+    booted_at: UnixMicros,
+}
+
+/// How an attempt ended.
+#[derive(Debug)]
+struct Over {
+    /// When that was.
+    at: BootMicros,
+    /// How the sandbox ended, and when it was what, where that is known.
+    sandbox: Option<(Outcome, Times)>,
+    /// Why the end was not taken, if it was not.
+    given_up: Option<&'static str>,
+}
+
+impl Over {
+    /// Adds how the attempt ended to a span of it.
+    fn add_to(&self, span: Span) -> Span {
+        match self.given_up {
+            Some(code) => span.failed(code),
+            None => of_outcome(span, self.sandbox.as_ref().map(|(outcome, _)| outcome)),
+        }
+    }
 }
 
 /// Who records.
@@ -60,9 +86,7 @@ pub(crate) struct Traced {
     /// The agent and its host, for people, where anything is recorded.
     who: Option<Who>,
     kept: Option<Kept>,
-    /// What turns instants of the boot clock into times of day, the same for all spans: what lies within another stays so.
-    booted_at: UnixMicros,
-    is_over: AtomicBool,
+    over: OnceLock<Over>,
 }
 
 impl Traced {
@@ -73,6 +97,7 @@ impl Traced {
             // The agent's own sampler decides, which mostly does as the server did.
             span: tracer.begin(Some(under)).filter(|own| own.is_sampled).map(|own| own.span),
             begun_us: clock::boot_now(),
+            booted_at: clock::booted_at(),
         });
         Self::with(tracer, attempt, who, kept)
     }
@@ -88,8 +113,7 @@ impl Traced {
     }
 
     fn with(tracer: &Tracer, attempt: AttemptId, who: Option<Who>, kept: Option<Kept>) -> Self {
-        let booted_at = clock::booted_at();
-        Self { tracer: tracer.clone(), attempt, who, kept, booted_at, is_over: AtomicBool::new(false) }
+        Self { tracer: tracer.clone(), attempt, who, kept, over: OnceLock::new() }
     }
 
     /// The trace, whether anything is recorded here or not.
@@ -97,9 +121,9 @@ impl Traced {
         self.kept.map(|kept| kept.under.trace)
     }
 
-    /// Writes what an agent after this one is to know, where anything is recorded; where that fails, it will not.
+    /// Writes what an agent after this one is to know, where the attempt is recorded; where that fails, it will not.
     pub(crate) fn keep(&self, dir: &Path) {
-        let Some(kept) = self.kept.as_ref().filter(|_| self.tracer.is_on()) else { return };
+        let Some(kept) = self.kept.as_ref().filter(|kept| kept.span.is_some() && self.tracer.is_on()) else { return };
         let encoded = at(dir, serde_json::to_vec(kept).map_err(std::io::Error::other));
         if let Err(error) = encoded.and_then(|bytes| write_whole(dir, NAME, &bytes)) {
             tracing::warn!(%error, "the trace of an attempt cannot be kept");
@@ -116,28 +140,41 @@ impl Traced {
     /// The sandbox has ended, all that it left was stored until `stored`, and the end was told and taken as it is in `end`. So
     /// the attempt lies within the run; what followed is the server's to record.
     pub(crate) fn ended(&self, end: &End, stored: BootMicros) {
-        let Some((own, under, begun)) = self.recorded() else { return };
-        if self.is_over.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        let all = self.interval(begun, stored);
-        self.sandbox(own, all, &end.times, &end.outcome);
-        if let Some(ended) = end.times.ended_us {
-            let flush = self.interval(ended, stored).within(all);
-            self.tell(Part::Agent, "attempt.flush", own, flush, |span| span);
-        }
-        let span = Span::new(Part::Agent, "attempt", own, Some(under), all);
-        self.tracer.tell(of_outcome(self.labelled(span), Some(&end.outcome)));
+        self.is_over(Over { at: stored, sandbox: Some((end.outcome.clone(), end.times)), given_up: None });
     }
 
-    /// Nothing more may be told of the attempt, because the lease is lost.
-    pub(crate) fn given_up(&self) {
-        let Some((own, under, begun)) = self.recorded() else { return };
-        if self.is_over.swap(true, Ordering::Relaxed) {
-            return;
+    /// Nothing more can or may be told of the attempt, for a reason with that code. Its sandbox may have ended before.
+    pub(crate) fn given_up(&self, code: &'static str, end: Option<&End>) {
+        let sandbox = end.map(|end| (end.outcome.clone(), end.times));
+        self.is_over(Over { at: clock::boot_now(), sandbox, given_up: Some(code) });
+    }
+
+    fn is_over(&self, over: Over) {
+        if let Err(again) = self.over.set(over) {
+            tracing::error!(?again, "an attempt has ended twice; the first time is recorded");
         }
-        let span = Span::new(Part::Agent, "attempt", own, Some(under), self.interval(begun, clock::boot_now()));
-        self.tracer.tell(self.labelled(span).failed("lease_lost"));
+    }
+
+    /// Tells how the attempt ended, once it has, and has no agent after this one do it again.
+    pub(crate) async fn conclude(&self, dir: PathBuf) {
+        let (Some((own, under, begun)), Some(over)) = (self.recorded(), self.over.get()) else { return };
+        // Removed by a thread that may wait for a disk.
+        match spawn_blocking(move || forget(&dir)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the trace of an attempt cannot be removed"),
+            Err(error) => tracing::error!(%error, "removing the trace of an attempt"),
+        }
+        let all = self.interval(begun, over.at);
+        if let Some((outcome, times)) = &over.sandbox {
+            self.sandbox(own, all, times, outcome);
+            if let Some(ended) = times.ended_us {
+                let flush = self.interval(ended, over.at).within(all);
+                let failed = |span: Span| over.given_up.iter().fold(span, |span, code| span.failed(code));
+                self.tell(Part::Agent, "attempt.flush", own, flush, failed);
+            }
+        }
+        let span = Span::new(Part::Agent, "attempt", own, Some(under), all);
+        self.tracer.tell(over.add_to(self.labelled(span)));
     }
 
     /// What the shim did, and the guest, by the times that the shim told.
@@ -157,12 +194,13 @@ impl Traced {
 
     /// The span of the attempt, that above it, and since when; nothing where it is not recorded.
     fn recorded(&self) -> Option<(TraceContext, SpanId, BootMicros)> {
-        let Kept { under, span, begun_us } = self.kept.filter(|_| self.tracer.is_on())?;
+        let Kept { under, span, begun_us, .. } = self.kept.filter(|_| self.tracer.is_on())?;
         span.map(|span| (TraceContext { span, is_sampled: true, ..under }, under.span, begun_us))
     }
 
     fn interval(&self, from: BootMicros, to: BootMicros) -> Interval {
-        let at = |instant: BootMicros| self.booted_at.plus(instant.since(BootMicros(0)));
+        let booted_at = self.kept.map_or_else(clock::booted_at, |kept| kept.booted_at);
+        let at = |instant: BootMicros| booted_at.plus(instant.since(BootMicros(0)));
         Interval::new(at(from), at(to))
     }
 
@@ -221,6 +259,14 @@ fn of_outcome(span: Span, outcome: Option<&Outcome>) -> Span {
     span.failed(outcome.reason.map_or(outcome.kind.as_str(), |reason| reason.as_str()))
 }
 
+fn forget(dir: &Path) -> Result<(), FolderError> {
+    let path = dir.join(NAME);
+    match effect("trace.forget", || std::fs::remove_file(&path)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => at(&path, Err(error)),
+        _ => Ok(()),
+    }
+}
+
 fn read(dir: &Path) -> Result<Option<Kept>, String> {
     let bytes = read_own(&dir.join(NAME), BYTES_MAX).map_err(|error| format!("{NAME}: {error}"))?;
     bytes.map(|bytes| serde_json::from_slice(&bytes).map_err(|error| format!("{NAME}: {error}"))).transpose()
@@ -272,6 +318,46 @@ mod tests {
         assert_eq!(told, honest);
     }
 
+    #[tokio::test]
+    async fn an_attempt_that_was_told_is_not_told_by_the_next_agent() {
+        let temp = tempfile::tempdir().unwrap();
+        let (tracer, mut spans) = Tracer::in_memory();
+        let under = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse().unwrap();
+        let end = End::without_traces(Outcome::exited(holm_domain::run::ExitStatus::Code(0)));
+        let first = Traced::claimed(&tracer, attempt(), None, Some(under));
+        first.keep(temp.path());
+        // It dies when its end was taken and before it has told that: the next one does.
+        first.ended(&end, clock::boot_now());
+        for told in [1, 0] {
+            let next = Traced::found(&tracer, attempt(), None, temp.path(), true);
+            next.ended(&end, clock::boot_now());
+            next.conclude(temp.path().to_owned()).await;
+            let names: Vec<_> = std::iter::from_fn(|| spans.try_recv().ok()).map(|span| span.name).collect();
+            assert_eq!(names, ["attempt"][..told]);
+            assert!(!temp.path().join(NAME).exists());
+        }
+    }
+
+    #[tokio::test]
+    async fn an_attempt_that_is_given_up_is_told_with_what_is_known_of_its_sandbox() {
+        let temp = tempfile::tempdir().unwrap();
+        let (tracer, mut spans) = Tracer::in_memory();
+        let under = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse().unwrap();
+        let times = Times { begun_us: Some(BootMicros(1)), ended_us: Some(BootMicros(2)), ..Times::default() };
+        let end = End { times, ..End::without_traces(Outcome::exited(holm_domain::run::ExitStatus::Code(0))) };
+        for (end, told) in [(None, 1), (Some(&end), 4)] {
+            let given_up = Traced::claimed(&tracer, attempt(), None, Some(under));
+            given_up.given_up("control_unavailable", end);
+            given_up.conclude(temp.path().to_owned()).await;
+            let found: Vec<_> = std::iter::from_fn(|| spans.try_recv().ok()).collect();
+            assert_eq!(found.len(), told, "{found:?}");
+            for span in found {
+                let code = ["attempt", "attempt.flush"].contains(&span.name).then_some("control_unavailable");
+                assert_eq!(span.attribute("error.type"), code, "{span:?}");
+            }
+        }
+    }
+
     #[test]
     fn what_outlives_an_agent_is_read_again_and_damage_costs_the_span_only() {
         let temp = tempfile::tempdir().unwrap();
@@ -284,7 +370,16 @@ mod tests {
         let claimed = Traced::claimed(&tracer, attempt(), None, Some(under));
         assert!(claimed.kept.unwrap().span.is_some());
         claimed.keep(temp.path());
-        assert_eq!(found(true).kept, claimed.kept);
+        assert_eq!(found(true).kept, claimed.kept, "with the time at which the machine was started");
+        let unrecorded = TraceContext { is_sampled: false, ..under };
+        let other = tempfile::tempdir().unwrap();
+        Traced::claimed(&tracer, attempt(), None, Some(unrecorded)).keep(other.path());
+        assert!(!other.path().join(NAME).exists(), "it is not recorded");
+        let mut older = serde_json::to_value(claimed.kept).unwrap();
+        assert!(older.as_object_mut().unwrap().remove("booted_at").is_some());
+        std::fs::write(temp.path().join(NAME), older.to_string()).unwrap();
+        assert_eq!(found(true).kept.unwrap().span, claimed.kept.unwrap().span, "an earlier version wrote less");
+        claimed.keep(temp.path());
         let elsewhere = found(false);
         assert_eq!((elsewhere.trace_id(), elsewhere.kept.unwrap().span), (Some(under.trace), None));
         for damage in ["", "{}", "{\"under\": \"00\"}", &"x".repeat(5_000)] {

@@ -59,6 +59,19 @@ pub enum ControlError {
 }
 
 impl ControlError {
+    /// For a trace: why a report was not taken.
+    pub(crate) const fn code(&self) -> &'static str {
+        match self {
+            Self::StaleFence => "lease_lost",
+            Self::LogGap { .. } => "log_gap",
+            Self::Unregistered => "unregistered",
+            Self::Superseded => "superseded",
+            Self::Revoked => "revoked",
+            Self::Unavailable(_) | Self::Later { .. } => "control_unavailable",
+            Self::Refused(_) => "report_refused",
+        }
+    }
+
     /// Why this process is not heard any more, if it is so.
     pub(crate) fn unheard(&self) -> Option<Unheard> {
         match self {
