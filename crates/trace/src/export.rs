@@ -4,11 +4,12 @@ use std::{error::Error as _, time::Duration};
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, StatusCode,
+    HeaderMap, HeaderValue, StatusCode,
     header::{CONTENT_TYPE, RETRY_AFTER},
 };
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use prost::Message as _;
+use reqwest::Url;
 
 use crate::Settings;
 
@@ -41,7 +42,8 @@ impl Untaken {
 #[derive(Debug)]
 pub(crate) struct Exporter {
     client: reqwest::Client,
-    settings: Settings,
+    endpoint: Url,
+    headers: HeaderMap,
 }
 
 impl Exporter {
@@ -56,18 +58,20 @@ impl Exporter {
             .pool_max_idle_per_host(1)
             .http1_only()
             .user_agent(concat!("holm/", env!("CARGO_PKG_VERSION")));
-        if !settings.endpoint.starts_with("https://") {
+        if !settings.is_encrypted() {
             // Neither certificates of the system are read, nor are spans and headers shown to a proxy.
             builder = builder.tls_certs_only([]).no_proxy();
         }
         let client = builder.build().map_err(|error| problem_of(&error))?;
-        Ok(Self { client, settings: settings.clone() })
+        let mut headers = settings.headers.clone();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
+        Ok(Self { client, endpoint: settings.endpoint.clone(), headers })
     }
 
     /// Sends one request; returns how many of its spans the collector refused.
     pub(crate) async fn send(&self, request: Bytes) -> Result<u64, Untaken> {
-        let request = self.client.post(&self.settings.endpoint).headers(self.settings.headers.clone()).body(request);
-        let sent = request.header(CONTENT_TYPE, "application/x-protobuf").send().await;
+        let request = self.client.post(self.endpoint.clone()).headers(self.headers.clone()).body(request);
+        let sent = request.send().await;
         let mut answer =
             sent.map_err(|error| Untaken { is_transient: true, ..Untaken::for_good(problem_of(&error)) })?;
         let status = answer.status();

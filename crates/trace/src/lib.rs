@@ -160,6 +160,10 @@ struct Ledger {
     waiting: u64,
     /// Whether nothing more is sent: what waited then is counted as failed already.
     is_over: bool,
+    /// Whether it was logged that too many waited.
+    is_full_told: bool,
+    /// Whether it was logged that nothing is sent any more.
+    is_broken_told: bool,
 }
 
 /// The ledger of one tracer. Nothing is waited for while it is held.
@@ -199,8 +203,39 @@ struct Inner {
     ending: CancellationToken,
     /// Cancelled when the thread is to end, whatever waits.
     given_up: CancellationToken,
+    /// Cancelled when spans will come for which nobody will wait long.
+    expected: CancellationToken,
     /// Told when the thread has ended.
     ended: Mutex<Option<oneshot::Receiver<()>>>,
+}
+
+impl Inner {
+    /// Has a span wait, or counts it as dropped. Returns why, the first time.
+    fn take(&self, span: Span) -> Option<&'static str> {
+        let mut ledger = self.book.open();
+        // The thread that has ended may have left the queue open.
+        let taken = if ledger.is_over { Err(TrySendError::Closed(span)) } else { self.queue.try_send(span) };
+        let Err(refused) = taken else {
+            ledger.waiting += 1;
+            return None;
+        };
+        ledger.counts.dropped += 1;
+        let (is_told, problem) = match refused {
+            TrySendError::Full(_) => (&mut ledger.is_full_told, "too many wait for the collector"),
+            TrySendError::Closed(_) if self.ending.is_cancelled() => return None,
+            TrySendError::Closed(_) => (&mut ledger.is_broken_told, "the thread that sends them has ended"),
+        };
+        (!std::mem::replace(is_told, true)).then_some(problem)
+    }
+}
+
+/// Closes the book when the thread ends, in a panic as well: what waits then is not sent any more.
+struct CloseOnDrop(Arc<Book>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 /// Where spans go. Clones are the same; [`Tracer::default`] records nothing.
@@ -217,10 +252,11 @@ impl Tracer {
         let (queue, spans) = mpsc::channel(QUEUE_MAX);
         let (book, ending, given_up) = (Arc::<Book>::default(), CancellationToken::new(), CancellationToken::new());
         let (tell_ended, ended) = oneshot::channel();
-        let sampler = settings.sampler;
-        let worker = worker::Worker::new(settings, spans, Arc::clone(&book), ending.clone());
-        let until = given_up.clone();
+        let (sampler, expected) = (settings.sampler, CancellationToken::new());
+        let worker = worker::Worker::new(settings, spans, Arc::clone(&book), [ending.clone(), expected.clone()]);
+        let (until, closing) = (given_up.clone(), CloseOnDrop(Arc::clone(&book)));
         let work = move || {
+            let _closing = closing;
             runtime.block_on(until.run_until_cancelled(worker.run()));
             // Looking up a name may block for long.
             runtime.shutdown_background();
@@ -229,7 +265,7 @@ impl Tracer {
         };
         thread::Builder::new().name("traces".to_owned()).spawn(work).map_err(|error| error.to_string())?;
         let ended = Mutex::new(Some(ended));
-        Ok(Self { inner: Some(Arc::new(Inner { sampler, queue, book, ending, given_up, ended })) })
+        Ok(Self { inner: Some(Arc::new(Inner { sampler, queue, book, ending, given_up, expected, ended })) })
     }
 
     /// One that sends nothing: its spans are left to whoever has the other end. For tests of what is told.
@@ -241,6 +277,7 @@ impl Tracer {
             book: Arc::default(),
             ending: CancellationToken::new(),
             given_up: CancellationToken::new(),
+            expected: CancellationToken::new(),
             ended: Mutex::default(),
         };
         (Self { inner: Some(Arc::new(inner)) }, spans)
@@ -266,27 +303,19 @@ impl Tracer {
         parent.filter(|parent| parent.is_sampled).map(|parent| parent.at(draw_span()))
     }
 
+    /// Says that there will be a span for which nobody will wait long, so what takes long before the first is done now, by the
+    /// tracer's own thread.
+    pub fn prepare(&self) {
+        if let Some(inner) = &self.inner {
+            inner.expected.cancel();
+        }
+    }
+
     /// Has a span sent. Never waits: while a collector is away, so many are kept and no more. That some were dropped is logged
     /// once.
     pub fn tell(&self, span: Span) {
-        let Some(inner) = &self.inner else { return };
-        let mut ledger = inner.book.open();
-        let is_first_overflow = match inner.queue.try_send(span) {
-            Ok(()) => {
-                ledger.waiting += 1;
-                false
-            }
-            Err(refused) => {
-                ledger.counts.dropped += 1;
-                ledger.counts.dropped == 1 && matches!(refused, TrySendError::Full(_))
-            }
-        };
-        drop(ledger);
-        if is_first_overflow {
-            tracing::warn!(
-                waiting = QUEUE_MAX,
-                "spans are dropped, as too many wait for the collector; it is not told again"
-            );
+        if let Some(problem) = self.inner.as_ref().and_then(|inner| inner.take(span)) {
+            tracing::warn!(problem, waiting_max = QUEUE_MAX, "spans are dropped; it is not told again");
         }
     }
 

@@ -1,7 +1,8 @@
 //! What a tracer is told, by the variables that OpenTelemetry has for it.
 //!
 //! What always holds: a value that cannot be used is refused with its name and the way out, and never passed over, or
-//! somebody would look for spans that were never sent; the value of a header is shown nowhere.
+//! somebody would look for spans that were never sent; the value of a header is shown nowhere, and of a URL, whose path may be
+//! a key, only where it leads.
 //!
 //! See <https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/> and
 //! <https://opentelemetry.io/docs/specs/otel/protocol/exporter/>.
@@ -9,7 +10,8 @@
 use std::{fmt, net::IpAddr, time::Duration};
 
 use holm_domain::{error::InvalidField, trace::Sampler};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use reqwest::Url;
 
 use crate::Part;
 
@@ -21,6 +23,17 @@ pub const TRACES_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The most attributes of a resource, and headers of a request.
 const PAIRS_MAX: usize = 64;
+/// What says where a request ends and to whom it goes; a value of somebody else's would break each of them.
+const OF_CONNECTION: [HeaderName; 8] = [
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::EXPECT,
+    header::HOST,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
 /// What would have to be obeyed and is not.
 const NOT_OBEYED: [&str; 6] = [
     "OTEL_EXPORTER_OTLP_CERTIFICATE",
@@ -34,8 +47,8 @@ const NOT_OBEYED: [&str; 6] = [
 /// What a tracer is told.
 #[derive(Clone)]
 pub struct Settings {
-    /// The URL to which requests go.
-    pub endpoint: String,
+    /// The URL to which requests go. Its path may be secret.
+    pub(crate) endpoint: Url,
     /// What is added to each request. May be secret.
     pub(crate) headers: HeaderMap,
     /// How long one request may take.
@@ -49,9 +62,9 @@ pub struct Settings {
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&str> = self.headers.keys().map(HeaderName::as_str).collect();
-        let Self { endpoint, timeout, sampler, resource, .. } = self;
+        let Self { timeout, sampler, resource, .. } = self;
         f.debug_struct("Settings")
-            .field("endpoint", endpoint)
+            .field("collector", &self.collector())
             .field("headers", &names)
             .field("timeout", timeout)
             .field("sampler", sampler)
@@ -106,10 +119,11 @@ impl Settings {
         variable: impl Fn(&'static str) -> Option<String>,
     ) -> Result<Option<Self>, InvalidField> {
         let variable = |name| variable(name).filter(|value| !value.is_empty());
-        let Some(endpoint) = endpoint(flag, file, &variable)? else { return Ok(None) };
-        if is_switched_off(&variable)? {
+        // Who switches it off is not told what else is wrong.
+        if is_switched_off(&variable) {
             return Ok(None);
         }
+        let Some(endpoint) = endpoint(flag, file, &variable)? else { return Ok(None) };
         check_protocol(&variable)?;
         let timeout = either(&variable, "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT");
         let timeout = timeout.map(|(name, value)| read_timeout(name, &value)).transpose()?.unwrap_or(TIMEOUT);
@@ -127,10 +141,19 @@ impl Settings {
         Ok(Some(Self { endpoint, headers, timeout, sampler, resource }))
     }
 
+    /// Where the collector is, for people: scheme, host and port.
+    pub fn collector(&self) -> String {
+        self.endpoint.origin().ascii_serialization()
+    }
+
+    /// Whether what is sent is encrypted.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.endpoint.scheme() == "https"
+    }
+
     /// Whether headers, which may be secret, go over a network that anybody may read.
     pub fn shows_headers(&self) -> bool {
-        let url = reqwest::Url::parse(&self.endpoint).ok().filter(|url| url.scheme() == "http");
-        let host = url.as_ref().and_then(reqwest::Url::host_str).map(|host| host.trim_matches(['[', ']']));
+        let host = self.endpoint.host_str().filter(|_| !self.is_encrypted()).map(|host| host.trim_matches(['[', ']']));
         let is_elsewhere = |host: &str| host != "localhost" && !host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
         !self.headers.is_empty() && host.is_some_and(is_elsewhere)
     }
@@ -146,15 +169,18 @@ fn endpoint(
     flag: Option<Named<'_>>,
     file: Option<Named<'_>>,
     variable: Variable<'_>,
-) -> Result<Option<String>, InvalidField> {
+) -> Result<Option<Url>, InvalidField> {
     let of_all = |named: Named<'_>| {
-        check_url(named.at, named.url).map(|()| Some(format!("{}/v1/traces", named.url.trim_end_matches('/'))))
+        let mut url = read_url(named.at, named.url)?;
+        let path = format!("{}/v1/traces", url.path().trim_end_matches('/'));
+        url.set_path(&path);
+        Ok(Some(url))
     };
     if let Some(flag) = flag {
         return of_all(flag);
     }
     if let Some(url) = variable(TRACES_ENDPOINT) {
-        return check_url(TRACES_ENDPOINT, &url).map(|()| Some(url));
+        return read_url(TRACES_ENDPOINT, &url).map(Some);
     }
     if let Some(url) = variable(ENDPOINT) {
         return of_all(Named { at: ENDPOINT, url: &url });
@@ -162,36 +188,30 @@ fn endpoint(
     file.map_or(Ok(None), of_all)
 }
 
-/// A URL that bears a name, a password or a query bears a secret, and would end up in logs; it is not quoted then.
-fn check_url(at: &str, url: &str) -> Result<(), InvalidField> {
-    let read =
-        reqwest::Url::parse(url).ok().filter(|read| matches!(read.scheme(), "http" | "https") && read.has_host());
-    let Some(read) = read else {
-        let shown = if url.contains(['@', '?']) { "(not shown)" } else { url };
-        return Err(InvalidField::new(at, shown, "give http://HOST:4318 or https://HOST:4318"));
-    };
+/// What is used is what was read here, not the text. That is not quoted: any part of it may be a key.
+fn read_url(at: &str, url: &str) -> Result<Url, InvalidField> {
+    let read = Url::parse(url).ok().filter(|read| matches!(read.scheme(), "http" | "https") && read.has_host());
+    let refused = |problem: &str| InvalidField::new(at, "(not shown)", problem);
+    let read = read.ok_or_else(|| refused("give http://HOST:4318 or https://HOST:4318"))?;
     let is_plain = read.username().is_empty() && read.password().is_none();
     if !is_plain || read.query().is_some() || read.fragment().is_some() {
-        let problem = "leave name, password and query out: what a collector wants to know goes into \
-                       OTEL_EXPORTER_OTLP_HEADERS";
-        return Err(InvalidField::new(at, "(not shown)", problem));
+        return Err(refused(
+            "leave name, password and query out: what a collector wants to know goes into OTEL_EXPORTER_OTLP_HEADERS",
+        ));
     }
-    Ok(())
+    Ok(read)
 }
 
-fn is_switched_off(variable: Variable<'_>) -> Result<bool, InvalidField> {
+fn is_switched_off(variable: Variable<'_>) -> bool {
     // As the specification has it, whatever is not `true` is false.
-    if variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
-        return Ok(true);
-    }
-    match variable("OTEL_TRACES_EXPORTER").as_deref() {
-        None | Some("otlp") => Ok(false),
-        Some("none") => Ok(true),
-        Some(other) => Err(InvalidField::new("OTEL_TRACES_EXPORTER", other, "give otlp or none")),
-    }
+    variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"))
+        || variable("OTEL_TRACES_EXPORTER").is_some_and(|value| value == "none")
 }
 
 fn check_protocol(variable: Variable<'_>) -> Result<(), InvalidField> {
+    if let Some(other) = variable("OTEL_TRACES_EXPORTER").filter(|value| value != "otlp") {
+        return Err(InvalidField::new("OTEL_TRACES_EXPORTER", other, "give otlp or none"));
+    }
     let protocol = either(variable, "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL");
     if let Some((name, other)) = protocol.filter(|(_, value)| value != "http/protobuf") {
         return Err(InvalidField::new(name, other, "give http/protobuf, mostly on port 4318, or unset it"));
@@ -219,6 +239,9 @@ fn add_headers(headers: &mut HeaderMap, at: &str, list: &str) -> Result<(), Inva
     let refused = || InvalidField::new(at, "(not shown)", "give NAME=VALUE,…, with %XX for what cannot stand there");
     for (name, value) in pairs(list).ok_or_else(refused)? {
         let name = HeaderName::try_from(name).map_err(|_| refused())?;
+        if OF_CONNECTION.contains(&name) {
+            return Err(InvalidField::new(at, name, "leave this header out: it belongs to the connection"));
+        }
         let mut value = HeaderValue::try_from(value).map_err(|_| refused())?;
         value.set_sensitive(true);
         headers.insert(name, value);

@@ -31,6 +31,8 @@ enum Manner {
     Hangs,
     /// It takes them and never comes to the end of its answer.
     Endless,
+    /// The same, as fast as it can.
+    Floods,
 }
 
 #[derive(Debug, Default)]
@@ -76,6 +78,7 @@ async fn answer(mut stream: tokio::net::TcpStream, manner: Manner, received: Arc
             Manner::Refuses(status) => (status, Vec::new()),
             Manner::RefusesFirst(status) if is_first => (status, Vec::new()),
             Manner::Endless => return drip(&mut stream).await,
+            Manner::Floods => return flood(&mut stream).await,
             Manner::Takes | Manner::RefusesFirst(_) | Manner::RefusesSome => {
                 let request = ExportTraceServiceRequest::decode(&body[..]).unwrap();
                 received.spans.lock().unwrap().extend(request.resource_spans);
@@ -95,6 +98,14 @@ async fn drip(stream: &mut tokio::net::TcpStream) -> Option<()> {
     loop {
         stream.write_all(b"\n").await.ok()?;
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// An answer whose end never comes, however much of it does.
+async fn flood(stream: &mut tokio::net::TcpStream) -> Option<()> {
+    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000000\r\n\r\n").await.ok()?;
+    loop {
+        stream.write_all(&[b'\n'; 64 * 1024]).await.ok()?;
     }
 }
 
@@ -206,6 +217,62 @@ async fn an_answer_without_an_end_is_not_read_for_ever() {
         assert_eq!(until_settled(&tracer, count).await, Counts { sent: count, dropped: 0, failed: 0 });
     }
     assert_eq!(received.requests.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_an_answer_that_is_too_long_a_part_is_read() {
+    let (received, url) = collector(Manner::Floods).await;
+    let (tracer, begun) = (tracer_with(&url, ("OTEL_EXPORTER_OTLP_TIMEOUT", "60000")), Instant::now());
+    for count in 1..=2 {
+        tracer.tell(span(Part::Cli, 1));
+        assert_eq!(until_settled(&tracer, count).await, Counts { sent: count, dropped: 0, failed: 0 });
+    }
+    assert!(begun.elapsed() < Duration::from_secs(20), "not until the time of a request is over");
+    assert_eq!(received.requests.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_to_be_encrypted_is_however_the_url_is_written() {
+    for scheme in ["https", "HTTPS", " Https"] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tracer = tracer(&format!("{scheme}://{} ", listener.local_addr().unwrap()));
+        tracer.tell(span(Part::Cli, 1));
+        let mut first = [0; 6];
+        listener.accept().await.unwrap().0.read_exact(&mut first).await.unwrap();
+        // A record of TLS with a handshake, in it a hello (RFC 8446, 4 and 5.1).
+        assert_eq!((first[0], first[5]), (22, 1), "{scheme}: {first:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_header_of_the_request_is_there_once() {
+    let (received, url) = collector(Manner::Takes).await;
+    let tracer = tracer_with(&url, ("OTEL_EXPORTER_OTLP_HEADERS", "content-type=text/plain,user-agent=other"));
+    tracer.tell(span(Part::Cli, 1));
+    assert_eq!(tracer.end(WITHIN).await, 0);
+    let head = received.heads.lock().unwrap()[0].clone();
+    assert_eq!(head.matches("content-type: ").count(), 1, "{head}");
+    assert_eq!(head.matches("user-agent: ").count(), 1, "{head}");
+    assert!(head.contains("content-type: application/x-protobuf"), "{head}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_sends_any_more_is_counted() {
+    // The thread is gone, in whatever way.
+    let (tracer, spans) = Tracer::in_memory();
+    tracer.tell(span(Part::Cli, 1));
+    drop((spans, CloseOnDrop(Arc::clone(&tracer.inner.as_ref().unwrap().book))));
+    assert_eq!(tracer.counts(), Counts { sent: 0, dropped: 0, failed: 1 });
+    let take = || tracer.inner.as_ref().unwrap().take(span(Part::Cli, 1));
+    assert_eq!((take().is_some(), take().is_some()), (true, false), "it is told once");
+    assert_eq!(tracer.counts(), Counts { sent: 0, dropped: 2, failed: 1 });
+    // It is there still, and was given up at the end.
+    let (tracer, _spans) = Tracer::in_memory();
+    let inner = tracer.inner.as_ref().unwrap();
+    inner.ending.cancel();
+    inner.book.close();
+    assert_eq!(inner.take(span(Part::Cli, 1)), None, "at the end it is no news");
+    assert_eq!(tracer.counts(), Counts { sent: 0, dropped: 1, failed: 0 });
 }
 
 #[tokio::test(flavor = "multi_thread")]

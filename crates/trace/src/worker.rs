@@ -25,12 +25,15 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 
 pub(crate) struct Worker {
     settings: Settings,
-    /// Made with the first batch: reading the system's certificates takes longer than a whole run does.
+    /// Made with the first batch, or when one is expected: reading the system's certificates takes longer than a whole run does.
     exporter: Option<Exporter>,
     spans: mpsc::Receiver<Span>,
     book: Arc<Book>,
     /// Cancelled when what waits is to be sent at once, and nothing more is taken.
     ending: CancellationToken,
+    /// Cancelled when spans will come for which nobody will wait long.
+    expected: CancellationToken,
+    is_prepared: bool,
     is_failing: bool,
 }
 
@@ -39,9 +42,9 @@ impl Worker {
         settings: Settings,
         spans: mpsc::Receiver<Span>,
         book: Arc<Book>,
-        ending: CancellationToken,
+        [ending, expected]: [CancellationToken; 2],
     ) -> Self {
-        Self { settings, exporter: None, spans, book, ending, is_failing: false }
+        Self { settings, exporter: None, spans, book, ending, expected, is_prepared: false, is_failing: false }
     }
 
     /// Sends until it is to end and nothing waits any more. While there is no span it does nothing at all.
@@ -77,10 +80,19 @@ impl Worker {
                     None => break,
                 },
                 () = self.ending.cancelled(), if !self.spans.is_closed() => {}
+                () = self.expected.cancelled(), if !self.is_prepared => self.prepare(),
                 () = at(until) => break,
             }
         }
         batch
+    }
+
+    /// Makes the exporter before there is anything to send. Why it cannot be made is told when it is needed.
+    fn prepare(&mut self) {
+        self.is_prepared = true;
+        if self.exporter.is_none() {
+            self.exporter = Exporter::new(&self.settings).ok();
+        }
     }
 
     async fn send(&mut self, request: Bytes) -> Result<u64, Untaken> {
@@ -138,5 +150,24 @@ async fn at(until: Option<Instant>) {
     match until {
         Some(until) => tokio::time::sleep_until(until).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::{ENDPOINT, tests::read};
+
+    #[tokio::test]
+    async fn certificates_are_read_before_the_first_span_where_one_is_expected_and_not_elsewhere() {
+        let settings = read(&[(ENDPOINT, "https://127.0.0.1:9")]).unwrap().unwrap();
+        let (_queue, spans) = mpsc::channel(1);
+        let (ending, expected) = (CancellationToken::new(), CancellationToken::new());
+        let mut worker = Worker::new(settings, spans, Arc::default(), [ending, expected.clone()]);
+        for is_expected in [false, true] {
+            tokio::time::timeout(Duration::from_millis(50), worker.batch()).await.unwrap_err();
+            assert_eq!(worker.exporter.is_some(), is_expected);
+            expected.cancel();
+        }
     }
 }

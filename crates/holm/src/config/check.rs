@@ -92,7 +92,11 @@ pub fn contradictions(config: &Config, env: &Environment) -> Vec<Finding> {
         }
         Ok(Some(settings)) if settings.shows_headers() => {
             let problem = "the headers for the collector go there without encryption";
-            findings.push(warning(&settings.endpoint, problem, "give an https:// URL, or a collector on this machine"));
+            findings.push(warning(
+                settings.collector(),
+                problem,
+                "give an https:// URL, or a collector on this machine",
+            ));
         }
         Ok(_) => {}
     }
@@ -337,7 +341,7 @@ async fn collector_answers(config: &Config) -> Option<Finding> {
     let problem = holm_trace::reach(settings).await.err()?;
     let way_out =
         "start the collector, with OTLP over HTTP, or name another; without it spans are lost, and nothing else is";
-    Some(warning(&settings.endpoint, format!("the collector takes no spans: {problem}"), way_out))
+    Some(warning(settings.collector(), format!("the collector takes no spans: {problem}"), way_out))
 }
 
 #[cfg(test)]
@@ -426,6 +430,20 @@ sandwiches = 1
         assert_eq!((of("http://127.0.0.1:4318"), of("https://c.example")), (vec![], vec![]));
         let found = of("http://c.example:4318");
         assert!(found.len() == 1 && found[0].problem.contains("without encryption"), "{found:?}");
+        assert!(!format!("{found:?}").contains("hunter2"), "{found:?}");
+        // A path may be a key.
+        let found = of("http://c.example:4318/hunter2");
+        assert!(found.len() == 1 && found[0].at == "http://c.example:4318", "{found:?}");
+        assert!(!format!("{found:?}").contains("hunter2"), "{found:?}");
+    }
+
+    #[tokio::test]
+    async fn a_collector_that_does_not_answer_is_told_of_without_its_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let global = Global { home: Some(dir.path().join("home")), ..Global::default() };
+        let env = Environment::from([("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9/hunter2")]);
+        let found = collector_answers(&Config::load(&global, &env).unwrap()).await.unwrap();
+        assert_eq!(found.at, "http://127.0.0.1:9");
         assert!(!format!("{found:?}").contains("hunter2"), "{found:?}");
     }
 

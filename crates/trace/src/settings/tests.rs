@@ -20,8 +20,11 @@ fn nothing_is_recorded_unless_a_collector_is_named() {
     assert!(read(&[]).unwrap().is_none());
     assert!(read(&[(ENDPOINT, "")]).unwrap().is_none(), "what is empty is not set");
     assert!(read(&[("OTEL_TRACES_SAMPLER", "nonsense")]).unwrap().is_none(), "it is for other programs");
+    assert!(read(&[("OTEL_TRACES_EXPORTER", "zipkin")]).unwrap().is_none());
     for off in [("OTEL_SDK_DISABLED", "TRUE"), ("OTEL_TRACES_EXPORTER", "none")] {
-        assert!(read(&[(ENDPOINT, "http://c"), off]).unwrap().is_none());
+        for endpoint in ["http://c", "c:4317"] {
+            assert!(read(&[(ENDPOINT, endpoint), off]).unwrap().is_none(), "{endpoint}");
+        }
     }
     for on in [("OTEL_SDK_DISABLED", "1"), ("OTEL_TRACES_EXPORTER", "otlp")] {
         assert!(read(&[(ENDPOINT, "http://c"), on]).unwrap().is_some());
@@ -36,13 +39,18 @@ fn the_collector_is_the_one_that_counts_most() {
         let settings = Settings::read(named("--otlp-endpoint", flag), named("file", file), None, |name| {
             variables.get(name).map(|value| (*value).to_owned())
         });
-        settings.unwrap().unwrap().endpoint
+        settings.unwrap().unwrap().endpoint.to_string()
     };
     let (all, traces) = ((ENDPOINT, "http://e:4318/"), (TRACES_ENDPOINT, "https://t/own"));
     assert_eq!(endpoint(None, Some("http://f"), &[]), "http://f/v1/traces");
     assert_eq!(endpoint(None, Some("http://f"), &[all]), "http://e:4318/v1/traces");
     assert_eq!(endpoint(None, Some("http://f"), &[all, traces]), "https://t/own");
     assert_eq!(endpoint(Some("http://g/p"), Some("http://f"), &[all, traces]), "http://g/p/v1/traces");
+    // What is used is what was read, however it was written.
+    for written in ["HTTPS://C:4318", " https://c:4318 ", "https://c:4318//"] {
+        assert_eq!(endpoint(Some(written), None, &[]), "https://c:4318/v1/traces", "{written}");
+        assert!(read(&[(ENDPOINT, written)]).unwrap().unwrap().is_encrypted(), "{written}");
+    }
 }
 
 #[test]
@@ -61,6 +69,10 @@ fn what_cannot_be_used_is_refused_by_name() {
         ("OTEL_RESOURCE_ATTRIBUTES", "a=%f"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "a b=c"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "=c"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "Content-Length=0"),
+        ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "a=b,transfer-encoding=chunked"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "host=other"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "connection=close"),
         (TRACES_ENDPOINT, "collector:4317"),
         (TRACES_ENDPOINT, "grpc://c"),
         (TRACES_ENDPOINT, "http://"),
@@ -80,12 +92,23 @@ fn nothing_secret_is_shown() {
     assert_eq!(settings.headers["authorization"], "Bearer hunter2");
     let shown = format!("{settings:?} {:?}", settings.headers);
     assert!(shown.contains("authorization") && !shown.contains("hunter2"), "{shown}");
+    for endpoint in ["https://c.example:4318/hunter2", "https://c.example:4318/a/hunter2/v1/traces"] {
+        for name in [ENDPOINT, TRACES_ENDPOINT] {
+            let settings = read(&[(name, endpoint)]).unwrap().unwrap();
+            assert!(settings.endpoint.path().contains("hunter2"));
+            assert_eq!(settings.collector(), "https://c.example:4318");
+            assert!(!format!("{settings:?}").contains("hunter2"), "{settings:?}");
+        }
+    }
     for (name, value) in [
         ("OTEL_EXPORTER_OTLP_HEADERS", "hunter2"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "a=hunter2%0a"),
         (TRACES_ENDPOINT, "http://u:hunter2@c"),
         (TRACES_ENDPOINT, "http://c/?key=hunter2"),
         (TRACES_ENDPOINT, "htp://c/?key=hunter2"),
+        (TRACES_ENDPOINT, "htp://c/hunter2"),
+        (TRACES_ENDPOINT, "http:/\u{7f}/[hunter2"),
+        (TRACES_ENDPOINT, "c.example/hunter2"),
     ] {
         let refused = on(&[(name, value)]).unwrap_err();
         assert_eq!(refused.field, name);

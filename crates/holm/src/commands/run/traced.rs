@@ -44,6 +44,9 @@ impl Traced {
         let (output, caller) = (session.output, session.config.caller);
         let tracer = session.config.tracer(|problem| output.note(problem))?;
         let own = tracer.begin(caller);
+        if own.is_some_and(|own| own.is_sampled) {
+            tracer.prepare();
+        }
         Ok(Self { tracer, caller, own, begun: now(), output, run: None })
     }
 
