@@ -73,8 +73,9 @@ impl Watchdog {
         let state = State { verdict, handle: None, unarmed: Some(unarmed), closing: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), timer, wake, view });
         shared.set_timer(shared.lock().verdict.next_tick());
-        let thread = shared.clone();
+        let (thread, of_attempt) = (shared.clone(), tracing::Span::current());
         std::thread::Builder::new().name("watchdog".to_owned()).stack_size(256 * 1024).spawn(move || {
+            let _of_attempt = of_attempt.entered();
             // prctl(PR_SET_NO_NEW_PRIVS) counts for one thread; this one needs nothing.
             if let Err(error) = rustix::thread::set_no_new_privs(true) {
                 tracing::error!(%error, "the watchdog keeps the privileges of set-user-id programs");

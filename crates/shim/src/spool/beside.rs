@@ -65,7 +65,9 @@ impl Beside {
 fn start() -> io::Result<Thread> {
     let (appends, todo) = channel();
     let (done, appended) = unbounded_channel();
-    thread::Builder::new().name("spool".to_owned()).spawn(move || work(&todo, &done))?;
+    let of_attempt = tracing::Span::current();
+    let work = move || of_attempt.in_scope(|| work(&todo, &done));
+    thread::Builder::new().name("spool".to_owned()).spawn(work)?;
     Ok(Thread { appends, appended })
 }
 
