@@ -5,6 +5,7 @@ use std::{
     net::{TcpListener, TcpStream},
     sync::{Arc, Mutex, PoisonError},
     thread,
+    time::{Duration, Instant},
 };
 
 /// What a collector does with requests.
@@ -21,7 +22,15 @@ pub enum Manner {
 pub struct Collector {
     /// Where it is.
     pub url: String,
-    bodies: Arc<Mutex<Vec<Vec<u8>>>>,
+    heard: Arc<Mutex<Heard>>,
+}
+
+/// What came so far.
+#[derive(Debug)]
+struct Heard {
+    bodies: Vec<Vec<u8>>,
+    /// When the last of them came, or the collector was started.
+    last: Instant,
 }
 
 impl Collector {
@@ -30,8 +39,8 @@ impl Collector {
     pub fn start(manner: Manner) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
-        let bodies = Arc::<Mutex<Vec<Vec<u8>>>>::default();
-        let kept = Arc::clone(&bodies);
+        let heard = Arc::new(Mutex::new(Heard { bodies: Vec::new(), last: Instant::now() }));
+        let kept = Arc::clone(&heard);
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let kept = Arc::clone(&kept);
@@ -39,7 +48,7 @@ impl Collector {
                 thread::spawn(move || drop(serve(stream, manner, &kept)));
             }
         });
-        Self { url, bodies }
+        Self { url, heard }
     }
 
     /// A URL at which nobody listens.
@@ -51,11 +60,16 @@ impl Collector {
 
     /// The bodies of all requests so far.
     pub fn bodies(&self) -> Vec<Vec<u8>> {
-        self.bodies.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).bodies.clone()
+    }
+
+    /// For how long nothing came.
+    pub fn quiet_for(&self) -> Duration {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).last.elapsed()
     }
 }
 
-fn serve(mut stream: TcpStream, manner: Manner, kept: &Mutex<Vec<Vec<u8>>>) -> std::io::Result<()> {
+fn serve(mut stream: TcpStream, manner: Manner, kept: &Mutex<Heard>) -> std::io::Result<()> {
     let mut bytes = Vec::new();
     loop {
         let head = loop {
@@ -71,7 +85,11 @@ fn serve(mut stream: TcpStream, manner: Manner, kept: &Mutex<Vec<Vec<u8>>>) -> s
             more(&mut stream, &mut bytes)?;
         }
         let body = bytes.drain(..length).collect();
-        kept.lock().unwrap_or_else(PoisonError::into_inner).push(body);
+        {
+            let mut heard = kept.lock().unwrap_or_else(PoisonError::into_inner);
+            heard.bodies.push(body);
+            heard.last = Instant::now();
+        }
         if manner == Manner::Takes {
             stream
                 .write_all(b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n")?;

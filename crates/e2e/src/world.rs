@@ -484,6 +484,14 @@ impl World {
         self.end(&Role::Server, Signal::TERM).exits(0)
     }
 
+    /// Asks the server to end and does not wait for it.
+    #[track_caller]
+    pub fn leaving_server(&mut self) -> Running {
+        let running = self.taken(&Role::Server);
+        running.signal(Signal::TERM);
+        running
+    }
+
     /// Waits until an agent was killed with SIGKILL by somebody else.
     #[track_caller]
     pub fn agent_is_killed(&mut self, name: &str) {
