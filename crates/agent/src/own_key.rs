@@ -110,7 +110,7 @@ impl OwnKey {
             iat,
             exp: iat.saturating_add(life),
         };
-        let text = assertion_text(&claims)?;
+        let text = assertion_text(self.public, &claims)?;
         Ok(assertion(&text, self.pair.sign(text.as_bytes()).as_ref()).into())
     }
 }

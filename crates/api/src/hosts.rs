@@ -104,8 +104,21 @@ impl std::fmt::Debug for NewJoin {
 /// The join tokens of the org.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct JoinList {
-    /// The tokens, newest first; those that expired more than a day ago may be missing.
+    /// The tokens, newest first; those that expired more than a day ago are missing, and of those that were used,
+    /// revoked or expired, all but the newest 4,000.
     pub joins: Vec<JoinView>,
+}
+
+/// `POST /v1/hosts/{id}/revoke`: what is to be revoked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct RevokeHost {
+    /// The key that is meant, as its host shows it: so a request that comes once more hits no newer one. The newest where it is
+    /// left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<String>)]
+    pub key: Option<HostPublicKey>,
 }
 
 /// A host with an agent on it.

@@ -73,13 +73,14 @@ pub struct HostClaims {
 #[derive(Serialize)]
 struct HostHeader {
     alg: &'static str,
-    kid: AgentId,
+    kid: HostPublicKey,
     typ: &'static str,
 }
 
-/// The part of a JSON web token (RFC 7515 §7.1) that a host signs to be given a session; [`assertion`] is the whole of it.
-pub fn assertion_text(claims: &HostClaims) -> Result<String, serde_json::Error> {
-    let header = HostHeader { alg: "EdDSA", kid: claims.iss, typ: HOST_TYP };
+/// The part of a JSON web token (RFC 7515 §7.1) that a host signs with `key` to be given a session; [`assertion`] is the whole
+/// of it.
+pub fn assertion_text(key: HostPublicKey, claims: &HostClaims) -> Result<String, serde_json::Error> {
+    let header = HostHeader { alg: "EdDSA", kid: key, typ: HOST_TYP };
     let [header, claims] = [serde_json::to_vec(&header)?, serde_json::to_vec(claims)?];
     Ok(format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims)))
 }
@@ -108,6 +109,6 @@ mod tests {
         }
         let claims =
             HostClaims { iss: agent, aud: SESSION_AUDIENCE.into(), deployment: "holm:org_a".into(), iat: 1, exp: 2 };
-        assert!(assertion_text(&claims).unwrap().starts_with("eyJ"));
+        assert!(assertion_text(HostPublicKey([1; 32]), &claims).unwrap().starts_with("eyJ"));
     }
 }

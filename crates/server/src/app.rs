@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use holm_domain::{ErrorCode, UnixMicros, limits::STORAGE_FLOOR_FILES};
+use holm_domain::{AgentId, ErrorCode, TokenId, UnixMicros, limits::STORAGE_FLOOR_FILES};
 use holm_store::Store;
 use rustix::fs::StatVfs;
 use tokio_util::sync::CancellationToken;
@@ -12,7 +12,7 @@ use crate::{
     auth::{
         keyring::Keyring,
         known::{KnownHostKeys, KnownTokens},
-        speaker::SessionPace,
+        speaker::Pace,
     },
     config::{Config, ServeLimits},
     gate::{Gate, Gates},
@@ -36,7 +36,9 @@ pub struct App {
     /// Keys of hosts that were looked up a moment ago.
     pub host_keys: KnownHostKeys,
     /// How often hosts ask for sessions.
-    pub session_pace: SessionPace,
+    pub session_pace: Pace<AgentId>,
+    /// How often join tokens are shown that were used.
+    pub join_pace: Pace<TokenId>,
     /// The keys of the deployment.
     pub keys: Keyring,
     /// Hints that something changed.
@@ -89,7 +91,8 @@ impl App {
             store,
             tokens: KnownTokens::default(),
             host_keys: KnownHostKeys::default(),
-            session_pace: SessionPace::default(),
+            session_pace: Pace::default(),
+            join_pace: Pace::default(),
             wakers: Wakers::default(),
             queues: Queues::default(),
             metrics,

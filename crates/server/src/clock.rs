@@ -104,7 +104,7 @@ impl Clock {
     /// The time now.
     pub fn now(&self) -> UnixMicros {
         if self.is_of_day {
-            return UnixMicros(i64::try_from(self.hands.read().of_day / 1_000).unwrap_or(i64::MAX));
+            return self.time_of_day();
         }
         let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
         // Read under the lock: what is shown later was read later.
@@ -121,6 +121,11 @@ impl Clock {
             );
         }
         UnixMicros(i64::try_from(next.shown / 1_000).unwrap_or(i64::MAX))
+    }
+
+    /// The time of day as the machine has it, wherever it is set. For what another machine has written by its own.
+    pub fn time_of_day(&self) -> UnixMicros {
+        UnixMicros(i64::try_from(self.hands.read().of_day / 1_000).unwrap_or(i64::MAX))
     }
 
     /// By how many microseconds the time of day is ahead of what is shown; negative where it is behind. For what is compared
@@ -195,6 +200,7 @@ mod tests {
             clock.now();
             clock.set_by(jump);
             assert_eq!(clock.gap_micros(), gap);
+            assert_eq!(clock.time_of_day(), UnixMicros(DAY + jump));
             let clock = Clock::manual(UnixMicros(DAY)).of_day();
             clock.set_by(jump);
             assert_eq!(clock.gap_micros(), 0, "what is shown is the time of day");

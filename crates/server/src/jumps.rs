@@ -22,7 +22,7 @@ use crate::{
         expire::expire,
         reap::{bring_nearer, reap},
     },
-    testing::World,
+    testing::{World, own_key::OwnKey},
     told::Told,
 };
 
@@ -259,4 +259,26 @@ async fn a_host_that_was_heard_in_the_future_is_not_alive_for_ever() {
     let heard = world.app().store.host_get(world.org, world.agent_id).await.unwrap().unwrap().seen_at;
     assert_eq!(heard, world.clock.now(), "each time of the host is one of this clock");
     assert!(heard < UnixMicros(1_700_000_000_000_000));
+}
+
+/// The clocks of hosts follow theirs at once, and so does what they sign by them.
+#[tokio::test]
+async fn a_host_is_given_sessions_by_the_time_of_day_wherever_it_jumps() {
+    for jump in JUMPS {
+        let world = World::new().await;
+        let host = OwnKey::new(40, 1);
+        let (caller, issuer) = host.begin(&world).await;
+        let before = host.signed(&host.claims(&world, &issuer));
+        let counted = world.app().now();
+        world.clock.set_by(jump);
+        assert_eq!(world.app().now(), counted, "the server counts on");
+        let fresh = world.with_secret(host.session(&world, &issuer).await.token.expose());
+        for caller in [&caller, &fresh] {
+            let body = holm_api::agent::Poll { agent: host.agent, ..world.poll() };
+            assert_eq!(caller.post("/agent/v1/poll", &body).await.status, StatusCode::OK, "{jump}");
+        }
+        let late = world.with_secret(&before).post("/agent/v1/session", &()).await;
+        let told = late.problem(ErrorCode::Unauthenticated);
+        assert!(told.detail.contains(&format!("clocks are {} s apart", jump.abs() / 1_000_000)), "{told}");
+    }
 }

@@ -14,6 +14,8 @@ create table join_tokens (
   used_key {bytes}
 );
 create index join_tokens_of_org on join_tokens (org, id);
+-- Those that may still enrol somebody, which are counted.
+create index join_tokens_open on join_tokens (org, expires_at) where used_at is null and revoked_at is null;
 
 -- Each key that was ever enrolled stays, so that none enrols twice, for whichever agent. `current_of` is the agent in the row of
 -- its newest key, and nothing elsewhere; so an agent has one that counts.

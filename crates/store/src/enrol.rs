@@ -16,12 +16,16 @@ use crate::{
     sql::{Db, Fields, Row, Tx, args, queries},
 };
 
-/// The largest number of join tokens of an org, with those that have ended and are not forgotten yet.
+/// The largest number of join tokens of an org that may still enrol somebody: not used, revoked or expired.
 pub const JOIN_TOKENS_MAX: u32 = 4_000;
+/// Of how many of an org that have ended it is still known how, until they are forgotten for their age: of the newest.
+pub const JOIN_TOKENS_ENDED_MAX: u32 = 4_000;
+/// How many above that are forgotten at once: more than come meanwhile.
+const FORGOTTEN_AT_ONCE: u32 = 100;
 
 impl Store {
     /// Stores a new join token; a conflict if its id or its hash is taken, not found if there is no such org. Those of the org
-    /// that expired before `forget_before` are forgotten.
+    /// that expired before `forget_before` are forgotten, and the oldest of [`JOIN_TOKENS_ENDED_MAX`] that have ended.
     pub async fn join_create(&self, join: &Join, forget_before: UnixMicros) -> Result<()> {
         match &self.backend {
             Backend::Memory(memory) => memory.turn().await.join_create(join, forget_before),
@@ -41,7 +45,10 @@ impl Store {
     pub async fn join_list(&self, org: OrgId) -> Result<Vec<Join>> {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.turn().await.join_list(org)),
-            Backend::Sql(db) => db.rows(JOIN_LIST, args![org, JOIN_TOKENS_MAX]).await?.iter().map(join_of).collect(),
+            Backend::Sql(db) => {
+                let most = JOIN_TOKENS_MAX + JOIN_TOKENS_ENDED_MAX;
+                db.rows(JOIN_LIST, args![org, most]).await?.iter().map(join_of).collect()
+            }
         }
     }
 
@@ -95,23 +102,34 @@ impl Store {
         }
     }
 
-    /// Revokes the key of an agent. One that was revoked before keeps its time. Not found if the agent has none.
-    pub async fn host_key_revoke(&self, org: OrgId, agent: AgentId, now: UnixMicros) -> Result<()> {
+    /// Revokes a key of an agent: `meant`, or the newest where that is left out; and says which it is. One that was revoked
+    /// before keeps its time. Not found if the agent has no such key.
+    pub async fn host_key_revoke(
+        &self,
+        org: OrgId,
+        agent: AgentId,
+        meant: Option<HostPublicKey>,
+        now: UnixMicros,
+    ) -> Result<HostKey> {
         match &self.backend {
-            Backend::Memory(memory) => memory.turn().await.host_key_revoke(org, agent, now),
-            Backend::Sql(db) => match db.execute(HOST_KEY_REVOKE, args![org, agent, now]).await? {
-                0 => Err(Error::NotFound { what: "host key" }),
-                _ => Ok(()),
-            },
+            Backend::Memory(memory) => memory.turn().await.host_key_revoke(org, agent, meant, now),
+            Backend::Sql(db) => host_key_revoke(db, org, agent, meant, now).await,
         }
     }
 }
 
+/// What there may be too much of.
+pub(crate) const JOIN_TOKENS: &str = "join tokens of an org that are not used";
+
 queries! {
     of "join token" in "org";
     JOIN_CREATE = "insert into join_tokens (id, org, name, hash, created_at, expires_at)
-        select $1, $2, $3, $4, $5, $6 where (select count(*) from join_tokens where org = $2) < $7";
+        select $1, $2, $3, $4, $5, $6 where (select count(*) from join_tokens where org = $2 and used_at is null
+          and revoked_at is null and expires_at > $5) < $7";
     JOIN_FORGET = "delete from join_tokens where org = $1 and expires_at < $2";
+    JOIN_FORGET_ENDED = "delete from join_tokens where org = $1 and id in (select id from join_tokens where org = $1
+          and (used_at is not null or revoked_at is not null or expires_at <= $2)
+          order by id desc limit $4 + 0 offset $3 + 0)";
     JOIN_BY_HASH = "select id, org, name, hash, created_at, expires_at, revoked_at, used_at, used_by, used_key
         from join_tokens where hash = $1";
     JOIN_LIST = "select id, org, name, hash, created_at, expires_at, revoked_at, used_at, used_by, used_key
@@ -130,7 +148,7 @@ queries! {
         select $1, $1, $2, $3, $4, $5 where true on conflict do nothing";
     HOST_KEY_GET = "select agent, org, public_key, join_token, enrolled_at, revoked_at from host_keys where public_key = $1";
     HOST_KEY_OF = "select agent, org, public_key, join_token, enrolled_at, revoked_at from host_keys where current_of = $1";
-    HOST_KEY_REVOKE = "update host_keys set revoked_at = coalesce(revoked_at, $3) where org = $1 and current_of = $2";
+    HOST_KEY_REVOKE = "update host_keys set revoked_at = $3 where org = $1 and public_key = $2 and revoked_at is null";
 }
 
 fn join_of(row: &Row) -> Result<Join> {
@@ -168,9 +186,36 @@ async fn join_create(db: &Db, join: &Join, forget_before: UnixMicros) -> Result<
     let Join { id, org, name, hash, created_at, expires_at, revoked_at: _, used: _ } = join;
     let mut tx = db.begin().await?;
     tx.execute(JOIN_FORGET, args![*org, forget_before]).await?;
+    let ended = args![*org, *created_at, JOIN_TOKENS_ENDED_MAX, FORGOTTEN_AT_ONCE];
+    tx.execute(JOIN_FORGET_ENDED, ended).await?;
     let values = args![*id, *org, name.as_str(), hash, *created_at, *expires_at, JOIN_TOKENS_MAX];
-    full_unless_one(tx.execute(JOIN_CREATE, values).await?, "join tokens of an org", JOIN_TOKENS_MAX)?;
+    full_unless_one(tx.execute(JOIN_CREATE, values).await?, JOIN_TOKENS, JOIN_TOKENS_MAX)?;
     tx.commit().await
+}
+
+async fn host_key_revoke(
+    db: &Db,
+    org: OrgId,
+    agent: AgentId,
+    meant: Option<HostPublicKey>,
+    now: UnixMicros,
+) -> Result<HostKey> {
+    let mut tx = db.begin().await?;
+    lock(&mut tx, agent).await?;
+    let found = match meant {
+        Some(public) => tx.row(HOST_KEY_GET, args![&public.0]).await?,
+        None => tx.row(HOST_KEY_OF, args![agent]).await?,
+    };
+    let found = found.as_ref().map(enrolled_of).transpose()?.filter(|known| (known.org, known.agent) == (org, agent));
+    let key = found.ok_or(Error::NotFound { what: "host key" })?.key;
+    if key.revoked_at.is_some() {
+        return Ok(key);
+    }
+    if tx.execute(HOST_KEY_REVOKE, args![org, &key.public.0, now]).await? == 0 {
+        return Err(Error::Conflict { what: "host key" });
+    }
+    tx.commit().await?;
+    Ok(HostKey { revoked_at: Some(now), ..key })
 }
 
 /// Keeps whoever else enrols or registers the agent out until the end of the transaction.

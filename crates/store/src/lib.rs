@@ -47,7 +47,7 @@ pub use blobs::{
 };
 pub use census::RunCensus;
 pub use doomed::{DOOMED_PAGE_MAX, Doomed, DoomedPart};
-pub use enrol::JOIN_TOKENS_MAX;
+pub use enrol::{JOIN_TOKENS_ENDED_MAX, JOIN_TOKENS_MAX};
 pub use error::{Cause, Error, Result};
 pub use events::{EVENTS_APPEND_MAX, EVENTS_PAGE_MAX, EventAppended};
 pub use examined::{ExaminedRuns, RUNS_EXAMINED_MAX, runs_examine};

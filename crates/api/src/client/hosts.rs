@@ -3,7 +3,7 @@
 use holm_domain::{AgentId, TokenId};
 
 use super::{Client, ClientError};
-use crate::hosts::{CreateJoin, HostKeyView, HostList, HostView, JoinList, NewJoin};
+use crate::hosts::{CreateJoin, HostKeyView, HostList, HostView, JoinList, NewJoin, RevokeHost};
 
 impl Client {
     /// All hosts of the org.
@@ -26,9 +26,9 @@ impl Client {
         self.inner.delete(format!("/v1/hosts/joins/{id}")).no_content().await
     }
 
-    /// Has the key of a host be refused.
-    pub async fn host_revoke(&self, id: AgentId) -> Result<HostKeyView, ClientError> {
-        self.inner.post(format!("/v1/hosts/{id}/revoke")).json().await
+    /// Has a key of a host be refused: the one that is named, or the newest.
+    pub async fn host_revoke(&self, id: AgentId, which: &RevokeHost) -> Result<HostKeyView, ClientError> {
+        self.inner.post(format!("/v1/hosts/{id}/revoke")).query(which).json().await
     }
 
     /// Has a host take no new runs.

@@ -17,7 +17,7 @@ use holm_api::{
 };
 use holm_domain::{
     ErrorCode, KeyId, UnixMicros,
-    enrol::{ASSERTION_LIFE_MAX, SESSION_LIFE},
+    enrol::{ASSERTION_LIFE_MAX, ASSERTION_MARGIN, SESSION_LIFE},
     keys::SIGNED_LIFE_MAX,
 };
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
@@ -101,13 +101,27 @@ pub enum Refused {
     /// Its times cannot be.
     #[error("the times of the signed token cannot be: it was given out in the future, or for longer than any is")]
     Times,
+    /// What a host signed is for no time, or for longer than anything is.
+    #[error(
+        "what the host signed is for {life_s} s (from `iat` to `exp`), and may be for 0 to {longest} s",
+        longest = ASSERTION_LIFE_MAX.as_secs()
+    )]
+    Span {
+        /// For how long.
+        life_s: i128,
+    },
     /// It was signed by a host whose clock is another one.
     #[error(
-        "the clock of this host is {apart_s} s from that of the server, which is more than may be: set it (`timedatectl`)"
+        "the clocks are {apart} s apart, and may be by {margin} s: by that of the host it was {host} when it signed this \
+         (`iat`), by that of the server it is {server}, both in seconds since 1970; set the one that is wrong (`timedatectl`)",
+        apart = host.abs_diff(*server),
+        margin = ASSERTION_MARGIN.as_secs()
     )]
-    Clock {
-        /// How far.
-        apart_s: u64,
+    Clocks {
+        /// What that of the host showed.
+        host: i64,
+        /// What that of the server shows.
+        server: i64,
     },
 }
 
@@ -227,6 +241,22 @@ pub struct Standard<'a> {
 }
 
 impl Standard<'_> {
+    /// Refuses what a host did not sign a moment ago, for the deployment `issuer`; `now` is the time of day, as that by which
+    /// the host signed.
+    pub fn check_of_host(&self, issuer: &str, now: UnixMicros) -> Result<(), Refused> {
+        if self.iss != issuer || self.aud != Kind::Host.audience() {
+            return Err(Refused::Audience);
+        }
+        let (life_s, server) = (i128::from(self.exp) - i128::from(self.iat), seconds(now));
+        if !(0..=i128::from(ASSERTION_LIFE_MAX.as_secs())).contains(&life_s) {
+            return Err(Refused::Span { life_s });
+        }
+        if server.abs_diff(self.iat) > ASSERTION_MARGIN.as_secs() {
+            return Err(Refused::Clocks { host: self.iat, server });
+        }
+        if server >= self.exp { Err(Refused::Expired) } else { Ok(()) }
+    }
+
     /// Refuses what is not given out by `issuer` as `kind`, or does not live at `now`; clocks are apart by at most `margin`.
     pub fn check(&self, kind: Kind, issuer: &str, now: UnixMicros, margin: Duration) -> Result<(), Refused> {
         if self.iss != issuer || self.aud != kind.audience() {
@@ -377,6 +407,34 @@ mod tests {
         }
         let padded = format!("{token}{}", "A".repeat(SIGNED_BYTES_MAX));
         assert_eq!(verified(&padded), Err(Refused::TooLong));
+    }
+
+    #[test]
+    fn what_a_host_signs_is_of_this_half_minute_on_either_side() {
+        let checked = |iat, exp, now: i64| {
+            let standard = Standard { iss: "holm:a", aud: SESSION_AUDIENCE, iat, exp };
+            standard.check_of_host("holm:a", instant(now))
+        };
+        for (iat, exp, now) in [(100, 160, 100), (100, 160, 130), (100, 160, 70), (100, 131, 130), (100, 101, 100)] {
+            assert_eq!(checked(iat, exp, now), Ok(()), "{iat} {exp} {now}");
+        }
+        for (iat, now) in [(100, 131), (100, 69), (i64::MAX - 60, 0)] {
+            let told = checked(iat, iat + 60, now).unwrap_err();
+            assert_eq!(told, Refused::Clocks { host: iat, server: now });
+            let told = told.to_string();
+            assert!(told.contains(&format!("{} s apart", iat.abs_diff(now))) && told.contains("by 30 s"), "{told}");
+            assert!(told.contains(&iat.to_string()) && told.contains(&now.to_string()), "{told}");
+        }
+        for (iat, exp) in [(100, 161), (100, 99), (i64::MIN, i64::MAX), (i64::MAX, i64::MIN)] {
+            let life_s = i128::from(exp) - i128::from(iat);
+            assert_eq!(checked(iat, exp, 100), Err(Refused::Span { life_s }));
+        }
+        assert_eq!(checked(100, 110, 110), Err(Refused::Expired));
+        assert_eq!(checked(100, 100, 100), Err(Refused::Expired));
+        for (iss, aud) in [("holm:b", SESSION_AUDIENCE), ("holm:a", "holm:run")] {
+            let standard = Standard { iss, aud, iat: 100, exp: 160 };
+            assert_eq!(standard.check_of_host("holm:a", instant(100)), Err(Refused::Audience));
+        }
     }
 
     #[test]

@@ -19,7 +19,6 @@ use axum::{extract::FromRequestParts, http::request::Parts};
 use holm_domain::{
     ErrorCode, OrgId,
     access::{Action, Token},
-    host::{Voice, speaks},
 };
 use http::{HeaderMap, header::AUTHORIZATION};
 use serde::de::DeserializeOwned;
@@ -217,8 +216,8 @@ impl Lasting {
             }
             // When it ends says what may begin; what has begun ends with the key of the host, or with that of the server.
             Opened::Session { agent, key, signed_by } => {
-                let (known, keys) = (app.store.host_key_of(agent).await?, app.keys.keys(&app.store).await?);
-                speaks(agent, known.map(|(_, key)| key).as_ref(), Voice::Key(agent, key))?;
+                let keys = app.keys.keys(&app.store).await?;
+                speaker::key_that_counts(app, agent, key).await?;
                 keys.verifying(signed_by, app.now()).ok_or(jose::Refused::Key)?;
             }
         }

@@ -8,6 +8,7 @@
 
 use std::{
     collections::HashMap,
+    hash::Hash,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -21,7 +22,7 @@ use holm_api::{
 use holm_domain::{
     AgentId, ErrorCode, KeyId, OrgId, SignedTokenId, TokenId,
     access::Token,
-    enrol::{ASSERTION_MARGIN, HostKey, HostPublicKey, Join, SESSION_LIFE},
+    enrol::{Enrolled, HostKey, HostPublicKey, Join, SESSION_LIFE},
     host::{NotHeard, Voice, speaks},
 };
 use serde::{Deserialize, Serialize};
@@ -34,28 +35,35 @@ use super::{
 };
 use crate::{app::App, gate::Party, ids, limited, problem::Failure};
 
-/// How soon after one session an agent is given another. Its next one is due after minutes.
-const SESSION_EVERY: Duration = Duration::from_millis(250);
-/// Of how many agents it is remembered when they were given one; beyond it, more are given.
+/// How soon after one session an agent is given another, and after one answer a join token that was used. The next session is
+/// due after minutes, and a lost answer is asked for once.
+const ANSWERED_EVERY: Duration = Duration::from_millis(250);
+/// Of how many agents, and of how many join tokens, it is remembered when they were answered; beyond it, more are.
 const PACED_MAX: usize = 4_096;
 
-/// When this server gave agents their last sessions.
-#[derive(Debug, Default)]
-pub struct SessionPace(Mutex<HashMap<AgentId, Instant>>);
+/// When this server has last answered those who are answered so often and no oftener.
+#[derive(Debug)]
+pub struct Pace<K>(Mutex<HashMap<K, Instant>>);
 
-impl SessionPace {
-    /// Notes that `agent` is given a session; or how long it has to wait for it.
-    fn take(&self, agent: AgentId) -> Result<(), Duration> {
-        let mut given = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let wait = given.get(&agent).map_or(Duration::ZERO, |at| SESSION_EVERY.saturating_sub(at.elapsed()));
+impl<K> Default for Pace<K> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Eq + Hash> Pace<K> {
+    /// Notes that `who` is answered; or how long that one has to wait for it.
+    fn take(&self, who: K) -> Result<(), Duration> {
+        let mut answered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = answered.get(&who).map_or(Duration::ZERO, |at| ANSWERED_EVERY.saturating_sub(at.elapsed()));
         if !wait.is_zero() {
             return Err(wait);
         }
-        if given.len() >= PACED_MAX {
-            given.retain(|_, at| at.elapsed() < SESSION_EVERY);
+        if answered.len() >= PACED_MAX {
+            answered.retain(|_, at| at.elapsed() < ANSWERED_EVERY);
         }
-        if given.len() < PACED_MAX {
-            given.insert(agent, Instant::now());
+        if answered.len() < PACED_MAX {
+            answered.insert(who, Instant::now());
         }
         Ok(())
     }
@@ -143,12 +151,27 @@ async fn counts(app: &App, org: OrgId, agent: AgentId, key: HostPublicKey) -> Re
         Ok(_) => None,
         Err(look_up) => Some(look_up),
     };
-    let found = app.store.host_key_of(agent).await?;
-    found.map_or_else(|| speaks(agent, None, Voice::Key(agent, key)), heard)?;
-    if let (Some(found), Some(look_up)) = (found, look_up) {
+    let found = key_that_counts(app, agent, key).await?;
+    if found.0 != org {
+        return Err(NotHeard::OtherKey(agent).into());
+    }
+    if let Some(look_up) = look_up {
         app.host_keys.remember(agent, found, look_up);
     }
     Ok(())
+}
+
+/// The key `key` of `agent` and its org, if it counts. One after which another was enrolled had been revoked before, and whoever
+/// speaks with it is told so.
+pub(crate) async fn key_that_counts(
+    app: &App,
+    agent: AgentId,
+    key: HostPublicKey,
+) -> Result<(OrgId, HostKey), Failure> {
+    let found = app.store.host_key_get(key).await?.filter(|known| known.agent == agent);
+    let found = found.ok_or(NotHeard::OtherKey(agent))?;
+    speaks(agent, Some(&found.key), Voice::Key(agent, key))?;
+    Ok((found.org, found.key))
 }
 
 /// A host that has proved, by what it signed, that it holds the key of an agent.
@@ -166,29 +189,21 @@ impl FromRequestParts<Arc<App>> for HostBearer {
         let Some(Shown::Signed(token)) = shown(&parts.headers) else {
             return Err(refused("send the header `authorization: Bearer …` with what the host has signed"));
         };
-        let agent: AgentId = jose::key_named(token, Kind::Host)?;
-        let found = app.store.host_key_of(agent).await?;
-        let (org, key) = found.ok_or_else(|| {
+        let public: HostPublicKey = jose::key_named(token, Kind::Host)?;
+        let found = app.store.host_key_get(public).await?;
+        let Enrolled { agent, org, key } = found.ok_or_else(|| {
             refused(
-                "no key of this agent is enrolled here; start it with a join token (`holm hosts join NAME`), after \
-                 removing `agent/enrolled` in its state folder",
+                "the key of this host is not enrolled here; bring the one of before back to `agent/key` in its state folder, \
+                 or remove `agent/enrolled` there and start the agent with a join token (`holm hosts join NAME`)",
             )
         })?;
-        let public = |id: AgentId| (id == agent).then_some(key.public.0);
-        let claims: HostClaims = jose::verify(token, Kind::Host, public).map_err(|error| match error {
-            Refused::Signature => refused(
-                "the signature does not hold: this is not the key with which the host was enrolled; bring that back to \
-                 `agent/key` in its state folder, or revoke it (`holm hosts revoke HOST`) and enrol the host again",
-            ),
-            error => error.into(),
-        })?;
+        let claims: HostClaims =
+            jose::verify(token, Kind::Host, |id: HostPublicKey| (id == public).then_some(public.0))?;
         let HostClaims { iss, aud, deployment, iat, exp } = claims;
         let issuer = app.keys.keys(&app.store).await?.issuer();
-        let (standard, now) = (Standard { iss: &deployment, aud: &aud, iat, exp }, app.now());
-        standard.check(Kind::Host, &issuer, now, ASSERTION_MARGIN).map_err(|refused| match refused {
-            Refused::Expired | Refused::Times => Refused::Clock { apart_s: jose::seconds(now).abs_diff(iat) },
-            other => other,
-        })?;
+        // The host signs by the time of day, which the clock of the server does not follow at once.
+        let now = app.config.clock.time_of_day();
+        Standard { iss: &deployment, aud: &aud, iat, exp }.check_of_host(&issuer, now)?;
         if iss != agent {
             return Err(Refused::Audience.into());
         }
@@ -235,12 +250,18 @@ impl FromRequestParts<Arc<App>> for JoinBearer {
         let join = join.ok_or_else(|| {
             refused("the join token is unknown, or expired long ago; make another: `holm hosts join NAME`")
         })?;
-        // One that was used changes nothing any more: who shows it is told so, or what it was told before.
-        if join.used.is_none() {
-            join.works(app.now())?;
-            seated(parts, Party { org: join.org, is_agent: true })?;
-            limited::charge(app, parts, join.org).await?;
+        // One that was used changes nothing any more: who shows it is told so, or what it was told before. That uses up nothing
+        // of its org, and little of this server.
+        if join.used.is_some() {
+            app.join_pace.take(join.id).map_err(|wait| {
+                let detail = format!("{} was used, and was answered just now; ask more slowly", join.id);
+                Failure::new(ErrorCode::TooMany, detail).after(wait)
+            })?;
+            return Ok(Self(join));
         }
+        join.works(app.now())?;
+        seated(parts, Party { org: join.org, is_agent: true })?;
+        limited::charge(app, parts, join.org).await?;
         Ok(Self(join))
     }
 }

@@ -9,11 +9,11 @@ use holm_api::{
     identity::{Enrol, Enrolled, enrol_text},
 };
 use holm_domain::{
-    AgentId, ErrorCode, OrgId, TokenId,
+    AgentId, ErrorCode, OrgId, TokenId, UnixMicros,
     access::Token,
     enrol::{
-        Admitted, Enrols, HostKey, JOIN_LIFE_DEFAULT, JOIN_LIFE_MAX, JOIN_LIFE_MIN, Join, JoinUse, NotAdmitted,
-        NotEnrolled, enrols,
+        Admitted, Enrols, HostKey, HostPublicKey, JOIN_LIFE_DEFAULT, JOIN_LIFE_MAX, JOIN_LIFE_MIN, Join, JoinUse,
+        NotAdmitted, NotEnrolled, enrols,
     },
     error::InvalidField,
     host::Host,
@@ -58,9 +58,27 @@ pub async fn join_create(app: &App, by: &Token, body: CreateJoin) -> Result<(Joi
         revoked_at: None,
         used: None,
     };
-    app.store.join_create(&join, now.minus(SHOWN_FOR)).await?;
+    match app.store.join_create(&join, now.minus(SHOWN_FOR)).await {
+        Ok(()) => {}
+        Err(Error::Limit { max, .. }) => return Err(too_many(max, now, &app.store.join_list(by.org).await?)),
+        Err(error) => return Err(error.into()),
+    }
     tracing::info!(join = %join.id, name = join.name, by = %by.id, by_name = by.name, "a join token was made");
     Ok((view(join), secret))
+}
+
+fn too_many(max: u64, now: UnixMicros, joins: &[Join]) -> Failure {
+    let open = joins.iter().filter(|join| join.used.is_none() && join.works(now).is_ok());
+    let first = open.min_by_key(|join| join.expires_at);
+    let or_wait = first.map_or_else(String::new, |first| {
+        let seconds = first.expires_at.since(now).as_secs() + 1;
+        format!(", or wait: the first of them, {}, expires in {seconds} s", first.id)
+    });
+    let detail = format!(
+        "the org has {max} join tokens that nobody has used, as many as it may; revoke some (`holm hosts joins` lists them, \
+         `holm hosts revoke TOKEN` takes one out of use){or_wait}"
+    );
+    Failure::new(ErrorCode::TooMany, detail)
 }
 
 /// The join tokens of the org, newest first.
@@ -100,16 +118,19 @@ fn used_up(join: Option<Join>, id: TokenId) -> Failure {
 /// before the proof holds.
 pub async fn host_enrol(app: &App, join: Join, body: Enrol) -> Result<Enrolled, Failure> {
     prove(&join, &body)?;
-    let issuer = app.keys.keys(&app.store).await?.issuer();
     let Enrol { agent, key, .. } = body;
+    // What it has enrolled, it has for good.
+    if join.used.is_some() {
+        return enrolled_before(app, &join, agent, key).await;
+    }
+    let issuer = app.keys.keys(&app.store).await?.issuer();
     for _ in 0..SWAPS_MAX {
         let now = app.now();
         let join = app.store.join_by_hash(&join.hash).await?.ok_or(Error::NotFound { what: "join token" })?;
-        let (current, same) = (app.store.host_key_of(agent).await?, app.store.host_key_get(key).await?);
         if join.admits(agent, key, now)? == Admitted::Again {
-            let is_good = current.is_some_and(|(_, current)| current.public == key && current.revoked_at.is_none());
-            return if is_good { Ok(Enrolled { issuer }) } else { Err(speaker::revoked(agent)) };
+            return enrolled_before(app, &join, agent, key).await;
         }
+        let (current, same) = (app.store.host_key_of(agent).await?, app.store.host_key_get(key).await?);
         if current.is_some_and(|(org, _)| org != join.org) {
             return Err(not_here(agent));
         }
@@ -140,6 +161,16 @@ pub async fn host_enrol(app: &App, join: Join, body: Enrol) -> Result<Enrolled, 
     }
     let cause = format!("{SWAPS_MAX} attempts to enrol {agent} found it changed by somebody else");
     Err(Failure::unavailable("the host is being enrolled by many at once; try again", cause))
+}
+
+/// What is told of an enrolment with a join token that was used.
+async fn enrolled_before(app: &App, join: &Join, agent: AgentId, key: HostPublicKey) -> Result<Enrolled, Failure> {
+    join.admits(agent, key, app.now())?;
+    let known = app.store.host_key_get(key).await?;
+    if known.is_none_or(|known| known.agent != agent || known.key.revoked_at.is_some()) {
+        return Err(speaker::revoked(agent));
+    }
+    Ok(Enrolled { issuer: app.keys.keys(&app.store).await?.issuer() })
 }
 
 fn prove(join: &Join, body: &Enrol) -> Result<(), Failure> {
@@ -187,28 +218,38 @@ impl From<NotEnrolled> for Failure {
     }
 }
 
-/// Revokes the key of a host at once: nothing that its agent says is heard any more, and its leases run out. Revoking again
-/// changes nothing.
-pub async fn host_revoke(app: &App, by: &Token, agent: AgentId) -> Result<HostKeyView, Failure> {
+/// Revokes a key of a host at once, `meant` or else the newest: nothing that is said with it is heard any more, and its leases
+/// run out. One that was revoked before stays so, and where it is named, another one is not touched.
+pub async fn host_revoke(
+    app: &App,
+    by: &Token,
+    agent: AgentId,
+    meant: Option<HostPublicKey>,
+) -> Result<HostKeyView, Failure> {
     let forget = app.host_keys.forget_after(move |of, _| *of == agent);
-    match app.store.host_key_revoke(by.org, agent, app.now()).await {
-        Ok(()) => {}
-        Err(Error::NotFound { .. }) => return Err(no_key(agent, app.store.host_get(by.org, agent).await?)),
+    let key = match app.store.host_key_revoke(by.org, agent, meant, app.now()).await {
+        Ok(key) => key,
+        Err(Error::NotFound { .. }) => return Err(no_key(agent, meant, app.store.host_get(by.org, agent).await?)),
         Err(error) => return Err(error.into()),
-    }
+    };
     drop(forget);
     tracing::warn!(%agent, by = %by.id, by_name = by.name, "the key of a host was revoked");
     // Whoever waits with it is refused now.
     app.wakers.ring_agents(by.org);
-    let (_, key) = app.store.host_key_of(agent).await?.ok_or_else(|| Failure::not_found("host", agent))?;
     let HostKey { public, enrolled_at, revoked_at, .. } = key;
     Ok(HostKeyView { agent, key: public, enrolled_at, revoked_at })
 }
 
-fn no_key(agent: AgentId, host: Option<Host>) -> Failure {
+fn no_key(agent: AgentId, meant: Option<HostPublicKey>, host: Option<Host>) -> Failure {
     let Some(host) = host else { return Failure::not_found("host", agent) };
+    if let (Some(meant), Some(current)) = (meant, host.key) {
+        let detail =
+            format!("this is no key of the host, whose newest is {}; name that, or leave `key` out", current.public);
+        return Failure::new(ErrorCode::Conflict, detail).at("key", meant);
+    }
     let detail = format!(
-        "the host has no key: its agent speaks with {token}; `holm token revoke {token}` takes that out of use",
+        "the host has no key: its agent registered last with {token}; `holm token revoke {token}` takes that out of use, for \
+         whichever agents speak with it",
         token = host.token
     );
     Failure::new(ErrorCode::Conflict, detail).at(AGENT_FIELD, agent)

@@ -21,7 +21,7 @@ use holm_store::LeaseRow;
 use super::tokens::check_name;
 use crate::{
     app::App,
-    auth::speaker::{Speaker, revoked},
+    auth::speaker::{Speaker, key_that_counts, revoked},
     config::SWAPS_MAX,
     ids,
     problem::Failure,
@@ -42,7 +42,9 @@ pub async fn agent_register(app: &App, by: &Speaker, body: Register) -> Result<R
             return Err(not_here(wanted.id));
         }
         let key = found.map(|(_, key)| key);
-        speaks(wanted.id, key.as_ref(), by.voice)?;
+        if let Err(error) = speaks(wanted.id, key.as_ref(), by.voice) {
+            return Err(not_heard(app, by.voice, error).await);
+        }
         let known = app.store.host_get(by.org, wanted.id).await?;
         let wanted = Host { key, token: token_of(by.voice, key), ..wanted.clone() };
         let host = match &known {
@@ -173,12 +175,24 @@ async fn note_heard(app: &App, speaker: &Speaker, by: Claimant, host: Option<Hos
         let detail = "the agent is not registered in this org; register first";
         Failure::new(ErrorCode::NotFound, detail).at(AGENT_FIELD, agent)
     })?;
-    host.hears(by, speaker.voice)?;
+    if let Err(error) = host.hears(by, speaker.voice) {
+        return Err(not_heard(app, speaker.voice, error).await);
+    }
     let now = app.now();
     if apart(now, host.seen_at) >= app.config.lease.renew_every() {
         app.store.host_seen(speaker.org, agent, now).await?;
     }
     Ok(host)
+}
+
+/// Why somebody is not heard. Who speaks with another key than that of the host may have had that of before, which was revoked.
+async fn not_heard(app: &App, voice: Voice, error: NotHeard) -> Failure {
+    match (error, voice) {
+        (NotHeard::OtherKey(_), Voice::Key(agent, key)) => {
+            key_that_counts(app, agent, key).await.err().unwrap_or_else(|| error.into())
+        }
+        _ => error.into(),
+    }
 }
 
 impl From<NotHeard> for Failure {

@@ -43,7 +43,7 @@ impl OwnKey {
 
     /// What it claims to be given a session, now.
     pub fn claims(&self, world: &World, issuer: &str) -> HostClaims {
-        let now = jose::seconds(world.clock.now());
+        let now = jose::seconds(world.clock.time_of_day());
         HostClaims {
             iss: self.agent,
             aud: SESSION_AUDIENCE.to_owned(),
@@ -54,7 +54,7 @@ impl OwnKey {
     }
 
     pub fn signed(&self, claims: &HostClaims) -> String {
-        let text = assertion_text(claims).unwrap();
+        let text = assertion_text(self.public(), claims).unwrap();
         assertion(&text, self.pair.sign(text.as_bytes()).as_ref())
     }
 

@@ -7,7 +7,7 @@ use holm_domain::{
 };
 
 use super::{Memory, State};
-use crate::{Error, JOIN_TOKENS_MAX, Result, error::full_unless_one};
+use crate::{Error, JOIN_TOKENS_ENDED_MAX, JOIN_TOKENS_MAX, Result, enrol::JOIN_TOKENS, error::full_unless_one};
 
 impl State {
     /// The host as it is read: with the key of its agent.
@@ -30,9 +30,15 @@ impl Memory {
             return Err(Error::Conflict { what: "join token" });
         }
         state.joins.retain(|_, other| other.org != join.org || other.expires_at >= forget_before);
-        if state.joins.values().filter(|other| other.org == join.org).count() >= JOIN_TOKENS_MAX as usize {
-            return full_unless_one(0, "join tokens of an org", JOIN_TOKENS_MAX);
+        let is_open = |other: &Join| other.used.is_none() && other.works(join.created_at).is_ok();
+        let of_org = state.joins.values().filter(|other| other.org == join.org);
+        let (open, ended): (Vec<&Join>, Vec<&Join>) = of_org.partition(|other| is_open(other));
+        if open.len() >= JOIN_TOKENS_MAX as usize {
+            return full_unless_one(0, JOIN_TOKENS, JOIN_TOKENS_MAX);
         }
+        let forgotten: Vec<TokenId> =
+            ended.iter().rev().skip(JOIN_TOKENS_ENDED_MAX as usize).map(|join| join.id).collect();
+        state.joins.retain(|id, _| !forgotten.contains(id));
         state.joins.insert(join.id, Join { revoked_at: None, used: None, ..join.clone() });
         Ok(())
     }
@@ -96,13 +102,19 @@ impl Memory {
         self.lock().current_key(agent).map(|Enrolled { org, key, .. }| (org, key))
     }
 
-    pub(crate) fn host_key_revoke(&self, org: OrgId, agent: AgentId, now: UnixMicros) -> Result<()> {
+    pub(crate) fn host_key_revoke(
+        &self,
+        org: OrgId,
+        agent: AgentId,
+        meant: Option<HostPublicKey>,
+        now: UnixMicros,
+    ) -> Result<HostKey> {
         let mut state = self.lock();
-        let Some(current) = state.current_keys.get(&agent).copied() else {
-            return Err(Error::NotFound { what: "host key" });
-        };
-        let found = state.host_keys.get_mut(&current).filter(|known| known.org == org);
-        found.ok_or(Error::NotFound { what: "host key" })?.key.revoked_at.get_or_insert(now);
-        Ok(())
+        let public = meant.map(|meant| meant.0).or_else(|| state.current_keys.get(&agent).copied());
+        let found = public.and_then(|public| state.host_keys.get_mut(&public));
+        let found = found.filter(|known| (known.org, known.agent) == (org, agent));
+        let key = &mut found.ok_or(Error::NotFound { what: "host key" })?.key;
+        key.revoked_at.get_or_insert(now);
+        Ok(*key)
     }
 }

@@ -1,5 +1,6 @@
 //! `holm hosts revoke`: takes the key of a host, or a join token, out of use.
 
+use holm_api::hosts::{HostIdentity, HostView, RevokeHost};
 use holm_domain::{AgentId, TokenId};
 
 use super::named;
@@ -17,16 +18,26 @@ pub async fn execute(session: &Session, wanted: &str) -> anyhow::Result<u8> {
         }
         return Ok(0);
     }
-    // One that has enrolled and never registered is in no list.
-    let id = match wanted.parse::<AgentId>() {
-        Ok(id) => id,
-        Err(_) => named(&client.host_list().await?.hosts, wanted)?.id,
+    let hosts = client.host_list().await?.hosts;
+    let (id, which) = match (wanted.parse::<AgentId>(), named(&hosts, wanted)) {
+        (_, Ok(host)) => (host.id, key_of(host)),
+        // One that has enrolled and never registered is in no list.
+        (Ok(id), Err(_)) => (id, RevokeHost::default()),
+        (Err(_), Err(error)) => return Err(error),
     };
-    let revoked = client.host_revoke(id).await?;
+    let revoked = client.host_revoke(id, &which).await?;
     if output.json {
         output.value(&revoked)?;
     } else {
         output.line(revoked.agent.to_string())?;
     }
     Ok(0)
+}
+
+/// The key that the host has now: should the request come once more after the host has enrolled anew, it means this one still.
+fn key_of(host: &HostView) -> RevokeHost {
+    match host.identity {
+        Some(HostIdentity::Key { key, .. }) => RevokeHost { key: Some(key) },
+        Some(HostIdentity::Token { .. }) | None => RevokeHost::default(),
+    }
 }

@@ -25,6 +25,7 @@ use crate::{
         (status = 403, description = "`host_revoked`: this very key was revoked.", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "`join_token_used`: it enrolled another agent or key; `conflict`: somebody can speak for the agent, or its id cannot be used.", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "`invalid_field`: the proof does not hold.", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "`too_many`: the join token was used, and was answered a moment ago; or requests of the org.", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub async fn enrol(

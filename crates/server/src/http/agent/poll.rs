@@ -22,7 +22,7 @@ use crate::{
     request_body = Poll,
     responses(
         (status = 200, description = "What there is.", body = Polled),
-        (status = 403, description = "`forbidden`: the agent speaks with another token.", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "`forbidden`: the agent speaks with another token or key; `host_revoked`: the key with which it speaks was revoked.", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "`not_found`: register first.", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "`agent_superseded`: a newer process of the agent has registered.", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "`invalid_field`", body = Problem, content_type = "application/problem+json"),

@@ -19,7 +19,7 @@ use crate::{app::App, auth::speaker::Speaker, config::HELD_FREE_BYTES, http::ext
     request_body = Register,
     responses(
         (status = 200, description = "The times of leases.", body = Registered),
-        (status = 403, description = "`forbidden`: the agent speaks with another token.", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "`forbidden`: the agent speaks with another token or key; `host_revoked`: the key with which it speaks was revoked.", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "`conflict`: the id cannot be used; `agent_superseded`: a newer process has registered.", body = Problem, content_type = "application/problem+json"),
     )
 )]

@@ -19,8 +19,9 @@ use crate::{
     post, path = "/agent/v1/session", tag = "agent", operation_id = "session_open",
     responses(
         (status = 200, description = "The session.", body = Session),
-        (status = 401, description = "`unauthenticated`: no key of this agent is enrolled, it is another one, or the clock of the host is wrong.", body = Problem, content_type = "application/problem+json"),
+        (status = 401, description = "`unauthenticated`: the key is not enrolled, or the clocks of host and server are more than half a minute apart.", body = Problem, content_type = "application/problem+json"),
         (status = 403, description = "`host_revoked`: the key of the host was revoked.", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "`too_many`: the host was given a session a moment ago.", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub async fn session(State(app): State<Arc<App>>, host: HostBearer) -> Result<axum::Json<Session>, Failure> {

@@ -26,7 +26,9 @@ use crate::{
     request_body = CreateJoin,
     responses(
         (status = 201, description = "The token and its secret.", body = NewJoin),
+        (status = 403, description = "`forbidden`: only an admin makes join tokens, and a user's own server (`holm up`) makes none.", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "`invalid_field`", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "`too_many` join tokens that nobody has used, or requests of the org.", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub async fn create(
@@ -49,13 +51,15 @@ pub async fn list(State(app): State<Arc<App>>, caller: May<Administer>) -> Resul
 
 /// Revoke a join token
 ///
-/// It enrols nobody any more; what it has enrolled stays. Revoking again changes nothing.
+/// It enrols nobody any more. Revoking again changes nothing; one that has enrolled a host is refused, and changes nothing
+/// either.
 #[utoipa::path(
     delete, path = "/v1/hosts/joins/{id}", tag = "hosts", operation_id = "join_revoke",
     params(("id" = String, Path, description = "The join token, as `tok_…`.")),
     responses(
         (status = 204, description = "It is revoked."),
         (status = 404, description = "`not_found`", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "`conflict`: it has enrolled a host, which goes on; revoke the key of that.", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub async fn revoke(

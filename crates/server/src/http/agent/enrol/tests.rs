@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use holm_api::hosts::{HostIdentity, HostList, JoinList, JoinView, NewJoin};
-use holm_domain::{ErrorCode, enrol::JOIN_LIFE_DEFAULT};
+use holm_domain::{
+    ErrorCode,
+    enrol::{JOIN_LIFE_DEFAULT, Join},
+};
+use holm_store::JOIN_TOKENS_MAX;
 use http::StatusCode;
 use serde_json::json;
 use tracing::Level;
@@ -11,8 +15,15 @@ use tracing::Level;
 use super::*;
 use crate::testing::{Answer, World, log::Log, own_key::OwnKey};
 
+/// The answer to an enrolment; one with a token that was used waits for its turn.
 async fn send(world: &World, secret: &str, body: &Enrol) -> Answer {
-    world.with_secret(secret).post("/agent/v1/enrol", body).await
+    loop {
+        let answer = world.with_secret(secret).post("/agent/v1/enrol", body).await;
+        if answer.status != StatusCode::TOO_MANY_REQUESTS {
+            return answer;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 async fn made(world: &World, body: serde_json::Value) -> NewJoin {
@@ -41,6 +52,47 @@ async fn a_join_token_enrols_one_host_once_and_a_lost_answer_is_told_again() {
     }
     let [shown] = &listed(&world).await[..] else { panic!("one") };
     assert_eq!((shown.id, shown.agent), (join.id, Some(host.agent)));
+}
+
+#[tokio::test]
+async fn one_that_was_used_is_answered_no_oftener_than_a_host_can_need() {
+    let world = World::new().await;
+    let (secret, host) = (world.join_secret().await, OwnKey::new(40, 1));
+    send(&world, &secret, &host.enrolment(&secret)).await.json::<Enrolled>(StatusCode::OK);
+    let ask = async || world.with_secret(&secret).post("/agent/v1/enrol", &host.enrolment(&secret)).await;
+    let begun = tokio::time::Instant::now();
+    ask().await.json::<Enrolled>(StatusCode::OK);
+    let again = ask().await.problem(ErrorCode::TooMany);
+    assert_eq!(again.retry_after_s, Some(1), "{again}");
+    let (other, theirs) = (world.join_secret().await, OwnKey::new(41, 2));
+    for _ in 0..2 {
+        let answer = world.with_secret(&other).post("/agent/v1/enrol", &theirs.enrolment(&other)).await;
+        answer.json::<Enrolled>(StatusCode::OK);
+    }
+    send(&world, &secret, &host.enrolment(&secret)).await.json::<Enrolled>(StatusCode::OK);
+    assert!(begun.elapsed() >= Duration::from_millis(250));
+}
+
+#[tokio::test]
+async fn as_many_join_tokens_as_there_may_be_are_refused_with_the_ways_out() {
+    let world = World::new().await;
+    let first = made(&world, json!({"name": "first", "expires_in_s": 600})).await.join;
+    let template = world.app().store.join_get(world.org, first.id).await.unwrap().unwrap();
+    for number in 1..JOIN_TOKENS_MAX {
+        let mut join = Join { id: crate::ids::token(), ..template.clone() };
+        join.expires_at = join.expires_at.plus(Duration::from_secs(60));
+        join.hash[..4].copy_from_slice(&number.to_le_bytes());
+        world.app().store.join_create(&join, template.created_at).await.unwrap();
+    }
+    let another = async || world.admin().post("/v1/hosts/joins", &json!({"name": "x"})).await;
+    let problem = another().await.problem(ErrorCode::TooMany);
+    for part in ["4000 join tokens", "holm hosts joins", "holm hosts revoke TOKEN", "expires in 601 s"] {
+        assert!(problem.detail.contains(part), "{part}: {problem}");
+    }
+    assert!(problem.detail.contains(&first.id.to_string()), "{problem}");
+    assert_eq!(world.admin().delete(&format!("/v1/hosts/joins/{}", first.id)).await.status, StatusCode::NO_CONTENT);
+    another().await.json::<NewJoin>(StatusCode::CREATED);
+    another().await.problem(ErrorCode::TooMany);
 }
 
 #[tokio::test]
@@ -210,11 +262,20 @@ async fn of_an_enrolment_and_registrations_that_race_one_is_heard() {
         }
         let registered = registers.post("/agent/v1/register", &registration).await;
         let enrolled = enrols.await.unwrap();
-        match enrolled.status {
-            StatusCode::OK if registered.status == StatusCode::OK => panic!("both speak for it"),
-            StatusCode::OK => registered.problem(ErrorCode::Forbidden),
-            _ => enrolled.problem(ErrorCode::Conflict),
-        };
+        let key = world.app().store.host_key_of(host.agent).await.unwrap();
+        let is_there = world.app().store.host_get(world.org, host.agent).await.unwrap().is_some();
+        match (enrolled.status, registered.status) {
+            (StatusCode::OK, StatusCode::OK) => panic!("both speak for it"),
+            (StatusCode::OK, _) => {
+                registered.problem(ErrorCode::Forbidden);
+                assert!(key.is_some() && !is_there);
+            }
+            (_, StatusCode::OK) => {
+                enrolled.problem(ErrorCode::Conflict);
+                assert!(key.is_none() && is_there);
+            }
+            (enrolled, registered) => panic!("nobody speaks for it: {enrolled}, {registered}"),
+        }
     }
 }
 

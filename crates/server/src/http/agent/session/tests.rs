@@ -83,13 +83,15 @@ async fn what_was_not_signed_by_the_stored_key_a_moment_ago_for_this_deployment_
     let stranger = OwnKey::new(40, 2);
     let elsewhere = format!("holm:{}", crate::ids::org());
     for (signed, why) in [
-        (stranger.signed(&good), "signature"),
-        (OwnKey::new(41, 1).signed(&OwnKey::new(41, 1).claims(&world, &issuer)), "no key of this agent"),
+        (stranger.signed(&good), "is not enrolled here"),
+        (host.signed(&OwnKey::new(41, 1).claims(&world, &issuer)), "somebody else"),
         (signed_for(HostClaims { deployment: elsewhere, ..good.clone() }), "somebody else"),
         (signed_for(HostClaims { aud: "holm:agent".into(), ..good.clone() }), "somebody else"),
-        (signed_for(HostClaims { iat: good.iat - 60, exp: good.iat, ..good.clone() }), "the clock of this host"),
-        (signed_for(HostClaims { iat: good.iat + 31, exp: good.iat + 91, ..good.clone() }), "the clock of this host"),
-        (signed_for(HostClaims { exp: good.iat + 61, ..good.clone() }), "the clock of this host"),
+        (signed_for(HostClaims { iat: good.iat - 31, exp: good.iat + 29, ..good.clone() }), "clocks are 31 s apart"),
+        (signed_for(HostClaims { iat: good.iat + 31, exp: good.iat + 91, ..good.clone() }), "clocks are 31 s apart"),
+        (signed_for(HostClaims { iat: good.iat - 9, exp: good.iat, ..good.clone() }), "has expired"),
+        (signed_for(HostClaims { exp: good.iat + 61, ..good.clone() }), "is for 61 s"),
+        (signed_for(HostClaims { exp: good.iat - 1, ..good.clone() }), "is for -1 s"),
         (signed_for(good.clone()) + "A", "signature"),
     ] {
         let problem = ask(&world, &signed).await.problem(ErrorCode::Unauthenticated);
@@ -157,7 +159,21 @@ async fn a_revoked_key_is_refused_at_once_in_every_operation_and_on_every_server
     let issuer = enrol(&anew).await.json::<Enrolled>(StatusCode::OK).issuer;
     let fresh = world.with_secret(anew.session(&world, &issuer).await.token.expose());
     fresh.post("/agent/v1/register", &anew.registration(&world)).await.json::<Registered>(StatusCode::OK);
-    poll(&world, &caller, &host).await.problem(ErrorCode::Forbidden);
+    // What still speaks with the key of before is told for good, and not only that it is another one.
+    for caller in [&far, &caller] {
+        poll(&world, caller, &host).await.problem(ErrorCode::HostRevoked);
+        caller.post("/agent/v1/register", &host.registration(&world)).await.problem(ErrorCode::HostRevoked);
+    }
+    ask(&world, &host.signed(&host.claims(&world, &issuer))).await.problem(ErrorCode::HostRevoked);
+    // Nor does a revocation that is repeated mean the new one, where it names the key.
+    let named = format!("{path}?key={}", host.public());
+    assert_eq!(world.admin().post(&named, &()).await.json::<HostKeyView>(StatusCode::OK), revoked);
+    let stranger = world.admin().post(&format!("{path}?key={}", OwnKey::new(41, 9).public()), &()).await;
+    let problem = stranger.problem(ErrorCode::Conflict);
+    assert!(problem.detail.contains(&anew.public().to_string()), "{problem}");
+    world.admin().post(&format!("{path}?key=x"), &()).await.problem(ErrorCode::InvalidField);
+    let polled = poll(&world, &fresh, &anew).await;
+    assert_eq!(polled.status, StatusCode::OK, "the new one is heard");
 }
 
 /// An upload by `host` of two pieces, which does `between` after the first, and is looked at again before the second comes.
