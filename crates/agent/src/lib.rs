@@ -96,6 +96,13 @@ pub enum AgentError {
     },
 }
 
+impl AgentError {
+    /// Whether an agent that is started anew ends alike, until somebody gives it another key or another join token.
+    pub fn is_for_good(&self) -> bool {
+        matches!(self, Self::Identity(IdentityError::Revoked(_) | IdentityError::NotAdmitted(_)))
+    }
+}
+
 /// The agent of one host.
 pub struct Agent<C> {
     config: Config,

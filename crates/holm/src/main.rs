@@ -21,6 +21,7 @@ mod writeback;
 use std::{ffi::OsString, process::ExitCode};
 
 use clap::{CommandFactory as _, Parser as _, builder::Styles, error::ErrorKind};
+use holm_agent::AgentError;
 use holm_domain::run::outcome::EXIT_HOLM;
 
 use cli::{Cli, Command};
@@ -31,6 +32,10 @@ use session::Session;
 
 /// The exit code of a command line that is not understood, as most programs have it.
 const EXIT_USAGE: u8 = 2;
+
+/// The exit code of an agent that need not be started anew before somebody has acted: `EX_NOPERM` of sysexits(3). The unit of
+/// systemd names it.
+const EXIT_FOR_GOOD: u8 = 77;
 
 fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|name| name == "shim") {
@@ -124,10 +129,11 @@ fn failed(output: Output, error: &anyhow::Error, is_run: bool) -> u8 {
     if let Some(way_out) = commands::way_out::of(error, &told) {
         output.error(way_out);
     }
-    match (is_run, error.downcast_ref::<Usage>()) {
-        (true, _) => exit_holm(),
-        (false, Some(_)) => EXIT_USAGE,
-        (false, None) => 1,
+    match error.downcast_ref::<Usage>() {
+        _ if is_run => exit_holm(),
+        Some(_) => EXIT_USAGE,
+        None if error.downcast_ref::<AgentError>().is_some_and(AgentError::is_for_good) => EXIT_FOR_GOOD,
+        None => 1,
     }
 }
 

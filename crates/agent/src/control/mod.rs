@@ -97,6 +97,9 @@ pub enum IdentityError {
          `agent/enrolled` in its home, and start it with a new join token (`holm hosts join NAME`)"
     )]
     Revoked(AgentId),
+    /// Its join token enrols nobody, or somebody else.
+    #[error("this host was refused, and needs another join token: {0}")]
+    NotAdmitted(String),
     /// The control plane does not take it.
     #[error("this host was refused: {0}")]
     Refused(String),

@@ -217,6 +217,7 @@ impl IdentityError {
     fn of(agent: AgentId, error: &ClientError) -> Self {
         match error.code() {
             Some(ErrorCode::HostRevoked) => Self::Revoked(agent),
+            Some(ErrorCode::JoinTokenUsed | ErrorCode::Unauthenticated) => Self::NotAdmitted(error.to_string()),
             _ => Self::Refused(error.to_string()),
         }
     }
@@ -254,6 +255,8 @@ mod tests {
         is_unheard: AtomicBool,
         /// Whether enrolments are answered with the name of no deployment.
         is_nameless: AtomicBool,
+        /// As what enrolments are refused, if they are.
+        enrols_not: Mutex<Option<ErrorCode>>,
         /// Whether they are refused since the key was revoked.
         is_revoked: AtomicBool,
         /// How long an answer to them takes.
@@ -268,6 +271,9 @@ mod tests {
             let problem = |code: ErrorCode| (code.status(), serde_json::to_string(&Problem::new(code, "no")).unwrap());
             if head.starts_with("POST /agent/v1/enrol") {
                 self.enrolments.fetch_add(1, Ordering::SeqCst);
+                if let Some(code) = *locked(&self.enrols_not) {
+                    return Some(problem(code));
+                }
                 let issuer = if self.is_nameless.load(Ordering::SeqCst) { "here there" } else { "holm:org_1" };
                 return Some((200, format!(r#"{{"issuer":"{issuer}"}}"#)));
             }
@@ -431,6 +437,27 @@ mod tests {
         scene.is_nameless.store(false, Ordering::SeqCst);
         control.identify(temp.path(), agent()).await.unwrap();
         assert!(own_key::is_enrolled(temp.path()));
+    }
+
+    #[tokio::test]
+    async fn only_what_somebody_has_to_mend_is_for_good() {
+        let temp = tempfile::tempdir().unwrap();
+        let (scene, control) = made(900_000).await;
+        for (code, is_for_good) in [
+            (ErrorCode::JoinTokenUsed, true),
+            (ErrorCode::Unauthenticated, true),
+            (ErrorCode::HostRevoked, true),
+            (ErrorCode::Conflict, false),
+            (ErrorCode::InvalidField, false),
+        ] {
+            *locked(&scene.enrols_not) = Some(code);
+            let told: crate::AgentError = control.identify(temp.path(), agent()).await.unwrap_err().into();
+            assert_eq!(told.is_for_good(), is_for_good, "{code}: {told}");
+        }
+        *locked(&scene.enrols_not) = None;
+        scene.is_revoked.store(true, Ordering::SeqCst);
+        let told: crate::AgentError = control.identify(temp.path(), agent()).await.unwrap_err().into();
+        assert!(told.is_for_good(), "{told}");
     }
 
     #[tokio::test]

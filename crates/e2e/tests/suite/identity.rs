@@ -236,7 +236,7 @@ fn a_host_joins_once_and_speaks_with_its_own_key_until_that_is_revoked() {
     // Another host that got hold of the token.
     world.launch_joining_agent("twin", &token, &[]);
     let refused = ended(&mut world, "twin");
-    refused.exits(1).complains_of(&["has enrolled agt_", "join_token_used", "holm hosts join"]);
+    refused.exits(77).complains_of(&["has enrolled agt_", "join_token_used", "holm hosts join"]);
 
     world.stop_agent("isle");
     fs::remove_file(&token).expect("removed");
@@ -254,10 +254,10 @@ fn a_host_joins_once_and_speaks_with_its_own_key_until_that_is_revoked() {
     let run = world.detach(["sh", "-c", "echo begun; sleep 4; echo over"]);
     world.until_state(&run, "running");
     world.holm(["hosts", "revoke", "isle"]).succeeds();
-    ended(&mut world, "isle").exits(1).complains_of(&["was revoked", "holm hosts join"]);
+    ended(&mut world, "isle").exits(77).complains_of(&["was revoked", "holm hosts join"]);
     assert!(world.holm(["hosts"]).succeeds().text().contains("key revoked"));
     world.launch_joining_agent("isle", &token, &[]);
-    ended(&mut world, "isle").exits(1).complains_of(&["was revoked"]);
+    ended(&mut world, "isle").exits(77).complains_of(&["was revoked"]);
     world.start_agent("other");
     let over = world.until_ended(&run);
     assert_eq!((&over["fence"], &over["outcome"]["kind"]), (&json!(2), &json!("succeeded")), "{over}");
@@ -267,7 +267,7 @@ fn a_host_joins_once_and_speaks_with_its_own_key_until_that_is_revoked() {
     fs::remove_file(&enrolled).expect("removed");
     let fresh = world.join_token("isle-again");
     world.launch_joining_agent("isle", &fresh, &[]);
-    ended(&mut world, "isle").exits(1).complains_of(&["was revoked"]);
+    ended(&mut world, "isle").exits(77).complains_of(&["was revoked"]);
     assert!(!enrolled.exists());
     fs::remove_file(&key).expect("removed");
     world.start_joining_agent("isle", &fresh);

@@ -4,6 +4,7 @@ use std::{fs, path::PathBuf};
 
 use holm_e2e::{Running, World, eventually};
 use rustix::process::Signal;
+use serde_json::Value;
 
 /// What a unit has under a name, with the folders of the test in the place of the machine's.
 fn told(world: &World, unit: &str, name: &str) -> String {
@@ -43,13 +44,28 @@ fn the_units_start_a_server_and_an_agent_that_executes_runs() {
     fs::write(&join_token, made).expect("a file");
     fs::write(told(&world, "holm-agent.service", "EnvironmentFile"), variables).expect("a file");
     let environment = fs::read_to_string(etc.join("agent.env")).expect("a file");
-    let variables = environment.lines().filter_map(|line| line.split_once('='));
-    let agent = Running::start(world.command().args(starts(&world, "holm-agent.service")).envs(variables));
+    let start_agent = || {
+        let mut command = world.command();
+        let variables = environment.lines().filter_map(|line| line.split_once('='));
+        command.args(starts(&world, "holm-agent.service")).envs(variables);
+        command
+    };
+    let agent = Running::start(&mut start_agent());
     assert_eq!(holm(&["run", "--quiet", "--", "echo", "served"]).succeeds().text(), "served\n");
     assert_eq!(told(&world, "holm-agent.service", "KillMode"), "process", "else a restart would kill all runs");
-    for ends in [agent, server] {
-        ends.signal(Signal::TERM);
-        ends.wait_alone().exits(0);
-    }
+    agent.signal(Signal::TERM);
+    agent.wait_alone().exits(0);
+    // Systemd is told of the code with which an agent ends that would end alike if it were started anew.
+    let hosts: Value = serde_json::from_str(holm(&["hosts", "--json"]).succeeds().text()).expect("JSON");
+    let id = hosts[0]["id"].as_str().expect("a host");
+    let for_good: i32 = told(&world, "holm-agent.service", "RestartPreventExitStatus").parse().expect("a number");
+    holm(&["hosts", "revoke", id]).succeeds();
+    Running::start(&mut start_agent()).wait_alone().exits(for_good);
+    fs::remove_file(lib.join("holm-agent/agent/enrolled")).expect("removed");
+    fs::remove_file(lib.join("holm-agent/agent/key")).expect("removed");
+    let ended = Running::start(&mut start_agent()).wait_alone();
+    ended.exits(for_good).complains_of(&["join_token_used"]);
+    server.signal(Signal::TERM);
+    server.wait_alone().exits(0);
     assert!(!lib.join("server.sock").exists(), "whoever waits for the next server waits for its socket");
 }

@@ -10,7 +10,7 @@ use holm_store::{BlobPlace, Expect};
 use secrecy::ExposeSecret as _;
 use serde::Serialize;
 
-use super::{Config, Environment, LOCAL, Setting, Target, file, read_join_token};
+use super::{Config, Environment, LOCAL, Setting, Target, file, join_token_in};
 use crate::{
     home::Home,
     local,
@@ -212,7 +212,7 @@ fn agent_table(config: &Config, findings: &mut Vec<Finding>) {
     if holm_agent::is_enrolled(&Home(config.home.value.clone()).agent()) {
         return;
     }
-    if let Err(problem) = read_join_token(path) {
+    if let Err(problem) = join_token_in(path) {
         let way_out = "make one with `holm hosts join NAME` and write it into that file";
         findings.push(error(source, problem, way_out));
     }

@@ -463,8 +463,13 @@ fn has_secret(text: &str, prefix: &str) -> bool {
     })
 }
 
-/// Reads a join token from a file, and refuses what is none.
-pub fn read_join_token(path: &Path) -> Result<SecretString, String> {
+/// Reads the join token of a file that somebody has named, and refuses what is none.
+pub fn read_join_token(file: &Setting<PathBuf>) -> Result<SecretString, String> {
+    join_token_in(&file.value).map_err(|problem| format!("{}: {problem}", file.source))
+}
+
+/// The same; who named the file is left to the caller to say.
+pub fn join_token_in(path: &Path) -> Result<SecretString, String> {
     let way_out = "`holm hosts join NAME` prints one";
     let text = std::fs::read_to_string(path).map(SecretString::from);
     let text = text.map_err(|error| format!("cannot read {}: {error}; {way_out}", path.display()))?;

@@ -218,3 +218,30 @@ fn what_the_environment_has_for_others_is_warned_of_and_what_was_told_to_holm_is
     let world = World::new("otlp_endpoint = \"nonsense\"");
     assert!(tracer(&world.global(), &Environment::default()).unwrap_err().contains("otlp_endpoint"));
 }
+
+#[test]
+fn who_named_the_file_of_a_join_token_is_told_with_what_is_wrong_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let value = dir.path().join("join-token");
+    let config = Source::File(PathBuf::from("/etc/holm/config.toml"), "agent.join_token_file".to_owned());
+    for (source, named) in [
+        (Source::Flag("--join-token-file"), "--join-token-file"),
+        (Source::Env("HOLM_JOIN_TOKEN_FILE"), "HOLM_JOIN_TOKEN_FILE"),
+        (config, "agent.join_token_file"),
+    ] {
+        let file = Setting { value: value.clone(), source };
+        let told = || read_join_token(&file).unwrap_err();
+        for (text, problem) in [(None, "cannot read"), (Some("holm_geheim"), "has no join token")] {
+            match text {
+                Some(text) => std::fs::write(&value, text).unwrap(),
+                None => drop(std::fs::remove_file(&value)),
+            }
+            let told = told();
+            let path = value.display().to_string();
+            assert!([named, problem, &path, "holm hosts join"].iter().all(|part| told.contains(part)), "{told}");
+            assert!(!told.contains("geheim"), "{told}");
+        }
+        std::fs::write(&value, format!("holm_join_{}\n", "g".repeat(43))).unwrap();
+        assert!(read_join_token(&file).is_ok());
+    }
+}

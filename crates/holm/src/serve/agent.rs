@@ -77,6 +77,9 @@ Examples:
 The host makes a key of its own and enrols it with the token, once; then the file is read no more.
 With --token-file instead, the agent speaks with a token of the role `agent`.
 
+Exit code 77: the key of this host was revoked, or its join token is used, revoked or expired.
+Starting the agent anew does not help then: it needs a new join token.
+
 SIGTERM leaves runs to the next agent, which takes them up if it comes before their leases end.
 SIGINT (Ctrl-C) ends them first.")]
 pub struct AgentArgs {
@@ -231,16 +234,21 @@ fn has_token(token_file: Option<&Setting<PathBuf>>, join_token_file: Option<&Pat
 
 /// How an agent of `home` says who it is: with a token that `--token-file` names; else with a key of its own where it is told a
 /// join token or has enrolled before; else with the token of its settings.
-fn control(config: &config::Config, home: &Home, join_token_file: Option<PathBuf>) -> anyhow::Result<HttpControl> {
+fn control(
+    config: &config::Config,
+    home: &Home,
+    join_token_file: Option<Setting<PathBuf>>,
+) -> anyhow::Result<HttpControl> {
     const NO_SERVER: &str = "an agent needs a server: give --server URL and --join-token-file FILE (`holm hosts join NAME` \
                              makes the token), or start `holm up` for both in one";
-    if has_token(config.token_file(), join_token_file.as_deref(), holm_agent::is_enrolled(&home.agent())) {
+    let join_token_path = join_token_file.as_ref().map(|file| file.value.as_path());
+    if has_token(config.token_file(), join_token_path, holm_agent::is_enrolled(&home.agent())) {
         let Target::Named { endpoint, token } = config.target()? else { bail!(NO_SERVER) };
         return Ok(HttpControl::new(Client::new(endpoint, token.value)?));
     }
     let Some(endpoint) = config.endpoint()? else { bail!(NO_SERVER) };
     let join_token = move || match &join_token_file {
-        Some(path) => read_join_token(path),
+        Some(file) => read_join_token(file),
         None => Err("give --join-token-file FILE; `holm hosts join NAME` makes one".to_owned()),
     };
     Ok(HttpControl::with_own_key(Client::anonymous(endpoint)?, Box::new(join_token)))
@@ -251,8 +259,10 @@ async fn work(session: Session, args: AgentArgs, tracer: Tracer) -> anyhow::Resu
     let mut signals = Signals::listen()?;
     let home = session.home();
     let of_flag = join_token_file.as_ref().map(std::path::absolute).transpose().context("--join-token-file")?;
-    let join_token_file = of_flag.or_else(|| session.config.join_token_file().map(|file| file.value.clone()));
-    let guarded = session.config.guarded().into_iter().chain(join_token_file.clone()).collect();
+    let of_flag = of_flag.map(|value| Setting { value, source: Source::Flag("--join-token-file") });
+    let join_token_file = of_flag.or_else(|| session.config.join_token_file().cloned());
+    let guarded = session.config.guarded().into_iter();
+    let guarded = guarded.chain(join_token_file.as_ref().map(|file| file.value.clone())).collect();
     let control = control(&session.config, &home, join_token_file)?;
     home.create().with_context(|| home.not_made())?;
     let lending = Lending { lends: args.lends()?, guarded };
