@@ -416,9 +416,16 @@ impl World {
     /// What the server and an agent have said, on both outputs.
     #[track_caller]
     pub fn all_said(&self, name: &str) -> String {
-        let meant = |role: &Role| *role == Role::Server || *role == Role::Agent(name.to_owned());
-        let said = self.processes.iter().filter(|(role, _)| meant(role));
-        said.map(|(_, running)| running.stdout() + &running.stderr()).collect()
+        self.said_by_each(name).concat()
+    }
+
+    /// The same, each by itself.
+    #[track_caller]
+    pub fn said_by_each(&self, name: &str) -> [String; 2] {
+        [Role::Server, Role::Agent(name.to_owned())].map(|meant| {
+            let said = self.processes.iter().filter(|(role, _)| *role == meant);
+            said.map(|(_, running)| running.stdout() + &running.stderr()).collect()
+        })
     }
 
     /// The state folder of an agent.
