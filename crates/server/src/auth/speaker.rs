@@ -37,7 +37,7 @@ use crate::{app::App, gate::Party, ids, limited, problem::Failure};
 
 /// How soon after one session an agent is given another, and after one answer a join token that was used. The next session is
 /// due after minutes, and a lost answer is asked for once.
-const ANSWERED_EVERY: Duration = Duration::from_millis(250);
+pub(crate) const ANSWERED_EVERY: Duration = Duration::from_millis(250);
 /// Of how many agents, and of how many join tokens, it is remembered when they were answered; beyond it, more are.
 const PACED_MAX: usize = 4_096;
 

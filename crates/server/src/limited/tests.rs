@@ -13,7 +13,10 @@ use http::{Method, StatusCode, header::RETRY_AFTER};
 use serde_json::json;
 
 use super::*;
-use crate::testing::{Caller, World, batch, own_key::OwnKey};
+use crate::{
+    auth::speaker::ANSWERED_EVERY,
+    testing::{Caller, World, batch, own_key::OwnKey},
+};
 
 /// All requests of the description that change something.
 fn described() -> BTreeSet<(String, String)> {
@@ -116,6 +119,7 @@ async fn credentials_that_do_not_work_any_more_use_nothing_up() {
     // What the enrolment has used up is there again.
     world.clock.advance(Duration::from_secs(120));
     for _ in 0..5 {
+        tokio::time::sleep(ANSWERED_EVERY).await;
         for (secret, code) in [
             (&used, ErrorCode::JoinTokenUsed),
             (&short.secret, ErrorCode::Unauthenticated),
