@@ -211,7 +211,9 @@ impl Play {
         let folder = world.folder("work");
         fs::write(folder.join("changed"), "old\n").expect("a file");
         let mut play = Self { setup, world, stage, folder, archive: None, client: None, died: false };
-        let variables = variables(&play.stage);
+        let mut variables = variables(&play.stage);
+        // Nothing listens there; what is kept of a trace is kept and removed all the same.
+        variables.push(("OTEL_EXPORTER_OTLP_ENDPOINT", PathBuf::from("http://127.0.0.1:9")));
         match scene {
             Scene::Fresh => {
                 leave_behind(&play.agent());
@@ -242,6 +244,7 @@ impl Play {
         let mut command = self.world.command();
         command.env("HOLM_SERVER", format!("unix:{}", self.world.http().socket.display()));
         command.env("HOLM_TOKEN_FILE", self.world.home().join("token"));
+        command.env("TRACEPARENT", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
         let folder = self.folder.to_str().expect("a path");
         let script = script();
         command.args(["run", "--dir", folder, "--write-back"]);
