@@ -290,7 +290,8 @@ fn no_key_of_a_host_and_no_join_token_is_found_in_any_sink() {
     let mut secrets = vec![Secret::of_bytes("the private half of a host's key", &key[..32])];
     secrets.push(Secret::of_token("a join token", join));
     let (assertions, sessions) = (passed.signed("holm-host+jwt"), passed.signed("holm-session+jwt"));
-    assert!(assertions.len() >= 2 && sessions.len() >= 2, "{} and {}", assertions.len(), sessions.len());
+    // What a host signs twice within a second is the same both times.
+    assert!(!assertions.is_empty() && sessions.len() >= 2, "{} and {}", assertions.len(), sessions.len());
     secrets.extend(assertions.iter().map(|token| Secret::of_token("what a host signed for a session", token)));
     secrets.extend(sessions.iter().map(|token| Secret::of_token("a session", token)));
 
