@@ -28,6 +28,9 @@ const RECONNECT_AFTER: Duration = Duration::from_millis(100);
 /// its answer, which goes on meanwhile.
 const SEND_WITHIN: Duration = Duration::from_millis(500);
 
+/// How long the answer to a report may take once the lease is said to be lost.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
 /// How long it may take to read what a shim had said before it died; it lies in this host's memory.
 const LAST_WORDS_WITHIN: Duration = Duration::from_secs(1);
 
@@ -174,6 +177,8 @@ pub(crate) struct Conversation<'a> {
     pub(crate) wants: watch::Receiver<Wants>,
     pub(crate) seen: watch::Sender<Seen>,
     pub(crate) silence: Silence,
+    /// Until when an answer to the report is waited for, once the lease is lost.
+    pub(crate) answer_until: Option<Instant>,
 }
 
 impl Conversation<'_> {
@@ -215,6 +220,7 @@ impl Conversation<'_> {
                 }
                 () = &mut settling, if !is_alive && !is_settled => is_settled = true,
                 () = until(self.silence.next_at()), if is_alive => self.wait_on(),
+                () = until(self.answer_until), if self.answer_until.is_some() => {}
             }
         }
     }
@@ -285,6 +291,10 @@ impl Conversation<'_> {
         match orders.lost {
             // The sandbox is dead and only the report is left: it is taken or refused by its fence.
             Some(Lost::Expired) if has_ended => {}
+            // The report may have ended the lease itself: the word of that overtook its answer.
+            Some(Lost::Stale) if has_ended && self.answer_until.is_none_or(|until| Instant::now() < until) => {
+                self.answer_until.get_or_insert_with(|| Instant::now() + ANSWER_WITHIN);
+            }
             Some(lost) => {
                 self.shim.send(&[Command::Stop {}]).await;
                 return Some(Over::Abandoned(Abandoned::Lost(lost)));

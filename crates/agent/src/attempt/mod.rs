@@ -238,8 +238,16 @@ async fn converse<C: ControlPlane>(
     };
     let silence = Silence::new(shared.config.silent_within, shim.link.is_some());
     let last_seen = seen.subscribe();
-    let conversation =
-        Conversation { dir: &dir, fence: attempt.fence, shim, orders, wants: wants_of_reporter, seen, silence };
+    let conversation = Conversation {
+        dir: &dir,
+        fence: attempt.fence,
+        shim,
+        orders,
+        wants: wants_of_reporter,
+        seen,
+        silence,
+        answer_until: None,
+    };
     let over = conversation.run(reporter, Settler { shared, stay, dir: &dir }).await;
     match over {
         Over::Reported => Way::Reported,

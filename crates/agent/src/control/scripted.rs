@@ -69,6 +69,10 @@ pub(crate) struct World {
     pub(crate) instances: Vec<InstanceId>,
     /// How many answers that grant something are lost.
     pub(crate) grants_lost: u32,
+    /// Whether a poll was told that a lease is lost.
+    pub(crate) is_stale_told: bool,
+    /// What the last poll said is held.
+    pub(crate) held: Vec<RunId>,
     /// Whoever brings this event is refused with all that comes with it.
     pub(crate) unwelcome: Option<EventKind>,
     /// Under which span every run is recorded.
@@ -192,6 +196,7 @@ impl Scripted {
 
     fn poll_once(&self, body: &Poll, received: UnixMicros) -> Polled {
         let mut world = self.world();
+        world.held = body.held.iter().map(|lease| lease.run).collect();
         let by = Claimant { agent: body.agent, instance: body.instance };
         let mut polled = Polled::default();
         let mut free = if refusal(&world.labels, None).is_some() { Capacity::default() } else { body.free };
@@ -229,6 +234,7 @@ impl Scripted {
             };
             polled.directives.push(Directive { run: lease.run, fence: lease.fence, what });
         }
+        world.is_stale_told |= polled.directives.iter().any(|directive| directive.what == DirectiveKind::Stale);
         polled
     }
 }

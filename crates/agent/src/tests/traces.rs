@@ -5,11 +5,13 @@ use tokio::sync::mpsc;
 
 use super::*;
 
-/// The span of each attempt: its fence, and why it failed if it did.
+/// The span of each attempt, by its fence, and why it failed if it did.
 fn attempts(spans: &mut mpsc::Receiver<Span>) -> Vec<(String, Option<String>)> {
     let all = std::iter::from_fn(|| spans.try_recv().ok()).filter(|span| span.name == "attempt");
     let text = |span: &Span, name| span.attribute(name).map(str::to_owned);
-    all.map(|span| (text(&span, "holm.fence").unwrap(), text(&span, "error.type"))).collect()
+    let mut all: Vec<_> = all.map(|span| (text(&span, "holm.fence").unwrap(), text(&span, "error.type"))).collect();
+    all.sort();
+    all
 }
 
 #[test]
@@ -35,6 +37,29 @@ fn what_is_recorded_of_an_attempt_is_what_became_of_it() {
     bench.ended(id);
     bench.clean();
     assert_eq!(attempts(&mut spans), [told("1", Some("guest_lost"))]);
+    agent.stop(Shutdown::Leave);
+}
+
+#[test]
+fn the_end_of_a_lease_that_overtakes_the_answer_to_the_end_of_its_run_is_no_loss() {
+    let (tracer, mut spans) = Tracer::in_memory();
+    let bench = Bench { tracer, ..Bench::new() };
+    bench.control.world().trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse().ok();
+    bench.control.fault(Op::Finish, Fault::AnswerLost(1_000));
+    let id = bench.control.submit(bench.script(&["x"]).spec());
+    let agent = bench.start();
+    until("word that the lease is over", || bench.control.world().is_stale_told);
+    until("a poll after it was heeded", || bench.control.world().held.is_empty());
+    assert_eq!(bench.ended(id).outcome.unwrap().kind, OutcomeKind::Succeeded);
+    bench.control.world().faults.remove(&Op::Finish);
+    bench.clean();
+    assert_eq!(attempts(&mut spans), [("1".to_owned(), None)]);
+    // Not without end.
+    bench.control.fault(Op::Finish, Fault::AnswerLost(u32::MAX));
+    let id = bench.control.submit(bench.script(&["x"]).spec());
+    bench.ended(id);
+    bench.clean();
+    assert_eq!(attempts(&mut spans), [("1".to_owned(), Some("lease_lost".to_owned()))]);
     agent.stop(Shutdown::Leave);
 }
 
