@@ -78,8 +78,13 @@ fn judge_run(fleet: &Fleet, http: &Http, run: &Value, asked: &Asked, judged: &mu
     if claims.iter().enumerate().any(|(nth, fence)| *fence != nth as u64 + 1) {
         return Err(format!("its fences are {claims:?}"));
     }
-    if claims.len() > count("requeued") + 1 || count("requeued") > count("lease_expired") {
-        return Err("it was granted anew before a lease had expired".to_owned());
+    // A lease ends when it expires, or by the word of its holder that there is no sandbox.
+    let is_over = |before: &str| matches!(before, "lease_expired" | "host_failed");
+    if claims.len() > count("requeued") + 1
+        || kinds.windows(2).any(|pair| pair[1] == "requeued" && !is_over(pair[0]))
+        || kinds[0] == "requeued"
+    {
+        return Err("it was granted anew before a lease had ended".to_owned());
     }
     judged.granted_anew += claims.len().saturating_sub(1);
     if count("started") > 0 && !fleet.is_witnessed(id) {
