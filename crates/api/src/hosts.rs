@@ -146,6 +146,12 @@ pub struct HostView {
     /// With what its agent says who it is; nothing from a server of before hosts had keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<HostIdentity>,
+    /// The pool in which it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// Whether it is a host of another org that is shared with this one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_shared: bool,
     /// That somebody wants it to take no new runs: `by` with which token, its name in `by_name`, and `at` what time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]

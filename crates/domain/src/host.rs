@@ -132,6 +132,9 @@ pub struct Host {
     pub seen_at: UnixMicros,
     /// That it is to take no new runs. It stays when the agent registers again.
     pub cordon: Option<Cordon>,
+    /// The pool in which it is: it executes runs of the orgs with which that is shared as well. It stays as long as the
+    /// host speaks with the same key, or token.
+    pub pool: Option<String>,
 }
 
 /// Why somebody does not speak for an agent.
@@ -175,6 +178,11 @@ pub fn speaks(agent: AgentId, key: Option<&HostKey>, voice: Voice) -> Result<(),
 }
 
 impl Host {
+    /// With what its agent speaks: its key, or the id of its token.
+    pub fn voice(&self) -> String {
+        self.key.as_ref().map_or_else(|| self.token.to_string(), |key| key.public.to_string())
+    }
+
     /// Why it takes no new runs; see [`refusal`].
     pub fn refusal(&self) -> Option<String> {
         refusal(&self.labels, self.cordon.as_ref())
@@ -277,6 +285,7 @@ pub(crate) mod tests {
             registered_at: UnixMicros(1),
             seen_at: UnixMicros(1),
             cordon: None,
+            pool: None,
         }
     }
 

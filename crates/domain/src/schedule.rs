@@ -54,6 +54,22 @@ pub fn could_run(spec: &RunSpec, host: &Host) -> bool {
         && spec.limits.memory_bytes <= host.capacity.memory_bytes
 }
 
+/// What an org has of a pool that several share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Share {
+    /// How many of its runs are running there.
+    pub running: u64,
+    /// The number of the last grant to it; 0 before the first.
+    pub granted: u64,
+}
+
+/// Whose turn it is among those that want something: the place of the one with the fewest runs, and of those that have as
+/// many of the one whose last grant lies furthest back.
+pub fn in_turn(shares: impl IntoIterator<Item = Share>) -> Option<usize> {
+    let placed = shares.into_iter().enumerate();
+    placed.min_by_key(|(_, share)| (share.running, share.granted)).map(|(place, _)| place)
+}
+
 /// What a host with some room left does about a run of the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Match {
@@ -89,11 +105,11 @@ pub fn matches(run: &Run, host: &Host, free: &Capacity, now: UnixMicros) -> Matc
     }
 }
 
-/// Whether `run`, which is in the queue, may be granted to `host`, whatever room that has left.
+/// Whether `run`, which is in the queue, may be granted to `host`, whatever room that has left. Whose runs it executes at
+/// all, who offers them to it has to know.
 fn is_for(run: &Run, host: &Host) -> bool {
     run.state == RunState::Queued
         && run.retry_at.is_none()
-        && run.org == host.org
         && !run.passes_over(host.id)
         && run.affinity.is_none_or(|agent: AgentId| agent == host.id)
         && could_run(&run.spec, host)
@@ -140,6 +156,7 @@ mod tests {
             registered_at: UnixMicros(1),
             seen_at: UnixMicros(1),
             cordon: None,
+            pool: None,
         }
     }
 
@@ -172,6 +189,33 @@ mod tests {
         let here = Run { passed_over: vec![passing(host().id)], ..queued(1 << 30) };
         assert_eq!(pick(&[here.clone(), elsewhere], &host(), &ROOM), Some(1));
         assert_eq!(pick(&[here], &host(), &ROOM), None);
+    }
+
+    #[test]
+    fn who_has_the_fewest_runs_comes_first_and_then_who_waits_longest() {
+        let share = |running, granted| Share { running, granted };
+        assert_eq!(in_turn([]), None);
+        assert_eq!(in_turn([share(2, 1), share(1, 9), share(3, 0)]), Some(1));
+        assert_eq!(in_turn([share(1, 7), share(1, 3), share(1, 5)]), Some(1));
+        // Runs of one org last ten times as long: both have half of the places all the same.
+        let mut places: Vec<(usize, u32)> = vec![(2, 0); 8];
+        let (mut shares, mut grants) = ([Share::default(); 2], 0);
+        for _ in 0..500 {
+            for (org, left) in &mut places {
+                if *left > 0 {
+                    *left -= 1;
+                    continue;
+                }
+                if let Some(share) = shares.get_mut(*org) {
+                    share.running -= 1;
+                }
+                let next = in_turn(shares).unwrap();
+                grants += 1;
+                shares[next] = Share { running: shares[next].running + 1, granted: grants };
+                (*org, *left) = (next, [40, 4][next]);
+            }
+        }
+        assert_eq!(shares.map(|share| share.running), [4, 4]);
     }
 
     #[test]

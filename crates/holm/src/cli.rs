@@ -115,6 +115,9 @@ pub enum Command {
     /// Look at what an org may have and do at most, and set it
     #[command(subcommand)]
     Org(Org),
+    /// Share hosts of the default org with others
+    #[command(subcommand)]
+    Pools(Pools),
     /// Keep a server and a token for it as a context
     Login(commands::login::LoginArgs),
     /// List, choose and remove contexts
@@ -191,6 +194,17 @@ pub enum Hosts {
 /// What to do with orgs.
 #[derive(Debug, Subcommand)]
 pub enum Org {
+    /// Make an org and print the secret of its first token, this once; for admins of the default org
+    #[command(after_help = "\
+Examples:
+  (umask 77; holm org create acme > acme.token)")]
+    Create {
+        /// Its name: small letters, digits and hyphens
+        #[arg(value_name = "NAME", value_parser = commands::org::name)]
+        name: String,
+    },
+    /// List orgs; for admins of the default org
+    Ls,
     /// The limits of an org
     #[command(subcommand)]
     Limits(OrgLimits),
@@ -217,6 +231,58 @@ Examples:
         /// What to set: a number, or `default` for what the servers are told
         #[arg(required = true, value_name = "LIMIT=VALUE", value_parser = commands::org::limit)]
         limits: Vec<(String, Option<u64>)>,
+    },
+}
+
+/// What to do with pools of hosts.
+#[derive(Debug, Subcommand)]
+pub enum Pools {
+    /// List pools, and the orgs that they serve
+    Ls,
+    /// Put a host of the default org into a pool
+    #[command(after_help = "\
+A host is in one pool at most. What it lends it lends to every org that its pool serves.")]
+    Add {
+        /// The pool; the first host, or the first org, makes it
+        #[arg(value_name = "POOL", value_parser = commands::org::name)]
+        pool: String,
+        /// The host: its name or its id
+        #[arg(value_name = "HOST")]
+        host: String,
+    },
+    /// Take a host out of a pool: it takes nothing new of other orgs any more
+    Remove {
+        /// The pool
+        #[arg(value_name = "POOL", value_parser = commands::org::name)]
+        pool: String,
+        /// The host: its name or its id
+        #[arg(value_name = "HOST")]
+        host: String,
+    },
+    /// Have the hosts of a pool execute runs of another org as well
+    #[command(after_help = "\
+Examples:
+  holm pools add ci build-1               the host `build-1` of the default org is in the pool `ci`
+  holm pools share ci acme                from now on it executes runs of the org `acme` as well
+
+Share only once every server on the database is of a version that has this command: an older one
+holds the leases of shared runs for lost.")]
+    Share {
+        /// The pool
+        #[arg(value_name = "POOL", value_parser = commands::org::name)]
+        pool: String,
+        /// The org: its name or its id
+        #[arg(value_name = "ORG", value_parser = commands::org::name)]
+        org: String,
+    },
+    /// Have them take nothing new of it any more; what it has there goes on
+    Unshare {
+        /// The pool
+        #[arg(value_name = "POOL", value_parser = commands::org::name)]
+        pool: String,
+        /// The org: its name or its id
+        #[arg(value_name = "ORG", value_parser = commands::org::name)]
+        org: String,
     },
 }
 

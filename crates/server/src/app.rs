@@ -19,6 +19,7 @@ use crate::{
     limited::Limiter,
     metrics::Metrics,
     ops::leases::queue::Queues,
+    pools::Pools,
     problem::Failure,
     told::UnreadableRuns,
     wakers::Wakers,
@@ -61,6 +62,8 @@ pub struct App {
     pub polls: Arc<Gate>,
     /// What orgs may do at most, on all servers together.
     pub limiter: Limiter,
+    /// Whose runs hosts execute.
+    pub pools: Pools,
     /// Whether anybody uses the server.
     pub activity: Arc<Activity>,
     /// Cancelled when the server is to end: waits and streams end at once.
@@ -97,6 +100,7 @@ impl App {
             queues: Queues::default(),
             metrics,
             limiter: Limiter::default(),
+            pools: Pools::default(),
             activity: Arc::default(),
             shutdown: CancellationToken::new(),
         }

@@ -49,6 +49,12 @@ fn told<T>(result: Result<T, Failure>) -> Answer<T> {
 }
 
 impl Direct {
+    /// The same server, called by the holder of another token.
+    pub fn for_holder_of(&self, token: Token) -> Self {
+        let (app, reaper) = (Arc::clone(&self.app), Reaper::new(&self.app).into());
+        Self { app, reaper, speaker: Speaker::of(&token), token }
+    }
+
     /// Takes a host in, or brings its record up to date.
     pub async fn agent_register(&self, body: Register) -> Answer<Registered> {
         told(ops::hosts::agent_register(&self.app, &self.speaker, body).await)

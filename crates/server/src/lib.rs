@@ -31,6 +31,7 @@ mod jumps;
 pub mod limited;
 mod metrics;
 mod ops;
+mod pools;
 mod problem;
 mod restored;
 mod serve;

@@ -66,7 +66,7 @@ const QUEUE_RETRY_AFTER: Duration = Duration::from_secs(5);
 pub enum Kept {
     /// A rate of its org, of which each request is one unit.
     By(OrgLimit),
-    /// A rate of its org, of which the operation says how many units it takes.
+    /// A rate of the org that it is about, of which the operation takes as many units as that has.
     Within(OrgLimit),
     /// Nothing of its own, and why.
     Otherwise(&'static str),
@@ -85,7 +85,12 @@ pub const WRITES: &[(Method, &str, Kept)] = {
         (Method::POST, "/v1/hosts/{id}/revoke", Kept::By(ApiWrites)),
         (Method::POST, "/v1/hosts/joins", Kept::By(ApiWrites)),
         (Method::DELETE, "/v1/hosts/joins/{id}", Kept::By(ApiWrites)),
+        (Method::POST, "/v1/orgs", Kept::By(ApiWrites)),
         (Method::POST, "/v1/orgs/{org}/limits", Kept::By(ApiWrites)),
+        (Method::POST, "/v1/pools/{pool}/hosts/{id}", Kept::By(ApiWrites)),
+        (Method::DELETE, "/v1/pools/{pool}/hosts/{id}", Kept::By(ApiWrites)),
+        (Method::POST, "/v1/pools/{pool}/orgs/{org}", Kept::By(ApiWrites)),
+        (Method::DELETE, "/v1/pools/{pool}/orgs/{org}", Kept::By(ApiWrites)),
         (Method::POST, "/v1/keys/rotate", Kept::By(ApiWrites)),
         (Method::POST, "/v1/keys/envelope/rotate", Kept::By(ApiWrites)),
         (Method::POST, "/v1/keys/{id}/withdraw", Kept::By(ApiWrites)),
@@ -98,8 +103,8 @@ pub const WRITES: &[(Method, &str, Kept)] = {
             Kept::Otherwise("it writes nothing, and the leases of the host hang on it"),
         ),
         (Method::POST, "/agent/v1/register", LEASE),
-        (Method::POST, "/agent/v1/runs/{id}/events", Kept::By(AgentWrites)),
-        (Method::PUT, "/agent/v1/runs/{id}/changes", Kept::By(AgentWrites)),
+        (Method::POST, "/agent/v1/runs/{id}/events", Kept::Within(AgentWrites)),
+        (Method::PUT, "/agent/v1/runs/{id}/changes", Kept::Within(AgentWrites)),
         (Method::POST, "/agent/v1/runs/{id}/logs", Kept::Within(LogBytes)),
         (Method::POST, "/agent/v1/poll", LEASE),
         (Method::POST, "/agent/v1/renew", LEASE),

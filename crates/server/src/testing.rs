@@ -355,13 +355,19 @@ impl World {
 impl World {
     /// Has `caller` ask for every operation under a lease as the process `by`, each of which is refused with `code`.
     pub async fn every_operation(&self, caller: &Caller, by: Claimant, held: HeldLease, code: ErrorCode) {
-        let (Claimant { agent, instance }, fence) = (by, held.fence);
-        let path = |operation: &str| format!("/agent/v1/runs/{}/{operation}", held.run);
-        let query = format!("?agent={agent}&instance={instance}&fence={fence}");
+        let Claimant { agent, instance } = by;
         let poll = Poll { agent, instance, ..self.poll() };
         caller.post("/agent/v1/poll", &poll).await.problem(code);
         let renew = Renew { agent, instance, leases: vec![held.into()] };
         caller.post("/agent/v1/renew", &renew).await.problem(code);
+        self.every_word(caller, by, held, code).await;
+    }
+
+    /// The same, for what is said of one run.
+    pub async fn every_word(&self, caller: &Caller, by: Claimant, held: HeldLease, code: ErrorCode) {
+        let (Claimant { agent, instance }, fence) = (by, held.fence);
+        let path = |operation: &str| format!("/agent/v1/runs/{}/{operation}", held.run);
+        let query = format!("?agent={agent}&instance={instance}&fence={fence}");
         let sandbox = SandboxInfo { agent, runtime: "process".into(), image_digest: None, unenforced: Vec::new() };
         caller.post(&path("start"), &StartRun { instance, fence, sandbox }).await.problem(code);
         let logs = path("logs") + &query;

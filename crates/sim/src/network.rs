@@ -208,6 +208,11 @@ impl World {
         let host = process.host;
         self.note(format_args!("s{server} h{host} {} -> {}", self.tell(&request), self.tell_answer(&answer)));
         self.check_accepted(&request, &answer, &marks);
+        if let (Request::Register(body), Answer::Registered(_)) = (&request, &answer)
+            && let Err(error) = self.servers.share(body.agent)
+        {
+            return self.violated(format!("h{host} cannot be put into the pool: {error}"));
+        }
         for delay in self.delays() {
             self.later(delay, Event::Answer { server, process, call, answer: answer.clone() });
         }
@@ -237,7 +242,7 @@ impl World {
 
     /// The lease under which a run is stored.
     fn lease_of(&self, run: RunId) -> Option<Lease> {
-        let run = self.servers.read(self.servers.store.run_get(self.servers.org, run));
+        let run = self.servers.read(self.servers.run_get(run));
         run.ok().flatten().and_then(|run| run.lease)
     }
 

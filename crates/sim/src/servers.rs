@@ -4,6 +4,8 @@
 //! happens in between, on the same server or another one, is the world's to choose. A poll that finds nothing sleeps, on
 //! the product's own bells and timers, until it is woken ([`Alarm`]). A server that dies leaves its operations where they are.
 //!
+//! All hosts are in a pool of the first org that is shared with another, and runs are of the one and of the other by turns.
+//!
 //! The timers of servers count whole milliseconds of the world's time.
 
 use std::{
@@ -17,10 +19,10 @@ use std::{
 
 use holm_api::{problem::Problem, runs::CreateRun};
 use holm_domain::{
-    OrgId, ProjectId, RunId, TokenId, UnixMicros,
+    AgentId, OrgId, ProjectId, RunId, TokenId, UnixMicros,
     access::{Role, Token},
     limits::LeaseConfig,
-    run::{Cancel, RunSpec},
+    run::{Cancel, Run, RunSpec},
 };
 use holm_server::{Clock, Config, Server, config::ServeLimits, direct::Direct};
 use holm_store::{Between, Org, Project, Store};
@@ -36,6 +38,9 @@ use crate::{
 /// The time of day when a simulation begins.
 const BEGUN: UnixMicros = UnixMicros(1_700_000_000_000_000);
 
+/// The pool in which all hosts are.
+const POOL: &str = "pool";
+
 /// Why there are no servers to simulate.
 #[derive(Debug, thiserror::Error)]
 pub enum NoServers {
@@ -50,6 +55,14 @@ pub enum NoServers {
     Times(#[from] holm_domain::error::InvalidField),
 }
 
+/// A server, as it is called.
+struct Called {
+    /// By the org whose hosts they are.
+    owner: Direct,
+    /// By the org with which they are shared.
+    guest: Direct,
+}
+
 struct Machine {
     clock: Clock,
     /// Until when its clock was moved.
@@ -57,7 +70,7 @@ struct Machine {
     /// How far its time of day is ahead, in microseconds.
     ahead: i64,
     life: u32,
-    server: Option<Arc<Direct>>,
+    server: Option<Arc<Called>>,
 }
 
 /// What a server is asked to do.
@@ -66,7 +79,7 @@ pub(crate) enum Job {
     Answer(Request),
     Reap,
     /// Takes a run in, once for each key.
-    Create(RunSpec, String),
+    Create(RunSpec, usize),
     Cancel(RunId, Cancel),
 }
 
@@ -199,8 +212,8 @@ pub(crate) struct Servers {
     served: Store,
     /// As whoever looks on has it.
     pub(crate) store: Store,
-    pub(crate) org: OrgId,
-    token: Token,
+    /// A token of the org whose hosts they are, and one of that with which they are shared.
+    tokens: [Token; 2],
     lease: LeaseConfig,
     reread_every: Duration,
     machines: Vec<Machine>,
@@ -216,22 +229,10 @@ impl Servers {
         let turns = Turns { is_weak, ..Turns::default() };
         let granting = turns.granting.clone();
         let (served, store) = Store::simulated(Arc::new(turns));
-        let org = OrgId::from_uuid(Uuid::from_u128(1));
-        let token = Token {
-            id: TokenId::from_uuid(Uuid::from_u128(2)),
-            org,
-            role: Role::Agent,
-            name: "simulated".to_owned(),
-            hash: [0; 32],
-            created_at: BEGUN,
-            expires_at: None,
-            revoked_at: None,
-        };
-        let project = ProjectId::from_uuid(Uuid::from_u128(3));
-        runtime.block_on(async {
-            store.org_create(&Org { id: org, name: "org".to_owned(), created_at: BEGUN }).await?;
-            store.project_create(&Project { id: project, org, name: "default".to_owned(), created_at: BEGUN }).await?;
-            store.token_create(&token).await
+        let tokens = runtime.block_on(async {
+            let tokens = [found(&store, 1, "default").await?, found(&store, 2, "guest").await?];
+            store.pool_share(tokens[0].org, POOL, tokens[1].org).await?;
+            Ok::<_, holm_store::Error>(tokens)
         })?;
         let machine = |&ahead| Machine { clock: Clock::default(), moved: At::default(), ahead, life: 0, server: None };
         let machines = ahead.iter().map(machine).collect();
@@ -243,8 +244,7 @@ impl Servers {
             woken: Arc::default(),
             served,
             store,
-            org,
-            token,
+            tokens,
             lease,
             reread_every,
             machines,
@@ -277,7 +277,9 @@ impl Servers {
         let limits = ServeLimits { reread_every: self.reread_every, ..ServeLimits::default() };
         let config =
             Config { lease: self.lease, limits, clock: machine.clock.clone(), org_limits: None, ..Config::default() };
-        machine.server = Some(Arc::new(Server::new(config, self.served.clone())?.direct(self.token.clone())));
+        let [owner, guest] = self.tokens.clone();
+        let owner = Server::new(config, self.served.clone())?.direct(owner);
+        machine.server = Some(Arc::new(Called { guest: owner.for_holder_of(guest), owner }));
         Ok(machine.life)
     }
 
@@ -372,6 +374,30 @@ impl Servers {
         self.begun + Duration::from_millis(at.0 / 1_000)
     }
 
+    /// Both orgs, that whose hosts they are first.
+    pub(crate) fn orgs(&self) -> [OrgId; 2] {
+        self.tokens.each_ref().map(|token| token.org)
+    }
+
+    /// A run, of whichever org.
+    pub(crate) async fn run_get(&self, run: RunId) -> holm_store::Result<Option<Run>> {
+        let [owner, guest] = self.orgs();
+        match self.store.run_get(owner, run).await? {
+            Some(run) => Ok(Some(run)),
+            None => self.store.run_get(guest, run).await,
+        }
+    }
+
+    /// A host that has registered is put into the pool.
+    pub(crate) fn share(&self, agent: AgentId) -> holm_store::Result<()> {
+        self.read(async {
+            match self.store.host_get(self.orgs()[0], agent).await? {
+                Some(host) if host.pool.is_none() => self.store.host_pool(&host, Some(POOL)).await,
+                _ => Ok(()),
+            }
+        })
+    }
+
     /// Reads the store.
     pub(crate) fn read<T>(&self, read: impl Future<Output = T>) -> T {
         self.runtime.block_on(read)
@@ -385,16 +411,41 @@ impl Machine {
     }
 }
 
-async fn work(server: Arc<Direct>, job: Job) -> Done {
+async fn work(server: Arc<Called>, job: Job) -> Done {
+    let Called { owner, guest } = &*server;
     match job {
-        Job::Answer(request) => Done::Answered(answer(&server, request).await.unwrap_or_else(Answer::Refused)),
-        Job::Reap => Done::Reaped(server.reap().await),
-        Job::Create(spec, key) => {
-            let created = server.run_create(CreateRun { project: None, spec }, key).await;
+        Job::Answer(request) => Done::Answered(answer(owner, request).await.unwrap_or_else(Answer::Refused)),
+        Job::Reap => Done::Reaped(owner.reap().await),
+        Job::Create(spec, number) => {
+            let by = if number % 2 == 0 { owner } else { guest };
+            let created = by.run_create(CreateRun { project: None, spec }, format!("run-{number}")).await;
             Done::Created(created.ok().map(|run| run.id))
         }
-        Job::Cancel(run, how) => Done::Cancelled(server.run_cancel(run, how).await.is_ok()),
+        Job::Cancel(run, how) => {
+            let is_owners = owner.run_cancel(run, how).await.is_ok();
+            Done::Cancelled(is_owners || guest.run_cancel(run, how).await.is_ok())
+        }
     }
+}
+
+/// An org with its project, and a token of it.
+async fn found(store: &Store, number: u128, name: &str) -> holm_store::Result<Token> {
+    let org = OrgId::from_uuid(Uuid::from_u128(number));
+    let token = Token {
+        id: TokenId::from_uuid(Uuid::from_u128(number)),
+        org,
+        role: Role::Agent,
+        name: "simulated".to_owned(),
+        hash: [u8::try_from(number).unwrap_or_default(); 32],
+        created_at: BEGUN,
+        expires_at: None,
+        revoked_at: None,
+    };
+    let project = ProjectId::from_uuid(Uuid::from_u128(number));
+    store.org_create(&Org { id: org, name: name.to_owned(), created_at: BEGUN }).await?;
+    store.project_create(&Project { id: project, org, name: "default".to_owned(), created_at: BEGUN }).await?;
+    store.token_create(&token).await?;
+    Ok(token)
 }
 
 async fn answer(server: &Direct, request: Request) -> Result<Answer, Box<Problem>> {

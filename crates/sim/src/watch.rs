@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use holm_domain::{
     RunId,
     lease::holder::Held,
-    run::{OutcomeKind, Reason, Run},
+    run::{Event, OutcomeKind, Reason, Run},
 };
-use holm_store::{RUNS_PAGE_MAX, RunFilter};
+use holm_store::{RUNS_PAGE_MAX, RunFilter, Segment};
 
 use crate::{
     check::Mark,
@@ -66,18 +66,18 @@ impl World {
         }
     }
 
-    /// Every run, oldest first, with the sequence that its log goes on at and how many events it has.
+    /// Every run, of each org oldest first, with the sequence that its log goes on at and how many events it has.
     async fn stored(&self) -> holm_store::Result<Vec<(Run, u64, u64)>> {
-        let (store, org) = (&self.servers.store, self.servers.org);
-        let mut stored = Vec::new();
-        for row in store.run_list(org, &RunFilter::default(), None, RUNS_PAGE_MAX).await? {
-            let run = row.run?;
-            let head = store.log_head(org, run.id).await?;
-            let known = self.checks.events(run.id);
-            let new = store.event_page(org, run.id, known, READ_MAX.0).await?;
-            stored.push((run, head, known + new.len() as u64));
+        let (store, mut stored) = (&self.servers.store, Vec::new());
+        for org in self.servers.orgs() {
+            for row in store.run_list(org, &RunFilter::default(), None, RUNS_PAGE_MAX).await?.into_iter().rev() {
+                let run = row.run?;
+                let head = store.log_head(org, run.id).await?;
+                let known = self.checks.events(run.id);
+                let new = store.event_page(org, run.id, known, READ_MAX.0).await?;
+                stored.push((run, head, known + new.len() as u64));
+            }
         }
-        stored.reverse();
         Ok(stored)
     }
 
@@ -120,6 +120,15 @@ impl World {
         }
     }
 
+    /// A run, its events and its log.
+    async fn left_of(&self, id: RunId) -> holm_store::Result<(Option<Run>, Vec<Event>, Vec<Segment>)> {
+        let Some(run) = self.servers.run_get(id).await? else { return Ok((None, Vec::new(), Vec::new())) };
+        let store = &self.servers.store;
+        let events = store.event_page(run.org, id, 0, READ_MAX.0).await?;
+        let log = store.log_read(run.org, id, 0, READ_MAX.1).await?;
+        Ok((Some(run), events, log))
+    }
+
     /// At the end: each run has ended once, its log is whole, and nothing is left on any host.
     pub(crate) fn judge(&mut self) {
         if self.runs.len() != self.plan.runs {
@@ -127,13 +136,7 @@ impl World {
         }
         for index in 0..self.runs.len() {
             let id = self.runs[index];
-            let (store, org) = (&self.servers.store, self.servers.org);
-            let read = self.servers.read(async {
-                let events = store.event_page(org, id, 0, READ_MAX.0).await;
-                let log = store.log_read(org, id, 0, READ_MAX.1).await;
-                (store.run_get(org, id).await, events, log)
-            });
-            let (Ok(Some(run)), Ok(events), Ok(log)) = read else {
+            let Ok((Some(run), events, log)) = self.servers.read(self.left_of(id)) else {
                 return self.violated(format!("r{index} cannot be read"));
             };
             self.counts.ended += 1;

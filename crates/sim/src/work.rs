@@ -110,7 +110,7 @@ impl World {
         let mut spec = RunSpec::new(["true"]);
         spec.limits.timeout_ms = crate::time::micros(self.plan.time_limit) / 1_000;
         let server = self.chance.index(self.servers.count());
-        self.work(server, Job::Create(spec, format!("run-{number}")), Purpose::Submit(number));
+        self.work(server, Job::Create(spec, number), Purpose::Submit(number));
     }
 
     fn submitted(&mut self, server: usize, number: usize, created: Option<RunId>) {

@@ -58,19 +58,19 @@ fn seeds_that_found_a_fault_hold() {
 /// What a mutant is caught by: its seed, and what that says.
 fn caught_by(mutant: Mutant) -> (u64, &'static str) {
     match mutant {
-        Mutant::NoFenceCheck => (3, "wrote, and the newest fence was"),
-        Mutant::NoFenceCheckOfRenewals => (3, "wrote, and the newest fence was"),
-        Mutant::NoFenceCheckOfStarts => (150, "wrote, and the newest fence was"),
-        Mutant::NoFenceCheckOfAppends => (31, "wrote, and the newest fence was"),
-        Mutant::NoFenceCheckOfEvents => (680, "wrote, and the newest fence was"),
-        Mutant::NoFenceCheckOfSandboxEnds => (19, "wrote, and the newest fence was"),
-        Mutant::NoFenceCheckOfFinishes => (89, "wrote, and the newest fence was"),
-        Mutant::NoShimDeadline => (19, "live at once"),
-        Mutant::DeadlineFromAnswer => (19, "live at once"),
-        Mutant::WeakSwap => (0, "changed after its end"),
-        Mutant::NoMargin => (509, "live at once"),
+        Mutant::NoFenceCheck => (11, "wrote, and the newest fence was"),
+        Mutant::NoFenceCheckOfRenewals => (11, "wrote, and the newest fence was"),
+        Mutant::NoFenceCheckOfStarts => (87, "wrote, and the newest fence was"),
+        Mutant::NoFenceCheckOfAppends => (35, "wrote, and the newest fence was"),
+        Mutant::NoFenceCheckOfEvents => (299, "wrote, and the newest fence was"),
+        Mutant::NoFenceCheckOfSandboxEnds => (88, "wrote, and the newest fence was"),
+        Mutant::NoFenceCheckOfFinishes => (211, "wrote, and the newest fence was"),
+        Mutant::NoShimDeadline => (3, "live at once"),
+        Mutant::DeadlineFromAnswer => (148, "live at once"),
+        Mutant::WeakSwap => (4, "changed after its end"),
+        Mutant::NoMargin => (84, "live at once"),
         Mutant::LostAcknowledgement => (0, "neither in the spool nor in the store"),
-        Mutant::MadeAgainUnasked => (15, "live at once"),
+        Mutant::MadeAgainUnasked => (247, "live at once"),
         Mutant::LostWakeUps => (0, "a host has room for it, and in"),
     }
 }

@@ -52,7 +52,7 @@ queries! {
     RUN_CENSUS_QUEUED = "select count(*) as runs, min(queued_at) as oldest from runs where state = 'queued' and org > ''";
     RUN_CENSUS_LEASED = "select r.state, count(*) as runs from leases l join runs r on r.org = l.org and r.id = l.run
         where l.org > '' group by r.state";
-    HOST_CENSUS = "select h.id, h.org, h.name, h.version, h.instance, h.body, h.registered_at, h.seen_at, h.cordon,
+    HOST_CENSUS = "select h.id, h.org, h.name, h.version, h.instance, h.body, h.registered_at, h.seen_at, h.cordon, h.pool, h.pool_voice,
           k.public_key, k.join_token, k.enrolled_at, k.revoked_at
         from hosts h left join host_keys k on k.current_of = h.id and k.org = h.org where h.id > $1 order by h.id limit $2 + 0";
 }

@@ -20,7 +20,7 @@ pub const HOSTS_MAX: u32 = 10_000;
 impl Store {
     /// Stores a host, or brings its record up to date if the process that registered last is still `expect_instance`; a
     /// conflict otherwise, and if the agent is known under another org, or speaks with another key than that of `host` by now,
-    /// or that was revoked. The time of its first registration stays, and so do its cordon and its key.
+    /// or that was revoked. The time of its first registration stays, and so do its cordon, its pool and its key.
     pub async fn host_upsert(&self, expect_instance: Option<InstanceId>, host: &Host) -> Result<()> {
         match &self.backend {
             Backend::Memory(memory) => memory.turn().await.host_upsert(expect_instance, host),
@@ -42,6 +42,15 @@ impl Store {
         match &self.backend {
             Backend::Memory(memory) => memory.turn().await.host_cordon(org, id, cordon),
             Backend::Sql(db) => host_cordon(db, org, id, cordon).await,
+        }
+    }
+
+    /// Puts a host into a pool, or takes it out of the one in which it is, for as long as it speaks with what it does in
+    /// `host`; a conflict if it is in another pool than there, or is not known.
+    pub async fn host_pool(&self, host: &Host, pool: Option<&str>) -> Result<()> {
+        match &self.backend {
+            Backend::Memory(memory) => memory.turn().await.host_pool(host, pool),
+            Backend::Sql(db) => host_pool(db, host, pool).await,
         }
     }
 
@@ -75,10 +84,12 @@ queries! {
     HOST_SEEN = "update hosts set seen_at = $3 where org = $1 and id = $2";
     HOST_CORDON = "update hosts set cordon = coalesce(cordon, $3) where org = $1 and id = $2";
     HOST_UNCORDON = "update hosts set cordon = null where org = $1 and id = $2";
-    HOST_GET = "select h.id, h.org, h.name, h.version, h.instance, h.body, h.registered_at, h.seen_at, h.cordon,
+    HOST_POOL = "update hosts set pool = $3, pool_voice = $4 where org = $1 and id = $2
+        and case when pool_voice = $4 then coalesce(pool, '') else '' end = $5";
+    HOST_GET = "select h.id, h.org, h.name, h.version, h.instance, h.body, h.registered_at, h.seen_at, h.cordon, h.pool, h.pool_voice,
           k.public_key, k.join_token, k.enrolled_at, k.revoked_at
         from hosts h left join host_keys k on k.current_of = h.id and k.org = h.org where h.org = $1 and h.id = $2";
-    HOST_LIST = "select h.id, h.org, h.name, h.version, h.instance, h.body, h.registered_at, h.seen_at, h.cordon,
+    HOST_LIST = "select h.id, h.org, h.name, h.version, h.instance, h.body, h.registered_at, h.seen_at, h.cordon, h.pool, h.pool_voice,
           k.public_key, k.join_token, k.enrolled_at, k.revoked_at
         from hosts h left join host_keys k on k.current_of = h.id and k.org = h.org where h.org = $1
         order by h.name, h.id limit $2 + 0";
@@ -98,7 +109,8 @@ struct HostBody {
 pub(crate) fn read(row: &Row) -> Result<Host> {
     let row = row.of("hosts", "id")?;
     let HostBody { capacity, runtimes, labels, token, superseded } = row.body("body")?;
-    Ok(Host {
+    let voice = row.text_if_any("pool_voice")?;
+    let host = Host {
         id: row.parsed("id")?,
         org: row.parsed("org")?,
         name: row.text("name")?,
@@ -113,7 +125,10 @@ pub(crate) fn read(row: &Row) -> Result<Host> {
         registered_at: row.at("registered_at")?,
         seen_at: row.at("seen_at")?,
         cordon: row.body_if_any("cordon")?,
-    })
+        pool: row.text_if_any("pool")?,
+    };
+    let is_in_pool = voice.is_some_and(|voice| voice == host.voice());
+    Ok(Host { pool: host.pool.filter(|_| is_in_pool), ..host })
 }
 
 async fn host_upsert(db: &Db, expect_instance: Option<InstanceId>, host: &Host) -> Result<()> {
@@ -132,6 +147,7 @@ async fn host_upsert(db: &Db, expect_instance: Option<InstanceId>, host: &Host) 
         registered_at,
         seen_at,
         cordon: _,
+        pool: _,
     } = host.clone();
     let body = encode("a host", &HostBody { capacity, runtimes, labels, token, superseded })?;
     let expected = expect_instance.map(|instance| instance.to_string()).unwrap_or_default();
@@ -163,6 +179,12 @@ async fn host_cordon(db: &Db, org: OrgId, id: AgentId, cordon: Option<&Cordon>) 
         None => db.execute(HOST_UNCORDON, args![org, id]).await?,
     };
     if changed == 0 { Err(Error::NotFound { what: "host" }) } else { Ok(()) }
+}
+
+async fn host_pool(db: &Db, host: &Host, pool: Option<&str>) -> Result<()> {
+    let (pool, known) = (pool.map(str::to_owned), host.pool.clone().unwrap_or_default());
+    let changed = db.execute(HOST_POOL, args![host.org, host.id, pool, host.voice(), known]).await?;
+    if changed == 0 { Err(Error::Conflict { what: "host" }) } else { Ok(()) }
 }
 
 /// By which the row of a host is found.

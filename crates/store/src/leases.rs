@@ -27,6 +27,8 @@ pub const RENEWALS_MAX: usize = 256;
 pub struct Leased {
     /// The run.
     pub run: RunId,
+    /// The org of the run.
+    pub org: OrgId,
     /// The number of the lease.
     pub fence: u64,
     /// How urgently the run is to be ended, if it is.
@@ -110,31 +112,34 @@ impl Store {
         }
     }
 
-    /// The runs that `agent` holds a lease of, at most [`LEASES_PAGE_MAX`]. One that cannot be read is among them.
-    pub async fn runs_of_agent(&self, org: OrgId, agent: AgentId) -> Result<Vec<RunRow>> {
+    /// The runs that `agent` holds a lease of, whichever org they are of, at most [`LEASES_PAGE_MAX`]. One that cannot be
+    /// read is among them.
+    pub async fn runs_of_agent(&self, agent: AgentId) -> Result<Vec<RunRow>> {
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.turn().await.runs_of_agent(org, agent)),
-            Backend::Sql(db) => runs_of_agent(db, org, agent).await,
+            Backend::Memory(memory) => Ok(memory.turn().await.runs_of_agent(agent)),
+            Backend::Sql(db) => runs_of_agent(db, agent).await,
         }
     }
 
-    /// The host of `agent`, if the org has it, and then the leases that it holds, at most [`LEASES_PAGE_MAX`]. One that
-    /// cannot be read is among them.
+    /// The host of `agent`, if the org has it, and then the leases that it holds, whichever org they are of, at most
+    /// [`LEASES_PAGE_MAX`]. One that cannot be read is among them.
     pub async fn host_and_leases(&self, org: OrgId, agent: AgentId) -> Result<(Option<Host>, Vec<LeaseRow>)> {
         match &self.backend {
             Backend::Memory(memory) => {
                 let host = memory.turn().await.host_get(org, agent);
-                Ok((host, memory.turn().await.leases_of_agent(org, agent)))
+                let leases = memory.turn().await.leases_of_agent(agent);
+                Ok(if host.is_some() { (host, leases) } else { (None, Vec::new()) })
             }
             Backend::Sql(db) => {
-                let [host, leases] = db.rows_of_both(hosts::by_id(org, agent), by_agent(org, agent)).await?;
-                let host = host.first().map(hosts::read).transpose()?;
-                Ok((host, leases.iter().map(lease_row).collect::<Result<_>>()?))
+                let [host, leases] = db.rows_of_both(hosts::by_id(org, agent), by_agent(agent)).await?;
+                // Who is not of this org is told nothing.
+                let Some(host) = host.first().map(hosts::read).transpose()? else { return Ok((None, Vec::new())) };
+                Ok((Some(host), leases.iter().map(lease_row).collect::<Result<_>>()?))
             }
         }
     }
 
-    /// How many runs each agent of the org holds a lease of; agents without one are not in it.
+    /// How many runs, of any org, each agent of the org holds a lease of; agents without one are not in it.
     pub async fn lease_counts(&self, org: OrgId) -> Result<BTreeMap<AgentId, u32>> {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.turn().await.lease_counts(org)),
@@ -149,9 +154,10 @@ queries! {
         where deadline_at <= $1 and (deadline_at, id) > ($2, $3) order by deadline_at, id limit $4 + 0";
     RUNS_OF_AGENT = "select r.id, r.org, r.version, r.state, r.body
         from leases l join runs r on r.org = l.org and r.id = l.run
-        where l.org = $1 and l.agent = $2 order by l.run limit $3 + 0";
-    LEASES_OF_AGENT = "select run, fence, cancel from leases where org = $1 and agent = $2 order by run limit $3 + 0";
-    LEASE_COUNTS = "select agent, count(*) as runs from leases where org = $1 group by agent";
+        where l.agent = $1 order by l.run limit $2 + 0";
+    LEASES_OF_AGENT = "select run, org, fence, cancel from leases where agent = $1 order by run limit $2 + 0";
+    LEASE_COUNTS = "select l.agent, count(*) as runs from hosts h join leases l on l.agent = h.id where h.org = $1
+        group by l.agent";
 }
 
 async fn runs_due(db: &Db, now: UnixMicros, after: Option<&DuePlace>, limit: usize) -> Result<Vec<Due>> {
@@ -171,8 +177,8 @@ pub(crate) fn due(row: &Row, at: &str) -> Result<Due> {
     Ok(Due { place, run: runs::read(row) })
 }
 
-fn by_agent(org: OrgId, agent: AgentId) -> (Query, Args) {
-    (LEASES_OF_AGENT, args![org, agent, LEASES_PAGE_MAX])
+fn by_agent(agent: AgentId) -> (Query, Args) {
+    (LEASES_OF_AGENT, args![agent, LEASES_PAGE_MAX])
 }
 
 fn lease_row(row: &Row) -> Result<LeaseRow> {
@@ -184,11 +190,11 @@ fn leased(row: &Fields<'_>) -> Result<Leased> {
     let unknown = |word: &String| row.corrupt(format!("`cancel` is {word:?}"));
     let cancel = row.text_if_any("cancel")?;
     let cancel = cancel.map(|word| Cancel::parse(&word).ok_or_else(|| unknown(&word))).transpose()?;
-    Ok(Leased { run: row.parsed("run")?, fence: row.number("fence")?, cancel })
+    Ok(Leased { run: row.parsed("run")?, org: row.parsed("org")?, fence: row.number("fence")?, cancel })
 }
 
-async fn runs_of_agent(db: &Db, org: OrgId, agent: AgentId) -> Result<Vec<RunRow>> {
-    db.rows(RUNS_OF_AGENT, args![org, agent, LEASES_PAGE_MAX]).await?.iter().map(runs::read_row).collect()
+async fn runs_of_agent(db: &Db, agent: AgentId) -> Result<Vec<RunRow>> {
+    db.rows(RUNS_OF_AGENT, args![agent, LEASES_PAGE_MAX]).await?.iter().map(runs::read_row).collect()
 }
 
 async fn lease_counts(db: &Db, org: OrgId) -> Result<BTreeMap<AgentId, u32>> {

@@ -4,7 +4,8 @@
 //! façade, and its SQL, under the same verbs. What is decided about a run is decided in `holm-domain`; here it is saved.
 //!
 //! What always holds:
-//! - every query of a tenant's row takes the org, and the schema refuses a row that refers to another org's;
+//! - every query of a tenant's row takes the org, and the schema refuses a row that refers to another org's; but for what an
+//!   agent holds leases of, which is found by the agent, whichever org it is of;
 //! - a change of a run, its lease, the fence of its log and the events that tell of it are one transaction, made by
 //!   compare-and-swap on the version of the run;
 //! - an append under a fence that is not the newest changes nothing; an append that is repeated is stored once;
@@ -31,6 +32,7 @@ mod logs;
 mod memory;
 mod org_limits;
 mod orgs;
+mod pools;
 #[cfg(test)]
 #[path = "../tests/support/postgres.rs"]
 mod postgres;
@@ -59,7 +61,8 @@ pub use logs::{
     LOG_APPEND_BYTES_MAX, LOG_INLINE_BYTES, LOG_READ_BYTES_MAX, LOG_SEGMENT_BYTES, LogAppended, SEALABLE_PAGE_MAX,
     Sealable, Sealed, Segment,
 };
-pub use orgs::Org;
+pub use orgs::{ORGS_MAX, Org};
+pub use pools::{POOL_ORGS_MAX, POOL_PAIRS_MAX, PoolLeases};
 pub use projects::{PROJECTS_MAX, Project};
 pub use runs::{
     FILTER_LABELS_MAX, IDEMPOTENCY_KEY_BYTES_MAX, Idempotency, Inserted, RUNS_PAGE_MAX, RunFilter, RunRow, Saved,

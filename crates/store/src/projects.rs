@@ -5,7 +5,7 @@ use holm_domain::{OrgId, ProjectId, UnixMicros};
 use crate::{
     Backend, Result, Store,
     error::full_unless_one,
-    sql::{Db, Row, args, queries},
+    sql::{Args, Db, Query, Row, args, queries},
 };
 
 /// The largest number of projects of an org.
@@ -68,10 +68,15 @@ fn read(row: &Row) -> Result<Project> {
     })
 }
 
-async fn project_create(db: &Db, project: &Project) -> Result<()> {
+/// By which a project is stored.
+pub(crate) fn creation(project: &Project) -> (Query, Args) {
     let Project { id, org, name, created_at } = project;
-    let values = args![*id, *org, name.as_str(), *created_at, PROJECTS_MAX];
-    full_unless_one(db.execute(PROJECT_CREATE, values).await?, "projects of an org", PROJECTS_MAX)
+    (PROJECT_CREATE, args![*id, *org, name.as_str(), *created_at, PROJECTS_MAX])
+}
+
+async fn project_create(db: &Db, project: &Project) -> Result<()> {
+    let (query, values) = creation(project);
+    full_unless_one(db.execute(query, values).await?, "projects of an org", PROJECTS_MAX)
 }
 
 async fn project_by_name(db: &Db, org: OrgId, name: &str) -> Result<Option<Project>> {

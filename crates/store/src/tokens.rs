@@ -8,7 +8,7 @@ use holm_domain::{
 use crate::{
     Backend, Error, Result, Store,
     error::full_unless_one,
-    sql::{Db, Row, args, queries},
+    sql::{Args, Db, Query, Row, args, queries},
 };
 
 /// The largest number of tokens of an org that are not revoked, and the most that are listed.
@@ -85,11 +85,17 @@ fn read(row: &Row) -> Result<Token> {
     })
 }
 
-async fn token_create(db: &Db, token: &Token) -> Result<()> {
+/// By which a token is stored.
+pub(crate) fn creation(token: &Token) -> (Query, Args) {
     let Token { id, org, role, name, hash, created_at, expires_at, revoked_at } = token;
     let values =
         args![*id, *org, role.as_str(), name.as_str(), hash, *created_at, *expires_at, *revoked_at, TOKENS_MAX];
-    full_unless_one(db.execute(TOKEN_CREATE, values).await?, "tokens of an org", TOKENS_MAX)
+    (TOKEN_CREATE, values)
+}
+
+async fn token_create(db: &Db, token: &Token) -> Result<()> {
+    let (query, values) = creation(token);
+    full_unless_one(db.execute(query, values).await?, "tokens of an org", TOKENS_MAX)
 }
 
 async fn token_by_hash(db: &Db, hash: &[u8; 32]) -> Result<Option<Token>> {

@@ -50,6 +50,7 @@ fn identity(host: &HostView) -> Cell {
         Some(HostIdentity::Key { revoked_at: Some(at), .. }) => Cell(Tone::Bad, format!("key revoked {}", ago(at))),
         Some(HostIdentity::Key { revoked_at: None, .. }) => Cell(Tone::Plain, "key".to_owned()),
         Some(HostIdentity::Token { .. }) => Cell(Tone::Plain, "token".to_owned()),
+        None if host.is_shared => Cell(Tone::Dim, "shared".to_owned()),
         // A server of before hosts had keys.
         None => Cell(Tone::Dim, "-".to_owned()),
     }
@@ -66,13 +67,13 @@ fn seen(host: &HostView) -> Cell {
     Cell(tone, why.map_or(when.clone(), |why| format!("{when}; {}", escaped(&why))))
 }
 
-/// The host that somebody means by a name or an id.
-fn named<'a>(hosts: &'a [HostView], wanted: &str) -> anyhow::Result<&'a HostView> {
-    let found: Vec<&HostView> =
-        hosts.iter().filter(|host| host.name == wanted || host.id.to_string() == wanted).collect();
+/// The host of the own org that somebody means by a name or an id.
+pub fn named<'a>(hosts: &'a [HostView], wanted: &str) -> anyhow::Result<&'a HostView> {
+    let own = hosts.iter().filter(|host| !host.is_shared);
+    let found: Vec<&HostView> = own.filter(|host| host.name == wanted || host.id.to_string() == wanted).collect();
     match found[..] {
         [host] => Ok(host),
-        [] => anyhow::bail!("there is no host `{}`; `holm hosts` lists them", escaped(wanted)),
+        [] => anyhow::bail!("the org has no host `{}`; `holm hosts` lists them", escaped(wanted)),
         _ => {
             let ids: Vec<String> = found.iter().map(|host| host.id.to_string()).collect();
             anyhow::bail!("several hosts are called `{}`; give an id: {}", escaped(wanted), ids.join(", "))
@@ -100,6 +101,8 @@ mod tests {
             runtimes: Vec::new(),
             labels: [(PRESSURE_LABEL.to_owned(), "io".to_owned())].into(),
             identity: None,
+            pool: None,
+            is_shared: false,
             cordon: None,
             registered_at: UnixMicros(0),
             seen_at: UnixMicros(0),

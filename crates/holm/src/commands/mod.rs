@@ -14,6 +14,7 @@ pub mod login;
 pub mod logs;
 pub mod man;
 pub mod org;
+mod pools;
 pub mod ps;
 pub mod rm;
 pub mod run;
@@ -75,6 +76,13 @@ pub async fn execute(session: &Session, command: &cli::Command) -> anyhow::Resul
         Command::Keys(cli::Keys::Ls) => keys::ls::execute(session).await,
         Command::Keys(cli::Keys::Rotate(args)) => keys::rotate::execute(session, args).await,
         Command::Keys(cli::Keys::Withdraw { keys }) => keys::withdraw::execute(session, keys).await,
+        Command::Org(cli::Org::Create { name }) => org::create(session, name).await,
+        Command::Org(cli::Org::Ls) => org::list(session).await,
+        Command::Pools(cli::Pools::Ls) => pools::list(session).await,
+        Command::Pools(cli::Pools::Add { pool, host }) => pools::add(session, pool, host).await,
+        Command::Pools(cli::Pools::Remove { pool, host }) => pools::remove(session, pool, host).await,
+        Command::Pools(cli::Pools::Share { pool, org }) => pools::share(session, pool, org).await,
+        Command::Pools(cli::Pools::Unshare { pool, org }) => pools::unshare(session, pool, org).await,
         Command::Org(cli::Org::Limits(cli::OrgLimits::Show { org })) => org::show(session, org.as_deref()).await,
         Command::Org(cli::Org::Limits(cli::OrgLimits::Set { org, limits })) => org::set(session, org, limits).await,
         Command::Token(cli::Token::Create(args)) => token::create::execute(session, args).await,

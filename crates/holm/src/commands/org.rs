@@ -1,12 +1,13 @@
-//! `holm org limits`: what an org may have and do at most.
+//! `holm org`: make orgs, list them, and what each may have and do at most.
 
 use holm_api::{
     client::Client,
-    orgs::{OrgLimitsView, SetOrgLimits},
+    orgs::{CreateOrg, OrgLimitsView, OrgView, SetOrgLimits},
 };
 use holm_domain::org_limits::OrgOverrides;
 
 use crate::{
+    commands::ago,
     output::{Cell, escaped},
     session::Session,
 };
@@ -29,6 +30,35 @@ pub fn limit(text: &str) -> Result<(String, Option<u64>), String> {
     let mut set = OrgOverrides::default();
     let limit = set.set_text(text)?;
     Ok((limit.as_str().to_owned(), set.of(limit)))
+}
+
+/// Makes an org and prints the secret of its first token alone, so that it can be piped into a file.
+pub async fn create(session: &Session, name: &str) -> anyhow::Result<u8> {
+    let new = session.client().await?.org_create(&CreateOrg { name: name.to_owned() }).await?;
+    let output = session.output;
+    if output.json {
+        output.value(&new)?;
+        return Ok(0);
+    }
+    let (org, token) = (new.org.id, new.admin.token.id);
+    output.note(format!("org {} ({org}); its admin token {token} is shown this once:", escaped(&new.org.name)));
+    output.line(&new.admin.secret)?;
+    Ok(0)
+}
+
+/// Lists orgs.
+pub async fn list(session: &Session) -> anyhow::Result<u8> {
+    let list = session.client().await?.org_list().await?;
+    let output = session.output;
+    if output.json {
+        output.value(&list.orgs)?;
+        return Ok(0);
+    }
+    let row = |org: &OrgView| -> [Cell; 3] {
+        [org.id.to_string().into(), escaped(&org.name).into(), ago(org.created_at).into()]
+    };
+    output.table(["ORG", "NAME", "CREATED"], &list.orgs.iter().map(row).collect::<Vec<_>>())?;
+    Ok(0)
 }
 
 /// Shows the limits of an org.

@@ -177,6 +177,8 @@ mod tests {
             runs_held,
             labels: std::collections::BTreeMap::new(),
             identity: None,
+            pool: None,
+            is_shared: false,
             cordon: None,
             runtimes: vec![RuntimeInfo { name: "process".to_owned(), capabilities, unenforced: vec![] }],
             registered_at: UnixMicros(0),

@@ -12,6 +12,7 @@ pub mod frame;
 mod hosts;
 mod keys;
 mod orgs;
+mod pools;
 mod run_token;
 mod runs;
 mod service;
@@ -80,7 +81,11 @@ fn ordinary() -> Routes {
         .routes(routes!(hosts::revoke::revoke))
         .routes(routes!(hosts::joins::create, hosts::joins::list))
         .routes(routes!(hosts::joins::revoke))
+        .routes(routes!(orgs::create::create, orgs::list::list))
         .routes(routes!(orgs::limits::limits, orgs::limits_set::limits_set))
+        .routes(routes!(pools::list::list))
+        .routes(routes!(pools::share::share, pools::unshare::unshare))
+        .routes(routes!(pools::add::add, pools::remove::remove))
         .routes(routes!(tokens::create::create, tokens::list::list))
         .routes(routes!(tokens::revoke::revoke))
         .routes(routes!(tokens::whoami::whoami))

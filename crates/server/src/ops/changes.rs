@@ -11,7 +11,10 @@ use holm_api::agent::Fenced;
 use holm_domain::{ErrorCode, RunId, access::Token, lease::Claimant, run::RunState};
 use holm_store::{BlobKey, BlobStream, Error, PutStreamError};
 
-use super::{leases::held_run, run_of};
+use super::{
+    leases::{held_run, written_run},
+    run_of,
+};
 use crate::{
     app::App,
     auth::{Lasting, speaker::Speaker},
@@ -40,16 +43,15 @@ pub async fn changes_put<E: std::fmt::Display + Send>(
     by: Fenced,
     body: impl Stream<Item = Result<Bytes, E>> + Send,
 ) -> Result<(), Failure> {
-    let org = speaker.org;
     let claimant = Claimant { agent: by.agent, instance: by.instance };
-    let run = held_run(app, speaker, id, claimant, by.fence).await?;
+    let run = written_run(app, speaker, id, claimant, by.fence).await?;
     if !run.spec.work_dir.as_ref().is_some_and(|dir| dir.keep_changes) {
         let detail = "the run does not keep the changes of a work dir, so there is nothing to upload";
         return Err(Failure::new(ErrorCode::Conflict, detail).at("spec.work_dir.keep_changes", false));
     }
     app.needs_room()?;
     let limits = &app.config.limits;
-    let key = BlobKey::run_changes(org, id, by.fence);
+    let key = BlobKey::run_changes(run.org, id, by.fence);
     let body = while_it_may(app, Lasting::of(app, speaker), body, limits.upload_idle_timeout);
     let stored = app.store.blobs().put_stream(&key, body, limits.changes_bytes_max).await;
     stored.map_err(|error| match error {

@@ -9,7 +9,7 @@ use holm_domain::{
 };
 use holm_store::EventAppended;
 
-use super::{leases::held_run, run_of};
+use super::{leases::written_run, run_of};
 use crate::{
     app::App,
     auth::speaker::Speaker,
@@ -27,8 +27,8 @@ pub async fn event_append(app: &App, speaker: &Speaker, id: RunId, body: AppendE
     check(&body)?;
     let AppendEvents { agent, instance, fence, first_seq, events } = body;
     let events: Vec<EventKind> = events.into_iter().map(EventKind::from).collect();
-    let run = held_run(app, speaker, id, Claimant { agent, instance }, fence).await?;
-    match app.store.event_append(speaker.org, id, fence, first_seq, &events, app.now()).await? {
+    let run = written_run(app, speaker, id, Claimant { agent, instance }, fence).await?;
+    match app.store.event_append(run.org, id, fence, first_seq, &events, app.now()).await? {
         EventAppended::Stored { .. } => {
             app.wakers.ring_run(id);
             Ok(())

@@ -27,6 +27,9 @@ use crate::{
     problem::Failure,
 };
 
+/// What is said instead of who of its owner put a cordon on a shared host.
+const OWNER: &str = "its owner";
+
 /// The most runtimes of a host, and the most capabilities or remarks of one.
 const RUNTIMES_MAX: usize = 64;
 
@@ -115,6 +118,7 @@ fn host_wanted(app: &App, by: &Speaker, body: Register) -> Host {
         registered_at: now,
         seen_at: now,
         cordon: None,
+        pool: None,
     }
 }
 
@@ -220,15 +224,36 @@ impl From<NotHeard> for Failure {
     }
 }
 
-/// All hosts of the org, by name.
+/// All hosts of the org, by name, and then those of pools that are shared with it.
 pub async fn host_list(app: &App, org: OrgId) -> Result<Vec<HostView>, Failure> {
-    let held = app.store.lease_counts(org).await?;
-    let hosts = app.store.host_list(org).await?;
+    let mut hosts = host_views(app, org, app.store.host_list(org).await?).await?;
+    if let Some(owner) = app.pools.default_org(app).await?.filter(|owner| *owner != org) {
+        let shared = app.store.hosts_shared(owner, org).await?;
+        if !shared.is_empty() {
+            hosts.extend(host_views(app, owner, shared).await?.into_iter().map(to_guests));
+        }
+    }
+    Ok(hosts)
+}
+
+/// The hosts of an org as they are shown.
+async fn host_views(app: &App, owner: OrgId, hosts: Vec<Host>) -> Result<Vec<HostView>, Failure> {
+    let held = app.store.lease_counts(owner).await?;
     let view = |host: Host| {
         let runs_held = held.get(&host.id).copied().unwrap_or(0);
         view(app, host, runs_held)
     };
     Ok(hosts.into_iter().map(view).collect())
+}
+
+/// What others than its owner are shown of a host: not how it is identified, nor who of the owner said something.
+fn to_guests(host: HostView) -> HostView {
+    let cordon = host.cordon.map(|cordon| Cordon {
+        by: TokenId::from_uuid(uuid::Uuid::nil()),
+        by_name: OWNER.to_owned(),
+        ..cordon
+    });
+    HostView { identity: None, cordon, is_shared: true, ..host }
 }
 
 /// Has a host take no new runs; those that it has go on. A claim that is being made meanwhile may still be granted.
@@ -281,6 +306,8 @@ fn view(app: &App, host: Host, runs_held: u32) -> HostView {
         runtimes: host.runtimes,
         labels: host.labels,
         identity: Some(identity),
+        pool: host.pool,
+        is_shared: false,
         cordon: host.cordon,
         registered_at: host.registered_at,
         seen_at: host.seen_at,

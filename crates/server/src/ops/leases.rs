@@ -16,12 +16,12 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::OptionFuture;
+use futures_util::future::select_all;
 use holm_api::agent::{
     Directive, DirectiveKind, FinishRun, HeldLease, LOG_GAP_FIELD, Poll, Polled, SandboxEnded, StartRun,
 };
 use holm_domain::{
-    ErrorCode, RunId, UnixMicros,
+    ErrorCode, OrgId, RunId, UnixMicros,
     error::InvalidField,
     host::Host,
     lease::{
@@ -29,18 +29,20 @@ use holm_domain::{
         grant::{self, Finish},
     },
     limits::RESULT_BYTES_MAX,
+    org_limits::OrgLimit,
     run::{Cancel, Outcome, OutcomeKind, Reason, Run},
 };
 use holm_store::{LeaseRow, Leased, RunRow};
 use tokio::time::Instant;
+use tracing::field::display;
 
 use self::{
-    claim::{Room, lease_claim, lease_claim_again},
-    queue::{Desk, Offer, Queue},
+    claim::{Passed, Room, lease_claim, lease_claim_again},
+    queue::{Desk, Heard, Offer, Queue},
 };
 use super::{
     hosts::{host_heard, host_heard_with_leases},
-    revise, revise_traced, run_of,
+    revise_from, revise_traced,
     run_tokens::to_claimed,
 };
 use crate::{
@@ -49,7 +51,11 @@ use crate::{
     auth::{Lasting, speaker::Speaker},
     config::{CLAIMS_MAX, LEASES_MAX, POLL_WAIT_MS_MAX, REREAD_OWN_EVERY},
     problem::Failure,
+    wakers::Listener,
 };
+
+/// After how long it is looked again whether an org is still passed over: nothing is rung when that is over.
+const PASSED_FOR: Duration = Duration::from_secs(1);
 
 /// Waits until there is something for the agent: runs that it can claim, or word about runs that it holds. Answers with
 /// nothing once `wait_ms` have passed, or the server or the connection is to end. What it tells of runs is counted before they are claimed.
@@ -57,8 +63,7 @@ pub async fn lease_poll(app: &App, speaker: &Speaker, poll: Poll, account: &Acco
     let received = Received { at: Instant::now(), time: app.now() };
     check_poll(&poll)?;
     let _pass = app.polls.enter(speaker.org)?;
-    let told = app.wakers.listen_agents(speaker.org);
-    let desk = (poll.claims_max > 0).then(|| app.queues.desk(&app.wakers, speaker.org));
+    let mut ears = Ears::new(app, app.pools.expected(poll.agent, speaker.org), &poll);
     let by = Claimant { agent: poll.agent, instance: poll.instance };
     let (mut lasting, leave) = (Lasting::of(app, speaker), account.wait());
     // An agent that waits is heard of when it asks: well before it would be held for gone.
@@ -67,32 +72,83 @@ pub async fn lease_poll(app: &App, speaker: &Speaker, poll: Poll, account: &Acco
     let reread_every = if app.store.is_shared() { app.config.limits.reread_every } else { REREAD_OWN_EVERY };
     let mut offered = None;
     loop {
-        let heard = told.heard();
-        let queued = desk.as_ref().map(|desk| (desk, desk.bell.heard(), desk.news()));
+        let (heard, queued) = (ears.heard(), ears.queued());
         lasting.check(app).await?;
         let (host, leases) = host_heard_with_leases(app, speaker, by).await?;
+        let served = app.pools.served(app, &host).await?;
+        if served != ears.orgs {
+            app.pools.expect(host.id, &served);
+            drop((heard, queued));
+            (ears, offered) = (Ears::new(app, served, &poll), None);
+            continue;
+        }
         let leases = legible(app, leases);
-        let desk = desk.as_ref().map(|desk| (desk, offered.take()));
-        let mut polled = look(app, (&host, &leases), &poll, (received, account), desk).await?;
+        app.pools.seen(&host, leases.known.values().map(|leased| leased.org));
+        let queues = ears.queues(offered.take());
+        let Looked { mut polled, passed } = look(app, (&host, &leases), &poll, (received, account), queues).await?;
         to_claimed(app, by.agent, &mut polled.claimed).await;
         let left = until.saturating_duration_since(Instant::now());
         if !polled.is_empty() || left.is_zero() || app.shutdown.is_cancelled() || leave.is_cancelled() {
             return Ok(polled);
         }
-        let nap = left.min(reread_every);
-        let queued = OptionFuture::from(
-            queued.map(|(desk, queued, news)| desk.offered(app, (news, queued), (&host, &poll.free))),
-        );
+        let nap = left.min(if passed.is_none() { reread_every } else { reread_every.min(PASSED_FOR) });
+        let waited = queued.into_iter().filter(|(desk, _)| !passed.is(app, &host, desk.org));
+        let queued = waited.map(|(desk, heard)| desk.offered(app, heard, (&host, &poll.free)));
         tokio::select! {
             // What was heard comes before that it is over, and a simulation is told twice alike.
             biased;
             () = heard => {}
-            Some(offer) = queued => offered = offer,
+            Some(offer) = first(queued) => offered = offer,
             // Nothing was heard of: the poll that follows begins with a look.
             () = tokio::time::sleep(nap) => if nap == left { return Ok(Polled::default()) },
             () = app.shutdown.cancelled() => {}
             () = leave.cancelled() => {}
         }
+    }
+}
+
+/// What a poll listens to: for each org whose runs its host executes, word about runs that it holds, and the queue.
+struct Ears {
+    /// The org of its host first.
+    orgs: Arc<[OrgId]>,
+    told: Vec<Listener>,
+    /// None where it asks for no runs.
+    desks: Vec<Arc<Desk>>,
+}
+
+impl Ears {
+    fn new(app: &App, orgs: Arc<[OrgId]>, poll: &Poll) -> Self {
+        let told = orgs.iter().map(|org| app.wakers.listen_agents(*org)).collect();
+        let asking = orgs.iter().filter(|_| poll.claims_max > 0);
+        let desks = asking.map(|org| app.queues.desk(&app.wakers, *org)).collect();
+        Self { orgs, told, desks }
+    }
+
+    /// Completes when one of them hears word about runs, from this call on.
+    fn heard(&self) -> impl Future<Output = ()> + use<'_> {
+        let heard: Vec<_> = self.told.iter().map(Listener::heard).collect();
+        async move { first(heard.into_iter()).await.unwrap_or_default() }
+    }
+
+    /// How much news there was at each desk, and who hears of more from this call on.
+    fn queued(&self) -> Vec<(&Arc<Desk>, Heard<'_>)> {
+        self.desks.iter().map(|desk| (desk, (desk.news(), desk.bell.heard()))).collect()
+    }
+
+    /// The way of the poll through each queue, which has not begun but for what was offered.
+    fn queues(&self, mut offered: Option<Offer>) -> Vec<Queue> {
+        let queue = |desk: &Arc<Desk>| Queue::new(Arc::clone(desk), offered.take_if(|offer| offer.run.org == desk.org));
+        self.desks.iter().map(queue).collect()
+    }
+}
+
+/// What the first of `waits` comes to, in their order where several are done; nothing where there are none.
+async fn first<F: Future>(waits: impl Iterator<Item = F>) -> Option<F::Output> {
+    let mut waits: Vec<_> = waits.map(Box::pin).collect();
+    match &mut waits[..] {
+        [] => None,
+        [alone] => Some(alone.await),
+        _ => Some(select_all(waits).await.0),
     }
 }
 
@@ -121,52 +177,59 @@ fn check_poll(poll: &Poll) -> Result<(), InvalidField> {
     refused("held", poll.held.len() as u64, LEASES_MAX as u64)
 }
 
+/// What came of a look.
+struct Looked {
+    polled: Polled,
+    /// Which orgs are not waited for now.
+    passed: Passed,
+}
+
 async fn look(
     app: &App,
     (host, leases): (&Host, &Leases),
     poll: &Poll,
     (received, account): (Received, &Account),
-    desk: Option<(&Arc<Desk>, Option<Offer>)>,
-) -> Result<Polled, Failure> {
+    queues: Vec<Queue>,
+) -> Result<Looked, Failure> {
     // A server that is to end grants nothing: the answer might not arrive. Nor is the queue read for a host that takes
     // nothing new, and where nobody asks for runs, they need not be looked for.
     let grants_none = app.shutdown.is_cancelled() || host.refusal().is_some();
-    let mut queue = desk.filter(|_| !grants_none).map(|(desk, offered)| Queue::new(Arc::clone(desk), offered));
-    let claims_max = if queue.is_some() { poll.claims_max } else { 0 };
-    if let Some(queue) = &mut queue
-        && !queue.has_begun()
-    {
-        queue.go_on(app).await?;
-    }
+    let claims_max = if grants_none { 0 } else { poll.claims_max };
     let directives = directives(&poll.held, leases);
     let mut room = Room::new((app, host), poll, claims_max, received, account);
     let listed: HashSet<RunId> = poll.held.iter().map(|lease| lease.run).collect();
-    if leases.known.keys().any(|run| !listed.contains(run)) {
-        let stored = readable(app, app.store.runs_of_agent(host.org, host.id).await?);
+    if claims_max > 0 && leases.known.keys().any(|run| !listed.contains(run)) {
+        let stored = readable(app, app.store.runs_of_agent(host.id).await?);
         lease_claim_again(&mut room, &poll.held, &stored.runs).await;
     }
-    if let Some(queue) = queue {
-        lease_claim(&mut room, queue).await;
-    }
-    let Room { claimed, refused, .. } = room;
+    let orgs = queues.len();
+    let passed = lease_claim(&mut room, queues).await;
+    let Room { claimed, mut refused, trouble, .. } = room;
     let polled = Polled { claimed, directives };
-    match refused {
-        Some(refused) if polled.is_empty() => Err(refused),
-        Some(refused) => {
-            tell_refused(host, &refused);
-            Ok(polled)
+    let is_alone = trouble.len() == orgs;
+    for (org, trouble) in trouble {
+        if is_alone && refused.is_none() {
+            refused = Some(trouble);
+        } else {
+            tell_refused(host, Some(org), &trouble);
         }
-        None => Ok(polled),
     }
+    match refused {
+        Some(refused) if polled.is_empty() => return Err(refused),
+        Some(refused) => tell_refused(host, None, &refused),
+        None => {}
+    }
+    Ok(Looked { polled, passed })
 }
 
 /// An org that holds what it may meets that at every poll: it is not worth a warning.
-fn tell_refused(host: &Host, refused: &Failure) {
-    let (agent, cause, what) = (host.id, refused.for_log(), "not all that could be granted was");
+fn tell_refused(host: &Host, org: Option<OrgId>, refused: &Failure) {
+    let (agent, org, cause) = (host.id, org.map(display), refused.for_log());
+    let what = "not all that could be granted was";
     if refused.code() == ErrorCode::TooMany {
-        tracing::debug!(%agent, cause, "{what}");
+        tracing::debug!(%agent, org, cause, "{what}");
     } else {
-        tracing::warn!(%agent, cause, "{what}");
+        tracing::warn!(%agent, org, cause, "{what}");
     }
 }
 
@@ -263,10 +326,42 @@ pub(crate) async fn held_run(
     fence: u64,
 ) -> Result<Run, Failure> {
     let host = host_heard(app, speaker, by).await?;
-    let run = run_of(app, speaker.org, id).await?;
+    let run = run_of_host(app, &host, id).await?;
     host.follows(&run)?;
     grant::held(&run, by.agent, fence)?;
     Ok(run)
+}
+
+/// The run that the agent of `host` speaks of: one of its own org, or one of another that it holds a lease of, or held.
+pub(crate) async fn run_of_host(app: &App, host: &Host, id: RunId) -> Result<Run, Failure> {
+    match app.store.run_get(host.org, id).await? {
+        Some(run) => Ok(run),
+        None => run_of_guest(app, host, id).await,
+    }
+}
+
+/// The same, of another org: be its pool shared with that still or not, and also what it says again once its lease is gone.
+async fn run_of_guest(app: &App, host: &Host, id: RunId) -> Result<Run, Failure> {
+    match app.store.run_of_agent(host.id, id).await? {
+        Some(run) => Ok(run),
+        None if host.pool.is_none() => Err(Failure::not_found("run", id)),
+        // Whether there is one is not said: it may be of an org that the host serves, and have lost its lease.
+        None => Err(Failure::new(ErrorCode::StaleFence, format!("{} holds no lease of {id}", host.id))),
+    }
+}
+
+/// The same as [`held_run`], for what takes one write of its org; a refusal takes one of the org of the host.
+pub(crate) async fn written_run(
+    app: &App,
+    speaker: &Speaker,
+    id: RunId,
+    by: Claimant,
+    fence: u64,
+) -> Result<Run, Failure> {
+    let held = held_run(app, speaker, id, by, fence).await;
+    let org = held.as_ref().map_or(speaker.org, |run| run.org);
+    app.limiter.spend(app, org, OrgLimit::AgentWrites, 1).await?;
+    held
 }
 
 /// Records that the command of a run was started. Saying so again changes nothing.
@@ -284,7 +379,7 @@ pub async fn run_start(app: &App, speaker: &Speaker, id: RunId, body: StartRun) 
         host.follows(run)?;
         grant::start(run, sandbox.agent, fence, sandbox.clone(), now)
     };
-    revise(app, speaker.org, id, start).await.map(drop)
+    revise_from(app, run_of_host(app, &host, id).await?, start).await.map(drop)
 }
 
 /// Records that the sandbox of a run has ended. Saying so again changes nothing.
@@ -297,7 +392,7 @@ pub async fn run_sandbox_ended(app: &App, speaker: &Speaker, id: RunId, body: Sa
         host.follows(run)?;
         grant::sandbox_ended(run, agent, fence, outcome.clone(), now, config)
     };
-    revise(app, speaker.org, id, ended).await.map(drop)
+    revise_from(app, run_of_host(app, &host, id).await?, ended).await.map(drop)
 }
 
 /// Ends a run as its agent says it ended, once its log is complete (SPEC S1). The last act under a lease.
@@ -306,14 +401,21 @@ pub async fn run_finish(app: &App, speaker: &Speaker, id: RunId, body: FinishRun
     check_result(result.as_ref())?;
     check_outcome(&outcome)?;
     let begun = app.now();
-    // None needs the others' answer, and all are needed but in the case of an error.
+    // None needs the others' answer, and all are needed but in the case of an error, and for a run of another org.
     let (heard, run, stored) = tokio::join!(
         host_heard(app, speaker, Claimant { agent, instance }),
-        run_of(app, speaker.org, id),
+        app.store.run_get(speaker.org, id),
         app.store.log_head(speaker.org, id)
     );
     let host = heard?;
-    let (run, stored) = (run?, stored?);
+    let (run, stored) = match run? {
+        Some(run) => (run, stored?),
+        None => {
+            let run = run_of_guest(app, &host, id).await?;
+            let stored = app.store.log_head(run.org, id).await?;
+            (run, stored)
+        }
+    };
     if grant::held(&run, agent, fence).is_ok() && next_log_seq != stored {
         let detail = format!("the log goes on at {stored}, not at {next_log_seq}; append what is missing, then finish");
         return Err(Failure::new(ErrorCode::LogGap, detail).at(LOG_GAP_FIELD, stored));
@@ -347,5 +449,7 @@ fn check_result(result: Option<&serde_json::Value>) -> Result<(), Failure> {
     Err(Failure::new(ErrorCode::TooLarge, detail).at("result", length))
 }
 
+#[cfg(test)]
+mod pooled;
 #[cfg(test)]
 mod tests;

@@ -47,8 +47,8 @@ pub async fn log_append(
     by: Fenced,
     bytes: Bytes,
 ) -> Result<Appended, Failure> {
-    let org = speaker.org;
     let run = held_run(app, speaker, id, Claimant { agent: by.agent, instance: by.instance }, by.fence).await?;
+    let org = run.org;
     let (first, last) = sequences(&bytes)?;
     app.needs_room()?;
     let size = bytes.len();

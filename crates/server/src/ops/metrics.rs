@@ -7,7 +7,7 @@ use crate::{DEFAULT_ORG, app::App, metrics::Census, problem::Failure};
 
 /// Everything that is counted, as text. It tells of all orgs together, so another org than the first one may not read it.
 pub async fn metrics_read(app: &App, token: &Token) -> Result<String, Failure> {
-    if app.store.org_by_name(DEFAULT_ORG).await?.is_none_or(|first| first.id != token.org) {
+    if app.pools.default_org(app).await? != Some(token.org) {
         let detail = format!("metrics tell of the whole server; a token of the org `{DEFAULT_ORG}` may read them");
         return Err(Failure::new(ErrorCode::Forbidden, detail));
     }

@@ -15,6 +15,7 @@ pub mod leases;
 pub mod logs;
 pub mod metrics;
 pub mod orgs;
+pub mod pools;
 pub mod run_tokens;
 pub mod runs;
 pub mod tokens;
@@ -31,21 +32,8 @@ pub async fn run_of(app: &App, org: OrgId, id: RunId) -> Result<Run, Failure> {
     app.store.run_get(org, id).await?.ok_or_else(|| Failure::not_found("run", id))
 }
 
-/// Reads, decides and saves until nobody else was faster; returns the run as it stands then, and whether it was changed.
-pub(crate) async fn revise<E>(
-    app: &App,
-    org: OrgId,
-    id: RunId,
-    decide: impl Fn(&Run, UnixMicros) -> Result<Option<Decision>, E>,
-) -> Result<Run, Failure>
-where
-    Failure: From<E>,
-{
-    let run = run_of(app, org, id).await?;
-    revise_from(app, run, decide).await
-}
-
-/// The same, beginning with the run as it was read a moment ago.
+/// Decides on a run as it was read a moment ago and saves that, until nobody else was faster; returns the run as it stands
+/// then.
 pub(crate) async fn revise_from<E>(
     app: &App,
     run: Run,

@@ -1,18 +1,75 @@
 //! Orgs: look at their limits, and set them.
 
-use holm_api::orgs::{OrgLimitView, OrgLimitsView, SetOrgLimits};
+use holm_api::orgs::{CreateOrg, OrgLimitView, OrgLimitsView, SetOrgLimits};
 use holm_domain::{
     ErrorCode,
-    access::{Action, Token},
+    access::{Action, Role, Token},
     error::InvalidField,
     org_limits::{OrgLimit, OrgLimits},
 };
-use holm_store::Org;
+use holm_store::{Error, Org, Project};
+use secrecy::SecretString;
 
-use crate::{app::App, auth::bootstrap::DEFAULT_ORG, problem::Failure};
+use super::{
+    runs::DEFAULT_PROJECT,
+    tokens::{not_private, token_draw},
+};
+use crate::{app::App, auth::bootstrap::DEFAULT_ORG, ids, problem::Failure};
+
+/// The name of the token with which an org begins.
+const FIRST_TOKEN: &str = "first admin";
+
+/// The longest name of an org, in characters.
+const ORG_NAME_MAX: usize = 63;
+
+fn check_org_name(name: &str) -> Result<(), InvalidField> {
+    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if name.len() <= ORG_NAME_MAX && name.starts_with(|c: char| c.is_ascii_lowercase()) && name.chars().all(is_plain) {
+        return Ok(());
+    }
+    let problem = format!("give 1 to {ORG_NAME_MAX} small letters, digits and hyphens, a letter first");
+    Err(InvalidField::new("name", name, problem))
+}
+
+/// Makes an org with its default project and a token for its admins; the secret is nowhere but in the answer. For admins of
+/// the default org.
+pub async fn org_create(app: &App, by: &Token, body: CreateOrg) -> Result<(Org, Token, SecretString), Failure> {
+    not_private(app)?;
+    must_rule(app, by, "orgs are made").await?;
+    check_org_name(&body.name)?;
+    let now = app.now();
+    let org = Org { id: ids::org(), name: body.name, created_at: now };
+    let project = Project { id: ids::project(), org: org.id, name: DEFAULT_PROJECT.to_owned(), created_at: now };
+    let (token, secret) = token_draw(&app.config.clock, org.id, Role::Admin, FIRST_TOKEN.to_owned(), None);
+    match app.store.org_found(&org, &project, &token).await {
+        Ok(()) => {}
+        Err(Error::Conflict { .. }) => {
+            let detail = format!("there is an org `{}` already; choose another name", org.name);
+            return Err(Failure::new(ErrorCode::Conflict, detail).at("name", org.name));
+        }
+        Err(error) => return Err(error.into()),
+    }
+    tracing::info!(org = %org.id, name = org.name, by = %by.id, "an org was made");
+    Ok((org, token, secret))
+}
+
+/// All orgs, by name. For admins of the default org.
+pub async fn org_list(app: &App, by: &Token) -> Result<Vec<Org>, Failure> {
+    must_rule(app, by, "orgs are listed").await?;
+    Ok(app.store.org_list().await?)
+}
+
+/// Refuses who is no admin of the org that rules the server.
+pub(super) async fn must_rule(app: &App, by: &Token, what: &str) -> Result<(), Failure> {
+    if is_of_default(app, by).await? {
+        return Ok(());
+    }
+    let detail = format!("{what} by admins of the org `{DEFAULT_ORG}`");
+    Err(Failure::new(ErrorCode::Forbidden, detail))
+}
 
 /// The org of that name or id, as far as the holder of `token` may know of it.
-async fn visible(app: &App, token: &Token, org: &str) -> Result<Org, Failure> {
+pub(super) async fn visible(app: &App, token: &Token, org: &str) -> Result<Org, Failure> {
     let found = match org.parse() {
         Ok(id) => app.store.org_get(id).await?,
         Err(_) => app.store.org_by_name(org).await?,
@@ -25,8 +82,7 @@ async fn visible(app: &App, token: &Token, org: &str) -> Result<Org, Failure> {
 }
 
 async fn is_of_default(app: &App, token: &Token) -> Result<bool, Failure> {
-    let default = app.store.org_by_name(DEFAULT_ORG).await?;
-    Ok(default.is_some_and(|org| org.id == token.org))
+    Ok(app.pools.default_org(app).await? == Some(token.org))
 }
 
 /// What an org may have and do at most.
@@ -42,10 +98,7 @@ pub async fn org_limits_set(
     org: &str,
     body: &SetOrgLimits,
 ) -> Result<OrgLimitsView, Failure> {
-    if !is_of_default(app, token).await? {
-        let detail = format!("limits are set by admins of the org `{DEFAULT_ORG}`");
-        return Err(Failure::new(ErrorCode::Forbidden, detail));
-    }
+    must_rule(app, token, "limits are set").await?;
     let org = visible(app, token, org).await?;
     let read = body.limits.iter().map(|(name, value)| read(name, *value));
     for (limit, value) in read.collect::<Result<Vec<_>, _>>()? {

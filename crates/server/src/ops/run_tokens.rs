@@ -63,12 +63,13 @@ pub async fn to_claimed(app: &App, agent: AgentId, claimed: &mut [ClaimedRun]) {
 
 /// Gives each lease that `agent` holds on a new one: the rest of the life of the last is short by the next renewal, and
 /// whether the agent heard the last answer is not known.
-pub async fn to_renewed(app: &App, (org, agent): (OrgId, AgentId), leases: &mut [RenewedLease]) {
-    if leases.iter().all(|lease| lease.ttl_ms.is_none()) {
+pub async fn to_renewed(app: &App, agent: AgentId, leases: &mut [(Option<OrgId>, RenewedLease)]) {
+    if leases.iter().all(|(org, _)| org.is_none()) {
         return;
     }
     let Some(keys) = keys(app).await else { return };
-    for lease in leases.iter_mut().filter(|lease| lease.ttl_ms.is_some()) {
+    for (org, lease) in leases.iter_mut() {
+        let Some(org) = *org else { continue };
         lease.run_token = signed(app, &keys, Leased { run: lease.run, org, agent, fence: lease.fence });
     }
 }

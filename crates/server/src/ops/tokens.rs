@@ -52,6 +52,19 @@ pub(crate) async fn token_issue(
     name: String,
     life: Option<Duration>,
 ) -> holm_store::Result<(Token, SecretString)> {
+    let (token, secret) = token_draw(clock, org, role, name, life);
+    store.token_create(&token).await?;
+    Ok((token, secret))
+}
+
+/// Draws a secret and makes its token, which nobody has stored yet.
+pub(super) fn token_draw(
+    clock: &Clock,
+    org: OrgId,
+    role: Role,
+    name: String,
+    life: Option<Duration>,
+) -> (Token, SecretString) {
     let secret = ids::secret();
     let now = clock.now();
     let token = Token {
@@ -64,8 +77,7 @@ pub(crate) async fn token_issue(
         expires_at: life.map(|life| now.plus(life)),
         revoked_at: None,
     };
-    store.token_create(&token).await?;
-    Ok((token, secret))
+    (token, secret)
 }
 
 /// Refuses names that are empty, long, or that would confuse a terminal.

@@ -10,10 +10,12 @@ use super::{Memory, State};
 use crate::{Error, JOIN_TOKENS_ENDED_MAX, JOIN_TOKENS_MAX, Result, enrol::JOIN_TOKENS, error::full_unless_one};
 
 impl State {
-    /// The host as it is read: with the key of its agent.
-    pub(super) fn with_key(&self, host: &Host) -> Host {
+    /// The host as it is read: with the key of its agent, and its pool.
+    pub(super) fn whole(&self, host: &Host) -> Host {
         let key = self.current_key(host.id).filter(|known| known.org == host.org).map(|known| known.key);
-        Host { key, ..host.clone() }
+        let host = Host { key, pool: None, ..host.clone() };
+        let pool = self.pools.get(&host.id).filter(|(_, voice)| *voice == host.voice());
+        Host { pool: pool.map(|(pool, _)| pool.clone()), ..host }
     }
 
     /// The newest key of an agent.

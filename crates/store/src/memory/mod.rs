@@ -3,11 +3,12 @@
 mod enrol;
 mod keys;
 mod org_limits;
+mod pools;
 mod runs;
 mod tenants;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Debug,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -58,6 +59,9 @@ struct State {
     orgs: BTreeMap<OrgId, Org>,
     org_limits: BTreeMap<OrgId, OrgOverrides>,
     org_rates: BTreeMap<(OrgId, &'static str), UnixMicros>,
+    pool_orgs: BTreeSet<(String, OrgId)>,
+    /// The pools of hosts, and with what each speaks as long as it is in it.
+    pools: BTreeMap<AgentId, (String, String)>,
     projects: BTreeMap<ProjectId, Project>,
     tokens: BTreeMap<TokenId, Token>,
     hosts: BTreeMap<AgentId, Host>,

@@ -245,28 +245,27 @@ impl Memory {
         due.into_iter().take(limit).map(|(place, run)| Due { place, run: Ok(run.clone()) }).collect()
     }
 
-    pub(crate) fn runs_of_agent(&self, org: OrgId, agent: AgentId) -> Vec<RunRow> {
+    pub(crate) fn runs_of_agent(&self, agent: AgentId) -> Vec<RunRow> {
         let state = self.lock();
-        let of_org = state.runs.values().map(|row| &row.run).filter(|run| run.org == org);
-        let held = of_org.filter(|run| run.lease.is_some_and(|lease| lease.agent == agent));
+        let runs = state.runs.values().map(|row| &row.run);
+        let held = runs.filter(|run| run.lease.is_some_and(|lease| lease.agent == agent));
         held.take(LEASES_PAGE_MAX as usize).map(found).collect()
     }
 
-    pub(crate) fn leases_of_agent(&self, org: OrgId, agent: AgentId) -> Vec<LeaseRow> {
-        let of_org = |run: &&Run| run.org == org;
+    pub(crate) fn leases_of_agent(&self, agent: AgentId) -> Vec<LeaseRow> {
         let state = self.lock();
-        let held = state.runs.values().map(|row| &row.run).filter(of_org).filter_map(|run| {
+        let held = state.runs.values().map(|row| &row.run).filter_map(|run| {
             let lease = run.lease.filter(|lease| lease.agent == agent)?;
-            let leased = Leased { run: run.id, fence: lease.fence, cancel: run.cancel };
+            let leased = Leased { run: run.id, org: run.org, fence: lease.fence, cancel: run.cancel };
             Some(LeaseRow { id: run.id.to_string(), lease: Ok(leased) })
         });
         held.take(LEASES_PAGE_MAX as usize).collect()
     }
 
     pub(crate) fn lease_counts(&self, org: OrgId) -> BTreeMap<AgentId, u32> {
-        let mut counts = BTreeMap::new();
-        for row in self.lock().runs.values().filter(|row| row.run.org == org) {
-            if let Some(lease) = row.run.lease {
+        let (state, mut counts) = (self.lock(), BTreeMap::new());
+        for lease in state.runs.values().filter_map(|row| row.run.lease) {
+            if state.hosts.get(&lease.agent).is_some_and(|host| host.org == org) {
                 *counts.entry(lease.agent).or_default() += 1;
             }
         }

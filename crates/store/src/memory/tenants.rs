@@ -8,7 +8,7 @@ use holm_domain::{
 };
 
 use super::{Memory, State};
-use crate::{Error, HOSTS_MAX, Org, PROJECTS_MAX, Project, Result, TOKENS_MAX};
+use crate::{Error, HOSTS_MAX, ORGS_MAX, Org, PROJECTS_MAX, Project, Result, TOKENS_MAX};
 
 impl State {
     pub(super) fn org_must_be(&self, org: OrgId) -> Result<()> {
@@ -16,7 +16,7 @@ impl State {
     }
 }
 
-fn room(what: &'static str, taken: usize, max: u32) -> Result<()> {
+pub(super) fn room(what: &'static str, taken: usize, max: u32) -> Result<()> {
     if taken < max as usize {
         return Ok(());
     }
@@ -31,6 +31,20 @@ impl Memory {
         }
         state.orgs.insert(org.id, org.clone());
         Ok(())
+    }
+
+    pub(crate) fn org_found(&self, org: &Org, project: &Project, token: &Token) -> Result<()> {
+        room("orgs", self.lock().orgs.len(), ORGS_MAX)?;
+        // The others of an org that is new, with ids that nobody has, are not refused.
+        self.org_create(org)?;
+        self.project_create(project)?;
+        self.token_create(token)
+    }
+
+    pub(crate) fn org_list(&self) -> Vec<Org> {
+        let mut orgs: Vec<Org> = self.lock().orgs.values().cloned().collect();
+        orgs.sort_by(|a, b| a.name.cmp(&b.name));
+        orgs
     }
 
     pub(crate) fn org_get(&self, id: OrgId) -> Option<Org> {
@@ -112,14 +126,14 @@ impl Memory {
         let Some(known) = state.hosts.get(&host.id) else {
             let count = state.hosts.values().filter(|other| other.org == host.org).count();
             room("hosts of an org", count, HOSTS_MAX)?;
-            state.hosts.insert(host.id, Host { cordon: None, ..host.clone() });
+            state.hosts.insert(host.id, Host { cordon: None, pool: None, ..host.clone() });
             return Ok(());
         };
         if known.org != host.org || Some(known.instance) != expect_instance {
             return Err(Error::Conflict { what: "host" });
         }
-        let (registered_at, cordon) = (known.registered_at, known.cordon.clone());
-        state.hosts.insert(host.id, Host { registered_at, cordon, ..host.clone() });
+        let Host { registered_at, cordon, .. } = known.clone();
+        state.hosts.insert(host.id, Host { registered_at, cordon, pool: None, ..host.clone() });
         Ok(())
     }
 
@@ -127,6 +141,19 @@ impl Memory {
         let mut state = self.lock();
         let host = state.hosts.get_mut(&id).filter(|host| host.org == org).ok_or(Error::NotFound { what: "host" })?;
         host.seen_at = now;
+        Ok(())
+    }
+
+    pub(crate) fn host_pool(&self, host: &Host, pool: Option<&str>) -> Result<()> {
+        let mut state = self.lock();
+        let known = state.hosts.get(&host.id).filter(|known| known.org == host.org);
+        if known.is_none_or(|known| state.whole(known).pool != host.pool) {
+            return Err(Error::Conflict { what: "host" });
+        }
+        match pool {
+            Some(pool) => drop(state.pools.insert(host.id, (pool.to_owned(), host.voice()))),
+            None => drop(state.pools.remove(&host.id)),
+        }
         Ok(())
     }
 
@@ -139,19 +166,19 @@ impl Memory {
 
     pub(crate) fn host_get(&self, org: OrgId, id: AgentId) -> Option<Host> {
         let state = self.lock();
-        state.hosts.get(&id).filter(|host| host.org == org).map(|host| state.with_key(host))
+        state.hosts.get(&id).filter(|host| host.org == org).map(|host| state.whole(host))
     }
 
     /// Those of all orgs.
     pub(crate) fn hosts(&self) -> Vec<Host> {
         let state = self.lock();
-        state.hosts.values().map(|host| state.with_key(host)).collect()
+        state.hosts.values().map(|host| state.whole(host)).collect()
     }
 
     pub(crate) fn host_list(&self, org: OrgId) -> Vec<Host> {
         let state = self.lock();
         let of_org = state.hosts.values().filter(|host| host.org == org);
-        let mut found: Vec<Host> = of_org.map(|host| state.with_key(host)).collect();
+        let mut found: Vec<Host> = of_org.map(|host| state.whole(host)).collect();
         found.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
         found
     }

@@ -17,6 +17,7 @@ const STEPS: &[&str] = &[
     include_str!("../../migrations/0007_org_limits.sql"),
     include_str!("../../migrations/0008_lease_cancel.sql"),
     include_str!("../../migrations/0009_host_keys.sql"),
+    include_str!("../../migrations/0010_pools.sql"),
 ];
 
 const TABLE: &str = "create table if not exists schema_steps (step bigint primary key)";

@@ -14,6 +14,7 @@ mod isolation;
 mod keys;
 mod logs;
 mod org_limits;
+mod pools;
 #[path = "../support/postgres.rs"]
 mod postgres;
 mod retention;

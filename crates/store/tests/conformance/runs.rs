@@ -5,13 +5,14 @@ use std::{collections::BTreeMap, time::Duration};
 use bytes::Bytes;
 use holm_domain::{
     OrgId, ProjectId, RunId, UnixMicros,
+    host::Host,
     lease::grant::{self, Finish},
     limits::LeaseConfig,
     run::{Cancel, Decision, EventKind, ExitStatus, Outcome, Run, RunSpec, RunState, Usage},
 };
 use holm_store::{BlobKey, Doomed, DoomedPart, Error, Inserted, Leased, Project, RUNS_PAGE_MAX, RunCensus, RunFilter};
 
-use crate::support::{Fixture, Tenant, batch, cases, claimant, config, read, refused, sandbox, save, uuid};
+use crate::support::{Fixture, Tenant, batch, cases, claimant, config, host, read, refused, sandbox, save, uuid};
 
 cases!(
     every_field_of_a_run_survives,
@@ -90,8 +91,10 @@ async fn a_save_with_an_old_version_changes_nothing(fixture: Fixture) {
     assert!(matches!(lost, Err(Error::Conflict { what: "run" })), "{lost:?}");
     assert_eq!(tenant.store.run_get(tenant.org, run.id).await.expect("read"), Some(mine.run.clone()));
     assert_eq!(tenant.event_seqs(run.id).await, [1, 2], "the loser told nothing");
-    let counts = tenant.store.lease_counts(tenant.org).await.expect("counted");
-    assert_eq!(counts, BTreeMap::from([(mine.run.lease.expect("leased").agent, 1)]));
+    for (decision, held) in [(&mine, 1), (&late, 0)] {
+        let agent = decision.run.lease.expect("leased").agent;
+        assert_eq!(tenant.store.runs_of_agent(agent).await.expect("read").len(), held);
+    }
 }
 
 async fn what_cannot_be_saved_is_refused(fixture: Fixture) {
@@ -309,6 +312,10 @@ async fn leases_are_found_by_agent(fixture: Fixture) {
     let tenant = fixture.tenant().await;
     let holders = [claimant(), claimant()];
     let [one, two] = holders.map(|holder| holder.agent);
+    for id in [one, two] {
+        let host = Host { id, ..host(tenant.org, "isle") };
+        fixture.store.host_upsert(None, &host).await.expect("registered");
+    }
     let mut held = Vec::new();
     for holder in [holders[0], holders[0], holders[1]] {
         let run = tenant.queued().await;
@@ -317,18 +324,18 @@ async fn leases_are_found_by_agent(fixture: Fixture) {
         held.push(decision.run);
     }
     let store = &fixture.store;
-    assert_eq!(read(store.runs_of_agent(tenant.org, one).await.expect("read")), held[..2]);
+    assert_eq!(read(store.runs_of_agent(one).await.expect("read")), held[..2]);
     assert_eq!(store.lease_counts(tenant.org).await.expect("counted"), BTreeMap::from([(one, 2), (two, 1)]));
     let cancelled = held[1].request_cancel(Cancel::Kill, UnixMicros(2_500)).expect("asked for");
     tenant.save(&cancelled).await.expect("saved");
-    let leased = |run: &Run, cancel| Leased { run: run.id, fence: run.fence, cancel };
+    let leased = |run: &Run, cancel| Leased { run: run.id, org: run.org, fence: run.fence, cancel };
     let (_, leases) = store.host_and_leases(tenant.org, one).await.expect("read");
     let leases: Vec<_> = leases.into_iter().map(|row| row.lease.expect("read")).collect();
     assert_eq!(leases, [leased(&held[0], None), leased(&held[1], Some(Cancel::Kill))]);
     held[1] = cancelled.run;
     let expired = grant::expire(&held[0], UnixMicros(i64::MAX), &config()).expect("expired");
     tenant.save(&expired).await.expect("saved");
-    assert_eq!(read(store.runs_of_agent(tenant.org, one).await.expect("read")), held[1..2]);
+    assert_eq!(read(store.runs_of_agent(one).await.expect("read")), held[1..2]);
     let anew = grant::claim(&expired.run, holders[1], UnixMicros(3_000), &config()).expect("claimable");
     tenant.save(&anew).await.expect("claimed");
     assert_eq!(store.lease_counts(tenant.org).await.expect("counted"), BTreeMap::from([(one, 1), (two, 2)]));
@@ -407,7 +414,7 @@ async fn a_deleted_run_leaves_nothing(fixture: Fixture) {
     assert_eq!(store.run_get(tenant.org, run.id).await.expect("read"), None);
     assert_eq!(tenant.event_seqs(run.id).await, Vec::<u64>::new());
     assert_eq!(tenant.log(run.id).await, Vec::<Vec<u8>>::new());
-    assert!(store.runs_of_agent(tenant.org, run.lease.expect("leased").agent).await.expect("read").is_empty());
+    assert!(store.runs_of_agent(run.lease.expect("leased").agent).await.expect("read").is_empty());
     assert_eq!(store.blobs().delete_of_run(tenant.org, run.id).await.expect("listed"), 0, "no object is left");
     let anew = Run { id: RunId::from_uuid(uuid()), ..first };
     assert_eq!(tenant.insert_once(&anew, "key", 1).await.expect("inserted"), Inserted::New, "the key is free again");

@@ -328,5 +328,6 @@ pub fn host(org: OrgId, name: &str) -> Host {
         registered_at: UnixMicros(100),
         seen_at: UnixMicros(100),
         cordon: None,
+        pool: None,
     }
 }

@@ -197,6 +197,8 @@ mod tests {
             runtimes: Vec::new(),
             labels: [].into(),
             identity: None,
+            pool: None,
+            is_shared: false,
             cordon: None,
             registered_at: UnixMicros(0),
             seen_at: UnixMicros(0),

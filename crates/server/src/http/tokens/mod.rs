@@ -9,7 +9,7 @@ use holm_api::tokens::TokenView;
 use holm_domain::access::Token;
 
 /// A token as it is shown.
-fn view(token: Token) -> TokenView {
+pub(super) fn view(token: Token) -> TokenView {
     TokenView {
         id: token.id,
         name: token.name,

@@ -4,9 +4,11 @@
 //! becomes of the others. A run that cannot be granted for what is stored of it, its row or what is beside it, is told and
 //! holds no other up.
 
+use std::time::Duration;
+
 use holm_api::agent::{ClaimedRun, HeldLease, Poll};
 use holm_domain::{
-    UnixMicros,
+    OrgId, UnixMicros,
     host::{Capacity, Host},
     lease::{Claimant, grant},
     limits::LeaseConfig,
@@ -14,6 +16,7 @@ use holm_domain::{
     schedule,
 };
 use holm_store::Error;
+use tokio::time::Instant;
 
 use super::{Received, queue::Queue};
 use crate::{
@@ -25,6 +28,9 @@ use crate::{
     problem::Failure,
     traces,
 };
+
+/// How long a look goes on to grant: the answer must be there before the agent gives it up.
+const GRANTING_MAX: Duration = Duration::from_secs(2);
 
 /// By which decision a run is granted.
 type Decide = fn(&Run, Claimant, UnixMicros, &LeaseConfig) -> Option<Decision>;
@@ -57,6 +63,8 @@ pub(super) struct Room<'a> {
     pub(super) claimed: Vec<ClaimedRun>,
     /// Why no more is granted.
     pub(super) refused: Option<Failure>,
+    /// Of which orgs none are, and why.
+    pub(super) trouble: Vec<(OrgId, Failure)>,
 }
 
 impl<'a> Room<'a> {
@@ -69,22 +77,25 @@ impl<'a> Room<'a> {
         account: &'a Account,
     ) -> Self {
         let (claims, free, bytes) = (claims_max as usize, poll.free, CLAIMS_BYTES_MAX);
-        Self { app, host, received, account, claims, free, bytes, claimed: Vec::new(), refused: None }
+        Self {
+            app,
+            host,
+            received,
+            account,
+            claims,
+            free,
+            bytes,
+            claimed: Vec::new(),
+            refused: None,
+            trouble: Vec::new(),
+        }
     }
 
-    /// The turn to grant, and no more than that allows from now on; nothing if there is none to be had.
-    async fn turn(&mut self) -> Option<Turn> {
+    /// The turn to grant runs of `org`; nothing if there is none to be had.
+    async fn turn(&mut self, org: OrgId) -> Option<Turn> {
         let wanted = u32::try_from(self.claims).unwrap_or(u32::MAX);
-        match self.app.limiter.turn(self.app, self.host.org, wanted).await {
-            Ok(turn) => {
-                self.claims = self.claims.min(turn.claims as usize);
-                Some(turn)
-            }
-            Err(refused) => {
-                self.refused = Some(refused);
-                None
-            }
-        }
+        let turn = self.app.limiter.turn(self.app, org, wanted).await;
+        turn.map_err(|trouble| self.trouble.push((org, trouble))).ok()
     }
 
     fn is_left(&self) -> bool {
@@ -192,57 +203,165 @@ pub(super) async fn lease_claim_again(room: &mut Room<'_>, held: &[HeldLease], s
     }
 }
 
-/// Grants runs of the queue, in its order, as far as there is room and the limit of the org allows. Servers grant by turns
-/// where it comes to that; a turn is asked for only once there is a run that fits.
-pub(super) async fn lease_claim(room: &mut Room<'_>, queue: Queue) {
-    let mut turn = None;
-    claim_in_turn(room, queue, &mut turn).await;
-    if let Some(turn) = turn {
-        turn.end(room.app).await;
+/// One org's part in what a poll grants.
+#[derive(Debug)]
+struct Way {
+    queue: Queue,
+    /// Its turn to grant, where it has one: servers grant by turns where it comes to the limit of an org.
+    turn: Option<Turn>,
+    /// How many more that allows.
+    claims: usize,
+}
+
+/// Whether another run of an org may be granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Allowed {
+    Yes,
+    /// Others of it have to end before.
+    No,
+    /// That cannot be said.
+    Unknown,
+}
+
+impl Way {
+    fn new(queue: Queue) -> Self {
+        Self { queue, turn: None, claims: 0 }
+    }
+
+    /// Gives the turn back.
+    async fn pause(&mut self, app: &App) {
+        if let Some(turn) = self.turn.take() {
+            turn.end(app).await;
+        }
+    }
+
+    /// Whether another may be granted, or have room kept. A turn is asked for only once there is a run for that.
+    async fn may_grant(&mut self, room: &mut Room<'_>) -> Allowed {
+        if self.turn.is_none() {
+            let Some(turn) = room.turn(self.queue.org()).await else { return Allowed::Unknown };
+            self.claims = turn.claims as usize;
+            self.turn = Some(turn);
+        }
+        if self.claims > 0 { Allowed::Yes } else { Allowed::No }
     }
 }
 
-async fn claim_in_turn(room: &mut Room<'_>, mut queue: Queue, turn: &mut Option<Turn>) {
+/// Which orgs a poll does not wait for after a look, for a while.
+#[derive(Debug)]
+pub(super) struct Passed {
+    /// For whose run the host keeps room: of what others have, only that is for it whose turn is before that.
+    kept_for: Option<OrgId>,
+    /// Of those it is not known what may be granted.
+    troubled: Vec<OrgId>,
+}
+
+impl Passed {
+    /// Whether all are waited for.
+    pub(super) fn is_none(&self) -> bool {
+        self.kept_for.is_none() && self.troubled.is_empty()
+    }
+
+    /// Whether that org is not.
+    pub(super) fn is(&self, app: &App, host: &Host, org: OrgId) -> bool {
+        let is_behind = |kept| kept != org && !app.pools.is_before(host, org, kept);
+        self.troubled.contains(&org) || self.kept_for.is_some_and(is_behind)
+    }
+}
+
+/// What came of an org's turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Granted,
+    /// The host keeps room for one of its runs, which comes first.
+    RoomKept,
+    /// It has nothing for the host.
+    Nothing,
+}
+
+/// Grants runs of the queues, of each in its order, as far as there is room and the limits of the orgs allow. Each run is
+/// granted to the org whose turn it is then. Where the host keeps room for a run, nothing is granted beyond that.
+pub(super) async fn lease_claim(room: &mut Room<'_>, queues: Vec<Queue>) -> Passed {
+    let (app, host) = (room.app, room.host);
+    let mut ways: Vec<Way> = queues.into_iter().map(Way::new).collect();
+    let mut orgs: Vec<OrgId> = ways.iter().map(|way| way.queue.org()).collect();
+    let (mut last, mut kept_for) = (None, None);
+    let begun = Instant::now();
+    while room.is_left()
+        && kept_for.is_none()
+        && begun.elapsed() < GRANTING_MAX
+        && let Some(next) = app.pools.next(host, &orgs)
+    {
+        if let Some(before) = last.replace(next).filter(|before| *before != next) {
+            ways[before].pause(app).await;
+        }
+        match claim_one(room, &mut ways[next]).await {
+            Step::Granted => app.pools.granted(host, orgs[next]),
+            Step::RoomKept => kept_for = Some(orgs[next]),
+            Step::Nothing => {
+                ways.remove(next).pause(app).await;
+                orgs.remove(next);
+                last = None;
+            }
+        }
+    }
+    for mut way in ways {
+        way.pause(app).await;
+    }
+    Passed { kept_for, troubled: room.trouble.iter().map(|(org, _)| *org).collect() }
+}
+
+/// Grants the next run of an org that is to be had.
+async fn claim_one(room: &mut Room<'_>, way: &mut Way) -> Step {
     loop {
         while room.is_left()
-            && let Some(offer) = queue.next(room.host, &room.free, room.app.now())
+            && let Some(offer) = way.queue.next(room.host, &room.free, room.app.now())
         {
-            if turn.is_none() && !offer.wants_room {
-                *turn = room.turn().await;
-            }
-            if room.claims == 0 {
-                return offer.leave();
-            }
-            // What this poll is refused is there for others.
-            if room.refused.is_some() {
-                return;
+            match way.may_grant(room).await {
+                Allowed::Yes => {}
+                Allowed::No => {
+                    offer.leave();
+                    return Step::Nothing;
+                }
+                // It is there for others.
+                Allowed::Unknown => return Step::Nothing,
             }
             let tried = match offer.wants_room {
                 true => room.keep_for(&offer.run).await,
                 false => room.grant(&offer.run, grant::claim).await,
             };
             match tried {
-                Tried::Granted => offer.settle(),
-                Tried::Kept => {
-                    queue.end();
+                Tried::Granted => {
                     offer.settle();
+                    way.claims -= 1;
+                    return Step::Granted;
+                }
+                Tried::Kept => {
+                    offer.settle();
+                    return Step::RoomKept;
                 }
                 Tried::Lost => offer.lose(),
                 Tried::Refused => {}
                 Tried::Damaged => {
-                    queue.pass_over(offer.run.id);
+                    way.queue.pass_over(offer.run.id);
                     offer.settle();
                 }
             }
         }
-        if !room.is_left() {
-            return;
+        if way.queue.keeps_room {
+            // Nobody has to wait for a run that would not be granted.
+            return if way.may_grant(room).await == Allowed::Yes { Step::RoomKept } else { Step::Nothing };
         }
-        match queue.go_on(room.app).await {
+        if !room.is_left() {
+            return Step::Nothing;
+        }
+        match way.queue.go_on(room.app).await {
             Ok(true) => {}
-            Ok(false) => return,
-            // What was granted before is told all the same.
-            Err(error) => room.refused = Some(error.into()),
+            Ok(false) => return Step::Nothing,
+            // What is granted to others, or was before, is told all the same.
+            Err(error) => {
+                room.trouble.push((way.queue.org(), error.into()));
+                return Step::Nothing;
+            }
         }
     }
 }

@@ -43,6 +43,9 @@ const PORTION_MIN: u32 = 32;
 /// How many bytes of what runs are asked to do are kept of a look.
 const KEPT_BYTES_MAX: usize = 512 * 1024;
 
+/// How much news there was when somebody began to look, and what hears of more since.
+pub(super) type Heard<'a> = (u64, Notified<'a>);
+
 /// What is told where the look failed for which one waited.
 const OTHER_FAILED: &str = "a look that others waited for as well has failed";
 
@@ -76,7 +79,7 @@ impl Queues {
 /// What the polls of one org share.
 #[derive(Debug)]
 pub(super) struct Desk {
-    org: OrgId,
+    pub(super) org: OrgId,
     /// Rings when there may be more in the queue.
     pub(super) bell: Listener,
     state: Mutex<State>,
@@ -255,14 +258,13 @@ impl Desk {
     }
 
     /// Takes the first of `runs` from `at` on that `host` can execute, or for which it is to keep room, and that nobody tries
-    /// for, and moves `at` behind it. At most `left` are considered; what others try for is not counted. None behind a run
-    /// for which the host keeps room: then nothing is left.
+    /// for, and moves `at` behind it. At most `left` are considered; what others try for is not counted.
     fn take(
         self: &Arc<Self>,
         (runs, at): (&[Arc<Run>], &mut usize),
         left: &mut usize,
         (host, free, now): (&Host, &Capacity, UnixMicros),
-    ) -> Option<Offer> {
+    ) -> Step {
         let mut state = self.state();
         while *left > 0
             && let Some(run) = runs.get(*at)
@@ -273,17 +275,17 @@ impl Desk {
             let wants_room = match schedule::matches(run, host, free, now) {
                 Match::Passes => continue,
                 Match::Fits => false,
+                // An org has room kept on hosts of another for one run at a time.
+                Match::WantsRoom if host.org != self.org && has_other_kept(runs, run.id, now) => continue,
                 Match::WantsRoom => true,
-                Match::HasRoomKept => {
-                    *left = 0;
-                    break;
-                }
+                Match::HasRoomKept => return Step::RoomKept,
             };
             place.insert(Taken::Tried);
             let rung = self.bell.rung();
-            return Some(Offer { desk: Arc::clone(self), run: Arc::clone(run), wants_room, rung, is_settled: false });
+            let (desk, run) = (Arc::clone(self), Arc::clone(run));
+            return Step::Offer(Offer { desk, run, wants_room, rung, is_settled: false });
         }
-        None
+        Step::End
     }
 
     /// How much there was to hear of: the bell, and what is to be had after all.
@@ -302,7 +304,7 @@ impl Desk {
     pub(super) async fn offered(
         self: &Arc<Self>,
         app: &App,
-        (mut heard, queued): (u64, Notified<'_>),
+        (mut heard, queued): Heard<'_>,
         (host, free): (&Host, &Capacity),
     ) -> Option<Offer> {
         if host.refusal().is_some() {
@@ -341,16 +343,28 @@ impl Desk {
             return Ok(Offered::Nothing { has_more: false });
         }
         let (seen, _) = self.known_or_seen(app).await?;
-        let mut left = QUEUE_LOOK_MAX as usize;
-        if let Some(offer) = self.take((&seen.runs, &mut 0), &mut left, (host, free, app.now())) {
-            return Ok(Offered::Run(offer));
-        }
-        if !seen.is_last && left > 0 {
-            return Ok(Offered::MoreToRead);
+        match self.take((&seen.runs, &mut 0), &mut (QUEUE_LOOK_MAX as usize), (host, free, app.now())) {
+            Step::Offer(offer) => return Ok(Offered::Run(offer)),
+            Step::End if !seen.is_last => return Ok(Offered::MoreToRead),
+            Step::End | Step::RoomKept => {}
         }
         let state = self.state();
         Ok(Offered::Nothing { has_more: seen.runs.iter().any(|run| !state.taken.contains_key(&run.id)) })
     }
+}
+
+/// Whether a host keeps room for another of `runs` than that one.
+fn has_other_kept(runs: &[Arc<Run>], run: RunId, now: UnixMicros) -> bool {
+    runs.iter().any(|other| other.id != run && other.room_kept.is_some_and(|kept| now < kept.until))
+}
+
+/// What comes of going through part of a queue.
+#[derive(Debug)]
+enum Step {
+    Offer(Offer),
+    /// A run for which the host keeps room: nothing that stands behind it is for that.
+    RoomKept,
+    End,
 }
 
 /// What there is for one who waits.
@@ -441,18 +455,21 @@ pub(super) struct Queue {
     damaged_left: usize,
     /// Those that did.
     damaged: HashSet<RunId>,
+    /// Whether the host keeps room for a run that stands here.
+    pub(super) keeps_room: bool,
 }
 
 impl Queue {
     /// A way that has not begun, but for what is offered.
     pub(super) fn new(desk: Arc<Desk>, offered: Option<Offer>) -> Self {
         let (left, damaged_left) = (QUEUE_LOOK_MAX as usize, QUEUE_DAMAGED_MAX);
-        Self { desk, offered, page: None, at: 0, has_looked: false, left, damaged_left, damaged: HashSet::new() }
+        let damaged = HashSet::new();
+        Self { desk, offered, page: None, at: 0, has_looked: false, left, damaged_left, damaged, keeps_room: false }
     }
 
-    /// Whether there is something to begin with.
-    pub(super) fn has_begun(&self) -> bool {
-        self.offered.is_some() || self.page.is_some()
+    /// The org whose queue it is.
+    pub(super) fn org(&self) -> OrgId {
+        self.desk.org
     }
 
     /// The next run that `host` can execute with `free` left, or for which it is to keep room, as far as the page goes.
@@ -467,7 +484,14 @@ impl Queue {
         }
         let page = self.page.as_ref()?;
         loop {
-            let offer = self.desk.take((&page.runs, &mut self.at), &mut self.left, (host, free, now))?;
+            let offer = match self.desk.take((&page.runs, &mut self.at), &mut self.left, (host, free, now)) {
+                Step::Offer(offer) => offer,
+                Step::End => return None,
+                Step::RoomKept => {
+                    self.keeps_room = true;
+                    return None;
+                }
+            };
             if !self.damaged.contains(&offer.run.id) {
                 return Some(offer);
             }
@@ -503,11 +527,6 @@ impl Queue {
                 return Ok(true);
             }
         }
-    }
-
-    /// Room is kept for a run: nothing that stands behind it is for this host.
-    pub(super) fn end(&mut self) {
-        (self.left, self.has_looked) = (0, true);
     }
 
     /// A run that was considered cannot be granted for what is stored of it.

@@ -6,7 +6,7 @@
 
 use holm_api::agent::{Renew, RenewLease, Renewed, RenewedLease};
 use holm_domain::{
-    ErrorCode, UnixMicros,
+    ErrorCode, OrgId, UnixMicros,
     error::InvalidField,
     host::Host,
     lease::{
@@ -17,13 +17,13 @@ use holm_domain::{
 };
 use holm_store::{Error, RENEWALS_MAX, Renewal};
 
-use super::{Found, host_heard, millis, readable};
+use super::{Found, host_heard, millis, readable, run_of_host};
 use crate::{
     app::App,
     auth::speaker::Speaker,
     config::LEASES_MAX,
     metrics::RenewalOutcome,
-    ops::{revise, run_tokens::to_renewed},
+    ops::{revise_from, run_tokens::to_renewed},
     problem::Failure,
 };
 
@@ -38,7 +38,7 @@ pub async fn lease_renew(app: &App, speaker: &Speaker, body: Renew) -> Result<Re
     // One that is alone is read by itself.
     let found = match &body.leases[..] {
         [_] => Found::default(),
-        _ => readable(app, app.store.runs_of_agent(speaker.org, by.agent).await?),
+        _ => readable(app, app.store.runs_of_agent(by.agent).await?),
     };
     let mut answers = renew_together(app, &host, &body.leases, &found).await?;
     let mut failed = None;
@@ -52,7 +52,8 @@ pub async fn lease_renew(app: &App, speaker: &Speaker, body: Renew) -> Result<Re
     }
     answers.iter().for_each(|answer| app.metrics.renewed(outcome(answer.as_ref())));
     let mut leases: Vec<_> = answers.into_iter().flatten().collect();
-    to_renewed(app, (speaker.org, by.agent), &mut leases).await;
+    to_renewed(app, by.agent, &mut leases).await;
+    let leases: Vec<_> = leases.into_iter().map(|(_, lease)| lease).collect();
     // What was saved is told, whatever became of the others: for those the agent asks again.
     match failed {
         Some(failure) if leases.is_empty() => Err(failure),
@@ -60,21 +61,25 @@ pub async fn lease_renew(app: &App, speaker: &Speaker, body: Renew) -> Result<Re
     }
 }
 
-fn outcome(answer: Option<&RenewedLease>) -> RenewalOutcome {
-    match answer.map(|answer| answer.ttl_ms) {
+/// What is answered of a lease, and the org of its run where it was renewed.
+type Answer = (Option<OrgId>, RenewedLease);
+
+fn outcome(answer: Option<&Answer>) -> RenewalOutcome {
+    match answer.map(|(_, lease)| lease.ttl_ms) {
         Some(Some(_)) => RenewalOutcome::Renewed,
         Some(None) => RenewalOutcome::Refused,
         None => RenewalOutcome::Unreadable,
     }
 }
 
-fn renewed(app: &App, run: &Run) -> RenewedLease {
-    let (run, fence, cancel) = (run.id, run.fence, run.cancel);
-    RenewedLease { run, fence, ttl_ms: Some(millis(app.config.lease.ttl)), cancel, run_token: None }
+fn renewed(app: &App, run: &Run) -> Answer {
+    let (org, run, fence, cancel) = (run.org, run.id, run.fence, run.cancel);
+    let ttl_ms = Some(millis(app.config.lease.ttl));
+    (Some(org), RenewedLease { run, fence, ttl_ms, cancel, run_token: None })
 }
 
-fn refused(lease: &RenewLease) -> RenewedLease {
-    RenewedLease { run: lease.run, fence: lease.fence, ttl_ms: None, cancel: None, run_token: None }
+fn refused(lease: &RenewLease) -> Answer {
+    (None, RenewedLease { run: lease.run, fence: lease.fence, ttl_ms: None, cancel: None, run_token: None })
 }
 
 fn renewal(app: &App, host: &Host, run: &Run, lease: &RenewLease, now: UnixMicros) -> Result<Decision, StaleFence> {
@@ -90,7 +95,7 @@ async fn renew_together(
     host: &Host,
     leases: &[RenewLease],
     found: &Found,
-) -> Result<Vec<Option<RenewedLease>>, Failure> {
+) -> Result<Vec<Option<Answer>>, Failure> {
     let mut answers = vec![None; leases.len()];
     let (stored, mut decided) = (found.by_id(), Vec::new());
     for (index, lease) in leases.iter().enumerate() {
@@ -120,10 +125,14 @@ async fn renew_together(
 }
 
 /// Nothing if the run cannot be read, or by an error of Holm's own: its lease is neither renewed nor refused.
-async fn renew_alone(app: &App, host: &Host, lease: RenewLease) -> Result<Option<RenewedLease>, Failure> {
+async fn renew_alone(app: &App, host: &Host, lease: RenewLease) -> Result<Option<Answer>, Failure> {
     let run = lease.run;
     let renew = |run: &Run, now| renewal(app, host, run, &lease, now).map(Some);
-    match revise(app, host.org, run, renew).await {
+    let revised = match run_of_host(app, host, run).await {
+        Ok(found) => revise_from(app, found, renew).await,
+        Err(failure) => Err(failure),
+    };
+    match revised {
         Ok(run) => Ok(Some(renewed(app, &run))),
         Err(failure) if matches!(failure.code(), ErrorCode::StaleFence | ErrorCode::NotFound) => {
             Ok(Some(refused(&lease)))

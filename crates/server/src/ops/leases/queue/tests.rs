@@ -73,7 +73,10 @@ async fn a_look_sees_the_more_the_faster_runs_are_granted() {
         for _ in 0..granted {
             // As if it was granted by who took it: another look sees it still.
             let page = desk.state().last.clone().unwrap().kept.unwrap();
-            desk.take((&page.runs, &mut 0), &mut 300, (&host, &ROOM, app.now())).unwrap().settle();
+            let Step::Offer(offer) = desk.take((&page.runs, &mut 0), &mut 300, (&host, &ROOM, app.now())) else {
+                panic!("there is more");
+            };
+            offer.settle();
         }
     }
     assert_eq!(seen, [32, 64 + 32, 128 + 64, 64]);
