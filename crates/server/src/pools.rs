@@ -4,7 +4,7 @@
 //! What always holds: of the orgs that have something for a host, the one comes first that has the fewest runs on the hosts of
 //! the pool, and of those that have as many the one that waits longest for a grant. How many they have is counted in the
 //! store once a second; in between a server knows what it grants itself, and what a host has whose poll it looks at. What is
-//! known goes on to be used while it is read anew, and while the store is away, for at most [`KNOWN_MAX`].
+//! known goes on to be used while it is read anew, and while it cannot be read, for at most [`KNOWN_MAX`].
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -127,9 +127,13 @@ impl Pool {
         }
         let read = self.read(app, owner, name).await;
         match (read, known()) {
-            (Err(error @ Error::Unavailable { .. }), Some(known)) => {
+            (Err(error), Some(known)) => {
                 tracing::warn!(pool = name, %error, "whom a pool serves is what was read before");
                 Ok(known)
+            }
+            (Err(error), None) if error.is_damage() => {
+                tracing::error!(pool = name, %error, "whom a pool serves cannot be read; its hosts serve their own org");
+                Ok(Arc::new([owner]))
             }
             (read, _) => read.inspect_err(|_| locked(&self.state).failed_at = Some(Instant::now())),
         }
@@ -201,9 +205,17 @@ impl Pools {
         in_turn(orgs.iter().map(|org| state.shares.get(org).copied().unwrap_or_default()))
     }
 
-    /// Whether it is the turn of `org` before that of `other` on `host`.
+    /// Whether it is the turn of `org` before that of `other` on `host`, also where they have as much.
     pub fn is_before(&self, host: &Host, org: OrgId, other: OrgId) -> bool {
-        self.next(host, &[org, other]) == Some(0)
+        let Some(name) = &host.pool else { return false };
+        // As a look goes through them.
+        let orgs = Arc::clone(&locked(&self.known(name).state).orgs);
+        let place = |wanted| orgs.iter().position(|org| *org == wanted);
+        if place(org) < place(other) {
+            self.next(host, &[org, other]) == Some(0)
+        } else {
+            self.next(host, &[other, org]) == Some(1)
+        }
     }
 
     /// A run of `org` was granted on `host`.

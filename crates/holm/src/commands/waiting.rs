@@ -44,7 +44,19 @@ pub async fn why(client: &Client, run: &RunView) -> Result<String, ClientError> 
     let is_all = page.next_cursor.is_none() && page.unreadable.is_empty();
     let held = is_all.then(|| held(&page.runs));
     let of_memory = held.and_then(|held| of_memory(&run.spec, &hosts, &held));
-    Ok(of_memory.unwrap_or_else(|| "a host will take it".to_owned()))
+    Ok(of_memory.unwrap_or_else(|| of_others(&run.spec, &hosts).to_owned()))
+}
+
+/// What is left to say: a host takes it next, unless only those could that orgs share, of whose runs the others see nothing.
+fn of_others(spec: &RunSpec, hosts: &[HostView]) -> &'static str {
+    let is_able = |host: &&HostView| host.alive && host.refusal().is_none() && could_run(spec, host);
+    let (shared, own): (Vec<_>, Vec<_>) =
+        hosts.iter().filter(is_able).partition(|host| host.is_shared || host.pool.is_some());
+    if own.is_empty() && !shared.is_empty() {
+        "hosts that could take it are shared with other orgs; it is their turn, or their runs leave too little memory"
+    } else {
+        "a host will take it"
+    }
 }
 
 /// That only hosts could take it now that could not make its sandbox a moment ago.

@@ -342,12 +342,9 @@ pub(crate) async fn run_of_host(app: &App, host: &Host, id: RunId) -> Result<Run
 
 /// The same, of another org: be its pool shared with that still or not, and also what it says again once its lease is gone.
 async fn run_of_guest(app: &App, host: &Host, id: RunId) -> Result<Run, Failure> {
-    match app.store.run_of_agent(host.id, id).await? {
-        Some(run) => Ok(run),
-        None if host.pool.is_none() => Err(Failure::not_found("run", id)),
-        // Whether there is one is not said: it may be of an org that the host serves, and have lost its lease.
-        None => Err(Failure::new(ErrorCode::StaleFence, format!("{} holds no lease of {id}", host.id))),
-    }
+    let found = app.store.run_of_agent(host.id, id).await?;
+    // Whether there is one is not said: it may be of an org that the host serves, or served, and have lost its lease.
+    found.ok_or_else(|| Failure::new(ErrorCode::StaleFence, format!("{} holds no lease of {id}", host.id)))
 }
 
 /// The same as [`held_run`], for what takes one write of its org; a refusal takes one of the org of the host.

@@ -19,8 +19,9 @@ use super::{
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// When a server that ended by itself is started again, as whoever looks after services would.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
-/// Why a server may end by itself, in its own words: its database is away when it starts, or somebody has got its port.
-const GOOD_REASONS: [&str; 2] = ["cannot open the database", "cannot listen on"];
+/// Why a server may end by itself, in its own words: its database is away when it starts, or goes meanwhile, or somebody has
+/// got its port.
+const GOOD_REASONS: [&str; 3] = ["cannot open the database", "the store did not answer", "cannot listen on"];
 
 /// How often something happened.
 #[derive(Debug, Clone, Default)]
@@ -98,7 +99,9 @@ impl<'a> Driver<'a> {
     fn look_after(&mut self) {
         while let Some((part, ran)) = self.fleet.fallen() {
             let said = ran.complaint();
-            let is_good = matches!(part, Part::Server(_)) && GOOD_REASONS.iter().any(|reason| said.contains(reason));
+            // Its last word, which a server that has begun to serve does not have.
+            let last = said.lines().filter_map(|line| line.strip_prefix("holm: ")).next_back().unwrap_or_default();
+            let is_good = matches!(part, Part::Server(_)) && GOOD_REASONS.iter().any(|reason| last.contains(reason));
             assert!(is_good, "{part:?} ended by itself: {ran}");
             self.down.insert(part, Instant::now() + AGAIN_AFTER);
         }

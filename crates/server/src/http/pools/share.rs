@@ -14,7 +14,7 @@ use crate::{
 
 /// Share a pool with an org
 ///
-/// For admins of the default org. Its hosts execute runs of that org as well, within a second. Doing so again changes nothing.
+/// For admins of the default org. Its hosts execute runs of that org as well, within about two seconds. Doing so again changes nothing.
 #[utoipa::path(
     post, path = "/v1/pools/{pool}/orgs/{org}", tag = "hosts", operation_id = "pool_share",
     params(

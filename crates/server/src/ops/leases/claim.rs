@@ -253,12 +253,14 @@ pub(super) struct Passed {
     kept_for: Option<OrgId>,
     /// Of those it is not known what may be granted.
     troubled: Vec<OrgId>,
+    /// Whether the look ended before it had come to all that it wanted to.
+    is_cut_short: bool,
 }
 
 impl Passed {
-    /// Whether all are waited for.
+    /// Whether all were looked at, and are waited for.
     pub(super) fn is_none(&self) -> bool {
-        self.kept_for.is_none() && self.troubled.is_empty()
+        self.kept_for.is_none() && self.troubled.is_empty() && !self.is_cut_short
     }
 
     /// Whether that org is not.
@@ -285,12 +287,15 @@ pub(super) async fn lease_claim(room: &mut Room<'_>, queues: Vec<Queue>) -> Pass
     let mut ways: Vec<Way> = queues.into_iter().map(Way::new).collect();
     let mut orgs: Vec<OrgId> = ways.iter().map(|way| way.queue.org()).collect();
     let (mut last, mut kept_for) = (None, None);
-    let begun = Instant::now();
+    let (begun, mut is_cut_short) = (Instant::now(), false);
     while room.is_left()
         && kept_for.is_none()
-        && begun.elapsed() < GRANTING_MAX
         && let Some(next) = app.pools.next(host, &orgs)
     {
+        is_cut_short = begun.elapsed() >= GRANTING_MAX;
+        if is_cut_short {
+            break;
+        }
         if let Some(before) = last.replace(next).filter(|before| *before != next) {
             ways[before].pause(app).await;
         }
@@ -307,7 +312,7 @@ pub(super) async fn lease_claim(room: &mut Room<'_>, queues: Vec<Queue>) -> Pass
     for mut way in ways {
         way.pause(app).await;
     }
-    Passed { kept_for, troubled: room.trouble.iter().map(|(org, _)| *org).collect() }
+    Passed { kept_for, troubled: room.trouble.iter().map(|(org, _)| *org).collect(), is_cut_short }
 }
 
 /// Grants the next run of an org that is to be had.

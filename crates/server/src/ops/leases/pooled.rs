@@ -351,6 +351,31 @@ async fn a_poll_whose_host_keeps_room_for_one_org_waits_for_nothing_of_another()
 }
 
 #[tokio::test]
+async fn an_org_that_comes_after_one_with_as_much_is_not_waited_for_either() {
+    let world = world().await;
+    // Neither has anything there, and was granted nothing.
+    let large = sized(&world.member(), 4 * GIB).await;
+    world.clock.advance(ROOM_KEPT_AFTER);
+    let free = Capacity { memory_bytes: GIB, ..world.poll().free };
+    let poll = Poll { wait_ms: 60_000, claims_max: 1, free, ..world.poll() };
+    let agent = world.agent();
+    let watch = async {
+        yielded().await;
+        assert!(world.app().store.run_get(world.org, large).await.unwrap().unwrap().room_kept.is_some());
+        let small = sized(&world.other_org(), SMALL).await;
+        let desk = world.app().queues.desk(&world.app().wakers, org_of(&world, small).await);
+        yielded().await;
+        let before = desk.news();
+        yielded().await;
+        assert_eq!(desk.news(), before, "it goes round without a pause");
+        world.app().shutdown.cancel();
+    };
+    let (polled, ()) = tokio::join!(agent.post("/agent/v1/poll", &poll), watch);
+    let polled: Polled = polled.json(StatusCode::OK);
+    assert_eq!(polled.claimed.len(), 0);
+}
+
+#[tokio::test]
 async fn no_room_is_kept_for_an_org_that_is_granted_nothing() {
     let world = world().await;
     world.queue_run().await;
