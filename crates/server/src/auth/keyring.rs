@@ -34,6 +34,8 @@ pub struct Keys {
     pub deployment: OrgId,
     /// All of them, newest first.
     pub all: Vec<SigningKey>,
+    /// They were as they are here at that time or later.
+    pub read_at: Instant,
     signer: Arc<SigningPair>,
 }
 
@@ -64,7 +66,7 @@ pub struct Keyring {
 
 #[derive(Debug, Default)]
 struct Known {
-    keys: Option<(Arc<Keys>, Instant)>,
+    keys: Option<Arc<Keys>>,
     changes: u64,
 }
 
@@ -94,8 +96,7 @@ impl Keyring {
     }
 
     fn fresh(&self) -> Option<Arc<Keys>> {
-        let known = self.known();
-        known.keys.as_ref().filter(|(_, at)| at.elapsed() < KEYS_TRUSTED_FOR).map(|(keys, _)| Arc::clone(keys))
+        self.known().keys.clone().filter(|keys| keys.read_at.elapsed() < KEYS_TRUSTED_FOR)
     }
 
     /// The keys, as they were at most a moment ago. Many who ask at once read once.
@@ -110,12 +111,12 @@ impl Keyring {
         }
         let (begun, changes, before) = {
             let known = self.known();
-            (Instant::now(), known.changes, known.keys.as_ref().map(|(keys, _)| Arc::clone(&keys.signer)))
+            (Instant::now(), known.changes, known.keys.as_ref().map(|keys| Arc::clone(&keys.signer)))
         };
-        let keys = Arc::new(read(store, root, before).await?);
+        let keys = Arc::new(read(store, root, before, begun).await?);
         let mut known = self.known();
         if known.changes == changes {
-            known.keys = Some((Arc::clone(&keys), begun));
+            known.keys = Some(Arc::clone(&keys));
         }
         Ok(keys)
     }
@@ -123,12 +124,12 @@ impl Keyring {
     /// The keys anew, for a token whose key is not among them: another server may have made it a moment ago. They are read no
     /// more often than every [`KEYS_AGAIN_AFTER`], whoever shows what; so long it may take.
     pub async fn keys_again(&self, store: &Store) -> Result<Arc<Keys>, Failure> {
-        let read_at = self.known().keys.as_ref().map(|(_, at)| *at);
+        let read_at = self.known().keys.as_ref().map(|keys| keys.read_at);
         if let Some(at) = read_at {
             tokio::time::sleep_until(at + KEYS_AGAIN_AFTER).await;
         }
         // What somebody else has read meanwhile is new enough.
-        self.known().keys.take_if(|(_, at)| at.elapsed() >= KEYS_AGAIN_AFTER);
+        self.known().keys.take_if(|keys| keys.read_at.elapsed() >= KEYS_AGAIN_AFTER);
         self.keys(store).await
     }
 
@@ -148,7 +149,12 @@ impl Drop for Forget<'_> {
     }
 }
 
-async fn read(store: &Store, root: &SealingKey, before: Option<Arc<SigningPair>>) -> Result<Keys, Failure> {
+async fn read(
+    store: &Store,
+    root: &SealingKey,
+    before: Option<Arc<SigningPair>>,
+    read_at: Instant,
+) -> Result<Keys, Failure> {
     let deployment = store.org_by_name(DEFAULT_ORG).await?;
     let deployment = deployment.ok_or_else(|| Failure::internal("there is no org to which the deployment belongs"))?.id;
     for _ in 0..SWAPS_MAX {
@@ -157,14 +163,14 @@ async fn read(store: &Store, root: &SealingKey, before: Option<Arc<SigningPair>>
             return Err(Failure::internal("no key signs; a start of the server makes one"));
         };
         if let Some(signer) = before.as_ref().filter(|signer| signer.id() == id) {
-            return Ok(Keys { deployment, signer: Arc::clone(signer), all });
+            return Ok(Keys { deployment, signer: Arc::clone(signer), all, read_at });
         }
         let envelope = store.envelope_current().await?;
         // Otherwise it was sealed anew between the two looks.
         if let Some(envelope) = envelope.filter(|envelope| envelope.id == private.by) {
             let data = data_key(root, &envelope).map_err(Failure::internal)?;
             let signer = Arc::new(signing_pair(&data, id, private).map_err(Failure::internal)?);
-            return Ok(Keys { deployment, signer, all });
+            return Ok(Keys { deployment, signer, all, read_at });
         }
     }
     Err(Failure::unavailable("keys are being changed by many at once; try again", "each look found another data key"))

@@ -207,21 +207,24 @@ impl Lasting {
         if self.looked_at.elapsed() < RECHECK_EVERY {
             return Ok(());
         }
-        match self.by {
+        let begun = Instant::now();
+        self.looked_at = match self.by {
             Opened::Token { org, id } => {
                 let token = app.store.token_get(org, id).await?;
                 if !token.is_some_and(|token| token.is_live(app.now())) {
                     return Err(refused("the token was revoked or has expired"));
                 }
+                begun
             }
             // When it ends says what may begin; what has begun ends with the key of the host, or with that of the server.
             Opened::Session { agent, key, signed_by } => {
                 let keys = app.keys.keys(&app.store).await?;
                 speaker::key_that_counts(app, agent, key).await?;
                 keys.verifying(signed_by, app.now()).ok_or(jose::Refused::Key)?;
+                // They may have been read by another a moment ago.
+                keys.read_at.min(begun)
             }
-        }
-        self.looked_at = Instant::now();
+        };
         Ok(())
     }
 

@@ -279,6 +279,32 @@ async fn sessions_outlive_a_rotation_and_die_with_a_withdrawal_within_a_second()
 }
 
 #[tokio::test]
+async fn what_waits_hears_of_a_withdrawal_within_a_second_of_the_look_at_the_keys() {
+    let world = World::new().await;
+    let there = Server::new(world.app().config.clone(), world.app().store.clone()).unwrap();
+    let host = OwnKey::new(40, 1);
+    let (_, issuer) = host.begin(&world).await;
+    let session = host.session(&world, &issuer).await;
+    let far = world.with_secret_at(&there, session.token.expose());
+    // The other server knows the keys from here on, and each poll looks at the token by what it knows.
+    poll(&world, &far, &host).await.json::<Polled>(StatusCode::OK);
+    let read_at = Instant::now();
+    let old = world.admin().get("/v1/keys").await.json::<KeyList>(StatusCode::OK).keys[0].id;
+    world.admin().post("/v1/keys/rotate", &()).await.json::<KeyView>(StatusCode::OK);
+    world.admin().post(&format!("/v1/keys/{old}/withdraw"), &()).await.json::<KeyView>(StatusCode::OK);
+    tokio::time::sleep_until(read_at + KEYS_TRUSTED_FOR * 4 / 5).await;
+    let waiting = Poll { agent: host.agent, wait_ms: 60_000, ..world.poll() };
+    let ring = async {
+        // Once the keys are old: whoever is woken now has to look at them anew.
+        tokio::time::sleep_until(read_at + KEYS_TRUSTED_FOR * 6 / 5).await;
+        world.queue_run().await;
+        there.app.wakers.ring_queue(world.org);
+    };
+    let (waited, ()) = tokio::join!(far.post("/agent/v1/poll", &waiting), ring);
+    waited.problem(ErrorCode::Unauthenticated);
+}
+
+#[tokio::test]
 async fn a_server_without_a_root_key_gives_no_session_and_says_so() {
     let world = World::with_config(|config| config.root_key = None).await;
     let made = world.admin().post("/v1/hosts/joins", &json!({"name": "x"})).await;
