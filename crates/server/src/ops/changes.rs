@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use holm_api::agent::Fenced;
-use holm_domain::{ErrorCode, RunId, access::Token, lease::Claimant, run::RunState};
+use holm_domain::{ErrorCode, OrgId, RunId, access::Token, lease::Claimant, run::RunState};
 use holm_store::{BlobKey, BlobStream, Error, PutStreamError};
 
 use super::{
@@ -65,12 +65,23 @@ pub async fn changes_put<E: std::fmt::Display + Send>(
             _ => Failure::new(ErrorCode::InvalidRequest, format!("the body broke off: {cause}")),
         },
     })?;
-    // The lease may have been lost during a long upload. Then nobody will ever ask for this key.
+    // The lease may have been lost during a long upload.
     if let Err(failure) = held_run(app, speaker, id, claimant, by.fence).await {
-        app.store.blobs().delete(&key).await?;
+        if is_of_no_use(app, run.org, id, by.fence).await {
+            app.store.blobs().delete(&key).await?;
+        }
         return Err(failure);
     }
     Ok(())
+}
+
+/// Whether nobody will ever ask for what was uploaded under `fence`. While that is the newest, another process of the same agent
+/// may have uploaded it too, and ended the run with it; what is left of one that did not goes with the run.
+async fn is_of_no_use(app: &App, org: OrgId, id: RunId, fence: u64) -> bool {
+    match app.store.run_get(org, id).await {
+        Ok(run) => run.is_none_or(|run| run.fence != fence),
+        Err(_) => false,
+    }
 }
 
 /// The body for as long as its token works and something comes.

@@ -117,6 +117,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_upload_that_ends_after_its_run_takes_nothing_away() {
+        let world = World::new().await;
+        let held = world.claim_keeping_run().await;
+        let (ended, has_ended) = tokio::sync::oneshot::channel::<()>();
+        let rest = stream::once(async move {
+            has_ended.await.expect("it is said");
+            Ok::<_, std::io::Error>(Bytes::from_static(b"def"))
+        });
+        let late = Body::from_stream(stream::once(async { Ok(Bytes::from_static(b"abc")) }).chain(rest));
+        let (agent, path) = (world.agent(), path(&world, held));
+        // The agent was started again meanwhile, and has sent the archive of the same attempt to its end.
+        let again = async {
+            let whole = world.agent().send("PUT", &path, TAR, b"abcdef".to_vec()).await;
+            assert_eq!(whole.status, StatusCode::NO_CONTENT);
+            world.finish(held, 1).await;
+            ended.send(()).expect("it is heard");
+        };
+        let (answer, ()) = tokio::join!(agent.send_body("PUT", &path, TAR, late), again);
+        answer.problem(ErrorCode::StaleFence);
+        let shown = world.member().get(&format!("/v1/runs/{}/changes", held.run)).await;
+        assert_eq!((shown.status, &shown.body[..]), (StatusCode::OK, &b"abcdef"[..]));
+    }
+
+    #[tokio::test]
     async fn a_run_that_keeps_no_changes_takes_none() {
         let world = World::new().await;
         let held = world.claim_run().await;
