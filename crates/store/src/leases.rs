@@ -1,7 +1,7 @@
 //! Leases of runs, looked at by time and by agent. They are written by [`Store::run_save`] and
 //! [`Store::leases_renew`] alone.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use holm_domain::{
     AgentId, OrgId, RunId, UnixMicros,
@@ -19,8 +19,9 @@ use crate::{
 /// The most runs that one look at leases or deadlines yields.
 pub const LEASES_PAGE_MAX: u32 = 10_000;
 
-/// The most renewals in one transaction.
-pub const RENEWALS_MAX: usize = 256;
+/// The most renewals in one transaction, and the most runs that are read together to decide on them: with each comes what it is
+/// asked to execute, which may be long.
+pub const RENEWALS_MAX: usize = 32;
 
 /// What an agent holds of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,12 +113,12 @@ impl Store {
         }
     }
 
-    /// The runs that `agent` holds a lease of, whichever org they are of, at most [`LEASES_PAGE_MAX`]. One that cannot be
-    /// read is among them.
-    pub async fn runs_of_agent(&self, agent: AgentId) -> Result<Vec<RunRow>> {
+    /// The runs among `ids` that `agent` holds a lease of, whichever org they are of, by their ids: the first [`RENEWALS_MAX`]. One
+    /// that cannot be read is among them.
+    pub async fn runs_of_agent(&self, agent: AgentId, ids: RangeInclusive<RunId>) -> Result<Vec<RunRow>> {
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.turn().await.runs_of_agent(agent)),
-            Backend::Sql(db) => runs_of_agent(db, agent).await,
+            Backend::Memory(memory) => Ok(memory.turn().await.runs_of_agent(agent, &ids)),
+            Backend::Sql(db) => runs_of_agent(db, agent, &ids).await,
         }
     }
 
@@ -154,7 +155,7 @@ queries! {
         where deadline_at <= $1 and (deadline_at, id) > ($2, $3) order by deadline_at, id limit $4 + 0";
     RUNS_OF_AGENT = "select r.id, r.org, r.version, r.state, r.body
         from leases l join runs r on r.org = l.org and r.id = l.run
-        where l.agent = $1 order by l.run limit $2 + 0";
+        where l.agent = $1 and l.run between $2 and $3 order by l.run limit $4 + 0";
     LEASES_OF_AGENT = "select run, org, fence, cancel from leases where agent = $1 order by run limit $2 + 0";
     LEASE_COUNTS = "select l.agent, count(*) as runs from hosts h join leases l on l.agent = h.id where h.org = $1
         group by l.agent";
@@ -193,8 +194,9 @@ fn leased(row: &Fields<'_>) -> Result<Leased> {
     Ok(Leased { run: row.parsed("run")?, org: row.parsed("org")?, fence: row.number("fence")?, cancel })
 }
 
-async fn runs_of_agent(db: &Db, agent: AgentId) -> Result<Vec<RunRow>> {
-    db.rows(RUNS_OF_AGENT, args![agent, LEASES_PAGE_MAX]).await?.iter().map(runs::read_row).collect()
+async fn runs_of_agent(db: &Db, agent: AgentId, ids: &RangeInclusive<RunId>) -> Result<Vec<RunRow>> {
+    let args = args![agent, *ids.start(), *ids.end(), RENEWALS_MAX];
+    db.rows(RUNS_OF_AGENT, args).await?.iter().map(runs::read_row).collect()
 }
 
 async fn lease_counts(db: &Db, org: OrgId) -> Result<BTreeMap<AgentId, u32>> {

@@ -32,7 +32,7 @@ use holm_domain::{
     org_limits::OrgLimit,
     run::{Cancel, Outcome, OutcomeKind, Reason, Run},
 };
-use holm_store::{LeaseRow, Leased, RunRow};
+use holm_store::{LeaseRow, Leased, RENEWALS_MAX, RunRow};
 use tokio::time::Instant;
 use tracing::field::display;
 
@@ -198,8 +198,14 @@ async fn look(
     let directives = directives(&poll.held, leases);
     let mut room = Room::new((app, host), poll, claims_max, received, account);
     let listed: HashSet<RunId> = poll.held.iter().map(|lease| lease.run).collect();
-    if claims_max > 0 && leases.known.keys().any(|run| !listed.contains(run)) {
-        let stored = readable(app, app.store.runs_of_agent(host.id).await?);
+    let mut unlisted: Vec<RunId> = leases.known.keys().copied().filter(|run| !listed.contains(run)).collect();
+    unlisted.sort_unstable();
+    for part in unlisted.chunks(RENEWALS_MAX) {
+        let (Some(first), Some(last)) = (part.first(), part.last()) else { break };
+        if !room.is_left() {
+            break;
+        }
+        let stored = readable(app, app.store.runs_of_agent(host.id, *first..=*last).await?);
         lease_claim_again(&mut room, &poll.held, &stored.runs).await;
     }
     let orgs = queues.len();

@@ -1,6 +1,6 @@
 //! Runs with their leases, events and logs in memory.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use holm_domain::{
     AgentId, OrgId, RunId, UnixMicros,
@@ -10,7 +10,7 @@ use holm_domain::{
 use super::{Memory, Row, State, Stored};
 use crate::{
     Doomed, DoomedPart, Due, DuePlace, Error, EventAppended, Idempotency, Inserted, LEASES_PAGE_MAX, LeaseRow, Leased,
-    LogAppended, Renewal, Result, RunCensus, RunFilter, RunRow, Saved, Segment,
+    LogAppended, RENEWALS_MAX, Renewal, Result, RunCensus, RunFilter, RunRow, Saved, Segment,
     logs::{Attempt, Chunk, enough, newest_at},
 };
 
@@ -245,11 +245,13 @@ impl Memory {
         due.into_iter().take(limit).map(|(place, run)| Due { place, run: Ok(run.clone()) }).collect()
     }
 
-    pub(crate) fn runs_of_agent(&self, agent: AgentId) -> Vec<RunRow> {
+    pub(crate) fn runs_of_agent(&self, agent: AgentId, ids: &RangeInclusive<RunId>) -> Vec<RunRow> {
         let state = self.lock();
         let runs = state.runs.values().map(|row| &row.run);
-        let held = runs.filter(|run| run.lease.is_some_and(|lease| lease.agent == agent));
-        held.take(LEASES_PAGE_MAX as usize).map(found).collect()
+        let held = runs.filter(|run| run.lease.is_some_and(|lease| lease.agent == agent) && ids.contains(&run.id));
+        let mut held: Vec<_> = held.collect();
+        held.sort_by_key(|run| run.id);
+        held.into_iter().take(RENEWALS_MAX).map(found).collect()
     }
 
     pub(crate) fn leases_of_agent(&self, agent: AgentId) -> Vec<LeaseRow> {

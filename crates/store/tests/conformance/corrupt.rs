@@ -15,7 +15,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, SqliteConnection};
 
 use crate::{
     postgres::TestDatabase,
-    support::{Engine, Fixture, Tenant, batch, claimant, config, entries_of, host, on, token},
+    support::{Engine, Fixture, Tenant, batch, claimant, config, entries_of, every_run, host, on, token},
 };
 
 /// Changes the database behind the store's back.
@@ -77,7 +77,7 @@ async fn everywhere(tenant: &Tenant, run: &Run) {
     assert_eq!(due.iter().filter(|due| due.run.is_ok()).count(), 1, "it hides no other");
     let mine = due.into_iter().find_map(|due| due.run.err()).expect("one cannot be read");
     corrupt(Err::<(), _>(mine), "runs", run.id);
-    let held = store.runs_of_agent(agent).await.expect("it is said of it alone");
+    let held = store.runs_of_agent(agent, every_run()).await.expect("it is said of it alone");
     one_by_one(held, &[(run.id, false)]);
     let listed = store.run_list(tenant.org, &RunFilter::default(), None, 10).await.expect("it is said of it alone");
     assert_eq!(listed.len(), 2);
@@ -146,7 +146,7 @@ async fn runs_of_an_agent_and_of_a_queue_are_read_one_by_one(fixture: Fixture) {
     for id in [held[1], queued[0], queued[1]] {
         tamper(&fixture, &format!("update runs set body = 'x' where id = '{id}'")).await;
     }
-    let of_agent = store.runs_of_agent(holder.agent).await.expect("a row each");
+    let of_agent = store.runs_of_agent(holder.agent, every_run()).await.expect("a row each");
     one_by_one(of_agent, &[(held[0], true), (held[1], false), (held[2], true)]);
     let queue = async |after, limit| store.run_queue(tenant.org, after, limit).await.expect("a row each");
     one_by_one(queue(None, 10).await, &[(queued[0], false), (queued[1], false), (queued[2], true)]);

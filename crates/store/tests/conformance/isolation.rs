@@ -8,7 +8,7 @@ use holm_domain::{
 };
 use holm_store::{Error, RunFilter};
 
-use crate::support::{Fixture, batch, cases, claimant, config, host, refused, save, token};
+use crate::support::{Fixture, batch, cases, claimant, config, every_run, host, refused, save, token};
 
 cases!(reads_of_another_org_find_nothing, writes_of_another_org_change_nothing);
 
@@ -45,7 +45,7 @@ async fn reads_of_another_org_find_nothing(fixture: Fixture) {
     assert_eq!(store.project_list(org).await.expect("read").len(), 1, "its own alone");
     // The same questions by the org itself are answered: none of the above is empty for another reason.
     assert_eq!(tenant.listed(&RunFilter::default()).await.len(), 2);
-    assert_eq!(store.runs_of_agent(holder).await.expect("read").len(), 1);
+    assert_eq!(store.runs_of_agent(holder, every_run()).await.expect("read").len(), 1);
     let (host, leases) = store.host_and_leases(tenant.org, holder).await.expect("read");
     assert_eq!((host, leases.len()), (store.host_get(tenant.org, holder).await.expect("read"), 1));
     assert_eq!(store.log_read(tenant.org, run.id, 0, 100).await.expect("read").len(), 1);

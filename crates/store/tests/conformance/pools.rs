@@ -9,7 +9,7 @@ use holm_domain::{
 };
 use holm_store::{Error, POOL_ORGS_MAX, PoolLeases};
 
-use crate::support::{Fixture, agent, cases, config, host, read, uuid};
+use crate::support::{Fixture, agent, cases, config, every_run, host, read, uuid};
 
 cases!(a_pool_serves_those_it_is_shared_with, a_pool_serves_so_many_orgs, hosts_of_a_pool_execute_runs_of_other_orgs,);
 
@@ -96,7 +96,7 @@ async fn hosts_of_a_pool_execute_runs_of_other_orgs(fixture: Fixture) {
         tenant.save(&decision).await.expect("claimed");
         held.push(decision.run);
     }
-    assert_eq!(read(store.runs_of_agent(shared.id).await.expect("read")).len(), 3);
+    assert_eq!(read(store.runs_of_agent(shared.id, every_run()).await.expect("read")).len(), 3);
     let (found, leases) = store.host_and_leases(owner.org, shared.id).await.expect("read");
     assert_eq!((found.map(|host| host.id), leases.len()), (Some(shared.id), 3));
     for other in [guest.org, stranger.org] {

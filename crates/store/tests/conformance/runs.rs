@@ -12,7 +12,9 @@ use holm_domain::{
 };
 use holm_store::{BlobKey, Doomed, DoomedPart, Error, Inserted, Leased, Project, RUNS_PAGE_MAX, RunCensus, RunFilter};
 
-use crate::support::{Fixture, Tenant, batch, cases, claimant, config, host, read, refused, sandbox, save, uuid};
+use crate::support::{
+    Fixture, Tenant, batch, cases, claimant, config, every_run, host, read, refused, sandbox, save, uuid,
+};
 
 cases!(
     every_field_of_a_run_survives,
@@ -93,7 +95,7 @@ async fn a_save_with_an_old_version_changes_nothing(fixture: Fixture) {
     assert_eq!(tenant.event_seqs(run.id).await, [1, 2], "the loser told nothing");
     for (decision, held) in [(&mine, 1), (&late, 0)] {
         let agent = decision.run.lease.expect("leased").agent;
-        assert_eq!(tenant.store.runs_of_agent(agent).await.expect("read").len(), held);
+        assert_eq!(tenant.store.runs_of_agent(agent, every_run()).await.expect("read").len(), held);
     }
 }
 
@@ -324,7 +326,10 @@ async fn leases_are_found_by_agent(fixture: Fixture) {
         held.push(decision.run);
     }
     let store = &fixture.store;
-    assert_eq!(read(store.runs_of_agent(one).await.expect("read")), held[..2]);
+    assert_eq!(read(store.runs_of_agent(one, every_run()).await.expect("read")), held[..2]);
+    let between = async |first: RunId, last: RunId| read(store.runs_of_agent(one, first..=last).await.expect("read"));
+    assert_eq!(between(held[1].id, held[1].id).await, held[1..2]);
+    assert_eq!(between(held[1].id, held[2].id).await, held[1..2], "the other is not this agent's");
     assert_eq!(store.lease_counts(tenant.org).await.expect("counted"), BTreeMap::from([(one, 2), (two, 1)]));
     let cancelled = held[1].request_cancel(Cancel::Kill, UnixMicros(2_500)).expect("asked for");
     tenant.save(&cancelled).await.expect("saved");
@@ -335,7 +340,7 @@ async fn leases_are_found_by_agent(fixture: Fixture) {
     held[1] = cancelled.run;
     let expired = grant::expire(&held[0], UnixMicros(i64::MAX), &config()).expect("expired");
     tenant.save(&expired).await.expect("saved");
-    assert_eq!(read(store.runs_of_agent(one).await.expect("read")), held[1..2]);
+    assert_eq!(read(store.runs_of_agent(one, every_run()).await.expect("read")), held[1..2]);
     let anew = grant::claim(&expired.run, holders[1], UnixMicros(3_000), &config()).expect("claimable");
     tenant.save(&anew).await.expect("claimed");
     assert_eq!(store.lease_counts(tenant.org).await.expect("counted"), BTreeMap::from([(one, 1), (two, 2)]));
@@ -414,7 +419,7 @@ async fn a_deleted_run_leaves_nothing(fixture: Fixture) {
     assert_eq!(store.run_get(tenant.org, run.id).await.expect("read"), None);
     assert_eq!(tenant.event_seqs(run.id).await, Vec::<u64>::new());
     assert_eq!(tenant.log(run.id).await, Vec::<Vec<u8>>::new());
-    assert!(store.runs_of_agent(run.lease.expect("leased").agent).await.expect("read").is_empty());
+    assert!(store.runs_of_agent(run.lease.expect("leased").agent, every_run()).await.expect("read").is_empty());
     assert_eq!(store.blobs().delete_of_run(tenant.org, run.id).await.expect("listed"), 0, "no object is left");
     let anew = Run { id: RunId::from_uuid(uuid()), ..first };
     assert_eq!(tenant.insert_once(&anew, "key", 1).await.expect("inserted"), Inserted::New, "the key is free again");

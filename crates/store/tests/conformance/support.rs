@@ -331,3 +331,8 @@ pub fn host(org: OrgId, name: &str) -> Host {
         pool: None,
     }
 }
+
+/// Whichever run there may be.
+pub fn every_run() -> std::ops::RangeInclusive<RunId> {
+    RunId::from_uuid(Uuid::nil())..=RunId::from_uuid(Uuid::max())
+}

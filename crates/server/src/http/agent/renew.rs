@@ -46,6 +46,7 @@ mod tests {
         ErrorCode,
         run::{Cancel, ExitStatus, LiveUsage, Measured, Outcome, RunState},
     };
+    use holm_store::RENEWALS_MAX;
     use http::StatusCode;
     use serde_json::json;
 
@@ -130,6 +131,23 @@ mod tests {
         world.clock.advance(Duration::from_secs(7));
         reap(world.app()).await.unwrap();
         assert_eq!((state(held[0]).await, state(held[3]).await), (RunState::Queued, RunState::Queued), "expired");
+    }
+
+    #[tokio::test]
+    async fn more_leases_than_are_read_together_are_renewed_by_one_request() {
+        let world = World::new().await;
+        let mut held = Vec::new();
+        for _ in 0..RENEWALS_MAX * 2 + 3 {
+            held.push(world.claim_run().await);
+        }
+        held.reverse();
+        held.swap(0, RENEWALS_MAX);
+        world.clock.advance(Duration::from_secs(20));
+        let answers = ask(&world, held.clone()).await.leases;
+        let told: Vec<_> = answers.iter().map(|answer| (answer.run, answer.ttl_ms)).collect();
+        assert_eq!(told, held.iter().map(|lease| (lease.run, Some(30_000))).collect::<Vec<_>>());
+        let of_one_look = world.app().store.runs_of_agent(world.agent_id, held[held.len() - 1].run..=held[1].run).await;
+        assert_eq!(of_one_look.unwrap().len(), RENEWALS_MAX, "no more are held in memory at once");
     }
 
     #[tokio::test]

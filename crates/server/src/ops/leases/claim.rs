@@ -98,7 +98,7 @@ impl<'a> Room<'a> {
         turn.map_err(|trouble| self.trouble.push((org, trouble))).ok()
     }
 
-    fn is_left(&self) -> bool {
+    pub(super) fn is_left(&self) -> bool {
         self.claims > 0 && self.bytes > 0 && self.refused.is_none()
     }
 

@@ -1,4 +1,5 @@
-//! Renewing leases: those of one request are read at once and saved together.
+//! Renewing leases: those of one request are read and saved together, some at a time, so that it holds no more of them in memory
+//! than that.
 //!
 //! What always holds: each lease is judged by itself. One that is refused, whose run was changed by somebody else at the same
 //! time, or whose run cannot be read, holds no other up. How long a lease lasts counts for its agent from before the request
@@ -35,20 +36,15 @@ pub async fn lease_renew(app: &App, speaker: &Speaker, body: Renew) -> Result<Re
     }
     let by = Claimant { agent: body.agent, instance: body.instance };
     let host = host_heard(app, speaker, by).await?;
-    // One that is alone is read by itself.
-    let found = match &body.leases[..] {
-        [_] => Found::default(),
-        _ => readable(app, app.store.runs_of_agent(by.agent).await?),
-    };
-    let mut answers = renew_together(app, &host, &body.leases, &found).await?;
+    let mut answers = vec![None; body.leases.len()];
     let mut failed = None;
-    for (lease, answer) in body.leases.iter().zip(&mut answers) {
-        if answer.is_none() && !found.is_unreadable(lease.run) {
-            match renew_alone(app, &host, *lease).await {
-                Ok(alone) => *answer = alone,
-                Err(failure) => failed = Some(failure),
-            }
-        }
+    // Runs of like age are next to each other, in the store too.
+    let mut order: Vec<usize> = (0..answers.len()).collect();
+    order.sort_by_key(|index| body.leases[*index].run);
+    for part in order.chunks(RENEWALS_MAX) {
+        let leases: Vec<RenewLease> = part.iter().map(|index| body.leases[*index]).collect();
+        let renewed = renew_part(app, &host, &leases, &mut failed).await;
+        part.iter().zip(renewed).for_each(|(index, answer)| answers[*index] = answer);
     }
     answers.iter().for_each(|answer| app.metrics.renewed(outcome(answer.as_ref())));
     let mut leases: Vec<_> = answers.into_iter().flatten().collect();
@@ -88,6 +84,39 @@ fn renewal(app: &App, host: &Host, run: &Run, lease: &RenewLease, now: UnixMicro
     grant::renew(run, by, (lease.fence, lease.usage), now, &app.config.lease)
 }
 
+/// Renews some leases, in the order of their runs. Of those that failed, the last is told in `failed`.
+async fn renew_part(
+    app: &App,
+    host: &Host,
+    leases: &[RenewLease],
+    failed: &mut Option<Failure>,
+) -> Vec<Option<Answer>> {
+    let together = async {
+        let found = match leases {
+            [first, .., last] => readable(app, app.store.runs_of_agent(host.id, first.run..=last.run).await?),
+            // One that is alone is read by itself.
+            _ => Found::default(),
+        };
+        renew_together(app, host, leases, &found).await.map(|answers| (answers, found))
+    };
+    let (mut answers, found) = match together.await {
+        Ok(renewed) => renewed,
+        Err(failure) => {
+            *failed = Some(failure);
+            return vec![None; leases.len()];
+        }
+    };
+    for (lease, answer) in leases.iter().zip(&mut answers) {
+        if answer.is_none() && !found.is_unreadable(lease.run) {
+            match renew_alone(app, host, *lease).await {
+                Ok(alone) => *answer = alone,
+                Err(failure) => *failed = Some(failure),
+            }
+        }
+    }
+    answers
+}
+
 /// Decides on each of the runs that were found, and saves what was decided. Nothing for what is not among them, was changed
 /// by somebody else since, or could not be saved with the others.
 async fn renew_together(
@@ -108,18 +137,16 @@ async fn renew_together(
             Err(_) => answers[index] = Some(refused(lease)),
         }
     }
-    for part in decided.chunks(RENEWALS_MAX) {
-        let (indexes, renewals): (Vec<usize>, Vec<Renewal>) = part.iter().cloned().unzip();
-        let saved = match app.store.leases_renew(&renewals).await {
-            Ok(saved) => saved,
-            Err(error @ Error::Unavailable { .. }) => return Err(error.into()),
-            // Which of them it is shows where each is saved by itself.
-            Err(_) => continue,
-        };
-        for ((index, renewal), _) in indexes.into_iter().zip(&renewals).zip(saved).filter(|(_, is_saved)| *is_saved) {
-            app.wakers.expect_deadline(renewal.deadline);
-            answers[index] = Some(renewed(app, &renewal.run));
-        }
+    let (indexes, renewals): (Vec<usize>, Vec<Renewal>) = decided.into_iter().unzip();
+    let saved = match app.store.leases_renew(&renewals).await {
+        Ok(saved) => saved,
+        Err(error @ Error::Unavailable { .. }) => return Err(error.into()),
+        // Which of them it is shows where each is saved by itself.
+        Err(_) => return Ok(answers),
+    };
+    for ((index, renewal), _) in indexes.into_iter().zip(&renewals).zip(saved).filter(|(_, is_saved)| *is_saved) {
+        app.wakers.expect_deadline(renewal.deadline);
+        answers[index] = Some(renewed(app, &renewal.run));
     }
     Ok(answers)
 }
