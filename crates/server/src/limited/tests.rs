@@ -105,6 +105,8 @@ async fn who_is_refused_is_told_which_limit_and_when_to_come_back() {
 async fn credentials_that_do_not_work_any_more_use_nothing_up() {
     let limits = OrgLimits { agent_writes_per_minute: 1, ..OrgLimits::default() };
     let world = World::with_config(|config| config.org_limits = Some(limits)).await;
+    // What the registration of the world's own agent has used up.
+    world.clock.advance(Duration::from_secs(120));
     let (host, thief) = (OwnKey::new(40, 1), OwnKey::new(41, 2));
     let used = world.join_secret().await;
     world.with_secret(&used).post("/agent/v1/enrol", &host.enrolment(&used)).await.json::<Enrolled>(StatusCode::OK);
