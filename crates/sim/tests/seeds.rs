@@ -59,18 +59,18 @@ fn seeds_that_found_a_fault_hold() {
 fn caught_by(mutant: Mutant) -> (u64, &'static str) {
     match mutant {
         Mutant::NoFenceCheck => (11, "wrote, and the newest fence was"),
-        Mutant::NoFenceCheckOfRenewals => (11, "wrote, and the newest fence was"),
-        Mutant::NoFenceCheckOfStarts => (87, "wrote, and the newest fence was"),
-        Mutant::NoFenceCheckOfAppends => (35, "wrote, and the newest fence was"),
-        Mutant::NoFenceCheckOfEvents => (299, "wrote, and the newest fence was"),
-        Mutant::NoFenceCheckOfSandboxEnds => (88, "wrote, and the newest fence was"),
-        Mutant::NoFenceCheckOfFinishes => (211, "wrote, and the newest fence was"),
+        Mutant::NoFenceCheckOfRenewals => (23, "wrote, and the newest fence was"),
+        Mutant::NoFenceCheckOfStarts => (31, "wrote, and the newest fence was"),
+        Mutant::NoFenceCheckOfAppends => (146, "wrote, and the newest fence was"),
+        Mutant::NoFenceCheckOfEvents => (1_000, "wrote, and the newest fence was"),
+        Mutant::NoFenceCheckOfSandboxEnds => (11, "wrote, and the newest fence was"),
+        Mutant::NoFenceCheckOfFinishes => (23, "wrote, and the newest fence was"),
         Mutant::NoShimDeadline => (3, "live at once"),
         Mutant::DeadlineFromAnswer => (148, "live at once"),
-        Mutant::WeakSwap => (4, "changed after its end"),
-        Mutant::NoMargin => (84, "live at once"),
+        Mutant::WeakSwap => (27, "changed after its end"),
+        Mutant::NoMargin => (1_014, "live at once"),
         Mutant::LostAcknowledgement => (0, "neither in the spool nor in the store"),
-        Mutant::MadeAgainUnasked => (247, "live at once"),
+        Mutant::MadeAgainUnasked => (366, "live at once"),
         Mutant::LostWakeUps => (0, "a host has room for it, and in"),
     }
 }
