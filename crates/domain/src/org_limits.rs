@@ -107,7 +107,8 @@ limits! {
     LogBytes log_bytes_per_second = 256 << 20, LOG_BYTES_PER_SECOND_MIN;
     /// How many other requests may change something in a minute, those of agents not among them.
     ApiWrites api_writes_per_minute = 60_000, 1;
-    /// How many requests of agents may change something in a minute, but for appends of logs and what leases hang on.
+    /// How many requests of agents may change something in a minute, but for appends of logs and what leases hang on: events, changes,
+    /// registrations, enrolments.
     AgentWrites agent_writes_per_minute = 600_000, 1;
 }
 

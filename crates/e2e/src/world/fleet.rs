@@ -10,6 +10,7 @@ use std::{
     net::{Ipv4Addr, TcpListener},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -133,6 +134,24 @@ impl Fleet {
     #[track_caller]
     pub fn kill(&mut self, part: Part) {
         self.world.end(&role(part), Signal::KILL).exits(137);
+    }
+
+    /// Asks a part to end with SIGTERM, and waits until it has, in order.
+    #[track_caller]
+    pub fn stop(&mut self, part: Part) {
+        self.world.end(&role(part), Signal::TERM).exits(0);
+    }
+
+    /// What leads each connection to the next server that accepts one, for clients on this machine.
+    pub fn balancer(&self) -> Proxy {
+        Proxy::at(Ipv4Addr::LOCALHOST, self.ports.iter().copied())
+    }
+
+    /// `holm` as a client of the servers behind an address.
+    pub fn client(&self, servers: &Proxy) -> Command {
+        let mut command = self.world.command_in(&self.world.home());
+        command.env("HOLM_SERVER", servers.url()).env("HOLM_TOKEN_FILE", self.world.home().join("token"));
+        command
     }
 
     /// Whether a part was started and has not been seen to end since.

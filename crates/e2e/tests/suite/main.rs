@@ -35,6 +35,7 @@ mod people;
 mod places;
 mod pressure;
 mod restore;
+mod rolling;
 #[path = "../../../store/tests/support/s3.rs"]
 mod s3;
 mod traces;
