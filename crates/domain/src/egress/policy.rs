@@ -1,8 +1,9 @@
 //! The policy of a sandbox: what it may reach, and what of that it may ask for.
 //!
 //! What always holds: nothing is allowed that no rule names. A name is compared label by label and never with an address; a
-//! wildcard has at least one label before its suffix, and no suffix under which everybody may register; addresses are reached by
-//! ranges alone, or by the word `public`. Each request is decided by itself, on the same canonical host as its connection.
+//! wildcard has at least one label before its suffix, and is not taken in with a suffix under which everybody may register;
+//! addresses are reached by ranges alone, or by the word `public`. Each request is decided by itself, on the same canonical host as
+//! its connection.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
@@ -21,7 +22,7 @@ pub const PORT: u16 = 443;
 const PUBLIC: &str = "public";
 
 /// What a rule is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Place {
     /// One host, by its name.
     Name(HostName),
@@ -53,7 +54,7 @@ impl Place {
 }
 
 /// One thing that is allowed: `[METHOD,…] HOST[:PORT][/PATH]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Rule {
     /// Where to.
@@ -98,30 +99,30 @@ pub enum BadRule {
     NoRequests(String),
 }
 
-/// Under which names everybody may register.
-pub trait Suffixes {
-    /// Whether `name` is such a suffix, or stands above one.
-    fn is_public(&self, name: &HostName) -> bool;
-}
+impl FromStr for Rule {
+    type Err = BadRule;
 
-impl Rule {
-    /// The rule that somebody wrote.
-    pub fn parse(text: &str, suffixes: &impl Suffixes) -> Result<Self, BadRule> {
+    /// The rule that somebody wrote, or that was stored: what may not be taken in any more is still read.
+    fn from_str(text: &str) -> Result<Self, BadRule> {
         let (methods, rest) = match text.trim().split_once(' ') {
             Some((methods, rest)) => (methods.split(',').map(method).collect::<Result<_, _>>()?, rest.trim_start()),
             None => (Vec::new(), text.trim()),
         };
         let rule = Self::of(methods, rest)?;
-        if let Place::Below(suffix) = &rule.place
-            && suffixes.is_public(suffix)
-        {
-            return Err(BadRule::TooWide(suffix.clone()));
-        }
-        let is_of_requests = !rule.methods.is_empty() || rule.path.is_some();
-        if is_of_requests && !matches!(rule.place, Place::Name(_) | Place::Below(_)) {
+        if rule.is_of_requests() && !matches!(rule.place, Place::Name(_) | Place::Below(_)) {
             return Err(BadRule::NoRequests(rule.place.to_string()));
         }
         Ok(rule)
+    }
+}
+
+impl Rule {
+    /// Checks what a rule that is new may not be: wider than what one owner registers (the Public Suffix List).
+    pub fn validate(&self) -> Result<(), BadRule> {
+        match &self.place {
+            Place::Below(suffix) if is_public_suffix(suffix) => Err(BadRule::TooWide(suffix.clone())),
+            _ => Ok(()),
+        }
     }
 
     fn of(methods: Vec<String>, text: &str) -> Result<Self, BadRule> {
@@ -176,6 +177,11 @@ impl Rule {
             return Err(BadRule::Begins(range, range.trunc()));
         }
         Ok(Some(Self { place: Place::Range(range), port, methods: methods.to_vec(), path: None }))
+    }
+
+    /// Whether it names `host`, on whichever port.
+    pub fn names(&self, host: &Host) -> bool {
+        self.place.has(host)
     }
 
     /// Whether it allows a connection to `host` and `port`, before it is known what is asked for.
@@ -279,21 +285,11 @@ impl fmt::Display for Rule {
     }
 }
 
-/// Nothing is known to be a public suffix: for rules that were checked when they were taken in.
-struct Unchecked;
-
-impl Suffixes for Unchecked {
-    fn is_public(&self, _: &HostName) -> bool {
-        false
-    }
-}
-
-impl FromStr for Rule {
-    type Err = BadRule;
-
-    fn from_str(text: &str) -> Result<Self, BadRule> {
-        Self::parse(text, &Unchecked)
-    }
+/// Whether everybody may register below `name`, or below each of its labels. One label alone is taken for such a name.
+fn is_public_suffix(name: &HostName) -> bool {
+    let name = name.as_str();
+    let below = format!("x.{name}");
+    [name, &below].iter().any(|whole| psl::suffix_str(whole).is_some_and(|suffix| suffix == *whole))
 }
 
 impl TryFrom<String> for Rule {
@@ -314,16 +310,13 @@ impl From<Rule> for String {
 mod tests {
     use super::*;
 
-    struct Listed;
-
-    impl Suffixes for Listed {
-        fn is_public(&self, name: &HostName) -> bool {
-            ["com", "uk", "co.uk", "github.io"].contains(&name.as_str())
-        }
+    fn checked(text: &str) -> Result<Rule, BadRule> {
+        let rule: Rule = text.parse()?;
+        rule.validate().map(|()| rule)
     }
 
     fn rule(text: &str) -> Rule {
-        Rule::parse(text, &Listed).unwrap()
+        checked(text).unwrap()
     }
 
     fn connects(rule: &Rule, host: &str, port: u16) -> bool {
@@ -361,6 +354,8 @@ mod tests {
             "*.co.uk",
             "*.uk",
             "*.github.io",
+            "*.kawasaki.jp",
+            "*.internal",
             ".example.org",
             "a.*.org",
             "exa*mple.org",
@@ -391,7 +386,7 @@ mod tests {
             "https://example.org",
             "exam ple.org",
         ] {
-            assert!(Rule::parse(bad, &Listed).is_err(), "{bad}: {:?}", Rule::parse(bad, &Listed));
+            assert!(checked(bad).is_err(), "{bad}: {:?}", checked(bad));
         }
     }
 
@@ -443,7 +438,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn whatever_is_written_is_told_as_it_is_read(text in "\\PC{0,60}") {
-            if let Ok(rule) = Rule::parse(&text, &Listed) {
+            if let Ok(rule) = text.parse::<Rule>() {
                 proptest::prop_assert_eq!(rule.to_string().parse::<Rule>(), Ok(rule));
             }
         }

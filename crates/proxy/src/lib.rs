@@ -1,0 +1,3 @@
+//! What stands between a sandbox and the network.
+
+pub mod egress;
