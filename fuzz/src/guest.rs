@@ -168,6 +168,7 @@ fn setup() -> Setup {
         work_dir: None,
         read_only: Vec::new(),
         writes_to_host: false,
+        redirect: None,
     }
 }
 

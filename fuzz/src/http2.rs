@@ -58,7 +58,7 @@ async fn recorded() -> (Vec<u8>, Vec<u8>) {
     let (sender, _refusals) = mpsc::channel(REFUSALS_MAX);
     let serving = tokio::spawn(async move {
         let server = http2::accept(far, &Settings::HOST_OUT).await.expect("a server");
-        lane_out::serve(server, sender).await
+        lane_out::serve(server, None, sender).await
     });
     let (client, driver) = http2::connect(near, &Settings::GUEST).await.expect("a client");
     let driver = tokio::spawn(driver);
@@ -152,7 +152,7 @@ async fn serve(bytes: Vec<u8>) {
     let (sender, mut refusals) = mpsc::channel(REFUSALS_MAX);
     let served = async {
         if let Ok(server) = http2::accept(lane(bytes), &Settings::HOST_OUT).await {
-            lane_out::serve(server, sender).await;
+            lane_out::serve(server, None, sender).await;
         }
     };
     timeout(END, served).await.expect("a lane whose peer is gone ends");

@@ -48,6 +48,7 @@ use tokio::sync::mpsc;
 
 pub use clock::boot_id;
 pub use folder::{DAMAGE_NAME, Damage, Folder, FolderError, Presence, SET_ASIDE_NAME, presence};
+pub use holm_shim::protocol::WaysOut;
 pub use ids::examine;
 pub use keeper::Shutdown;
 pub use own_key::is_enrolled;

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use holm_domain::{AgentId, InstanceId, host::Capacity, lease::holder::Held, pressure::PressureLimits};
 use holm_runtime::{AttemptId, registry::Registry};
-use holm_shim::protocol::Tuning;
+use holm_shim::protocol::{Tuning, WaysOut};
 use holm_trace::Tracer;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
@@ -37,6 +37,8 @@ pub struct Config {
     pub shim: ShimProgram,
     /// How shims behave.
     pub tuning: Tuning,
+    /// What connections of runs may lead to beside the public internet, and who is asked for names.
+    pub ways_out: WaysOut,
     /// How long one request for work may wait at the server.
     pub poll_wait: Duration,
     /// How soon a renewal that got no answer is tried again.
@@ -69,6 +71,7 @@ impl Config {
             proc_dir: "/proc".into(),
             shim: ShimProgram::default(),
             tuning: Tuning::default(),
+            ways_out: WaysOut::default(),
             poll_wait: Duration::from_secs(20),
             renew_retry: Duration::from_secs(1),
             reap_every: Duration::from_secs(30),

@@ -23,7 +23,9 @@ use crate::{
     files,
     inner::{self, Inner},
     machine::Machine,
-    mounts, network,
+    mounts,
+    names::Names,
+    network,
     process::{Process, Table},
     seal::{self, Sealed},
     seccomp,
@@ -43,6 +45,8 @@ pub struct Guest {
     pub machine: Cell<Option<Machine>>,
     /// What the workload tried to reach.
     pub refusals: Rc<Refusals>,
+    /// Who answers its questions for names, where it reaches something.
+    pub names: Rc<Names>,
     inner: RefCell<Option<Rc<Inner>>>,
     /// The writable layer of the work dir.
     upper: RefCell<Option<Rc<OwnedFd>>>,
@@ -135,8 +139,12 @@ fn prepare(guest: &Rc<Guest>, setup: &Setup) -> io::Result<Vec<String>> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "no such range of ids"));
     }
     rustix::system::sethostname(setup.hostname.as_bytes()).map_err(|error| inner::context(error.into(), "hostname"))?;
-    let mut unenforced = network::set_up().map_err(|error| inner::context(error, "network"))?;
-    guest.refusals.watch().map_err(|error| inner::context(error, "watch the network"))?;
+    let mut unenforced = network::set_up(setup.redirect).map_err(|error| inner::context(error, "network"))?;
+    let reaches_nothing = setup.redirect.is_none();
+    guest.refusals.watch(reaches_nothing).map_err(|error| inner::context(error, "watch the network"))?;
+    if !reaches_nothing {
+        guest.names.serve().map_err(|error| inner::context(error, "name server"))?;
+    }
     let filters = seccomp::compile(setup.writes_to_host).map_err(|error| io::Error::other(error.to_string()))?;
     if let Some(layers) = &setup.work_dir {
         let hidden = setup.hidden.as_deref().unwrap_or("/");

@@ -16,6 +16,7 @@ mod inner;
 mod lane;
 mod machine;
 mod mounts;
+mod names;
 mod network;
 mod process;
 mod ring;

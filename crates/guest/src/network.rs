@@ -1,6 +1,9 @@
-//! A network that consists of `lo`: every address is local, so every connection fails at once instead of timing out.
+//! A network that consists of `lo`: every address is local, so every connection fails at once instead of timing out, or comes
+//! to the one port behind which the host decides.
 //!
 //! Plain netlink messages: the image need not hold an `ip` program, and none of it would be trusted.
+
+mod redirect;
 
 use std::io;
 
@@ -12,8 +15,9 @@ const REQUEST_ACK: u16 = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
 const CREATE: u16 = (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
 const PORTS_FROM: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
 
-/// Brings `lo` up and routes everything to it; returns what of it cannot be had here.
-pub fn set_up() -> io::Result<Vec<String>> {
+/// Brings `lo` up, routes everything to it, and sends what is TCP and leads elsewhere to the port `redirect`, if there is one;
+/// returns what of it cannot be had here.
+pub fn set_up(redirect: Option<u16>) -> io::Result<Vec<String>> {
     let flags = SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
     bind(&socket, &netlink::SocketAddrNetlink::new(0, 0))?;
@@ -25,6 +29,10 @@ pub fn set_up() -> io::Result<Vec<String>> {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => {}
         other => other?,
     }
+    if let Some(port) = redirect {
+        let refused = |error| crate::inner::context(error, "nftables, by which connections are sent to the host");
+        redirect::to_port(port).map_err(refused)?;
+    }
     // A kernel before 4.11 lacks it.
     let low_ports = std::fs::write(PORTS_FROM, "0").map_err(|error| {
         format!("network.low_ports: only root inside may use ports below 1024: writing {PORTS_FROM}: {error}")
@@ -35,6 +43,11 @@ pub fn set_up() -> io::Result<Vec<String>> {
 /// Sends one request and reads its acknowledgement.
 fn call(socket: &impl std::os::fd::AsFd, message: &[u8]) -> io::Result<()> {
     send(socket, message, SendFlags::empty())?;
+    acknowledged(socket)
+}
+
+/// Reads an acknowledgement.
+fn acknowledged(socket: &impl std::os::fd::AsFd) -> io::Result<()> {
     let mut answer = [0_u8; 1024];
     let (count, _) = recv(socket, &mut answer[..], RecvFlags::empty())?;
     // nlmsghdr (16), then the negative errno of an nlmsgerr.

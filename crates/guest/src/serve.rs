@@ -74,14 +74,16 @@ async fn epoch(lane_in: &Lane, lane_out: &Lane, guest: &Rc<Guest>) -> End {
     let (io_in, gate_in) = lane_in.open();
     let (io_out, gate_out) = lane_out.open();
     let mut tasks = JoinSet::new();
-    let refusals = guest.refusals.clone();
+    let (refusals, names) = (guest.refusals.clone(), guest.names.clone());
     tasks.spawn_local(async move {
         if let Ok((client, driver)) = http2::connect(io_out, &Settings::GUEST).await {
+            names.set_host(Some(client.clone()));
             // Whichever ends first: without its connection there is nothing to tell through.
             tokio::select! {
                 _ = driver => {}
                 () = refusals.tell(client) => {}
             }
+            names.set_host(None);
         }
     });
     let Ok(mut server) = http2::accept(io_in, &Settings::GUEST).await else { return End::Lost };

@@ -1,5 +1,5 @@
-//! What the workload tried to reach. Nothing but `lo` exists, so every attempt fails by itself; this only looks on and
-//! tells, so that a person can see what a program would have wanted.
+//! What the workload tried to reach and never came to the host. Nothing but `lo` exists, so every such attempt fails by itself;
+//! this only looks on and tells, so that a person can see what a program would have wanted.
 //!
 //! What always holds: nothing here decides anything, and it holds a bounded number of destinations, each told of
 //! within a second and at most once a second.
@@ -73,10 +73,14 @@ impl Source {
 }
 
 impl Refusals {
-    /// Begins to look. The workload must not have been started: the name server's port is taken before it can be.
-    pub fn watch(self: &Rc<Self>) -> io::Result<()> {
-        let sources = packets::sources()?.into_iter().chain([dns::source()?]);
-        for source in sources.map(Rc::new) {
+    /// Begins to look, at questions for names too unless somebody else answers them. The workload must not have been started:
+    /// the name server's port is taken before it can be.
+    pub fn watch(self: &Rc<Self>, names: bool) -> io::Result<()> {
+        let mut sources = packets::sources()?;
+        if names {
+            sources.push(dns::source()?);
+        }
+        for source in sources.into_iter().map(Rc::new) {
             self.sources.borrow_mut().push(source.clone());
             let refusals = self.clone();
             tokio::task::spawn_local(async move {

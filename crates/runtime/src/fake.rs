@@ -184,8 +184,10 @@ impl Runtime for FakeRuntime {
                 work_dir: None,
                 read_only: Vec::new(),
                 writes_to_host: false,
+                redirect: None,
             },
             env: vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())],
+            egress: None,
             handle: Box::new(Handle { attempt, ended, state: self.state.clone() }),
         })
     }

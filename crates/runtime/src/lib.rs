@@ -21,6 +21,7 @@ pub mod registry;
 pub mod room;
 
 use std::{
+    net::TcpListener,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
@@ -131,6 +132,8 @@ pub struct Sandbox {
     pub setup: guest_api::Setup,
     /// The workload's environment as the runtime knows it (PATH, HOME, …); the run's own comes over it.
     pub env: Vec<(String, String)>,
+    /// Where the connections come to that leave the sandbox, if they lead anywhere.
+    pub egress: Option<TcpListener>,
     /// The handle on what runs.
     pub handle: Box<dyn SandboxHandle>,
 }

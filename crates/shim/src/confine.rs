@@ -2,8 +2,8 @@
 //!
 //! What always holds afterwards, for all threads that there are and will be: no privileges can be gained; no program can be
 //! executed and no process made, so whoever took the shim over has only what the shim has; no other process can be traced or
-//! read; no socket but Unix ones can be made, so the host's network, in whose namespace the shim lives, is out of reach;
-//! mounts, namespaces and the corners of the kernel of which a shim needs none are refused (EPERM); it has no more memory
+//! read; where the run may reach nothing, no socket but Unix ones can be made, so the host's network, in whose namespace the shim
+//! lives, is out of reach, and otherwise none but those of IP; mounts, namespaces and the corners of the kernel of which a shim needs none are refused (EPERM); it has no more memory
 //! than [`MEMORY_BYTES_MAX`], so a guest that has found out how to make it grow ends its own shim and nothing else on the
 //! host. It is a list of what is
 //! refused, not of what is allowed: files, Unix sockets and signals stay, and the user id limits them.
@@ -24,6 +24,8 @@ use seccompiler::{
 
 /// Far more descriptors than a shim needs.
 const DESCRIPTORS_MAX: u64 = 256;
+/// As many more for its egress proxy: each connection has two ends, and each that is being made tries several addresses.
+const EGRESS_DESCRIPTORS_MAX: u64 = 2_048;
 /// How much memory of its own a shim may have, in bytes: twenty times what it has at work (measured), and twice what its
 /// guest can make it hold on both lanes.
 pub const MEMORY_BYTES_MAX: u64 = 256 * 1024 * 1024;
@@ -102,19 +104,30 @@ pub fn take_own_ids(arguments: &[String]) -> io::Result<()> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(io::Error::from)
 }
 
+/// What a shim has to do with the network of its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// Nothing.
+    None,
+    /// It makes connections for its sandbox.
+    Egress,
+}
+
 /// Gives up what the shim does not need from now on. Refuses to go on as root, whose rights no filter takes away.
-pub fn confine() -> io::Result<()> {
+pub fn confine(network: Network) -> io::Result<()> {
     if rustix::process::geteuid().is_root() {
         return Err(io::Error::other("a shim is never root: it was given no ids of its own"));
     }
     // Neither traced nor dumped, not even by what runs under the same user id.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    for (resource, most) in
-        [(Resource::Core, 0), (Resource::Nofile, DESCRIPTORS_MAX), (Resource::Data, MEMORY_BYTES_MAX)]
-    {
+    let descriptors = match network {
+        Network::None => DESCRIPTORS_MAX,
+        Network::Egress => DESCRIPTORS_MAX + EGRESS_DESCRIPTORS_MAX,
+    };
+    for (resource, most) in [(Resource::Core, 0), (Resource::Nofile, descriptors), (Resource::Data, MEMORY_BYTES_MAX)] {
         limit(resource, most)?;
     }
-    for program in programs().map_err(io::Error::other)? {
+    for program in programs(network).map_err(io::Error::other)? {
         // This sets no_new_privs as well, and both for every thread.
         seccompiler::apply_filter_all_threads(&program).map_err(io::Error::other)?;
     }
@@ -129,14 +142,19 @@ fn limit(resource: Resource, most: u64) -> io::Result<()> {
 
 /// Two filters, of which the kernel obeys the stricter: what is refused, and clone3(2), whose flags no filter can see and for
 /// which the C library takes clone(2) when the kernel seems not to know it.
-fn programs() -> Result<[BpfProgram; 2], BackendError> {
+fn programs(network: Network) -> Result<[BpfProgram; 2], BackendError> {
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     let mut refused: BTreeMap<i64, Vec<SeccompRule>> = REFUSED.iter().map(|&call| (call, Vec::new())).collect();
     let thread = libc::CLONE_THREAD as u64;
     let no_thread = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(thread), 0)?;
     refused.insert(libc::SYS_clone, vec![SeccompRule::new(vec![no_thread])?]);
-    let not_unix = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, libc::AF_UNIX as u64)?;
-    refused.insert(libc::SYS_socket, vec![SeccompRule::new(vec![not_unix])?]);
+    let families: &[i32] = match network {
+        Network::None => &[libc::AF_UNIX],
+        Network::Egress => &[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6],
+    };
+    let other = |family: &i32| SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, *family as u64);
+    let none_of_them = families.iter().map(other).collect::<Result<_, _>>()?;
+    refused.insert(libc::SYS_socket, vec![SeccompRule::new(none_of_them)?]);
     let unknown = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     let filter = |rules, errno: i32| -> Result<BpfProgram, BackendError> {
         SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(errno as u32), arch)?.try_into()

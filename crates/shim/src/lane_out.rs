@@ -1,13 +1,14 @@
-//! What the shim serves its guest: refusals, and an ear for what was refused inside.
+//! What the shim serves its guest: names of what the run may reach, refusals, and an ear for what was refused inside.
 //!
-//! What always holds: nothing is ever connected or resolved; each request is dealt with before the next is taken, bodies
-//! are limited and have a deadline, and no more than [`REQUESTS_A_SECOND_MAX`] are looked at, so that a guest can neither
-//! fill the shim's memory nor keep it busy.
+//! What always holds: nothing is asked of anybody else, a name is answered with what stands for it inside; bodies are limited and
+//! have a deadline, and no more than [`REQUESTS_A_SECOND_MAX`] are looked at, so that a guest can neither fill the shim's memory
+//! nor keep it busy.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use holm_proxy::egress::{Egress, TTL_S};
 use holm_wire::{
-    host_api::{Refused, Resolve},
+    host_api::{Refused, Resolve, Resolved},
     http2::{self, Exchange, Server},
 };
 use http::{Method, StatusCode};
@@ -26,7 +27,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Answers the guest until it closes the lane; returns why it ended. What was refused is told to `refusals`; where that is
 /// full, it is dropped with a warning rather than waited for.
-pub async fn serve<Io>(mut server: Server<Io>, refusals: mpsc::Sender<Refused>) -> String
+pub async fn serve<Io>(mut server: Server<Io>, egress: Option<Arc<Egress>>, refusals: mpsc::Sender<Refused>) -> String
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send,
 {
@@ -38,9 +39,9 @@ where
             Err(error) => return error.to_string(),
         };
         // The connection moves only while it is asked for the next request: an exchange is a task beside it.
-        let refusals = refusals.clone();
+        let (egress, refusals) = (egress.clone(), refusals.clone());
         tokio::spawn(async move {
-            if let Err(error) = answer(exchange, &refusals).await {
+            if let Err(error) = answer(exchange, egress.as_deref(), &refusals).await {
                 tracing::debug!(%error, "a request of the guest failed");
             }
         });
@@ -66,12 +67,20 @@ impl Pace {
     }
 }
 
-async fn answer(exchange: Exchange, refusals: &mpsc::Sender<Refused>) -> Result<(), http2::Error> {
+async fn answer(
+    exchange: Exchange,
+    egress: Option<&Egress>,
+    refusals: &mpsc::Sender<Refused>,
+) -> Result<(), http2::Error> {
     let Exchange { head, body, answer } = exchange;
+    let resolved = |name: &str| egress.and_then(|egress| egress.resolve(name.as_bytes()));
     let (status, refused) = match (&head.method, head.uri.path()) {
         (&Method::CONNECT, _) => (StatusCode::FORBIDDEN, head.uri.authority().map(connect_refused)),
         (&Method::POST, "/resolve") => match small_json::<Resolve>(body).await {
-            Some(Resolve { name }) => (StatusCode::FORBIDDEN, Some(refused(name, 0, "dns"))),
+            Some(Resolve { name }) => match resolved(&name) {
+                Some(address) => return answer.json(StatusCode::OK, &Resolved { address, ttl_s: TTL_S }).await,
+                None => (StatusCode::FORBIDDEN, Some(refused(name, 0, "dns"))),
+            },
             None => (StatusCode::BAD_REQUEST, None),
         },
         (&Method::POST, "/refused") => match small_json::<Refused>(body).await {

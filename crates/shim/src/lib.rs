@@ -23,6 +23,7 @@ pub mod start;
 pub mod supervise;
 mod telling;
 pub mod watchdog;
+mod ways_out;
 mod work;
 
 pub use start::shim_main;

@@ -14,6 +14,7 @@ use holm_domain::{
     run::{Cancel, Outcome, RunSpec, Usage},
     trace::TraceId,
 };
+pub use holm_proxy::egress::WaysOut;
 use holm_runtime::AttemptId;
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +64,9 @@ pub struct Launch {
     pub launch: serde_json::Value,
     /// How much room on the disk an archive of changes leaves free at least, in bytes.
     pub storage_floor_bytes: u64,
+    /// What the operator of the host says of the ways out of it.
+    #[serde(default)]
+    pub ways_out: WaysOut,
     /// How the shim behaves in time and space.
     #[serde(default)]
     pub tuning: Tuning,

@@ -32,7 +32,8 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
-    confine, control,
+    confine::{self, Network},
+    control,
     deadline::{Causes, Terms, Verdict},
     exit,
     guest::Readiness,
@@ -180,7 +181,9 @@ fn serve(received: Received, resolve: impl FnOnce(&str) -> Option<SharedRuntime>
     let attempt = attempt.map_err(system("making the attempt's files"))?;
     let readiness = Readiness::begin(Duration::from_millis(attempt.launch.tuning.ready_ms));
     let launched = effect("sandbox.launch", || launch_sandbox(&attempt.launch, descriptors, resolve));
-    confine::confine().map_err(system("giving up privileges"))?;
+    let leads_anywhere = launched.as_ref().is_ok_and(|sandbox| sandbox.egress.is_some());
+    let network = if leads_anywhere { Network::Egress } else { Network::None };
+    confine::confine(network).map_err(system("giving up privileges"))?;
     runtime.block_on(see_through(&attempt, launched, readiness, listener, agent_uid, terminate));
     Ok(())
 }

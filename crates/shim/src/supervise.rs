@@ -35,6 +35,7 @@ use crate::{
     protocol::{Command, Launch, Phase, Status, Times},
     spool::keeper::Keeper,
     watchdog::{View, Watchdog},
+    work::Inside,
 };
 
 /// How long the work with a guest may still go on after everything in the sandbox was killed: what the lanes hold is read.
@@ -147,14 +148,14 @@ impl Attempt {
 
     /// Works with the guest until it is done or stopped, and does not return before everything in the sandbox has died.
     async fn in_sandbox(&self, sandbox: Sandbox, readiness: Readiness) -> (Ending, Traces) {
-        let Sandbox { lane_in, lane_out, setup, env, handle } = sandbox;
+        let Sandbox { lane_in, lane_out, setup, env, egress, handle } = sandbox;
         let handle: Arc<dyn SandboxHandle> = Arc::from(handle);
         self.watchdog.arm(handle.clone());
         let mut view = self.watchdog.view();
         let ending = {
             let work = async {
                 tokio::select! {
-                    ending = self.work(lane_in, lane_out, setup, env, readiness) => ending,
+                    ending = self.work(Inside { lane_in, lane_out, setup, env, egress }, readiness) => ending,
                     error = self.spool.keep(|| self.progress()) => Ending::unkept(&error),
                 }
             };

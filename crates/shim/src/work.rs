@@ -1,6 +1,6 @@
 //! The work with a guest: ready, command, output, end, result, changes, in this order.
 
-use std::{os::fd::OwnedFd, path::Path, time::Duration};
+use std::{net::TcpListener, os::fd::OwnedFd, path::Path, time::Duration};
 
 use holm_domain::run::{EventKind, ExitStatus, event::TEXT_BYTES_MAX};
 use holm_runtime::{
@@ -31,30 +31,31 @@ const SIGTERM: u8 = 15;
 /// How much of an archive of changes is asked room for at once, in bytes: the guest chooses how small its pieces are.
 const ROOM_BYTES: u64 = 1 << 20;
 
+/// What of a sandbox the work with its guest needs.
+pub(crate) struct Inside {
+    /// The lane on which the guest is asked.
+    pub lane_in: OwnedFd,
+    /// The lane on which it asks.
+    pub lane_out: OwnedFd,
+    /// How it makes the workload's place.
+    pub setup: Setup,
+    /// The environment as the runtime knows it.
+    pub env: Vec<(String, String)>,
+    /// Where connections to elsewhere come to, if they lead anywhere.
+    pub egress: Option<TcpListener>,
+}
+
 impl Attempt {
     /// Works with the guest behind two lanes to the end of the command. It returns by itself when the lanes break.
-    pub(crate) async fn work(
-        &self,
-        lane_in: OwnedFd,
-        lane_out: OwnedFd,
-        setup: Setup,
-        env: Vec<(String, String)>,
-        readiness: Readiness,
-    ) -> Ending {
-        match self.try_work(lane_in, lane_out, setup, env, readiness).await {
+    pub(crate) async fn work(&self, inside: Inside, readiness: Readiness) -> Ending {
+        match self.try_work(inside, readiness).await {
             Ok(exit) => Ending::Exited(exit),
             Err(ending) => ending,
         }
     }
 
-    async fn try_work(
-        &self,
-        lane_in: OwnedFd,
-        lane_out: OwnedFd,
-        setup: Setup,
-        env: Vec<(String, String)>,
-        readiness: Readiness,
-    ) -> Result<ExitStatus, Ending> {
+    async fn try_work(&self, inside: Inside, readiness: Readiness) -> Result<ExitStatus, Ending> {
+        let Inside { lane_in, lane_out, setup, env, egress } = inside;
         let tuning = self.launch.tuning;
         let patience =
             Patience { ready: Duration::from_millis(tuning.ready_ms), answer: Duration::from_millis(tuning.answer_ms) };
@@ -66,7 +67,9 @@ impl Attempt {
         let Lanes { guest, driver, requests } = lanes;
         let _driver = AbortOnDropHandle::new(tokio::spawn(driver));
         let (sender, mut refusals) = mpsc::channel(REFUSALS_WAITING_MAX);
-        let serving = AbortOnDropHandle::new(tokio::spawn(lane_out::serve(requests, sender)));
+        let mut proxy = egress.map(|way_out| self.proxy(way_out)).transpose()?;
+        let egress = proxy.as_ref().map(|proxy| proxy.egress.clone());
+        let serving = AbortOnDropHandle::new(tokio::spawn(lane_out::serve(requests, egress, sender)));
         let unenforced = guest.setup(&setup, readiness).await.map_err(not_ready)?;
         self.note_time(|times, now| times.ready_us = Some(now));
         // Told before the command is: what a run had to do without is known from its start on.
@@ -74,11 +77,15 @@ impl Attempt {
         let done = tokio::select! {
             done = self.command(&guest, &env) => done,
             never = self.count_refusals(&mut refusals) => match never {},
+            never = self.note_connections(proxy.as_mut()) => match never {},
             why = serving => {
                 let why = why.unwrap_or_else(|error| error.to_string());
                 Err(Ending::Lost(format!("the lane out of the sandbox ended: {why}")))
             }
         };
+        if let Some(proxy) = proxy {
+            proxy.close().await.iter().for_each(|connection| self.note_connection(connection));
+        }
         // What the guest told of before the end belongs to the run as well.
         while let Ok(refused) = refusals.try_recv() {
             self.count_refusal(&refused);

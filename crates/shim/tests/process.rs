@@ -25,8 +25,8 @@ use holm_runtime::{
 use holm_shim::{
     client::{self, Statuses},
     clock,
-    confine::{self, MEMORY_BYTES_MAX},
-    protocol::{Command as Order, DIR_DESCRIPTOR, Launch, Phase, Status, Tuning},
+    confine::{self, MEMORY_BYTES_MAX, Network},
+    protocol::{Command as Order, DIR_DESCRIPTOR, Launch, Phase, Status, Tuning, WaysOut},
     spool::reader::Reader,
 };
 use libtest_mimic::{Arguments, Trial};
@@ -63,6 +63,10 @@ fn trials() -> Vec<Trial> {
         trial("what_the_kernel_holds_has_not_ended", what_the_kernel_holds_has_not_ended),
         trial("a_shim_is_confined", a_shim_is_confined),
         trial("a_confined_process_makes_no_other", a_confined_process_makes_no_other),
+        trial(
+            "one_with_a_way_out_makes_sockets_of_ip_and_no_others",
+            one_with_a_way_out_makes_sockets_of_ip_and_no_others,
+        ),
         trial("ids_that_are_not_whole_are_refused", ids_that_are_not_whole_are_refused),
         trial("nothing_goes_on_as_root", nothing_goes_on_as_root),
     ]
@@ -123,6 +127,7 @@ fn start_tuned(spec: RunSpec, deadline: Duration, tuning: Tuning) -> Started {
         runtime: "process".into(),
         launch,
         storage_floor_bytes: 0,
+        ways_out: WaysOut::default(),
         tuning,
         trace: None,
         host: None,
@@ -415,14 +420,26 @@ fn a_shim_is_confined() {
 }
 
 fn a_confined_process_makes_no_other() {
-    let output = Command::new("/proc/self/exe").arg("confined").output().unwrap();
+    let said = said_confined("none");
+    let sockets = "tcp: EPERM\nudp: EPERM\ntcp6: EPERM\nnetlink: EPERM\npacket: EPERM\n";
+    assert_eq!(said, format!("{CONFINED}{sockets}"));
+}
+
+fn one_with_a_way_out_makes_sockets_of_ip_and_no_others() {
+    let said = said_confined("egress");
+    let sockets = "tcp: ok\nudp: ok\ntcp6: ok\nnetlink: EPERM\npacket: EPERM\n";
+    assert_eq!(said, format!("{CONFINED}{sockets}"));
+}
+
+/// What every confined process may and may not.
+const CONFINED: &str = "before: ok\nhalf of the memory: ok\nall of it: Some(12)\nspawn: EPERM\nexec: EPERM\nnamespace: EPERM\n\
+    thread: ok\nfile: ok\nsocket: ok\n";
+
+fn said_confined(network: &str) -> String {
+    let output = Command::new("/proc/self/exe").args(["confined", network]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{}: {said}{}", output.status, String::from_utf8_lossy(&output.stderr));
-    assert_eq!(
-        said,
-        "before: ok\nhalf of the memory: ok\nall of it: Some(12)\nspawn: EPERM\nexec: EPERM\nnamespace: EPERM\nthread: ok\nfile: ok\nsocket: ok\n\
-                      tcp: EPERM\nudp: EPERM\ntcp6: EPERM\nnetlink: EPERM\npacket: EPERM\n"
-    );
+    said
 }
 
 fn ids_that_are_not_whole_are_refused() {
@@ -462,15 +479,17 @@ fn confined() -> ExitCode {
         Err(other) => println!("{what}: {other:?}"),
     };
     let ids = ["-", "shim", "label", "54321", "54321"].map(str::to_owned);
+    let how = std::env::args().nth(2);
     if rustix::process::geteuid().is_root()
-        && std::env::args().nth(2).is_none()
+        && how.as_deref() != Some("as-it-is")
         && let Err(error) = confine::take_own_ids(&ids)
     {
         println!("{error}");
         return ExitCode::FAILURE;
     }
     tell("before", Command::new("true").status().map(drop));
-    if let Err(error) = confine::confine() {
+    let network = if how.as_deref() == Some("egress") { Network::Egress } else { Network::None };
+    if let Err(error) = confine::confine(network) {
         println!("{error}");
         return ExitCode::FAILURE;
     }

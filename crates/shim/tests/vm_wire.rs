@@ -43,7 +43,7 @@ async fn speak(machine: &mut Machine, epoch: u64, readiness: Readiness) -> Speak
     Speaking {
         guest,
         _driver: AbortOnDropHandle::new(tokio::spawn(driver)),
-        _serving: AbortOnDropHandle::new(tokio::spawn(lane_out::serve(requests, refusals))),
+        _serving: AbortOnDropHandle::new(tokio::spawn(lane_out::serve(requests, None, refusals))),
     }
 }
 
@@ -90,6 +90,7 @@ fn setup() -> Setup {
         work_dir: None,
         read_only: Vec::new(),
         writes_to_host: false,
+        redirect: None,
     }
 }
 

@@ -79,6 +79,10 @@ pub struct Setup {
     /// Whether something of the host's is mounted writable. What the workload makes there outlives it, with an owner of the
     /// host's, so it then can make no set-id files and give files no capabilities.
     pub writes_to_host: bool,
+    /// The port inside to which TCP connections to elsewhere are sent; the host is then asked for names. Where there is none,
+    /// nothing leads anywhere.
+    #[serde(default)]
+    pub redirect: Option<u16>,
 }
 
 /// The workload's place stands, and what of it is missing.

@@ -212,6 +212,7 @@ fn brief<C>(
         runtime: claim.runtime,
         launch,
         storage_floor_bytes: shared.config.storage_floor_bytes,
+        ways_out: shared.config.ways_out.clone(),
         tuning: shared.config.tuning,
         trace,
         host: Some(shared.config.name.clone()),

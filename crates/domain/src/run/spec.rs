@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ErrorCode,
+    egress::policy::{RULES_MAX, Rule},
     error::InvalidField,
     limits::{ARGS_BYTES_MAX, ARGS_MAX, LABEL_BYTES_MAX, LABELS_MAX, LeaseConfig, Limits, MOUNTS_MAX, PATH_BYTES_MAX},
 };
@@ -107,6 +108,10 @@ pub struct RunSpec {
     /// Whether programs inside may gain privileges inside (sudo, setuid).
     #[serde(default)]
     pub allow_sudo: bool,
+    /// What it may reach; nothing where there are none.
+    // Left out where there are none, as below.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<Rule>,
     /// Names and values by which the run is found.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -146,6 +151,7 @@ impl RunSpec {
             limits: Limits::default(),
             require_limits: false,
             allow_sudo: false,
+            allow: Vec::new(),
             labels: BTreeMap::new(),
             host_labels: BTreeMap::new(),
             priority: 0,
@@ -162,10 +168,23 @@ impl RunSpec {
     pub fn validate(&self) -> Result<(), InvalidField> {
         self.validate_command()?;
         self.validate_paths()?;
+        self.validate_allow()?;
         validate_labels("labels", &self.labels)?;
         validate_labels("host_labels", &self.host_labels)?;
         self.validate_waiting()?;
         self.limits.validate()
+    }
+
+    fn validate_allow(&self) -> Result<(), InvalidField> {
+        count("allow", self.allow.len(), RULES_MAX)?;
+        for (index, rule) in self.allow.iter().enumerate() {
+            let invalid = |problem: String| InvalidField::new(format!("allow[{index}]"), rule, problem);
+            rule.validate().map_err(|error| invalid(error.to_string()))?;
+            if rule.is_of_requests() {
+                return Err(invalid("give the host alone: methods and paths are not looked at yet".to_owned()));
+            }
+        }
+        Ok(())
     }
 
     fn validate_waiting(&self) -> Result<(), InvalidField> {

@@ -245,6 +245,7 @@ impl Sandbox {
             work_dir: Some(WorkDirLayers { upper: "/layers/upper".into(), target: "/work".into() }),
             read_only: vec!["/ro".into()],
             writes_to_host,
+            redirect: None,
         };
         let set_up = epoch.client.json(Method::POST, "/setup", Some(&setup)).await.expect("setup");
         (sandbox, epoch, set_up)

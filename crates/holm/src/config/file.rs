@@ -84,6 +84,12 @@ pub struct AgentTable {
     pub runs_max: Option<u32>,
     /// The file with the join token by which the host enrols, relative to the configuration file.
     pub join_token_file: Option<PathBuf>,
+    /// Addresses beside the public internet that runs may be allowed to connect to.
+    #[serde(default)]
+    pub reach: Vec<String>,
+    /// Which name servers are asked for what runs connect to.
+    #[serde(default)]
+    pub name_servers: Vec<String>,
 }
 
 impl ConfigFile {

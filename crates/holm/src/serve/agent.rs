@@ -2,13 +2,14 @@
 
 use std::{
     collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use holm_agent::{Agent, Config, Shutdown, control::http::HttpControl};
+use holm_agent::{Agent, Config, Shutdown, WaysOut, control::http::HttpControl};
 use holm_api::client::Client;
 use holm_domain::{
     host::Capacity,
@@ -16,6 +17,7 @@ use holm_domain::{
 };
 use holm_runtime::{process::Lend, registry::Registry};
 use holm_trace::Tracer;
+use ipnet::IpNet;
 
 use super::{
     block_on, label, logging, process_runtime,
@@ -33,6 +35,8 @@ use crate::{
 const DRAIN_WITHIN: Duration = Duration::from_secs(20);
 /// How labels begin by which an agent says how its host is.
 const OWN_LABELS: &str = "holm.";
+/// The port of name servers (RFC 1035, section 4.2).
+const DNS_PORT: u16 = 53;
 /// How many runs at once where nobody says.
 const RUNS_MAX: u32 = 64;
 
@@ -62,6 +66,13 @@ pub struct HostArgs {
     /// A folder of this host that runs may bring in or mount; without `:rw` for reading only; may be repeated
     #[arg(long, value_name = "PATH[:rw]")]
     pub lend: Vec<String>,
+    /// Addresses that are not on the public internet and that runs may be allowed to connect to: private ones, or one of this
+    /// host itself; may be repeated [default: none]
+    #[arg(long = "host-reach", value_name = "RANGE")]
+    pub reach: Vec<String>,
+    /// Ask this name server for what runs connect to; may be repeated [default: those of /etc/resolv.conf]
+    #[arg(long = "host-name-server", value_name = "ADDRESS[:PORT]")]
+    pub name_servers: Vec<String>,
     /// A label of the host
     #[arg(long = "host-label", value_name = "KEY=VALUE")]
     pub labels: Vec<String>,
@@ -110,6 +121,33 @@ impl HostArgs {
             Ok(Lend { prefix: PathBuf::from(prefix), write })
         };
         self.lend.iter().map(lend).collect()
+    }
+
+    /// What connections of runs may lead to, and who is asked for names.
+    fn ways_out(&self, table: &AgentTable) -> Result<WaysOut, Usage> {
+        const WAY_OUT: &str = "give a range such as `10.0.0.0/8`, or one address";
+        let chosen =
+            |given: &[String], table: &[String]| if given.is_empty() { table.to_vec() } else { given.to_vec() };
+        let range = |text: String| {
+            let range: Option<IpNet> = text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+            let range = range.ok_or_else(|| Usage::new("--host-reach", &text, WAY_OUT))?;
+            match range.trunc() == range {
+                true => Ok(range),
+                false => Err(Usage::new("--host-reach", &text, format!("give the whole range, `{}`", range.trunc()))),
+            }
+        };
+        let server = |text: String| {
+            let server: Option<SocketAddr> =
+                text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(|address| (address, DNS_PORT).into()));
+            server.ok_or_else(|| Usage::new("--host-name-server", &text, "give an address, with a port or without"))
+        };
+        Ok(WaysOut {
+            reach: chosen(&self.reach, &table.reach).into_iter().map(range).collect::<Result<_, _>>()?,
+            name_servers: chosen(&self.name_servers, &table.name_servers)
+                .into_iter()
+                .map(server)
+                .collect::<Result<_, _>>()?,
+        })
     }
 
     fn labels(&self) -> Result<BTreeMap<String, String>, Usage> {
@@ -196,6 +234,7 @@ pub fn agent(
     };
     let mut config = Config::new(home.agent(), name, args.capacity(table)?);
     config.labels = args.labels()?;
+    config.ways_out = args.ways_out(table)?;
     config.tracer = telling.tracer;
     config.shim.env = telling.log.for_shims();
     if let Some(text) = &args.host_storage_floor {

@@ -30,6 +30,8 @@ pub struct Blueprint {
     pub work: Option<Source>,
     /// Further trees, in the order in which they are mounted.
     pub binds: Vec<Bind>,
+    /// Whether connections that leave it lead anywhere.
+    pub egress: bool,
     /// How the guest makes the workload's place.
     pub setup: guest_api::Setup,
     /// The workload's environment as the runtime knows it.

@@ -6,6 +6,7 @@
 
 use std::{
     io::Read,
+    net::TcpListener,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     os::unix::net::UnixStream,
     sync::{
@@ -112,7 +113,9 @@ pub fn launch(plan: Blueprint, mut descriptors: Vec<Descriptor>) -> Result<Sandb
     for (name, fd) in [("lane.in", guest_in), ("lane.out", guest_out), ("errors", guest_errors)] {
         descriptors.push(Descriptor { name: name.to_owned(), fd });
     }
-    let (setup, env) = (plan.setup.clone(), plan.env.clone());
+    let (door, guest_door) = UnixStream::pair().context(|| "making a socket".to_owned())?;
+    descriptors.push(Descriptor { name: "door".to_owned(), fd: guest_door.into() });
+    let (mut setup, env, leads_anywhere) = (plan.setup.clone(), plan.env.clone(), plan.egress);
     let waited = Arc::new(Waited::default());
     let ((sender, receiver), teller) = (channel(), waited.clone());
     thread::Builder::new()
@@ -122,7 +125,17 @@ pub fn launch(plan: Blueprint, mut descriptors: Vec<Descriptor>) -> Result<Sandb
     let guest = receiver.recv().map_err(|_| Error::Malformed("the launching thread ended".to_owned()))??;
     let pid = meters::number_of(&guest);
     let handle = Box::new(Handle { guest, kill, meters, waited, pid });
-    Ok(Sandbox { lane_in, lane_out, setup, env, handle })
+    let egress = leads_anywhere.then(|| listener(&door)).transpose()?;
+    let port = |listener: &TcpListener| listener.local_addr().map(|address| address.port());
+    setup.redirect = egress.as_ref().map(port).transpose().context(|| "looking at the way out".to_owned())?;
+    Ok(Sandbox { lane_in, lane_out, setup, env, egress, handle })
+}
+
+/// What the launcher made in the sandbox's network before anything ran in it.
+fn listener(door: &UnixStream) -> Result<TcpListener, Error> {
+    let received = passing::receive::<()>(door);
+    let (_, mut descriptors) = received.map_err(|error| Error::Launch(format!("the way out was not made: {error}")))?;
+    Ok(TcpListener::from(take(&mut descriptors, launcher::EGRESS)?))
 }
 
 fn take_optional(descriptors: &mut Vec<Descriptor>, name: &str) -> Option<OwnedFd> {

@@ -205,9 +205,9 @@ impl Runtime for ProcessRuntime {
         let set_id = spec.allow_sudo && slot.is_some();
         let setup = setup(request, &binds, slot.is_some());
         let env = env(spec);
-        let mapped = slot.is_some();
+        let (mapped, egress) = (slot.is_some(), !spec.allow.is_empty());
         let disk_bytes = spec.limits.disk_bytes;
-        let plan = Blueprint { label, mapped, disk_bytes, set_id, lower, work, binds, setup, env };
+        let plan = Blueprint { label, mapped, disk_bytes, set_id, lower, work, binds, egress, setup, env };
         Ok(Prepared {
             launch: serde_json::to_value(&plan).map_err(|error| Error::Malformed(error.to_string()))?,
             descriptors: making.descriptors,
@@ -372,7 +372,7 @@ fn setup(request: &Request, binds: &[Bind], mapped: bool) -> Setup {
     let hostname = request.attempt.run.to_string().replace('_', "-");
     let writes_to_host = binds.iter().any(|bind| !bind.read_only);
     let hidden = Some(HIDDEN.to_owned());
-    Setup { hostname, ids, allow_sudo: spec.allow_sudo, hidden, work_dir, read_only, writes_to_host }
+    Setup { hostname, ids, allow_sudo: spec.allow_sudo, hidden, work_dir, read_only, writes_to_host, redirect: None }
 }
 
 fn env(spec: &RunSpec) -> Vec<(String, String)> {

@@ -18,7 +18,7 @@ use holm_shim::{
     client, clock,
     deadline::{Terms, Verdict},
     guest::Readiness,
-    protocol::{Command, EXIT_FILE_NAME, Launch, Phase, Status, Tuning},
+    protocol::{Command, EXIT_FILE_NAME, Launch, Phase, Status, Tuning, WaysOut},
     spool::reader::Reader,
     supervise::Attempt,
     watchdog::Watchdog,
@@ -424,6 +424,7 @@ fn launch(attempted: &Attempted, dir: PathBuf) -> Launch {
         runtime: "scripted".into(),
         launch: serde_json::Value::Null,
         storage_floor_bytes: attempted.storage_floor_bytes,
+        ways_out: WaysOut::default(),
         tuning: attempted.tuning,
         trace: None,
         host: None,
@@ -457,8 +458,10 @@ fn sandbox(
             work_dir: None,
             read_only: Vec::new(),
             writes_to_host: false,
+            redirect: None,
         },
         env: Vec::new(),
+        egress: None,
         handle: Box::new(Handle { dies_at_kill, guest, ended, life: Mutex::new(life.into()), kills }),
     }
 }

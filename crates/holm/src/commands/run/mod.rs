@@ -91,6 +91,10 @@ pub struct RunArgs {
     /// Let programs inside gain privileges inside (sudo)
     #[arg(long)]
     pub allow_sudo: bool,
+    /// Let the run connect to HOST, by TCP on port 443 or another: `NAME[:PORT]`, `*.NAME[:PORT]` for all below a name,
+    /// `ADDRESS[/LENGTH][:PORT]`, or `public[:PORT]` for the whole internet; may be repeated [default: nothing]
+    #[arg(long, value_name = "HOST")]
+    pub allow: Vec<String>,
     /// The runtime that must make the sandbox; `process` is the one there is so far
     #[arg(long, value_name = "NAME")]
     pub runtime: Option<String>,

@@ -9,6 +9,7 @@ use std::{
 };
 
 use holm_domain::{
+    egress::policy::{BadRule, Rule},
     error::InvalidField,
     limits::{Limits, MilliCpus},
     run::{Mount, RootSource, RunSpec, WorkDir},
@@ -40,6 +41,7 @@ pub fn flag_of(field: &str) -> Option<&'static str> {
         ("host_labels", "--on"),
         ("priority", "--priority"),
         ("queue_timeout_ms", "--queue-timeout"),
+        ("allow", "--allow"),
         ("labels", "--label"),
         ("root", "--image"),
         ("cwd", "--workdir"),
@@ -69,6 +71,7 @@ pub fn spec_of(args: &RunArgs, cwd: &Path, env: &dyn Fn(&str) -> Option<String>)
         limits: limits(args)?,
         require_limits: args.require_limits,
         allow_sudo: args.allow_sudo,
+        allow: args.allow.iter().map(|text| rule(text)).collect::<Result<_, _>>()?,
         labels: labels(&args.label)?,
         host_labels: host_labels("--on", &args.on)?,
         priority: args.priority.as_deref().map(priority).transpose()?.unwrap_or_default(),
@@ -117,6 +120,10 @@ fn limits(args: &RunArgs) -> Result<Limits, Usage> {
         limits.timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
     }
     Ok(limits)
+}
+
+fn rule(text: &str) -> Result<Rule, Usage> {
+    read("--allow", text, |text| text.parse().map_err(|error: BadRule| error.to_string()))
 }
 
 fn priority(text: &str) -> Result<i32, Usage> {

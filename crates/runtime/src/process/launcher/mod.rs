@@ -17,6 +17,7 @@ mod root;
 use std::{
     ffi::CString,
     fs,
+    net::{Ipv4Addr, SocketAddrV4},
     os::fd::{AsFd, OwnedFd},
     os::unix::net::UnixStream,
 };
@@ -25,6 +26,7 @@ use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::{Gid, Uid},
     io::fcntl_dupfd_cloexec,
+    net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with},
     process::{Resource, Rlimit, Signal, getegid, geteuid, getrlimit, setrlimit, setsid},
     thread::{
         LinkNameSpaceType, UnshareFlags, move_into_link_name_space, set_thread_groups, set_thread_res_gid,
@@ -50,6 +52,10 @@ const ABOVE: i32 = 10;
 const OOM_SCORE: &str = "500";
 /// The most open files that a process inside may have, where the host's own limit is not lower.
 const OPEN_FILES: u64 = 65_536;
+/// The name of the listener in the sandbox's network, as it is passed to the shim.
+pub const EGRESS: &str = "egress";
+/// How many connections may wait for the shim to accept them.
+const WAITING_MAX: i32 = 512;
 const LOCKED_BYTES: u64 = 8 * 1024 * 1024;
 /// Too little for a core file, and the one value at which the kernel starts no handler of the host for a crash either
 /// (`core_pattern` with a pipe, core(5)). Who is inside cannot change it (guest/src/seccomp.rs).
@@ -167,6 +173,10 @@ fn become_guest(
     let guest = above(take(&mut parts, "guest.binary")?)?;
     let lane_in = above(take(&mut parts, "lane.in")?)?;
     let lane_out = above(take(&mut parts, "lane.out")?)?;
+    let door = UnixStream::from(take(&mut parts, "door")?);
+    if plan.egress {
+        pass_way_out(&door)?;
+    }
     root::make(plan, &mut parts)?;
     rustix::system::sethostname(plan.setup.hostname.as_bytes()).context(system("naming the machine"))?;
     limit_resources()?;
@@ -181,6 +191,21 @@ fn become_guest(
     let label = CString::new(format!("{GUEST_LABEL}={}", plan.label));
     let label = label.map_err(|_| Error::Malformed("a label with a NUL byte".to_owned()))?;
     Err(sys::execute(guest.as_fd(), &[GUEST_NAME], &[&label])).context(system("executing the guest"))
+}
+
+/// Makes the socket to which the sandbox's connections to elsewhere will come, and passes it to the shim. Nothing inside ever
+/// holds it, so nothing inside can use it up, change it or close it.
+fn pass_way_out(door: &UnixStream) -> Result<(), Error> {
+    let make = || -> rustix::io::Result<OwnedFd> {
+        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        // Not on 127.0.0.1, which is only there once the guest has brought `lo` up.
+        bind(&socket, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))?;
+        listen(&socket, WAITING_MAX)?;
+        Ok(socket)
+    };
+    let fd = make().context(|| "making the way out".to_owned())?;
+    let listener = [Descriptor { name: EGRESS.to_owned(), fd }];
+    passing::send(door, &(), &listener).map_err(|error| Error::Malformed(error.to_string()))
 }
 
 /// Fails if the other end of a socket is closed.
