@@ -70,6 +70,9 @@ pub struct Rule {
 /// Why something is no rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadRule {
+    /// It is written as a URL is.
+    #[error("`{0}` is a URL; write its host alone, and its port where that is not 443")]
+    Url(String),
     /// Its host is none.
     #[error("`{0}` is no host: {1}")]
     Host(String, BadName),
@@ -108,6 +111,9 @@ impl FromStr for Rule {
             Some((methods, rest)) => (methods.split(',').map(method).collect::<Result<_, _>>()?, rest.trim_start()),
             None => (Vec::new(), text.trim()),
         };
+        if rest.contains("://") {
+            return Err(BadRule::Url(rest.to_owned()));
+        }
         let rule = Self::of(methods, rest)?;
         if rule.is_of_requests() && !matches!(rule.place, Place::Name(_) | Place::Below(_)) {
             return Err(BadRule::NoRequests(rule.place.to_string()));
@@ -388,6 +394,12 @@ mod tests {
         ] {
             assert!(checked(bad).is_err(), "{bad}: {:?}", checked(bad));
         }
+    }
+
+    #[test]
+    fn a_url_is_no_rule_and_the_way_out_is_told() {
+        let error = checked("https://example.org").unwrap_err();
+        assert_eq!(error, BadRule::Url("https://example.org".to_owned()));
     }
 
     #[test]
