@@ -12,6 +12,7 @@ pub mod host;
 pub mod http;
 pub mod impostor;
 pub mod leftovers;
+pub mod names;
 pub mod network;
 pub mod noise;
 pub mod postgres;

@@ -118,6 +118,7 @@ macro_rules! pages {
 pages! {
     getting_started: "getting-started.md";
     untrusted_work: "untrusted-work.md";
+    network: "network.md";
     working_directories: "working-directories.md";
     images: "images.md";
     limits_and_usage: "limits.md";

@@ -15,6 +15,7 @@ mod cordon;
 mod crash;
 mod databases;
 mod disks;
+mod egress;
 mod errors;
 mod escape;
 mod files;
