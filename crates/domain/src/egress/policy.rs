@@ -97,6 +97,9 @@ pub enum BadRule {
     /// A star stands elsewhere than before the first dot.
     #[error("a wildcard is `*.` and a name: `{0}` is none")]
     Wildcard(String),
+    /// It becomes the word for everything, and was not that.
+    #[error("`{0}` is no host; the word for the whole internet is `{PUBLIC}`")]
+    NotPublic(String),
     /// It limits requests where there are none.
     #[error("methods and paths are of requests to a host that is named; `{0}` is not")]
     NoRequests(String),
@@ -146,6 +149,10 @@ impl Rule {
             None if host.contains('*') => return Err(BadRule::Wildcard(host.to_owned())),
             None => Place::Name(named(host)?),
         };
+        // Told, it would be read as the other.
+        if matches!(&place, Place::Name(name) if name.as_str() == PUBLIC) {
+            return Err(BadRule::NotPublic(host.to_owned()));
+        }
         Ok(Self { place, port, methods, path })
     }
 
@@ -237,7 +244,7 @@ fn method(text: &str) -> Result<String, BadRule> {
 /// A path in the one form in which paths are compared.
 fn path(text: &str) -> Result<String, BadRule> {
     let whole = text.strip_suffix('/').unwrap_or(text);
-    if whole.is_empty() || is_canonical(whole) && !whole.contains('%') {
+    if whole.is_empty() || is_canonical(whole) && !whole.ends_with('/') && !whole.contains('%') {
         return Ok(whole.to_owned());
     }
     Err(BadRule::Path(text.to_owned()))
@@ -390,6 +397,11 @@ mod tests {
             "public/a",
             "user@example.org",
             "https://example.org",
+            "example.org//",
+            "PUBLIC",
+            "public.",
+            "ｐublic",
+            "example.org/a//",
             "exam ple.org",
         ] {
             assert!(checked(bad).is_err(), "{bad}: {:?}", checked(bad));
