@@ -57,7 +57,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         "mounts": [{"source": "/a", "target": "/b", "read_only": true}], "labels": {"job": "nightly"},
         "limits": {"cpus_milli": 500, "memory_bytes": 1_u64 << 30, "pids": 10, "disk_bytes": 1 << 20, "log_bytes": 4096,
             "timeout_ms": 1000},
-        "require_limits": false, "allow_sudo": true,
+        "require_limits": false, "allow_sudo": true, "allow": ["example.org:22", "*.example.org", "public:80"],
     });
     let host = json!({"kind": "host", "path": "/srv"});
     let capacity = json!({"runs": 4, "cpus_milli": 4000, "memory_bytes": 1_u64 << 33});
