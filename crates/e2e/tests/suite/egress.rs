@@ -57,8 +57,12 @@ impl Server {
 
 /// An installation whose host asks `names`, and lets runs reach 127.0.0.1 beside the public internet.
 fn world(names: &NameServer) -> World {
+    world_that_reaches("127.0.0.1", names)
+}
+
+fn world_that_reaches(range: &str, names: &NameServer) -> World {
     let mut world = World::new();
-    world.start_up_with(&["--host-name-server", &names.address(), "--host-reach", "127.0.0.1"]);
+    world.start_up_with(&["--host-name-server", &names.address(), "--host-reach", range]);
     world
 }
 
@@ -174,6 +178,23 @@ fn a_name_that_leads_to_what_nobody_listed_leads_nowhere() {
     let expected = places.map(|name| format!("{name} ConnectionResetError")).join("\n");
     assert_eq!(ran.text(), format!("{expected}\nmixed b'hello'\n"));
     assert_eq!(server.connections(), 1, "of the mixed ones only the address that may be reached");
+    // The last two have no address.
+    let special = &places[..places.len() - 2];
+    let mut wanted: Vec<String> = special.iter().map(|name| format!("{name}.example:{port}")).collect();
+    wanted.sort();
+    assert_eq!(refused(&world), wanted, "they were refused, and not merely out of reach");
+}
+
+#[test]
+fn the_host_itself_is_reached_where_it_is_listed_by_itself_only() {
+    let names = names(&[("host.example", &["127.0.0.1"])]);
+    let server = Server::echo();
+    let world = world_that_reaches("127.0.0.0/8", &names);
+    let port = server.port;
+    let body = format!("attempt('host', 'host.example', {port})");
+    let ran = python(&world, &[format!("host.example:{port}")], &body).succeeds();
+    assert_eq!(ran.text(), "host ConnectionResetError\n");
+    assert_eq!((server.connections(), refused(&world)), (0, vec![format!("host.example:{port}")]));
 }
 
 #[test]

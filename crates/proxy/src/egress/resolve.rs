@@ -45,7 +45,10 @@ impl Resolver {
     /// One that asks `servers`, or those of the host where none are given.
     pub fn new(servers: &[SocketAddr], listed: Vec<IpNet>) -> std::io::Result<Self> {
         let mut builder = if servers.is_empty() {
-            TokioResolver::builder_tokio().map_err(std::io::Error::other)?
+            TokioResolver::builder_tokio().map_err(|error| {
+                let way_out = "name some with --host-name-server";
+                std::io::Error::other(format!("the name servers of this host are not known: {error}; {way_out}"))
+            })?
         } else {
             let servers = servers.iter().map(server).collect();
             Hickory::builder_with_config(ResolverConfig::from_name_servers(servers), TokioRuntimeProvider::default())
