@@ -2,11 +2,11 @@
 //!
 //! What always holds afterwards, for all threads that there are and will be: no privileges can be gained; no program can be
 //! executed and no process made, so whoever took the shim over has only what the shim has; no other process can be traced or
-//! read; where the run may reach nothing, no socket but Unix ones can be made, so the host's network, in whose namespace the shim
-//! lives, is out of reach, and otherwise none but those of IP; mounts, namespaces and the corners of the kernel of which a shim needs none are refused (EPERM); it has no more memory
-//! than [`MEMORY_BYTES_MAX`], so a guest that has found out how to make it grow ends its own shim and nothing else on the
-//! host. It is a list of what is
-//! refused, not of what is allowed: files, Unix sockets and signals stay, and the user id limits them.
+//! read; where the run may reach nothing, no socket but Unix ones can be made, so the host's network, in whose namespace the
+//! shim lives, is out of reach, and otherwise none but those of IP; mounts, namespaces and the corners of the kernel of which a
+//! shim needs none are refused (EPERM); it has no more memory than [`MEMORY_BYTES_MAX`], so a guest that has found out how to
+//! make it grow ends its own shim and nothing else on the host. It is a list of what is refused, not of what is allowed: files,
+//! Unix sockets and signals stay, and the user id limits them.
 //!
 //! A runtime that starts a program for the sandbox does so before ([`holm_runtime::Runtime::launch`]).
 
