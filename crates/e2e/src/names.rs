@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
     sync::{Arc, Mutex},
     thread,
+    time::Duration,
 };
 
 const HEADER: usize = 12;
@@ -23,6 +24,11 @@ pub struct NameServer {
 impl NameServer {
     /// Starts it.
     pub fn start(answers: Answers) -> Self {
+        Self::slow(answers, Duration::ZERO)
+    }
+
+    /// Starts one that takes its time for each answer.
+    pub fn slow(answers: Answers, takes: Duration) -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").expect("a port for a name server");
         let address = socket.local_addr().expect("its address");
         let asked = Arc::<Mutex<BTreeMap<String, usize>>>::default();
@@ -38,6 +44,7 @@ impl NameServer {
                     *count += 1;
                 }
                 drop(counts);
+                thread::sleep(takes);
                 let _gone = socket.send_to(&answer(&query[..end], kind, told), from);
             }
         });

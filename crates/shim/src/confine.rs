@@ -27,7 +27,7 @@ const DESCRIPTORS_MAX: u64 = 256;
 /// As many more for its egress proxy: each connection has two ends, and each that is being made tries several addresses.
 const EGRESS_DESCRIPTORS_MAX: u64 = 2_048;
 /// How much memory of its own a shim may have, in bytes: twenty times what it has at work (measured), and twice what its
-/// guest can make it hold on both lanes.
+/// guest can make it hold on both lanes; 512 connections whose clients stop in the middle of their greetings are another 40 MiB.
 pub const MEMORY_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 /// Refused whatever the arguments.

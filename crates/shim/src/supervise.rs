@@ -152,10 +152,17 @@ impl Attempt {
         let handle: Arc<dyn SandboxHandle> = Arc::from(handle);
         self.watchdog.arm(handle.clone());
         let mut view = self.watchdog.view();
+        let (mut proxy, not_started) = match egress.map(|way_out| self.proxy(way_out)).transpose() {
+            Ok(proxy) => (proxy, None),
+            Err(ending) => (None, Some(ending)),
+        };
         let ending = {
             let work = async {
+                if let Some(ending) = not_started {
+                    return ending;
+                }
                 tokio::select! {
-                    ending = self.work(Inside { lane_in, lane_out, setup, env, egress }, readiness) => ending,
+                    ending = self.work(Inside { lane_in, lane_out, setup, env }, proxy.as_mut(), readiness) => ending,
                     error = self.spool.keep(|| self.progress()) => Ending::unkept(&error),
                 }
             };
@@ -174,7 +181,9 @@ impl Attempt {
         effect("sandbox.dismiss", || self.watchdog.input(Input::Dismiss));
         self.hurry_if_forced();
         // What was read does not wait for a sandbox that does not die, nor the death for a disk that does not write.
-        let (ending, ()) = tokio::join!(self.write_rest(ending), self.death(&mut view));
+        let left = self.left_to_pass_on(&ending);
+        let (ending, (), ()) =
+            tokio::join!(self.write_rest(ending), self.death(&mut view), self.close_proxy(proxy, left));
         (ending, Traces { counted: handle.counted(), disk_full })
     }
 

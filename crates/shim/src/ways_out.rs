@@ -1,8 +1,9 @@
 //! The egress proxy of an attempt, beside the work with its guest.
 //!
-//! What always holds: every connection that it accepted is told of before the attempt's end is.
+//! What always holds: every connection that it accepted is told of before the attempt's end is, however the work with the guest
+//! ends; what a command has sent when it ends by itself leaves the host, or is waited for some seconds.
 
-use std::{net::TcpListener, sync::Arc};
+use std::{net::TcpListener, sync::Arc, time::Duration};
 
 use holm_proxy::egress::{Egress, Told};
 use holm_wire::host_api::Refused;
@@ -11,26 +12,35 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::{outcome::Ending, supervise::Attempt};
+use crate::{deadline::Causes, outcome::Ending, supervise::Attempt};
 
 /// How many connections may have ended, or be open, that were not noted yet.
 const CONNECTIONS_WAITING_MAX: usize = 1_024;
+
+/// How long what a command has sent may take to leave after its end.
+const PASSED_ON_WITHIN: Duration = Duration::from_secs(5);
 
 /// The proxy at work.
 pub(crate) struct Proxy {
     /// Who knows what is allowed.
     pub egress: Arc<Egress>,
-    stop: oneshot::Sender<()>,
+    stop: oneshot::Sender<Duration>,
     serving: JoinHandle<()>,
     /// What is told of connections.
     pub told: mpsc::Receiver<Told>,
 }
 
 impl Proxy {
-    /// Ends what is open; returns once all of it was told.
-    pub async fn close(self) -> Vec<Told> {
+    /// Ends what is open; returns once all of it was told. Where nobody is left inside, what was sent from there is passed on first,
+    /// within `left`.
+    async fn close(self, left: Option<Duration>) -> Vec<Told> {
         let Self { stop, serving, mut told, .. } = self;
-        drop(stop);
+        if let Some(left) = left {
+            // One that has ended is told of below.
+            let _ = stop.send(left);
+        } else {
+            drop(stop);
+        }
         if let Err(error) = serving.await {
             tracing::error!(%error, "the egress proxy ended before");
         }
@@ -51,6 +61,19 @@ impl Attempt {
             Ok(Proxy { egress, stop, serving, told })
         };
         start().map_err(|error: std::io::Error| Ending::NotLaunched(format!("the egress proxy cannot start: {error}")))
+    }
+
+    /// How long what was sent from inside may take to leave: a command that ended by itself has counted on that.
+    pub(crate) fn left_to_pass_on(&self, ending: &Ending) -> Option<Duration> {
+        let is_by_itself = self.watchdog.view().borrow().causes == Causes::default();
+        (matches!(ending, Ending::Exited(_)) && is_by_itself).then_some(PASSED_ON_WITHIN)
+    }
+
+    /// Ends the proxy of a sandbox that is being killed, and notes what is told of it.
+    pub(crate) async fn close_proxy(&self, proxy: Option<Proxy>, left: Option<Duration>) {
+        if let Some(proxy) = proxy {
+            proxy.close(left).await.iter().for_each(|connection| self.note_connection(connection));
+        }
     }
 
     /// Notes connections as they end.

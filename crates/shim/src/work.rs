@@ -1,6 +1,6 @@
 //! The work with a guest: ready, command, output, end, result, changes, in this order.
 
-use std::{net::TcpListener, os::fd::OwnedFd, path::Path, time::Duration};
+use std::{os::fd::OwnedFd, path::Path, time::Duration};
 
 use holm_domain::run::{EventKind, ExitStatus, event::TEXT_BYTES_MAX};
 use holm_runtime::{
@@ -25,6 +25,7 @@ use crate::{
     spool::writer::is_no_room,
     supervise::Attempt,
     telling::REFUSALS_WAITING_MAX,
+    ways_out::Proxy,
 };
 
 const SIGTERM: u8 = 15;
@@ -41,21 +42,24 @@ pub(crate) struct Inside {
     pub setup: Setup,
     /// The environment as the runtime knows it.
     pub env: Vec<(String, String)>,
-    /// Where connections to elsewhere come to, if they lead anywhere.
-    pub egress: Option<TcpListener>,
 }
 
 impl Attempt {
     /// Works with the guest behind two lanes to the end of the command. It returns by itself when the lanes break.
-    pub(crate) async fn work(&self, inside: Inside, readiness: Readiness) -> Ending {
-        match self.try_work(inside, readiness).await {
+    pub(crate) async fn work(&self, inside: Inside, proxy: Option<&mut Proxy>, readiness: Readiness) -> Ending {
+        match self.try_work(inside, proxy, readiness).await {
             Ok(exit) => Ending::Exited(exit),
             Err(ending) => ending,
         }
     }
 
-    async fn try_work(&self, inside: Inside, readiness: Readiness) -> Result<ExitStatus, Ending> {
-        let Inside { lane_in, lane_out, setup, env, egress } = inside;
+    async fn try_work(
+        &self,
+        inside: Inside,
+        proxy: Option<&mut Proxy>,
+        readiness: Readiness,
+    ) -> Result<ExitStatus, Ending> {
+        let Inside { lane_in, lane_out, setup, env } = inside;
         let tuning = self.launch.tuning;
         let patience =
             Patience { ready: Duration::from_millis(tuning.ready_ms), answer: Duration::from_millis(tuning.answer_ms) };
@@ -67,7 +71,6 @@ impl Attempt {
         let Lanes { guest, driver, requests } = lanes;
         let _driver = AbortOnDropHandle::new(tokio::spawn(driver));
         let (sender, mut refusals) = mpsc::channel(REFUSALS_WAITING_MAX);
-        let mut proxy = egress.map(|way_out| self.proxy(way_out)).transpose()?;
         let egress = proxy.as_ref().map(|proxy| proxy.egress.clone());
         let serving = AbortOnDropHandle::new(tokio::spawn(lane_out::serve(requests, egress, sender)));
         let unenforced = guest.setup(&setup, readiness).await.map_err(not_ready)?;
@@ -77,15 +80,12 @@ impl Attempt {
         let done = tokio::select! {
             done = self.command(&guest, &env) => done,
             never = self.count_refusals(&mut refusals) => match never {},
-            never = self.note_connections(proxy.as_mut()) => match never {},
+            never = self.note_connections(proxy) => match never {},
             why = serving => {
                 let why = why.unwrap_or_else(|error| error.to_string());
                 Err(Ending::Lost(format!("the lane out of the sandbox ended: {why}")))
             }
         };
-        if let Some(proxy) = proxy {
-            proxy.close().await.iter().for_each(|connection| self.note_connection(connection));
-        }
         // What the guest told of before the end belongs to the run as well.
         while let Ok(refused) = refusals.try_recv() {
             self.count_refusal(&refused);

@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     ErrorCode,
-    egress::policy::{RULES_MAX, Rule},
+    egress::policy::{Place, RULES_MAX, Rule},
     error::InvalidField,
     limits::{ARGS_BYTES_MAX, ARGS_MAX, LABEL_BYTES_MAX, LABELS_MAX, LeaseConfig, Limits, MOUNTS_MAX, PATH_BYTES_MAX},
 };
@@ -180,6 +181,16 @@ impl RunSpec {
         for (index, rule) in self.allow.iter().enumerate() {
             let invalid = |problem: String| InvalidField::new(format!("allow[{index}]"), rule, problem);
             rule.validate().map_err(|error| invalid(error.to_string()))?;
+            match &rule.place {
+                Place::Range(IpNet::V6(_)) => {
+                    return Err(invalid("give a name: IPv6 is not spoken inside, only outside".to_owned()));
+                }
+                Place::Name(name) if name.as_str() == "localhost" => {
+                    let problem = "give the host another name: inside, that is the sandbox itself";
+                    return Err(invalid(problem.to_owned()));
+                }
+                _ => {}
+            }
             if rule.is_of_requests() {
                 return Err(invalid("give the host alone: methods and paths are not looked at yet".to_owned()));
             }

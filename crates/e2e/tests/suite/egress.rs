@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use holm_e2e::{
@@ -400,4 +401,66 @@ fn a_database_is_reached_by_its_name() {
     let ran = world.run(["--allow", &allow].iter().copied().chain(asked)).succeeds();
     assert_eq!(ran.word(), "127.0.0.1");
     world.run(asked).exits(2).complains_of(&["could not translate host name", "db.example"]);
+}
+
+#[test]
+fn what_a_command_has_sent_arrives_also_after_its_end() {
+    let answers = [("slow.example", vec![vec!["127.0.0.1".parse().unwrap()]])].into();
+    let names = NameServer::slow(answers, Duration::from_millis(300));
+    let (heard, said) = std::sync::mpsc::channel();
+    let server = Server::start(move |mut connection| {
+        let mut told = String::new();
+        connection.read_to_string(&mut told)?;
+        heard.send(told).map_err(std::io::Error::other)
+    });
+    let world = world(&names);
+    let place = format!("slow.example:{}", server.port);
+    let say = format!("echo important > /dev/tcp/slow.example/{}", server.port);
+    world.run(["--allow", &place, "--", "bash", "-c", &say]).succeeds();
+    assert_eq!(said.recv_timeout(Duration::from_secs(20)).expect("it arrives"), "important\n");
+}
+
+#[test]
+fn an_answer_that_comes_early_arrives() {
+    let names = names(&[("early.example", &["127.0.0.1"])]);
+    let server = Server::start(|mut connection| {
+        connection.read_exact(&mut [0; 1_000])?;
+        connection.write_all(b"too large")
+    });
+    let world = world(&names);
+    let port = server.port;
+    let body = format!(
+        r#"
+for n in range(20):
+    connection = socket.create_connection(("early.example", {port}), timeout=30)
+    try:
+        connection.sendall(b"x" * 4_000_000)
+    except OSError:
+        pass
+    try:
+        print(connection.recv(100), flush=True)
+    except OSError as error:
+        print(type(error).__name__, flush=True)
+"#
+    );
+    let ran = python(&world, &[format!("early.example:{port}")], &body).succeeds();
+    let arrived = ran.text().lines().filter(|line| *line == "b'too large'").count();
+    // A reset that overtakes it takes it along, also without a proxy.
+    assert!(arrived >= 15, "{ran}");
+}
+
+#[test]
+fn a_warning_before_a_greeting_is_no_way_around_it() {
+    let names = names(&[("allowed.example", &["127.0.0.1"])]);
+    let server = Server::start(|mut connection| {
+        let mut told = [0; 1];
+        let length = connection.read(&mut told)?;
+        connection.write_all(if length > 0 { b"heard" } else { b"" })
+    });
+    let world = world(&names);
+    let port = server.port;
+    let body = format!("attempt('warned', 'allowed.example', {port}, bytes([21, 3, 1, 0, 2, 1, 90, 22, 3, 1]))");
+    let ran = python(&world, &[format!("allowed.example:{port}")], &body).succeeds();
+    assert_eq!(ran.text(), "warned ConnectionResetError\n");
+    assert_eq!(refused(&world), [format!("allowed.example:{port}")]);
 }

@@ -3,7 +3,8 @@
 //! What always holds: a connection is made only where the policy names its host and port at that moment, by a name that was
 //! resolved here to an address that was checked here, and ends within a second once the policy does not name it any more. What
 //! is refused ends before a byte of it has left. Every connection is told of once, when it has ended. Whatever is inside may say
-//! what it likes: connections, look-ups and dials have limits, and one that waits holds up no other.
+//! what it likes: connections, look-ups and dials have limits, which are those of this sandbox alone; where it waits for many that
+//! do not answer, its others wait as well.
 
 mod dial;
 pub mod greeting;
@@ -40,8 +41,14 @@ use resolve::{Resolver, Scope};
 
 /// The most connections of a sandbox at once; others wait to be accepted.
 pub const CONNECTIONS_MAX: usize = 512;
+/// The most that are accepted in a second; others wait to be.
+pub const CONNECTIONS_A_SECOND_MAX: u32 = 1_000;
 /// The most of them that are being made at once: a sandbox is no scanner of ports.
 const DIALS_MAX: usize = 32;
+/// The most names that are looked up at once.
+const LOOK_UPS_MAX: usize = 16;
+/// Within which time it is known whether another connection waits to be accepted.
+const WAITING_IS_KNOWN_IN: Duration = Duration::from_millis(5);
 /// How long nothing is accepted after that failed, as where there are no more descriptors.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
@@ -144,7 +151,10 @@ pub struct Egress {
     rules: watch::Sender<Arc<[Rule]>>,
     resolver: Resolver,
     names: Mutex<Names>,
+    look_ups: Semaphore,
     dials: Semaphore,
+    /// Whether nobody is left inside.
+    is_last: watch::Sender<bool>,
 }
 
 impl Egress {
@@ -155,7 +165,9 @@ impl Egress {
             rules: watch::Sender::new(rules.into()),
             resolver: Resolver::new(&name_servers, reach)?,
             names: Mutex::default(),
+            look_ups: Semaphore::new(LOOK_UPS_MAX),
             dials: Semaphore::new(DIALS_MAX),
+            is_last: watch::Sender::new(false),
         }))
     }
 
@@ -172,9 +184,15 @@ impl Egress {
         is_named.then(|| self.names.lock().unwrap_or_else(PoisonError::into_inner).address_of(&name))
     }
 
-    /// Accepts what the sandbox's network sends to `listener`, until `stop` is dropped or sent to; what is open ends then. Each
-    /// connection is told to `told`, and none is accepted while there is no room for that.
-    pub async fn serve(self: Arc<Self>, listener: TcpListener, told: mpsc::Sender<Told>, stop: oneshot::Receiver<()>) {
+    /// Accepts what the sandbox's network sends to `listener`, until `stop` is dropped or sent to; what is open ends then. Where a
+    /// time is sent, nobody is left inside, and what was sent from there is passed on before, for that time at most. Each connection
+    /// is told to `told`, and none is accepted while there is no room for that.
+    pub async fn serve(
+        self: Arc<Self>,
+        listener: TcpListener,
+        told: mpsc::Sender<Told>,
+        stop: oneshot::Receiver<Duration>,
+    ) {
         let asked = |client: &TcpStream| rustix::net::sockopt::ip_original_dst(client);
         self.serve_at_once(CONNECTIONS_MAX, asked, listener, told, stop).await;
     }
@@ -186,25 +204,38 @@ impl Egress {
         asked: impl Fn(&TcpStream) -> rustix::io::Result<SocketAddrV4>,
         listener: TcpListener,
         told: mpsc::Sender<Told>,
-        stop: oneshot::Receiver<()>,
+        stop: oneshot::Receiver<Duration>,
     ) {
-        let mut connections = JoinSet::new();
+        let (mut connections, mut pace) = (JoinSet::new(), Pace::new());
+        let attend = |connections: &mut JoinSet<()>, (client, told)| match asked(&client) {
+            Ok(asked) => drop(connections.spawn(self.clone().attend(client, asked, told))),
+            Err(error) => tracing::debug!(%error, "the kernel does not say where a connection was to go"),
+        };
         let accepting = async {
             loop {
                 let accepted = tokio::select! {
                     accepted = accept(&listener, &told), if connections.len() < most => accepted,
                     Some(_) = connections.join_next() => continue,
                 };
-                let Some((client, told)) = accepted else { continue };
-                match asked(&client) {
-                    Ok(asked) => drop(connections.spawn(self.clone().attend(client, asked, told))),
-                    Err(error) => tracing::warn!(%error, "the kernel does not say where a connection was to go"),
+                if let Some(accepted) = accepted {
+                    attend(&mut connections, accepted);
                 }
+                pace.wait().await;
             }
         };
-        tokio::select! {
-            () = accepting => {}
-            _ = stop => {}
+        let left = tokio::select! {
+            () = accepting => None,
+            stopped = stop => stopped.ok(),
+        };
+        if let Some(left) = left {
+            self.is_last.send_replace(true);
+            let rest = async {
+                while let Some(accepted) = accepted_before(&listener, &told).await {
+                    attend(&mut connections, accepted);
+                }
+                while connections.join_next().await.is_some() {}
+            };
+            let _is_cut_off_then = tokio::time::timeout(left, rest).await;
         }
         connections.shutdown().await;
     }
@@ -246,7 +277,7 @@ impl Egress {
                 Host::Address(_) => None,
             };
             ends_whole(&outside, false);
-            relay(&mut *client, &mut outside, name, &open.counts).await?;
+            relay(&mut *client, &mut outside, name, &open.counts, self.is_last.subscribe()).await?;
             ends_whole(client, true);
             ends_whole(&outside, true);
             Ok(())
@@ -258,12 +289,15 @@ impl Egress {
     }
 
     async fn connect(&self, host: &Host, port: u16, scope: Scope) -> Result<TcpStream, Refusal> {
-        let _place = self.dials.acquire().await.map_err(|_| Refusal::Unreachable)?;
         let addresses = match host {
-            Host::Name(name) => self.resolver.addresses(name, scope).await?,
+            Host::Name(name) => {
+                let _place = self.look_ups.acquire().await.map_err(|_| Refusal::NameServer)?;
+                self.resolver.addresses(name, scope).await?
+            }
             Host::Address(address) => self.resolver.check(*address, scope).map(|()| vec![*address])?,
         };
         let addresses = addresses.into_iter().map(|address: IpAddr| SocketAddr::new(address, port)).collect();
+        let _place = self.dials.acquire().await.map_err(|_| Refusal::Unreachable)?;
         dial::dial(addresses).await.map_err(|error| {
             tracing::debug!(%host, port, %error, "a connection was not made");
             Refusal::Unreachable
@@ -320,8 +354,39 @@ impl Drop for Open {
     }
 }
 
+/// Counts what is accepted, and waits when that is too much.
+struct Pace {
+    since: Instant,
+    count: u32,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { since: Instant::now(), count: 0 }
+    }
+
+    async fn wait(&mut self) {
+        self.count += 1;
+        let second = self.since + Duration::from_secs(1);
+        if Instant::now() >= second {
+            *self = Self::new();
+        } else if self.count >= CONNECTIONS_A_SECOND_MAX {
+            tokio::time::sleep_until(second).await;
+        }
+    }
+}
+
+/// A connection, and the room to tell of it.
+type Accepted = (TcpStream, mpsc::OwnedPermit<Told>);
+
+/// The next of those that waited when nobody was left inside any more.
+async fn accepted_before(listener: &TcpListener, told: &mpsc::Sender<Told>) -> Option<Accepted> {
+    // Long enough for the kernel to say what waits.
+    tokio::time::timeout(WAITING_IS_KNOWN_IN, accept(listener, told)).await.ok().flatten()
+}
+
 /// The next connection, and the room to tell of it; nothing where that failed.
-async fn accept(listener: &TcpListener, told: &mpsc::Sender<Told>) -> Option<(TcpStream, mpsc::OwnedPermit<Told>)> {
+async fn accept(listener: &TcpListener, told: &mpsc::Sender<Told>) -> Option<Accepted> {
     // Who is told is there as long as the proxy is.
     let Ok(room) = told.clone().reserve_owned().await else { return std::future::pending().await };
     match listener.accept().await {

@@ -13,7 +13,7 @@ struct Work {
     server: TcpListener,
     door: SocketAddr,
     told: mpsc::Receiver<Told>,
-    stop: oneshot::Sender<()>,
+    stop: oneshot::Sender<Duration>,
     serving: tokio::task::JoinHandle<()>,
 }
 
@@ -133,7 +133,7 @@ async fn what_is_open_at_the_end_is_broken_off_and_told_of() {
     for _ in 0..most {
         connections.push(work.connection().await);
     }
-    work.stop.send(()).unwrap();
+    drop(work.stop);
     within(work.serving).await.unwrap();
     for (client, server) in &mut connections {
         assert_eq!(end_of(client).await, Err(io::ErrorKind::ConnectionReset));
