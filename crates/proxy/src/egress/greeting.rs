@@ -21,10 +21,13 @@ const SECOND_BYTES_MAX: usize = 64 * 1024;
 /// How long a greeting may take, once it was begun.
 const GREETING_WITHIN: Duration = Duration::from_secs(10);
 const PIECE_BYTES: usize = 4 * 1024;
-/// The kinds of records that some server takes first (RFC 8446, section 5.1).
+/// The kinds of records, the first three of which some server takes first (RFC 8446, section 5.1; RFC 6520).
 const CHANGE: u8 = 20;
 const ALERT: u8 = 21;
 const HANDSHAKE: u8 = 22;
+const LAST_KIND: u8 = 24;
+/// The first byte of every version that there is.
+const VERSION: u8 = 3;
 /// How many bytes tell whether they are the first of TLS.
 const TOLD_BY: usize = 6;
 /// The head of a record: its kind, its version, its length.
@@ -74,7 +77,7 @@ impl Greeting {
 /// Reads what a client sends first.
 pub async fn first(client: &mut (impl AsyncRead + Unpin), name: &HostName) -> Result<Greeting, Unfit> {
     let mut bytes = Vec::with_capacity(PIECE_BYTES);
-    if client.read_buf(&mut bytes).await? == 0 || !matches!(bytes[..], [CHANGE | ALERT | HANDSHAKE, ..]) {
+    if client.read_buf(&mut bytes).await? == 0 || !matches!(bytes[..], [CHANGE..=LAST_KIND | 128..=255, ..]) {
         return Ok(Greeting::plain(bytes));
     }
     let begun = tokio::time::timeout(GREETING_WITHIN, go_on(client, bytes, name)).await;
@@ -89,10 +92,17 @@ async fn go_on(client: &mut (impl AsyncRead + Unpin), mut bytes: Vec<u8>, name: 
         }
     }
     match bytes[..TOLD_BY] {
-        // Some servers take any version below 16 here; packets of databases, which begin with their length, go on otherwise.
-        [HANDSHAKE, 0..16, _, _, _, CLIENT_HELLO] => whole(client, bytes, name, GREETING_BYTES_MAX, false).await,
+        // Some servers take any version below 16 here, and pass over what is empty; packets of databases, which begin with their
+        // length, go on otherwise.
+        [HANDSHAKE, VERSION, ..] | [HANDSHAKE, 0..16, _, _, _, CLIENT_HELLO] | [HANDSHAKE, 0..16, _, 0, 0, _] => {
+            whole(client, bytes, name, GREETING_BYTES_MAX, false).await
+        }
         // Some pass over what stands before a greeting: a warning, a change of ciphers.
-        [ALERT, 0..16, _, 0, 2, _] | [CHANGE, 0..16, _, 0, 1, 1] => Err(Unfit::Malformed),
+        [CHANGE..=LAST_KIND, VERSION, ..] | [ALERT, 0..16, _, 0, 2, _] | [CHANGE, 0..16, _, 0, 1, 1] => {
+            Err(Unfit::Malformed)
+        }
+        // A greeting in the form of SSL 2.0, which has no name and which some take still (RFC 5246, appendix E.2).
+        [128..=255, _, CLIENT_HELLO, VERSION, ..] => Err(Unfit::Malformed),
         _ => Ok(Greeting::plain(bytes)),
     }
 }
@@ -299,7 +309,18 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_stands_before_a_greeting() {
-        for before in [&[21, 3, 1, 0, 2, 1, 90][..], &[21, 2, 0, 0, 2, 1, 0], &[20, 3, 3, 0, 1, 1]] {
+        let befores: [&[u8]; 9] = [
+            &[0x80, 46, 1, 3, 1, 0, 21, 0, 0, 0, 16],
+            &[21, 3, 1, 0, 2, 1, 90],
+            &[21, 2, 0, 0, 2, 1, 0],
+            &[21, 3, 3, 0, 4, 1, 90, 1, 90],
+            &[20, 3, 3, 0, 1, 1],
+            &[23, 3, 3, 0, 1, 1],
+            &[24, 3, 3, 0, 3, 1, 0, 0],
+            &[22, 3, 1, 0, 0],
+            &[22, 2, 0, 0, 0],
+        ];
+        for before in befores {
             let sent = [before, &hello("evil.example")].concat();
             for length in [1, 3, 4_096] {
                 assert!(matches!(said(sent.clone(), length).await, Err(Unfit::Malformed)), "{before:?}");
@@ -309,7 +330,7 @@ mod tests {
         other_version[1] = 2;
         assert!(said(other_version, 64).await.is_err());
         // Packets of databases begin with their length.
-        for packet in [&b"\x15\x01\x00\x01abc"[..], b"\x16", b"\x16\x01\x00\x01abc", b"\x16\x03\x00\x01\x85\xa6\xff"] {
+        for packet in [&b"\x15\x01\x00\x01abc"[..], b"\x16", b"\x16\x01\x00\x01\x85\xa6\xff"] {
             assert_eq!(said(packet.to_vec(), 64).await.unwrap(), packet);
         }
     }
