@@ -1,10 +1,11 @@
 //! What a client sends first on a connection that is passed through.
 //!
 //! The first byte says in pieces of which length it comes. What must hold: what is passed on is what came, from its beginning; the
-//! length of the pieces makes no difference to whether it is passed on; what begins as TLS does is passed on only with the name.
+//! length of the pieces makes no difference to whether it is passed on, nor to what is taken for a greeting of TLS; one of those is
+//! passed on only with the name.
 
 use holm_domain::egress::name::HostName;
-use holm_proxy::egress::greeting;
+use holm_proxy::egress::greeting::{self, Greeting};
 use tokio::io::{AsyncWriteExt as _, duplex};
 
 use crate::{input::Input, run};
@@ -36,22 +37,33 @@ pub fn check(data: &[u8]) {
     let length = usize::from(input.byte()).max(1);
     let sent = input.rest();
     let (in_pieces, at_once) = (run(said(sent, length)), run(said(sent, sent.len().max(1))));
-    assert_eq!(in_pieces.is_some(), at_once.is_some(), "pieces make a difference");
-    for passed in [in_pieces, at_once].into_iter().flatten() {
-        assert!(sent.starts_with(&passed), "what is passed on is what came");
-        if passed.first() == Some(&HANDSHAKE) {
-            let has_name = passed.len() > NAME.len();
-            assert!(has_name, "it has room for the name");
-        }
+    let greeting =
+        |read: &Option<Greeting>| read.as_ref().map(|read| (read.is_tls, read.is_tls.then(|| read.bytes.clone())));
+    assert_eq!(greeting(&in_pieces), greeting(&at_once), "pieces make a difference");
+    for Greeting { bytes, is_tls, rest } in [in_pieces, at_once].into_iter().flatten() {
+        assert!(sent.starts_with(&[&bytes[..], &rest].concat()), "what is passed on is what came");
+        assert!(is_tls || rest.is_empty());
+        assert!(!is_tls || has_name(&bytes), "it is passed on with the name alone");
     }
 }
 
-async fn said(sent: &[u8], length: usize) -> Option<Vec<u8>> {
+/// Whether the name stands in what records hold.
+fn has_name(mut records: &[u8]) -> bool {
+    let mut message = Vec::new();
+    while let Some((head, rest)) = records.split_first_chunk::<5>() {
+        let (body, rest) = rest.split_at(usize::from(u16::from_be_bytes([head[3], head[4]])));
+        message.extend(body.to_ascii_lowercase());
+        records = rest;
+    }
+    message.windows(NAME.len()).any(|part| part == NAME.as_bytes())
+}
+
+async fn said(sent: &[u8], length: usize) -> Option<Greeting> {
     let (mut client, mut ours) = duplex(length);
     let sent = sent.to_owned();
     let sending = tokio::spawn(async move { client.write_all(&sent).await });
     let read = greeting::first(&mut ours, &HostName::from_text(NAME).expect("a name")).await;
     drop(ours);
     let _broken_where_it_is_refused = sending.await.expect("it does not panic");
-    read.ok().map(|greeting| greeting.bytes)
+    read.ok()
 }
