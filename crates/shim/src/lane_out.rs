@@ -6,7 +6,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use holm_proxy::egress::{Egress, TTL_S};
+use holm_proxy::{
+    egress::{Egress, TTL_S},
+    pace::Pace,
+};
 use holm_wire::{
     host_api::{Refused, Resolve, Resolved},
     http2::{self, Exchange, Server},
@@ -16,7 +19,6 @@ use serde::de::DeserializeOwned;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::mpsc,
-    time::Instant,
 };
 
 /// How many requests of a guest are looked at in one second; the others wait.
@@ -31,7 +33,7 @@ pub async fn serve<Io>(mut server: Server<Io>, egress: Option<Arc<Egress>>, refu
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let mut pace = Pace { since: Instant::now(), count: 0 };
+    let mut pace = Pace::new(REQUESTS_A_SECOND_MAX);
     loop {
         let exchange = match server.next().await {
             Ok(Some(exchange)) => exchange,
@@ -46,24 +48,6 @@ where
             }
         });
         pace.wait().await;
-    }
-}
-
-/// Counts requests, and waits when there are too many.
-struct Pace {
-    since: Instant,
-    count: u32,
-}
-
-impl Pace {
-    async fn wait(&mut self) {
-        self.count += 1;
-        let second = self.since + Duration::from_secs(1);
-        if Instant::now() >= second {
-            *self = Pace { since: Instant::now(), count: 0 };
-        } else if self.count >= REQUESTS_A_SECOND_MAX {
-            tokio::time::sleep_until(second).await;
-        }
     }
 }
 

@@ -46,11 +46,6 @@ impl Place {
             (_, _) => false,
         }
     }
-
-    /// Whether a credential may be bound to it: to what is named, and no wider.
-    pub fn takes_credentials(&self) -> bool {
-        matches!(self, Self::Name(_))
-    }
 }
 
 /// One thing that is allowed: `[METHOD,…] HOST[:PORT][/PATH]`.

@@ -39,6 +39,8 @@ use names::{Names, is_synthetic};
 use relay::{Counts, relay};
 use resolve::{Resolver, Scope};
 
+use crate::pace::Pace;
+
 /// The most connections of a sandbox at once; others wait to be accepted.
 pub const CONNECTIONS_MAX: usize = 512;
 /// The most that are accepted in a second; others wait to be.
@@ -206,7 +208,7 @@ impl Egress {
         told: mpsc::Sender<Told>,
         stop: oneshot::Receiver<Duration>,
     ) {
-        let (mut connections, mut pace) = (JoinSet::new(), Pace::new());
+        let (mut connections, mut pace) = (JoinSet::new(), Pace::new(CONNECTIONS_A_SECOND_MAX));
         let attend = |connections: &mut JoinSet<()>, (client, told)| match asked(&client) {
             Ok(asked) => drop(connections.spawn(self.clone().attend(client, asked, told))),
             Err(error) => tracing::debug!(%error, "the kernel does not say where a connection was to go"),
@@ -351,28 +353,6 @@ impl Drop for Open {
             received: self.counts.received.load(Ordering::Relaxed),
             duration: self.begun.elapsed(),
         });
-    }
-}
-
-/// Counts what is accepted, and waits when that is too much.
-struct Pace {
-    since: Instant,
-    count: u32,
-}
-
-impl Pace {
-    fn new() -> Self {
-        Self { since: Instant::now(), count: 0 }
-    }
-
-    async fn wait(&mut self) {
-        self.count += 1;
-        let second = self.since + Duration::from_secs(1);
-        if Instant::now() >= second {
-            *self = Self::new();
-        } else if self.count >= CONNECTIONS_A_SECOND_MAX {
-            tokio::time::sleep_until(second).await;
-        }
     }
 }
 

@@ -113,9 +113,8 @@ pub fn launch(plan: Blueprint, mut descriptors: Vec<Descriptor>) -> Result<Sandb
     for (name, fd) in [("lane.in", guest_in), ("lane.out", guest_out), ("errors", guest_errors)] {
         descriptors.push(Descriptor { name: name.to_owned(), fd });
     }
-    let (door, guest_door) = UnixStream::pair().context(|| "making a socket".to_owned())?;
-    descriptors.push(Descriptor { name: "door".to_owned(), fd: guest_door.into() });
-    let (mut setup, env, leads_anywhere) = (plan.setup.clone(), plan.env.clone(), plan.egress);
+    let door = plan.egress.then(|| door(&mut descriptors)).transpose()?;
+    let (mut setup, env) = (plan.setup.clone(), plan.env.clone());
     let waited = Arc::new(Waited::default());
     let ((sender, receiver), teller) = (channel(), waited.clone());
     thread::Builder::new()
@@ -125,10 +124,17 @@ pub fn launch(plan: Blueprint, mut descriptors: Vec<Descriptor>) -> Result<Sandb
     let guest = receiver.recv().map_err(|_| Error::Malformed("the launching thread ended".to_owned()))??;
     let pid = meters::number_of(&guest);
     let handle = Box::new(Handle { guest, kill, meters, waited, pid });
-    let egress = leads_anywhere.then(|| listener(&door)).transpose()?;
+    let egress = door.map(|door| listener(&door)).transpose()?;
     let port = |listener: &TcpListener| listener.local_addr().map(|address| address.port());
     setup.redirect = egress.as_ref().map(port).transpose().context(|| "looking at the way out".to_owned())?;
     Ok(Sandbox { lane_in, lane_out, setup, env, egress, handle })
+}
+
+/// The shim's end of a socket by which the launcher passes the way out.
+fn door(descriptors: &mut Vec<Descriptor>) -> Result<UnixStream, Error> {
+    let (door, launchers) = UnixStream::pair().context(|| "making a socket".to_owned())?;
+    descriptors.push(Descriptor { name: "door".to_owned(), fd: launchers.into() });
+    Ok(door)
 }
 
 /// What the launcher made in the sandbox's network before anything ran in it.

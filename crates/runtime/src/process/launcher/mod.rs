@@ -173,9 +173,8 @@ fn become_guest(
     let guest = above(take(&mut parts, "guest.binary")?)?;
     let lane_in = above(take(&mut parts, "lane.in")?)?;
     let lane_out = above(take(&mut parts, "lane.out")?)?;
-    let door = UnixStream::from(take(&mut parts, "door")?);
     if plan.egress {
-        pass_way_out(&door)?;
+        pass_way_out(&UnixStream::from(take(&mut parts, "door")?))?;
     }
     root::make(plan, &mut parts)?;
     rustix::system::sethostname(plan.setup.hostname.as_bytes()).context(system("naming the machine"))?;
