@@ -1,7 +1,8 @@
 //! From sockets to routes, and the orderly end.
 //!
-//! When the server is to end it accepts nothing more, waiting polls answer at once, live streams end so that their clients
-//! resume elsewhere, and requests in progress are completed. Whatever is left after `drain_timeout` is cut.
+//! When the server is to end it accepts nothing more than who has connected already, waiting polls answer at once, live
+//! streams end so that their clients resume elsewhere, and requests in progress are completed, as is the first of who has just
+//! come. Whatever is left after `drain_timeout` is cut.
 
 mod places;
 
@@ -23,6 +24,7 @@ use tokio::{
     net::{TcpListener, UnixListener},
     sync::OwnedSemaphorePermit,
     task::JoinSet,
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +36,10 @@ use places::{LEAVE_WITHIN, Places};
 
 /// How long accepting pauses after it failed, for example because no descriptors were left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long connections are still accepted once the server is to end: some are made and not accepted yet.
+const CLOSE_AFTER: Duration = Duration::from_millis(50);
+/// How long a connection may take until its first request comes once the server is to end.
+const FIRST_WITHIN: Duration = Duration::from_secs(1);
 
 /// Where a server listens. Whoever binds it decides on its address and its permissions.
 #[derive(Debug)]
@@ -112,9 +118,14 @@ async fn accept(app: Arc<App>, listener: Listener, router: Router, places: Arc<P
             },
         }
     }
+    // Who has connected was told by nobody that this server ends.
+    let closing = Instant::now() + CLOSE_AFTER;
+    while let Ok(Ok((stream, place))) = timeout_at(closing, accept_one(&listener, &places)).await {
+        connections.spawn(serve_connection(Arc::clone(&app), stream, router.clone(), places.seat(place)));
+    }
     drop(listener);
     let drained = async { while connections.join_next().await.is_some() {} };
-    let in_time = tokio::time::timeout(app.config.limits.drain_timeout, drained).await;
+    let in_time = timeout(app.config.limits.drain_timeout, drained).await;
     let left = connections.len();
     if in_time.is_err() {
         tracing::warn!(left, "connections are cut that did not end in time");
@@ -149,7 +160,10 @@ async fn serve_connection(app: Arc<App>, stream: Box<dyn Connection>, router: Ro
     let mut stream = TimeoutWriter::new(stream);
     stream.set_timeout(Some(limits.write_timeout));
     let (router, cut, leave) = (TowerToHyperService::new(router), seat.cut.clone(), seat.leave.clone());
+    let asked = CancellationToken::new();
+    let first = asked.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
+        first.cancel();
         request.extensions_mut().insert(Arc::clone(&seat));
         router.call(request)
     });
@@ -164,16 +178,20 @@ async fn serve_connection(app: Arc<App>, stream: Box<dyn Connection>, router: Ro
         () = cut.cancelled() => return,
         () = leave.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            let Ok(served) = tokio::time::timeout(LEAVE_WITHIN, connection).await else {
+            let Ok(served) = timeout(LEAVE_WITHIN, connection).await else {
                 tracing::debug!("a connection is cut that was asked to leave and did not");
                 return;
             };
             served
         }
-        () = app.shutdown.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
+        () = app.shutdown.cancelled() => tokio::select! {
+            biased;
+            served = connection.as_mut() => served,
+            _ = timeout(FIRST_WITHIN, asked.cancelled()) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        },
     };
     if let Err(error) = served {
         tracing::debug!(%error, "a connection broke");

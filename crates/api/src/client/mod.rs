@@ -5,9 +5,11 @@
 //! server alone; no error and no `Debug` text bears the token. TLS is set up only for `https` URLs: a Unix socket costs no
 //! certificates.
 //!
-//! Deliberately left out: retries of single requests. Whoever calls knows whether a repetition is harmless; only
-//! [`follow`], which resumes by sequence, reconnects by itself, and who [waits](Client::waiting) sends again what the server
-//! says that it has not taken.
+//! A request whose connection is lost before an answer comes is sent again, a few times at once, where that is harmless: one
+//! that changes nothing, or bears an idempotency key. Who [waits](Client::waiting) sends again what the server says that it
+//! has not taken, and [`follow`], which resumes by sequence, reconnects by itself.
+//!
+//! Deliberately left out: all other retries. Whoever calls knows whether a repetition is harmless.
 
 mod agent;
 mod error;

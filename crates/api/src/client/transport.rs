@@ -10,19 +10,24 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use reqwest::{
-    Body, Method, Response,
+    Body, Method, Request, Response,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue},
 };
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{ANSWER_BYTES_MAX, CONNECT_DEADLINE, ClientError, Endpoint, REQUEST_DEADLINE};
-use crate::{PROBLEM_JSON, problem::Problem};
+use crate::{IDEMPOTENCY_KEY, PROBLEM_JSON, problem::Problem};
 
 /// The largest error answer that is read, in bytes.
 const PROBLEM_BYTES_MAX: usize = 64 * 1024;
 /// The longest path that fits into a `sockaddr_un` with its NUL byte (unix(7)).
 const SOCKET_PATH_MAX: usize = 107;
+
+/// How often a request is sent at most whose connection was lost before an answer came, where it may be repeated.
+const SENT_MAX: u32 = 4;
+/// The pause before it is sent again.
+const SEND_PAUSE: Duration = Duration::from_millis(50);
 
 /// Connections to one server, and the token for it.
 pub(super) struct Transport {
@@ -254,16 +259,43 @@ impl Call<'_> {
     }
 
     async fn send(self) -> Result<Response, ClientError> {
-        let request = self.request?.header(ACCEPT, "*/*");
-        let response = request.send().await.map_err(|error| self.transport.error(&error))?;
+        let transport = self.transport;
+        let request = self.request?.header(ACCEPT, "*/*").build().map_err(|error| transport.error(&error))?;
+        let response = transport.exchange(request).await.map_err(|error| transport.error(&error))?;
         if response.status().is_success() {
             return Ok(response);
         }
-        Err(self.transport.refusal(response).await)
+        Err(transport.refusal(response).await)
     }
 }
 
+/// Whether the request does the same when it is done twice (RFC 9110, 9.2.2): it changes nothing, or says under which key.
+fn may_be_repeated(request: &Request) -> bool {
+    request.method().is_safe() || request.headers().contains_key(IDEMPOTENCY_KEY)
+}
+
+/// Whether somebody took the connection and it was lost before an answer came: a server that ends closes what lies idle,
+/// and cannot know that a request is on its way (RFC 9112, 9.3.1).
+fn is_unanswered(error: &reqwest::Error) -> bool {
+    error.is_request() && !error.is_connect() && !error.is_timeout()
+}
+
 impl Transport {
+    /// Sends a request, and once more where its connection was lost before an answer came and repeating it is harmless.
+    async fn exchange(&self, mut request: Request) -> Result<Response, reqwest::Error> {
+        let mut sent = 0;
+        loop {
+            let again = if may_be_repeated(&request) { request.try_clone() } else { None };
+            let result = self.http.execute(request).await;
+            sent += 1;
+            match (again, &result) {
+                (Some(again), Err(error)) if sent < SENT_MAX && is_unanswered(error) => request = again,
+                _ => return result,
+            }
+            tokio::time::sleep(SEND_PAUSE).await;
+        }
+    }
+
     fn late(&self, begun: Instant) -> ClientError {
         ClientError::Deadline { endpoint: self.endpoint.to_string(), waited: begun.elapsed() }
     }

@@ -16,7 +16,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpStream, UnixStream},
     task::JoinHandle,
-    time::{Instant, timeout},
+    time::timeout,
 };
 
 use super::*;
@@ -138,6 +138,26 @@ async fn a_waiting_poll_is_answered_when_the_server_ends() {
     let body = answer.into_body().collect().await.unwrap().to_bytes();
     assert!(serde_json::from_slice::<Polled>(&body).unwrap().is_empty());
     assert!(begun.elapsed() < Duration::from_secs(30));
+}
+
+#[tokio::test]
+async fn who_has_connected_is_answered_when_the_server_ends() {
+    let world = World::new().await;
+    let serving = Serving::begin(&world).await;
+    // Accepted, and not accepted yet: the test has one thread, so nothing is accepted before it waits.
+    let mut accepted = TcpStream::connect(serving.address).await.unwrap();
+    serving.ask(empty(get(world.member_secret(), "/v1/whoami"))).await;
+    let waiting = std::net::TcpStream::connect(serving.address).unwrap();
+    serving.shutdown.cancel();
+    waiting.set_nonblocking(true).unwrap();
+    let mut waiting = TcpStream::from_std(waiting).unwrap();
+    for stream in [&mut accepted, &mut waiting] {
+        stream.write_all(b"GET /v1/whoami HTTP/1.1\r\nhost: holm\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("it is closed").unwrap();
+        assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    }
+    assert_eq!(serving.end().await, 0, "nothing had to be cut");
 }
 
 async fn until(met: impl Fn() -> bool) {
