@@ -110,6 +110,9 @@ limits! {
     /// How many requests of agents may change something in a minute, but for appends of logs and what leases hang on: events, changes,
     /// registrations, enrolments.
     AgentWrites agent_writes_per_minute = 600_000, 1;
+    /// How many requests of its agents that leases hang on may come in a minute: polls, renewals, starts and ends. Where
+    /// fewer are allowed than its agents need, leases are lost.
+    LeaseRequests lease_requests_per_minute = 600_000, 60;
 }
 
 impl OrgLimit {
@@ -123,7 +126,7 @@ impl OrgLimit {
         match self {
             Self::RunsRunning | Self::RunsQueued => None,
             Self::LogBytes => Some(SECOND),
-            Self::Submits | Self::ApiWrites | Self::AgentWrites => Some(MINUTE),
+            Self::Submits | Self::ApiWrites | Self::AgentWrites | Self::LeaseRequests => Some(MINUTE),
         }
     }
 

@@ -74,8 +74,7 @@ pub enum Kept {
 
 /// What keeps each request that changes something.
 pub const WRITES: &[(Method, &str, Kept)] = {
-    use OrgLimit::{AgentWrites, ApiWrites, LogBytes, Submits};
-    const LEASE: Kept = Kept::Otherwise("leases hang on it, and a run or an agent has few of them");
+    use OrgLimit::{AgentWrites, ApiWrites, LeaseRequests, LogBytes, Submits};
     &[
         (Method::POST, "/v1/runs", Kept::By(Submits)),
         (Method::DELETE, "/v1/runs/{id}", Kept::By(ApiWrites)),
@@ -106,11 +105,11 @@ pub const WRITES: &[(Method, &str, Kept)] = {
         (Method::POST, "/agent/v1/runs/{id}/events", Kept::Within(AgentWrites)),
         (Method::PUT, "/agent/v1/runs/{id}/changes", Kept::Within(AgentWrites)),
         (Method::POST, "/agent/v1/runs/{id}/logs", Kept::Within(LogBytes)),
-        (Method::POST, "/agent/v1/poll", LEASE),
-        (Method::POST, "/agent/v1/renew", LEASE),
-        (Method::POST, "/agent/v1/runs/{id}/start", LEASE),
-        (Method::POST, "/agent/v1/runs/{id}/ended", LEASE),
-        (Method::POST, "/agent/v1/runs/{id}/finish", LEASE),
+        (Method::POST, "/agent/v1/poll", Kept::By(LeaseRequests)),
+        (Method::POST, "/agent/v1/renew", Kept::By(LeaseRequests)),
+        (Method::POST, "/agent/v1/runs/{id}/start", Kept::By(LeaseRequests)),
+        (Method::POST, "/agent/v1/runs/{id}/ended", Kept::By(LeaseRequests)),
+        (Method::POST, "/agent/v1/runs/{id}/finish", Kept::By(LeaseRequests)),
     ]
 };
 

@@ -17,7 +17,7 @@ use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD},
 };
-use holm_e2e::{World, eventually, ran};
+use holm_e2e::{World, eventually, host, ran};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use serde_json::Value;
 
@@ -211,6 +211,20 @@ fn no_key_and_no_run_token_is_found_in_any_sink() {
     assert!(runs["runs"].as_array().is_some_and(|runs| runs.len() >= 6), "{runs}");
 }
 
+/// Looks at the files of an agent and at what each process was given, while it has a run; the files.
+fn look_at_what_lives(home: &Path, secrets: &[Secret]) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    files_below(home, &mut files);
+    for path in files.iter().filter(|path| !path.ends_with("agent/key")) {
+        look(&path.display().to_string(), &fs::read(path).unwrap_or_default(), secrets);
+    }
+    for pid in host::processes() {
+        let given = [host::command_line(pid), host::environment(pid)].concat();
+        look(&format!("what process {pid} was given"), given.as_bytes(), secrets);
+    }
+    files
+}
+
 /// What has passed a socket before that of the server, each way of each connection by itself.
 #[derive(Clone, Default)]
 struct Passed(Arc<Mutex<Vec<Vec<u8>>>>);
@@ -282,6 +296,8 @@ fn no_key_of_a_host_and_no_join_token_is_found_in_any_sink() {
     let signs = asked(&world, "select id from signing_keys where signs = 1");
     world.holm(["keys", "withdraw", &signs]).succeeds();
     world.run(["true"]).succeeds();
+    let live = world.detach(["--", "sleep", "600"]);
+    world.until_state(&live, "running");
     let home = world.agent_home("isle");
     let key = fs::read(home.join("agent/key")).expect("a key");
     let join = fs::read_to_string(&token).expect("a join token");
@@ -292,6 +308,13 @@ fn no_key_of_a_host_and_no_join_token_is_found_in_any_sink() {
     let (assertions, sessions) = (passed.signed("holm-host+jwt"), passed.signed("holm-session+jwt"));
     // What a host signs twice within a second is the same both times.
     assert!(!assertions.is_empty() && sessions.len() >= 2, "{} and {}", assertions.len(), sessions.len());
+    let of_runs = passed.signed("holm-run+jwt");
+    assert!(of_runs.len() >= 3, "{}", of_runs.len());
+    secrets.extend(of_runs.iter().map(|token| Secret::of_token("a run token", token)));
+    let lives = look_at_what_lives(&home, &secrets);
+    assert!(lives.iter().any(|path| path.ends_with("journal.json")), "no run was there");
+    world.holm(["cancel", "--kill", &live]).succeeds();
+    world.until_ended(&live);
     secrets.extend(assertions.iter().map(|token| Secret::of_token("what a host signed for a session", token)));
     secrets.extend(sessions.iter().map(|token| Secret::of_token("a session", token)));
 

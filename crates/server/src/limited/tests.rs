@@ -41,6 +41,7 @@ async fn slow() -> World {
         submits_per_minute: 1,
         api_writes_per_minute: 1,
         agent_writes_per_minute: 1,
+        lease_requests_per_minute: 1,
         log_bytes_per_second: 4_096,
         ..OrgLimits::default()
     };
