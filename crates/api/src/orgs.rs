@@ -16,7 +16,8 @@ pub struct OrgLimitsView {
     /// Its name.
     pub org_name: String,
     /// Each limit by its name: `runs_running_max`, `runs_queued_max`, `submits_per_minute`, `log_bytes_per_second`,
-    /// `api_writes_per_minute`, `agent_writes_per_minute`, `lease_requests_per_minute`.
+    /// `api_writes_per_minute`, `agent_writes_per_minute`,
+    /// `appends_per_minute`, `lease_requests_per_minute`, `renewals_per_minute`.
     pub limits: BTreeMap<String, OrgLimitView>,
     /// How many of its runs hold a lease, or `runs_running_max` where that is less.
     pub runs_running: u64,

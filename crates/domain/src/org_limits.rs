@@ -110,9 +110,13 @@ limits! {
     /// How many requests of agents may change something in a minute, but for appends of logs and what leases hang on: events, changes,
     /// registrations, enrolments.
     AgentWrites agent_writes_per_minute = 600_000, 1;
-    /// How many requests of its agents that leases hang on may come in a minute: polls, renewals, starts and ends. Where
-    /// fewer are allowed than its agents need, leases are lost.
-    LeaseRequests lease_requests_per_minute = 600_000, 60;
+    /// How many requests of its agents may append logs in a minute.
+    Appends appends_per_minute = 1_200_000, 1;
+    /// How many requests of its agents that runs hang on may come in a minute: polls, starts and ends.
+    LeaseRequests lease_requests_per_minute = 1_800_000, 60;
+    /// How many renewals of leases may come in a minute, each of up to a thousand. Where fewer are allowed than its agents need,
+    /// leases are lost.
+    Renewals renewals_per_minute = 600_000, 60;
 }
 
 impl OrgLimit {
@@ -126,7 +130,12 @@ impl OrgLimit {
         match self {
             Self::RunsRunning | Self::RunsQueued => None,
             Self::LogBytes => Some(SECOND),
-            Self::Submits | Self::ApiWrites | Self::AgentWrites | Self::LeaseRequests => Some(MINUTE),
+            Self::Submits
+            | Self::ApiWrites
+            | Self::AgentWrites
+            | Self::Appends
+            | Self::LeaseRequests
+            | Self::Renewals => Some(MINUTE),
         }
     }
 

@@ -40,7 +40,8 @@
 //! | runs that one org submits in a minute, on all servers | `submits_per_minute` | 300,000 | 429 `too_many` |
 //! | bytes of logs that the agents of one org append in a second, on all servers | `log_bytes_per_second` | 256 MiB | 429 `too_many` |
 //! | other changes of one org in a minute, on all servers, those of its agents apart | `api_writes_per_minute`, `agent_writes_per_minute` | 60,000, 600,000 | 429 `too_many` |
-//! | requests of the agents of one org that leases hang on, in a minute, on all servers | `lease_requests_per_minute` | 600,000 | 429 `too_many` |
+//! | polls, starts and ends of the agents of one org in a minute, and renewals of leases, on all servers | `lease_requests_per_minute`, `renewals_per_minute` | 1,800,000, 600,000 | 429 `too_many` |
+//! | appends of logs of the agents of one org in a minute, on all servers | `appends_per_minute` | 1,200,000 | 429 `too_many` |
 //! | the time for which logs are kept | `log_retention` | for ever | deleted, 410 `logs_deleted` |
 //! | new runs, output and changes while the disk is nearly full | `storage` | 256 MiB free, room for 1,024 files | 507 `storage_full` |
 //! | attempts of a compare-and-swap | [`SWAPS_MAX`] | 16 | 503 `unavailable` |

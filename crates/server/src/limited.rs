@@ -74,7 +74,7 @@ pub enum Kept {
 
 /// What keeps each request that changes something.
 pub const WRITES: &[(Method, &str, Kept)] = {
-    use OrgLimit::{AgentWrites, ApiWrites, LeaseRequests, LogBytes, Submits};
+    use OrgLimit::{AgentWrites, ApiWrites, Appends, LeaseRequests, Renewals, Submits};
     &[
         (Method::POST, "/v1/runs", Kept::By(Submits)),
         (Method::DELETE, "/v1/runs/{id}", Kept::By(ApiWrites)),
@@ -104,9 +104,10 @@ pub const WRITES: &[(Method, &str, Kept)] = {
         (Method::POST, "/agent/v1/register", Kept::By(AgentWrites)),
         (Method::POST, "/agent/v1/runs/{id}/events", Kept::Within(AgentWrites)),
         (Method::PUT, "/agent/v1/runs/{id}/changes", Kept::Within(AgentWrites)),
-        (Method::POST, "/agent/v1/runs/{id}/logs", Kept::Within(LogBytes)),
+        // Its bytes are kept by `LogBytes` as well.
+        (Method::POST, "/agent/v1/runs/{id}/logs", Kept::By(Appends)),
         (Method::POST, "/agent/v1/poll", Kept::By(LeaseRequests)),
-        (Method::POST, "/agent/v1/renew", Kept::By(LeaseRequests)),
+        (Method::POST, "/agent/v1/renew", Kept::By(Renewals)),
         (Method::POST, "/agent/v1/runs/{id}/start", Kept::By(LeaseRequests)),
         (Method::POST, "/agent/v1/runs/{id}/ended", Kept::By(LeaseRequests)),
         (Method::POST, "/agent/v1/runs/{id}/finish", Kept::By(LeaseRequests)),
@@ -153,11 +154,12 @@ struct Pool {
     lost_at: Instant,
     /// The state that was seen last.
     seen: UnixMicros,
+    failed_at: Option<Instant>,
 }
 
 impl Default for Pool {
     fn default() -> Self {
-        Self { left: 0, lost_at: Instant::now(), seen: UnixMicros(0) }
+        Self { left: 0, lost_at: Instant::now(), seen: UnixMicros(0), failed_at: None }
     }
 }
 
@@ -225,19 +227,25 @@ impl Limiter {
         locked(&self.known).remove(&org);
     }
 
-    /// Spends units of a rate of an org, or answers `too_many`.
+    /// Spends units of a rate of an org, or answers `too_many`. Who asks while somebody takes more in vain hears that as well.
     pub async fn spend(&self, app: &App, org: OrgId, limit: OrgLimit, units: u64) -> Result<(), Failure> {
         let Some(limits) = self.limits_of(app, org).await? else { return Ok(()) };
         let largest = if limit == OrgLimit::LogBytes { app.config.limits.log_body_bytes_max as u64 } else { 1 };
         let Some(rate) = limits.rate(limit, largest) else { return Ok(()) };
+        let asked_at = Instant::now();
         let pool = shared(&self.pools, (org, limit));
         let mut pool = pool.lock().await;
         if Instant::now() >= pool.lost_at {
             pool.left = 0;
         }
         if pool.left < units {
+            if pool.failed_at.is_some_and(|at| at >= asked_at) {
+                let problem = "what the org has used up is not known; try again";
+                return Err(Failure::unavailable(problem, "somebody else asked the store in vain"));
+            }
             let least = units - pool.left;
-            if let Err(wait) = refill(app, org, (limit, rate), least, &mut pool).await? {
+            let refilled = refill(app, org, (limit, rate), least, &mut pool).await;
+            if let Err(wait) = refilled.inspect_err(|_| pool.failed_at = Some(Instant::now()))? {
                 return Err(refused(app, limit, limits.of(limit), wait));
             }
         }
@@ -385,7 +393,8 @@ async fn refill(
         let Taken::Units { count, tat } = rate.take(pool.seen, app.now(), least, most) else { continue };
         match app.store.org_rate_move(org, limit.as_str(), stored, tat).await {
             Ok(()) => {
-                *pool = Pool { left: pool.left + count, lost_at: Instant::now() + UNSPENT_MAX, seen: tat };
+                let lost_at = Instant::now() + UNSPENT_MAX;
+                *pool = Pool { left: pool.left + count, lost_at, seen: tat, failed_at: None };
                 return Ok(Ok(()));
             }
             Err(Error::Conflict { .. }) => {}

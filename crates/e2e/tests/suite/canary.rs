@@ -171,6 +171,8 @@ fn no_key_and_no_run_token_is_found_in_any_sink() {
     world.holm(["hosts", "cordon", &host]).succeeds();
     let agent = fs::read_to_string(world.home().join("agent-token")).expect("a token");
     let speaker = Speaker::register(&http, agent.trim());
+    let admin = fs::read_to_string(world.home().join("token")).expect("a token");
+    secrets.extend([&admin, &agent].map(|token| Secret::of_token("a token of this installation", token.trim())));
     let mut answers = Vec::new();
     for step in [&["keys", "ls"][..], &["keys", "rotate"], &["keys", "rotate", "--envelope"], &["keys", "rotate"]] {
         answers.extend(world.holm(step).succeeds().text().as_bytes());
@@ -311,12 +313,12 @@ fn no_key_of_a_host_and_no_join_token_is_found_in_any_sink() {
     let of_runs = passed.signed("holm-run+jwt");
     assert!(of_runs.len() >= 3, "{}", of_runs.len());
     secrets.extend(of_runs.iter().map(|token| Secret::of_token("a run token", token)));
+    secrets.extend(assertions.iter().map(|token| Secret::of_token("what a host signed for a session", token)));
+    secrets.extend(sessions.iter().map(|token| Secret::of_token("a session", token)));
     let lives = look_at_what_lives(&home, &secrets);
     assert!(lives.iter().any(|path| path.ends_with("journal.json")), "no run was there");
     world.holm(["cancel", "--kill", &live]).succeeds();
     world.until_ended(&live);
-    secrets.extend(assertions.iter().map(|token| Secret::of_token("what a host signed for a session", token)));
-    secrets.extend(sessions.iter().map(|token| Secret::of_token("a session", token)));
 
     let mut answers = Vec::new();
     // Each of these is refused, or was answered before: what says why may quote nothing of it.

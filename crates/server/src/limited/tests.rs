@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use holm_api::{
-    agent::Polled,
+    agent::{Poll, Polled, Renew, Renewed},
     hosts::{HostKeyView, NewJoin},
     identity::Enrolled,
     problem::Problem,
@@ -41,7 +41,9 @@ async fn slow() -> World {
         submits_per_minute: 1,
         api_writes_per_minute: 1,
         agent_writes_per_minute: 1,
+        appends_per_minute: 1,
         lease_requests_per_minute: 1,
+        renewals_per_minute: 1,
         log_bytes_per_second: 4_096,
         ..OrgLimits::default()
     };
@@ -100,6 +102,25 @@ async fn who_is_refused_is_told_which_limit_and_when_to_come_back() {
     assert!(metrics.contains("holm_limited_total{limit=\"log_bytes_per_second\"} 0"), "{metrics}");
     world.clock.advance(Duration::from_secs(60));
     world.admin().post("/v1/runs", &json!({})).await.problem(ErrorCode::InvalidField);
+}
+
+#[tokio::test]
+async fn polls_and_appends_without_end_keep_no_lease_from_being_renewed() {
+    let limits = OrgLimits { lease_requests_per_minute: 60, appends_per_minute: 60, ..OrgLimits::default() };
+    let world = World::with_config(|config| config.org_limits = Some(limits)).await;
+    let held = world.claim_run().await;
+    let logs = world.fenced(held, "logs");
+    for (path, body) in [("/agent/v1/poll", json!({})), (logs.as_str(), json!({}))] {
+        let mut answers = Vec::new();
+        for _ in 0..20 {
+            answers.push(world.agent().post(path, &body).await.status);
+        }
+        assert_eq!(answers.last(), Some(&StatusCode::TOO_MANY_REQUESTS), "{path}: {answers:?}");
+    }
+    let Poll { agent, instance, .. } = world.poll();
+    let renew = Renew { agent, instance, leases: vec![held.into()] };
+    let renewed: Renewed = world.agent().post("/agent/v1/renew", &renew).await.json(StatusCode::OK);
+    assert!(renewed.leases[0].ttl_ms.is_some());
 }
 
 #[tokio::test]
