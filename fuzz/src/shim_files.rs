@@ -32,7 +32,13 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let lines = format!("{}\n{text}\n", serde_json::to_string(&preparing).expect("JSON"));
     let told = [
         EventKind::ResultRefused { problem: "it is not JSON".to_owned() },
-        EventKind::EgressRefused { host: "1.2.3.4".to_owned(), port: 443, protocol: "tcp".to_owned(), count: 2 },
+        EventKind::EgressRefused {
+            host: "1.2.3.4".to_owned(),
+            port: 443,
+            protocol: "tcp".to_owned(),
+            count: 2,
+            reason: None,
+        },
         EventKind::SandboxUndying { waited_ms: 60_000 },
     ];
     let events = told.into_iter().zip(1..).map(|(event, seq)| SourceEvent { seq, event });

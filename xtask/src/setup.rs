@@ -79,7 +79,12 @@ fn needs(all: bool) -> Vec<Need> {
         program("qemu-system-x86_64", "qemu-system-x86"),
         program("setpriv", "util-linux"),
         program("ip", "iproute2"),
+        // Clients of TLS, each with its own way to say what it trusts.
         program("curl", "curl"),
+        program("wget", "wget"),
+        program("git", "git"),
+        program("openssl", "openssl"),
+        program("node", "nodejs"),
         // libFuzzer is C++.
         program("c++", "g++"),
         // The sandbox sees the host's /usr: an interpreter elsewhere would not be found inside.

@@ -133,7 +133,13 @@ impl Running {
 #[test]
 fn a_run_from_claim_to_nothing_being_left() {
     let bench = Bench::new();
-    let event = EventKind::EgressRefused { host: "example.org".into(), port: 443, protocol: "tcp".into(), count: 1 };
+    let event = EventKind::EgressRefused {
+        host: "example.org".into(),
+        port: 443,
+        protocol: "tcp".into(),
+        count: 1,
+        reason: None,
+    };
     let script =
         Script { events: vec![event.clone()], changes: Some("tar".into()), code: 0, ..bench.script(&["a", "b"]) };
     let id = bench.control.submit(script.spec());
@@ -155,7 +161,7 @@ fn a_run_from_claim_to_nothing_being_left() {
 #[test]
 fn events_that_could_not_be_written_are_told_of_and_are_no_damage() {
     let bench = Bench::new();
-    let told = EventKind::EgressRefused { host: "a".into(), port: 1, protocol: "tcp".into(), count: 1 };
+    let told = EventKind::EgressRefused { host: "a".into(), port: 1, protocol: "tcp".into(), count: 1, reason: None };
     let script = Script { events: vec![told.clone()], events_unwritten: 2, ..bench.script(&["x"]) };
     let id = bench.control.submit(script.spec());
     let agent = bench.start();
@@ -172,7 +178,13 @@ fn events_that_could_not_be_written_are_told_of_and_are_no_damage() {
 #[test]
 fn a_bad_event_does_not_take_the_later_ones_along() {
     let bench = Bench::new();
-    let told = |host: &str| EventKind::EgressRefused { host: host.into(), port: 1, protocol: "tcp".into(), count: 1 };
+    let told = |host: &str| EventKind::EgressRefused {
+        host: host.into(),
+        port: 1,
+        protocol: "tcp".into(),
+        count: 1,
+        reason: None,
+    };
     let events = vec![told("a"), EventKind::Requeued, told("b")];
     let id = bench.control.submit(Script { events, ..bench.script(&["x"]) }.spec());
     let agent = bench.start();
@@ -192,6 +204,7 @@ fn an_event_that_the_control_plane_refuses_does_not_take_others_along() {
         port: number,
         protocol: "tcp".into(),
         count: 1,
+        reason: None,
     };
     let events: Vec<EventKind> = (0..300).map(told).collect();
     bench.control.world().unwelcome = Some(told(41));

@@ -25,6 +25,7 @@ mod seccomp;
 mod serve;
 mod spawn;
 mod sys;
+mod trust;
 mod users;
 mod walls;
 mod watch;

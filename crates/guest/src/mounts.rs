@@ -21,7 +21,7 @@ use crate::{
     files,
     inner::context,
     machine::{self, Machine},
-    sys,
+    sys, trust,
 };
 
 /// Made read-only, as container engines do.
@@ -79,7 +79,10 @@ pub fn shape(machine: Machine, setup: &Setup, result: &OwnedFd) -> io::Result<()
     for path in &setup.read_only {
         sys::make_read_only(path).map_err(|error| context(error, &format!("make {path} read-only")))?;
     }
-    place_result(result, setup.ids).map_err(|error| context(error, "mount the folder of the result"))?;
+    place(result, &RESULT_DIR, setup.ids).map_err(|error| context(error, "mount the folder of the result"))?;
+    if let Some(trusted) = &setup.trusted {
+        trust::place(trusted, setup.ids).map_err(|error| context(error, "have the authority trusted"))?;
+    }
     if let Some(hidden) = &setup.hidden {
         cover(Path::new(hidden)).map_err(|error| context(error, "hide what is the guest's own"))?;
     }
@@ -105,13 +108,16 @@ fn cover(path: &Path) -> io::Result<()> {
 /// A file system for the structured result, open to every user of the workload as /tmp is, not mounted yet. Held by the
 /// guest, it leads to the result whatever the workload does with the folders above it.
 pub fn result_dir(ids: IdRange) -> io::Result<OwnedFd> {
-    let config = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let owner = ids.outer_first.to_string();
     let (size, files) = (RESULT_DIR_BYTES_MAX.to_string(), RESULT_DIR_FILES_MAX.to_string());
-    for (key, value) in
-        [("size", size.as_str()), ("nr_inodes", &files), ("mode", "1777"), ("uid", &owner), ("gid", &owner)]
-    {
-        fsconfig_set_string(config.as_fd(), key, value)?;
+    in_memory(&[("size", &size), ("nr_inodes", &files), ("mode", "1777"), ("uid", &owner), ("gid", &owner)])
+}
+
+/// A file system in memory with these options (tmpfs(5)), not mounted yet.
+pub fn in_memory(options: &[(&str, &str)]) -> io::Result<OwnedFd> {
+    let config = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in options {
+        fsconfig_set_string(config.as_fd(), *key, *value)?;
     }
     fsconfig_create(config.as_fd())?;
     let attributes =
@@ -119,18 +125,18 @@ pub fn result_dir(ids: IdRange) -> io::Result<OwnedFd> {
     Ok(fsmount(config.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
 }
 
-/// Mounts it at its place. Nothing that is there already is changed.
+/// Mounts a file system at its place. Nothing that is there already is changed.
 ///
 /// The root comes from an image that is not trusted: links in it are followed beneath it only.
-fn place_result(result: &OwnedFd, ids: IdRange) -> io::Result<()> {
+pub fn place(mounted: &OwnedFd, folders: &[&str], ids: IdRange) -> io::Result<()> {
     let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let owner = (Some(Uid::from_raw(ids.outer_first)), Some(Gid::from_raw(ids.outer_first)));
     let mut path = String::new();
     let mut dir = root.try_clone()?;
-    for name in RESULT_DIR {
+    for name in folders {
         path.push_str(name);
-        match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o755)) {
-            Ok(()) => rustix::fs::chownat(&dir, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)?,
+        match rustix::fs::mkdirat(&dir, *name, Mode::from_raw_mode(0o755)) {
+            Ok(()) => rustix::fs::chownat(&dir, *name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)?,
             Err(rustix::io::Errno::EXIST) => {}
             Err(error) => return Err(context(error.into(), &format!("make /{path}"))),
         }
@@ -139,7 +145,7 @@ fn place_result(result: &OwnedFd, ids: IdRange) -> io::Result<()> {
         path.push('/');
     }
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    Ok(move_mount(result.as_fd(), "", dir.as_fd(), "", flags)?)
+    Ok(move_mount(mounted.as_fd(), "", dir.as_fd(), "", flags)?)
 }
 
 /// Opens a folder of the guest's own, to be read through later.

@@ -185,6 +185,7 @@ impl Runtime for FakeRuntime {
                 read_only: Vec::new(),
                 writes_to_host: false,
                 redirect: None,
+                trusted: None,
             },
             env: vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())],
             egress: None,

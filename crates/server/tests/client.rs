@@ -129,7 +129,13 @@ async fn execute(client: &Client, id: AgentId, claimed: &ClaimedRun) {
     assert_eq!(renewed.leases[0].ttl_ms, Some(30_000));
     let next = client.agent_append_logs(run, &by, batch(1, &[b"one\n", b"\xff\n"])).await.unwrap().next_seq;
     assert_eq!(next, 3);
-    let refused = EventKind::EgressRefused { host: "example.org".into(), port: 443, protocol: "tcp".into(), count: 1 };
+    let refused = EventKind::EgressRefused {
+        host: "example.org".into(),
+        port: 443,
+        protocol: "tcp".into(),
+        count: 1,
+        reason: None,
+    };
     let events = AppendEvents { agent: id, instance: instance(), fence, first_seq: 1, events: vec![refused.into()] };
     client.agent_append_events(run, &events, DEADLINE).await.unwrap();
     let pieces = stream::iter([Ok(Bytes::from_static(b"half ")), Ok(Bytes::from_static(b"and half"))]);

@@ -4,14 +4,35 @@ use std::collections::BTreeMap;
 
 use holm_domain::{
     RunId,
+    egress::policy::Rule,
     run::{RunSpec, spec::WORK_DIR},
 };
-use holm_wire::guest_api::Spawn;
+use holm_wire::guest_api::{Spawn, TRUST_AUTHORITY, TRUST_BUNDLE, TRUST_DIR};
 
 /// Where the command may leave its structured result.
 pub const RESULT_PATH: &str = "/run/holm/result.json";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const ROOT: &str = "root";
+/// What takes a list of authorities in place of its own.
+const BUNDLES: [&str; 13] = [
+    "SSL_CERT_FILE",
+    "CURL_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+    "REQUESTS_CA_BUNDLE",
+    "PIP_CERT",
+    "CARGO_HTTP_CAINFO",
+    "npm_config_cafile",
+    "BUNDLE_SSL_CA_CERT",
+    "AWS_CA_BUNDLE",
+    "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
+    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
+    "HTTPLIB2_CA_CERTS",
+    "NIX_SSL_CERT_FILE",
+];
+/// What takes authorities beside its own.
+const ADDITIONS: [&str; 2] = ["NODE_EXTRA_CA_CERTS", "DENO_CERT"];
+/// What has the system's list used (uv, Deno).
+const SWITCHES: [(&str, &str); 2] = [("UV_NATIVE_TLS", "1"), ("DENO_TLS_CA_STORE", "system,mozilla")];
 
 /// The command as the guest is asked to start it. `runtime_env` is what the runtime knows of the image.
 pub fn spawn(run: RunId, spec: &RunSpec, runtime_env: &[(String, String)]) -> Spawn {
@@ -19,10 +40,21 @@ pub fn spawn(run: RunId, spec: &RunSpec, runtime_env: &[(String, String)]) -> Sp
     let mut env: BTreeMap<String, String> =
         base(run, user).into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     env.extend(runtime_env.iter().cloned());
+    if spec.allow.iter().any(Rule::is_of_requests) {
+        env.extend(trust());
+    }
     env.extend(spec.env.clone());
     let work_dir = spec.work_dir.as_ref().map(|_| WORK_DIR.to_owned());
     let cwd = spec.cwd.clone().or(work_dir);
     Spawn { argv: spec.argv.clone(), env, cwd, user: user.to_owned(), stdin: false, main: true }
+}
+
+/// Where programs find the authority of the sandbox's egress proxy.
+fn trust() -> impl Iterator<Item = (String, String)> {
+    let bundles = BUNDLES.map(|name| (name, format!("{TRUST_DIR}/{TRUST_BUNDLE}")));
+    let additions = ADDITIONS.map(|name| (name, format!("{TRUST_DIR}/{TRUST_AUTHORITY}")));
+    let switches = SWITCHES.map(|(name, value)| (name, value.to_owned()));
+    bundles.into_iter().chain(additions).chain(switches).map(|(name, value)| (name.to_owned(), value))
 }
 
 fn base(run: RunId, user: &str) -> Vec<(&'static str, String)> {

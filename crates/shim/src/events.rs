@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use holm_domain::{BootMicros, run::EventKind};
+use holm_domain::{
+    BootMicros,
+    run::{EventKind, REFUSED_PROTOCOLS},
+};
 use holm_wire::host_api::Refused;
 
 use crate::{
@@ -23,12 +26,16 @@ use crate::{
 
 /// How many destinations are told of one by one.
 pub const DESTINATIONS_MAX: usize = 256;
+/// How many of them may be requests: each path is another, and those are not to hide where connections were to go.
+const REQUESTS_MAX: usize = 64;
 /// How long further attempts at a destination are counted before they are told of for the first time; doubled every time.
 pub const FIRST_PAUSE: Duration = Duration::from_secs(10);
 /// Stands for all destinations that were too many to be told apart, the guest's as well as the shim's.
 const MANY_HOSTS: &str = "*";
 /// The longest name of a host, in bytes (RFC 1035 §2.3.4).
 const HOST_BYTES_MAX: usize = 255;
+/// How many characters of a reason are told.
+const REASON_CHARS_MAX: usize = 300;
 /// What is left free for the last counts of every destination and of all others, for the refusal of a result, and for a
 /// sandbox that does not die.
 const EVENTS_RESERVED: u64 = DESTINATIONS_MAX as u64 + 3;
@@ -112,6 +119,7 @@ struct Destination {
     host: String,
     port: u16,
     protocol: &'static str,
+    reason: Option<String>,
 }
 
 #[derive(Debug)]
@@ -126,13 +134,23 @@ struct Counted {
 pub struct Refusals {
     destinations: BTreeMap<Destination, Counted>,
     others: u64,
+    /// How many of the destinations are requests.
+    requests: usize,
 }
 
 impl Refusals {
-    /// Counts an attempt. Returns the event that is to be told now, if one is; `may_tell` says whether there is room.
-    pub fn count(&mut self, refused: &Refused, may_tell: bool, now: BootMicros) -> Option<EventKind> {
-        let protocol = ["tcp", "udp", "dns"].into_iter().find(|known| *known == refused.protocol)?;
-        let destination = Destination { host: tame(&refused.host), port: refused.port, protocol };
+    /// Counts an attempt, which came to nothing for `reason` where that is not that no rule names it. Returns the event that is to
+    /// be told now, if one is; `may_tell` says whether there is room.
+    pub fn count(
+        &mut self,
+        refused: &Refused,
+        reason: Option<String>,
+        may_tell: bool,
+        now: BootMicros,
+    ) -> Option<EventKind> {
+        let protocol = REFUSED_PROTOCOLS.into_iter().find(|known| *known == refused.protocol)?;
+        let reason = reason.map(|reason| tame_reason(&reason));
+        let destination = Destination { host: tame(&refused.host), port: refused.port, protocol, reason };
         let attempts = refused.count.max(1);
         if let Some(counted) = self.destinations.get_mut(&destination) {
             counted.untold = counted.untold.saturating_add(attempts);
@@ -143,11 +161,13 @@ impl Refusals {
             counted.tell_at = now.plus(counted.pause);
             return Some(told(&destination, std::mem::take(&mut counted.untold)));
         }
-        if self.destinations.len() >= DESTINATIONS_MAX || !may_tell {
+        let is_one_of_many = protocol == "http" && self.requests >= REQUESTS_MAX;
+        if self.destinations.len() >= DESTINATIONS_MAX || is_one_of_many || !may_tell {
             self.others = self.others.saturating_add(attempts);
             return None;
         }
         let event = told(&destination, attempts);
+        self.requests += usize::from(protocol == "http");
         let counted = Counted { untold: 0, tell_at: now.plus(FIRST_PAUSE), pause: FIRST_PAUSE };
         self.destinations.insert(destination, counted);
         Some(event)
@@ -158,14 +178,16 @@ impl Refusals {
         let untold = self.destinations.iter().filter(|(_, counted)| counted.untold > 0);
         let mut events: Vec<EventKind> = untold.map(|(to, counted)| told(to, counted.untold)).collect();
         if self.others > 0 {
-            events.push(told(&Destination { host: MANY_HOSTS.to_owned(), port: 0, protocol: "tcp" }, self.others));
+            let many = Destination { host: MANY_HOSTS.to_owned(), port: 0, protocol: "tcp", reason: None };
+            events.push(told(&many, self.others));
         }
         events
     }
 }
 
 fn told(to: &Destination, count: u64) -> EventKind {
-    EventKind::EgressRefused { host: to.host.clone(), port: to.port, protocol: to.protocol.to_owned(), count }
+    let Destination { host, port, protocol, reason } = to.clone();
+    EventKind::EgressRefused { host, port, protocol: protocol.to_owned(), count, reason }
 }
 
 /// Names and addresses need no other characters; whoever reads an event in a terminal is not to be tricked.
@@ -175,6 +197,12 @@ fn tame(host: &str) -> String {
     }
     let harmless = |char: char| char.is_ascii_alphanumeric() || ".-_:[]%".contains(char);
     host.chars().take(HOST_BYTES_MAX).map(|char| if harmless(char) { char } else { '?' }).collect()
+}
+
+/// A reason may have what a client asked for in it.
+fn tame_reason(reason: &str) -> String {
+    let harmless = |char: char| char.is_ascii_graphic() || char == ' ';
+    reason.chars().take(REASON_CHARS_MAX).map(|char| if harmless(char) { char } else { '?' }).collect()
 }
 
 #[cfg(test)]
@@ -198,12 +226,12 @@ mod tests {
     fn the_first_attempt_is_told_at_once_and_the_others_as_a_count() {
         let (mut refusals, start) = (Refusals::default(), BootMicros(5));
         let one = refused("10.0.0.1", 80, 1);
-        assert_eq!(counts(refusals.count(&one, true, start)), Some(("10.0.0.1".into(), 1)));
-        assert_eq!(refusals.count(&one, true, start), None);
-        assert_eq!(refusals.count(&refused("10.0.0.1", 80, 5), true, start), None);
+        assert_eq!(counts(refusals.count(&one, None, true, start)), Some(("10.0.0.1".into(), 1)));
+        assert_eq!(refusals.count(&one, None, true, start), None);
+        assert_eq!(refusals.count(&refused("10.0.0.1", 80, 5), None, true, start), None);
         let later = start.plus(FIRST_PAUSE);
-        assert_eq!(counts(refusals.count(&one, true, later)), Some(("10.0.0.1".into(), 7)));
-        assert_eq!(refusals.count(&one, true, later.plus(FIRST_PAUSE)), None, "the pause has doubled");
+        assert_eq!(counts(refusals.count(&one, None, true, later)), Some(("10.0.0.1".into(), 7)));
+        assert_eq!(refusals.count(&one, None, true, later.plus(FIRST_PAUSE)), None, "the pause has doubled");
         assert_eq!(refusals.finish().len(), 1);
     }
 
@@ -211,16 +239,34 @@ mod tests {
     fn texts_are_tamed_and_protocols_known() {
         let mut refusals = Refusals::default();
         let nasty = refused("evil\u{1b}[2J\n.example", 1, 1);
-        assert_eq!(counts(refusals.count(&nasty, true, BootMicros(0))), Some(("evil?[2J?.example".into(), 1)));
+        assert_eq!(counts(refusals.count(&nasty, None, true, BootMicros(0))), Some(("evil?[2J?.example".into(), 1)));
+        let why = Some(format!("GET /\u{1b}[2J\u{9b}x{}", "y".repeat(1_000)));
+        let Some(EventKind::EgressRefused { reason: Some(reason), .. }) =
+            refusals.count(&nasty, why, true, BootMicros(0))
+        else {
+            panic!("another reason is told by itself")
+        };
+        assert!(reason.starts_with("GET /?[2J?xy") && reason.len() == REASON_CHARS_MAX, "{reason}");
         let unknown = Refused { protocol: "icmp".into(), ..nasty };
-        assert_eq!(refusals.count(&unknown, true, BootMicros(0)), None);
+        assert_eq!(refusals.count(&unknown, None, true, BootMicros(0)), None);
+    }
+
+    #[test]
+    fn many_requests_hide_no_connection() {
+        let mut refusals = Refusals::default();
+        let request = Refused { protocol: "http".into(), ..refused("a", 443, 1) };
+        for path in 0..DESTINATIONS_MAX * 2 {
+            let told = refusals.count(&request, Some(format!("GET /{path}")), true, BootMicros(0));
+            assert_eq!(told.is_some(), path < REQUESTS_MAX);
+        }
+        assert_eq!(counts(refusals.count(&refused("b", 443, 1), None, true, BootMicros(0))), Some(("b".into(), 1)));
     }
 
     #[test]
     fn what_was_too_much_for_the_guest_has_the_same_name() {
         let mut refusals = Refusals::default();
-        assert_eq!(counts(refusals.count(&refused("*", 0, 3), true, BootMicros(0))), Some(("*".into(), 3)));
-        assert_eq!(counts(refusals.count(&refused("*.x", 0, 1), true, BootMicros(0))), Some(("?.x".into(), 1)));
+        assert_eq!(counts(refusals.count(&refused("*", 0, 3), None, true, BootMicros(0))), Some(("*".into(), 3)));
+        assert_eq!(counts(refusals.count(&refused("*.x", 0, 1), None, true, BootMicros(0))), Some(("?.x".into(), 1)));
     }
 
     proptest! {
@@ -232,7 +278,7 @@ mod tests {
             for (port, count, pause) in attempts {
                 now = BootMicros(now.0 + pause);
                 made += count.max(1);
-                if let Some(event) = refusals.count(&refused("h", port, count), file.has_room(), now) {
+                if let Some(event) = refusals.count(&refused("h", port, count), None, file.has_room(), now) {
                     file.append(event).unwrap();
                 }
             }

@@ -14,7 +14,7 @@ use holm_domain::{
     run::{Cancel, Outcome, RunSpec, Usage},
     trace::TraceId,
 };
-pub use holm_proxy::egress::WaysOut;
+pub use holm_proxy::egress::{WaysOut, trust::authorities};
 use holm_runtime::AttemptId;
 use serde::{Deserialize, Serialize};
 

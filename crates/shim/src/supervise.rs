@@ -240,7 +240,7 @@ impl Attempt {
         kept
     }
 
-    fn time_limit(&self) -> Duration {
+    pub(crate) fn time_limit(&self) -> Duration {
         self.launch.spec.limits.timeout()
     }
 

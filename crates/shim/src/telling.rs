@@ -29,15 +29,15 @@ impl Attempt {
     /// Counts what was refused, as the guest tells of it.
     pub(crate) async fn count_refusals(&self, refusals: &mut mpsc::Receiver<Refused>) -> Infallible {
         while let Some(refused) = refusals.recv().await {
-            self.count_refusal(&refused);
+            self.count_refusal(&refused, None);
         }
         std::future::pending().await
     }
 
     /// Counts what was refused once.
-    pub(crate) fn count_refusal(&self, refused: &Refused) {
+    pub(crate) fn count_refusal(&self, refused: &Refused, reason: Option<String>) {
         let may_tell = self.events.borrow().has_room();
-        let event = self.refusals.borrow_mut().count(refused, may_tell, clock::boot());
+        let event = self.refusals.borrow_mut().count(refused, reason, may_tell, clock::boot());
         if let Some(event) = event {
             self.tell(event);
         }

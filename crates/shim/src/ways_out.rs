@@ -5,7 +5,7 @@
 
 use std::{net::TcpListener, sync::Arc, time::Duration};
 
-use holm_proxy::egress::{Egress, Told};
+use holm_proxy::egress::{Egress, Refusal, Told, ToldConnection, ToldRequest};
 use holm_wire::host_api::Refused;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -16,6 +16,9 @@ use crate::{deadline::Causes, outcome::Ending, supervise::Attempt};
 
 /// How many connections may have ended, or be open, that were not noted yet.
 const CONNECTIONS_WAITING_MAX: usize = 1_024;
+
+/// How many characters of a path are in an event.
+const PATH_CHARS_MAX: usize = 200;
 
 /// How long what a command has sent may take to leave after its end.
 const PASSED_ON_WITHIN: Duration = Duration::from_secs(5);
@@ -54,7 +57,8 @@ impl Attempt {
         let start = || {
             way_out.set_nonblocking(true)?;
             let listener = tokio::net::TcpListener::from_std(way_out)?;
-            let egress = Egress::new(self.launch.spec.allow.clone(), self.launch.ways_out.clone())?;
+            let (rules, ways_out) = (self.launch.spec.allow.clone(), self.launch.ways_out.clone());
+            let egress = Egress::new(rules, ways_out, self.time_limit()).map_err(std::io::Error::other)?;
             let (sender, told) = mpsc::channel(CONNECTIONS_WAITING_MAX);
             let (stop, stopped) = oneshot::channel();
             let serving = tokio::spawn(egress.clone().serve(listener, sender, stopped));
@@ -86,13 +90,34 @@ impl Attempt {
         std::future::pending().await
     }
 
-    /// Notes one connection: what was refused is counted.
-    pub(crate) fn note_connection(&self, connection: &Told) {
-        let Told { host, port, address, refused, sent, received, duration } = connection;
-        let reason = refused.map(holm_proxy::egress::Refusal::code);
+    /// Notes one connection: what did not come to be is counted.
+    pub(crate) fn note_connection(&self, told: &Told) {
+        match told {
+            Told::Connection(connection) => self.note_end(connection),
+            Told::Request(request) => self.note_request(request),
+        }
+    }
+
+    fn note_end(&self, connection: &ToldConnection) {
+        let ToldConnection { host, port, address, refused, sent, received, duration } = connection;
+        let reason = refused.map(Refusal::code);
         tracing::debug!(host, port, ?address, reason, sent, received, ?duration, "a connection of the sandbox ended");
-        if refused.is_some_and(|refused| refused.is_of_policy()) {
-            self.count_refusal(&Refused { host: host.clone(), port: *port, protocol: "tcp".to_owned(), count: 1 });
+        if let Some(refused) = refused.filter(|refused| refused.is_told()) {
+            let reason = (refused != Refusal::NotAllowed).then(|| refused.to_string());
+            let attempt = Refused { host: host.clone(), port: *port, protocol: "tcp".to_owned(), count: 1 };
+            self.count_refusal(&attempt, reason);
+        }
+    }
+
+    fn note_request(&self, request: &ToldRequest) {
+        let ToldRequest { host, port, method, path, status, refused, sent, received, duration } = request;
+        let reason = refused.map(Refusal::code);
+        tracing::debug!(host, port, method, path, status, reason, sent, received, ?duration, "a request ended");
+        if let Some(refused) = refused.filter(|refused| refused.is_told()) {
+            let path: String = path.chars().take(PATH_CHARS_MAX).collect();
+            let reason = format!("{refused}: {method} {path}");
+            let attempt = Refused { host: host.clone(), port: *port, protocol: "http".to_owned(), count: 1 };
+            self.count_refusal(&attempt, Some(reason));
         }
     }
 }

@@ -7,7 +7,7 @@ use holm_runtime::{
     crash::{effect, effect_of},
     room::free_bytes,
 };
-use holm_wire::guest_api::{SendSignal, Setup};
+use holm_wire::guest_api::{SendSignal, Setup, Trusted};
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout_at},
@@ -59,7 +59,9 @@ impl Attempt {
         proxy: Option<&mut Proxy>,
         readiness: Readiness,
     ) -> Result<ExitStatus, Ending> {
-        let Inside { lane_in, lane_out, setup, env } = inside;
+        let Inside { lane_in, lane_out, mut setup, env } = inside;
+        let trusted = proxy.as_ref().and_then(|proxy| proxy.egress.trusted());
+        setup.trusted = trusted.map(|(authority, others)| Trusted { authority, others: others.to_owned() });
         let tuning = self.launch.tuning;
         let patience =
             Patience { ready: Duration::from_millis(tuning.ready_ms), answer: Duration::from_millis(tuning.answer_ms) };
@@ -88,7 +90,7 @@ impl Attempt {
         };
         // What the guest told of before the end belongs to the run as well.
         while let Ok(refused) = refusals.try_recv() {
-            self.count_refusal(&refused);
+            self.count_refusal(&refused, None);
         }
         done
     }

@@ -91,6 +91,7 @@ fn setup() -> Setup {
         read_only: Vec::new(),
         writes_to_host: false,
         redirect: None,
+        trusted: None,
     }
 }
 

@@ -47,7 +47,13 @@ pub(crate) fn place_of_line(text: &str) -> Option<(u64, u64)> {
 
 /// An event that says its lease and its place among the events of that, from 0.
 pub(crate) fn event(fence: u64, index: u64) -> EventKind {
-    EventKind::EgressRefused { host: fence.to_string(), port: 0, protocol: "dns".to_owned(), count: index }
+    EventKind::EgressRefused {
+        host: fence.to_string(),
+        port: 0,
+        protocol: "dns".to_owned(),
+        count: index,
+        reason: None,
+    }
 }
 
 /// The lease and the place that an event of a shim says; nothing for any other.

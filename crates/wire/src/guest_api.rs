@@ -60,6 +60,23 @@ pub struct IdRange {
     pub count: u32,
 }
 
+/// Where the workload finds the authority that it is to trust ([`Setup::trusted`]).
+pub const TRUST_DIR: &str = "/run/holm-trust";
+/// That authority alone.
+pub const TRUST_AUTHORITY: &str = "authority.pem";
+/// It, and those that the image trusts.
+pub const TRUST_BUNDLE: &str = "bundle.pem";
+
+/// A certificate authority that the workload is to trust.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Trusted {
+    /// It, as PEM.
+    pub authority: String,
+    /// What it trusts beside where its image has no list, as PEM.
+    pub others: String,
+}
+
 /// How the guest is to make the workload's place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -83,6 +100,9 @@ pub struct Setup {
     /// nothing leads anywhere.
     #[serde(default)]
     pub redirect: Option<u16>,
+    /// What the workload is to trust; its files are in [`TRUST_DIR`].
+    #[serde(default)]
+    pub trusted: Option<Trusted>,
 }
 
 /// The workload's place stands, and what of it is missing.

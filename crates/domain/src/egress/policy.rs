@@ -245,21 +245,35 @@ fn path(text: &str) -> Result<String, BadRule> {
     Err(BadRule::Path(text.to_owned()))
 }
 
-/// Whether a path is read in the same way by everybody: no part of it is empty or made of dots, and nothing stands for a slash.
+/// Whether a path is read in the same way by everybody: no part of it is empty, or made of dots before what some cut off (a
+/// parameter, blanks), and nothing that is escaped stands for a slash, for no character, or for another escape.
 pub fn is_canonical(path: &str) -> bool {
     let Some(rest) = path.strip_prefix('/') else { return false };
     let is_plain = |part: &str| {
         let lower = part.to_ascii_lowercase();
         !part.is_empty()
             && part.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'\\'))
-            && !["%2f", "%5c", "%00"].iter().any(|hidden| lower.contains(hidden))
-            && !matches!(lower.replace("%2e", ".").as_str(), "." | "..")
+            && !HIDDEN.iter().any(|hidden| lower.contains(hidden))
+            && !is_dots(&lower)
     };
     rest.strip_suffix('/').unwrap_or(rest).split('/').all(is_plain) || rest.is_empty()
 }
 
-/// Whether `path` is `allowed` or below it. What is not read in one way only is not within anything.
+/// What is read in another way by who decodes it once more, or cuts there: `/`, `\\`, `%`, and all control characters.
+const HIDDEN: [&str; 6] = ["%2f", "%5c", "%25", "%0", "%1", "%7f"];
+
+/// Whether a part of a path, in small letters, is `.` or `..` to somebody.
+fn is_dots(part: &str) -> bool {
+    let decoded = part.replace("%2e", ".").replace("%3b", ";").replace("%20", " ");
+    let name = decoded.split(';').next().unwrap_or_default();
+    !name.is_empty() && name.bytes().all(|byte| matches!(byte, b'.' | b' '))
+}
+
+/// Whether `path` is `allowed` or below it. All is below the root; what is not read in one way only is within nothing else.
 fn is_within(allowed: &str, path: &str) -> bool {
+    if allowed.is_empty() {
+        return true;
+    }
     let rest = path.strip_prefix(allowed);
     is_canonical(path) && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
@@ -448,10 +462,28 @@ mod tests {
             "//v1/models",
             "/v1/models\\a",
             "/v1/models/a b",
+            // What some servers read as `..`.
+            "/v1/models/..;/keys",
+            "/v1/models/..;a=b/keys",
+            "/v1/models/%2e%2e;a/keys",
+            "/v1/models/..%3b/keys",
+            "/v1/models/..%20/keys",
+            "/v1/models/%252e%252e/keys",
+            "/v1/models/.%09./keys",
+            "/v1/models/..%00/keys",
+            "/v1/models/%7f",
         ] {
             assert!(!rule.requests("GET", path), "{path}");
         }
-        assert!(super::tests::rule("example.org/").requests("DELETE", "/anything"));
+        for path in ["/v1/models/a;b=c", "/v1/models/a%20b", "/v1/models/...a", "/v1/models/%C3%A9"] {
+            assert!(rule.requests("GET", path), "{path}");
+        }
+        let all = super::tests::rule("example.org/");
+        assert!(
+            all.requests("DELETE", "/anything")
+                && all.requests("GET", "/@scope%2fname")
+                && all.requests("GET", "/a//b")
+        );
     }
 
     proptest::proptest! {

@@ -8,6 +8,9 @@ use crate::{AgentId, UnixMicros};
 /// The longest text in an event that comes from a sandbox, in bytes.
 pub const TEXT_BYTES_MAX: usize = 1_024;
 
+/// By which protocols something is refused: a connection, a packet, a look-up of a name, a request.
+pub const REFUSED_PROTOCOLS: [&str; 4] = ["tcp", "udp", "dns", "http"];
+
 /// One thing that happened to a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -49,16 +52,19 @@ pub enum EventKind {
     },
     /// It went back to the queue.
     Requeued,
-    /// The sandbox tried to reach something that its policy does not name. Told by the shim.
+    /// The sandbox tried to reach something and did not: its policy does not name it, or it could not be reached. Told by the shim.
     EgressRefused {
         /// The name or address that was asked for.
         host: String,
         /// The port, or 0 where there is none (a look-up of a name).
         port: u16,
-        /// `tcp`, `udp` or `dns`.
+        /// One of [`REFUSED_PROTOCOLS`].
         protocol: String,
         /// How many times since the last such event.
         count: u64,
+        /// Why, where that is not that the policy does not name it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// The structured result was not accepted. Told by the shim.
     ResultRefused {
@@ -112,8 +118,9 @@ impl EventKind {
     /// Whether every text in it is within its limit.
     pub fn is_within_limits(&self) -> bool {
         match self {
-            EventKind::EgressRefused { host, protocol, .. } => {
-                host.len() <= TEXT_BYTES_MAX && ["tcp", "udp", "dns"].contains(&protocol.as_str())
+            EventKind::EgressRefused { host, protocol, reason, .. } => {
+                let reason = reason.as_deref().unwrap_or_default();
+                host.len().max(reason.len()) <= TEXT_BYTES_MAX && REFUSED_PROTOCOLS.contains(&protocol.as_str())
             }
             EventKind::ResultRefused { problem } | EventKind::EventRefused { problem } => {
                 problem.len() <= TEXT_BYTES_MAX

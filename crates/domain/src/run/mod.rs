@@ -17,7 +17,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-pub use event::{Event, EventKind};
+pub use event::{Event, EventKind, REFUSED_PROTOCOLS};
 pub use outcome::{ExitStatus, Outcome, OutcomeKind, Reason};
 pub use spec::{Mount, RootSource, RunSpec, WorkDir};
 pub use usage::{LiveUsage, Measured, Usage};

@@ -35,6 +35,7 @@ mod output;
 mod people;
 mod places;
 mod pressure;
+mod requests;
 mod restore;
 mod rolling;
 #[path = "../../../store/tests/support/s3.rs"]

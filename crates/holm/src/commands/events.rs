@@ -80,9 +80,10 @@ fn sentence(kind: &EventKind) -> String {
             format!("the host of {agent} could not make its sandbox (fence {fence}): {}", escaped(problem))
         }
         EventKind::Requeued => "back in the queue".to_owned(),
-        EventKind::EgressRefused { host, port, protocol, count } => {
+        EventKind::EgressRefused { host, port, protocol, count, reason } => {
             let (host, protocol) = (escaped(host), escaped(protocol));
-            format!("egress refused: {protocol} {host}:{port}, {count} times")
+            let reason = reason.as_deref().map(|reason| format!(": {}", escaped(reason))).unwrap_or_default();
+            format!("egress refused: {protocol} {host}:{port}, {count} times{reason}")
         }
         EventKind::ResultRefused { problem } => format!("the result was refused: {}", escaped(problem)),
         EventKind::SandboxUndying { waited_ms } => {

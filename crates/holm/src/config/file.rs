@@ -90,13 +90,18 @@ pub struct AgentTable {
     /// Which name servers are asked for what runs connect to.
     #[serde(default)]
     pub name_servers: Vec<String>,
+    /// A file of authorities that servers are trusted by, beside those of the host, relative to the configuration file.
+    pub trust: Option<PathBuf>,
 }
 
 impl ConfigFile {
     /// Reads the file; one that is not there is an empty one.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
         let Some(text) = read(path)? else { return Ok(Self::default()) };
-        toml::from_str(&text).with_context(|| path.display().to_string())
+        let mut file: Self = toml::from_str(&text).with_context(|| path.display().to_string())?;
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        file.agent.trust = file.agent.trust.map(|trust| folder.join(trust));
+        Ok(file)
     }
 }
 

@@ -73,6 +73,10 @@ pub struct HostArgs {
     /// Ask this name server for what runs connect to; may be repeated [default: those of /etc/resolv.conf]
     #[arg(long = "host-name-server", value_name = "ADDRESS[:PORT]")]
     pub name_servers: Vec<String>,
+    /// A file of PEM with authorities that servers are trusted by where requests of runs are looked at, beside those of this
+    /// host [default: none]
+    #[arg(long = "host-trust", value_name = "FILE")]
+    pub trust: Option<PathBuf>,
     /// A label of the host
     #[arg(long = "host-label", value_name = "KEY=VALUE")]
     pub labels: Vec<String>,
@@ -147,7 +151,17 @@ impl HostArgs {
                 .into_iter()
                 .map(server)
                 .collect::<Result<_, _>>()?,
+            trust: self.trusted(table)?,
         })
+    }
+
+    /// The file of authorities; one that is none would have runs fail that are not even here yet.
+    fn trusted(&self, table: &AgentTable) -> Result<Option<PathBuf>, Usage> {
+        let Some(path) = self.trust.as_ref().or(table.trust.as_ref()) else { return Ok(None) };
+        let bad = |problem: String| Usage::new("--host-trust", &path.display().to_string(), problem);
+        let path = std::path::absolute(path).map_err(|error| bad(error.to_string()))?;
+        holm_shim::protocol::authorities(&path).map_err(|error| bad(error.to_string()))?;
+        Ok(Some(path))
     }
 
     fn labels(&self) -> Result<BTreeMap<String, String>, Usage> {

@@ -1,6 +1,6 @@
 //! The egress proxy of one sandbox: every connection that leaves it.
 //!
-//! What always holds: a connection is made only where the policy names its host and port at that moment, by a name that was
+//! What always holds: a connection of the sandbox is made only where the policy names its host and port at that moment, by a name that was
 //! resolved here to an address that was checked here, and ends within a second once the policy does not name it any more. What
 //! is refused ends before a byte of it has left. Every connection is told of once, when it has ended. Whatever is inside may say
 //! what it likes: connections, look-ups and dials have limits, which are those of this sandbox alone; where it waits for many that
@@ -8,36 +8,46 @@
 
 mod dial;
 pub mod greeting;
+pub mod intercept;
 mod names;
+mod outside;
+mod refusal;
 mod relay;
 mod resolve;
 #[cfg(test)]
 mod tests;
+pub mod trust;
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
-    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::Ordering},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    path::PathBuf,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
 use holm_domain::egress::{
     name::{Host, HostName},
-    policy::{Place, Rule},
+    policy::Rule,
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc, oneshot, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
     time::Instant,
 };
 
+pub use intercept::ToldRequest;
+use intercept::{Interceptor, NoInterceptor};
 pub use names::TTL_S;
 use names::{Names, is_synthetic};
+use outside::Outside;
+pub use refusal::Refusal;
 use relay::{Counts, relay};
-use resolve::{Resolver, Scope};
+use resolve::Scope;
+use trust::{BadTrust, Trust};
 
 use crate::pace::Pace;
 
@@ -45,10 +55,6 @@ use crate::pace::Pace;
 pub const CONNECTIONS_MAX: usize = 512;
 /// The most that are accepted in a second; others wait to be.
 pub const CONNECTIONS_A_SECOND_MAX: u32 = 1_000;
-/// The most of them that are being made at once: a sandbox is no scanner of ports.
-const DIALS_MAX: usize = 32;
-/// The most names that are looked up at once.
-const LOOK_UPS_MAX: usize = 16;
 /// Within which time it is known whether another connection waits to be accepted.
 const WAITING_IS_KNOWN_IN: Duration = Duration::from_millis(5);
 /// How long nothing is accepted after that failed, as where there are no more descriptors.
@@ -65,73 +71,23 @@ pub struct WaysOut {
     /// Which name servers are asked; those of the host where there are none.
     #[serde(default)]
     pub name_servers: Vec<SocketAddr>,
+    /// A file of PEM with authorities that servers are trusted by, beside those that the host trusts.
+    #[serde(default)]
+    pub trust: Option<PathBuf>,
 }
 
-/// Why a connection was not made, or not kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// No rule names it.
-    #[error("no rule allows it")]
-    NotAllowed,
-    /// A rule named it, and does not any more.
-    #[error("the rule that allowed it was withdrawn")]
-    Withdrawn,
-    /// Its address stands for no name that is known.
-    #[error("its address stands for no name any more")]
-    Forgotten,
-    /// The name has no address.
-    #[error("its name has no address")]
-    NoSuchName,
-    /// The name servers do not say.
-    #[error("the name servers give no answer")]
-    NameServer,
-    /// Its addresses may not be reached.
-    #[error("it leads to an address that may not be reached ({0})")]
-    Special(&'static str),
-    /// Nobody answers there.
-    #[error("nobody answers at its address")]
-    Unreachable,
-    /// It was made, and one side broke it off.
-    #[error("it was broken off")]
-    BrokenOff,
-    /// It was open when the sandbox ended.
-    #[error("the sandbox ended")]
-    SandboxEnded,
-    /// What the client asks for in its greeting is another name.
-    #[error("the client asks for another name than the one it was connected by")]
-    OtherName,
-    /// What the client sends is no TLS, and begins as if it were.
-    #[error("the client does not greet as a client of TLS does")]
-    Malformed,
-}
-
-impl Refusal {
-    /// Its stable name.
-    pub const fn code(self) -> &'static str {
-        match self {
-            Self::NotAllowed => "not_allowed",
-            Self::Withdrawn => "withdrawn",
-            Self::Forgotten => "forgotten_address",
-            Self::NoSuchName => "no_such_name",
-            Self::NameServer => "name_server_failed",
-            Self::Special(_) => "special_address",
-            Self::Unreachable => "unreachable",
-            Self::BrokenOff => "broken_off",
-            Self::SandboxEnded => "sandbox_ended",
-            Self::OtherName => "other_name",
-            Self::Malformed => "malformed_greeting",
-        }
-    }
-
-    /// Whether the policy is the reason, and not the network.
-    pub const fn is_of_policy(self) -> bool {
-        !matches!(self, Self::NoSuchName | Self::NameServer | Self::Unreachable | Self::BrokenOff | Self::SandboxEnded)
-    }
+/// What is told when it has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Told {
+    /// A connection.
+    Connection(ToldConnection),
+    /// A request over one that is intercepted.
+    Request(ToldRequest),
 }
 
 /// A connection that has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Told {
+pub struct ToldConnection {
     /// The name or address that was asked for.
     pub host: String,
     /// The port.
@@ -150,39 +106,63 @@ pub struct Told {
 
 /// The proxy of one sandbox.
 pub struct Egress {
-    rules: watch::Sender<Arc<[Rule]>>,
-    resolver: Resolver,
+    outside: Arc<Outside>,
+    /// Who sees requests, where rules were about them when the sandbox began.
+    seen: Option<Seen>,
     names: Mutex<Names>,
-    look_ups: Semaphore,
-    dials: Semaphore,
     /// Whether nobody is left inside.
     is_last: watch::Sender<bool>,
 }
 
+struct Seen {
+    interceptor: Arc<Interceptor>,
+    /// The authorities that the host trusts, as a file of PEM.
+    host: String,
+}
+
+/// Why there is no proxy.
+#[derive(Debug, thiserror::Error)]
+pub enum NoProxy {
+    /// The host's name servers cannot be known.
+    #[error(transparent)]
+    Outside(#[from] io::Error),
+    /// Nothing can be intercepted.
+    #[error(transparent)]
+    Interceptor(#[from] NoInterceptor),
+    /// The file of authorities is none.
+    #[error(transparent)]
+    Trust(#[from] BadTrust),
+}
+
 impl Egress {
-    /// A proxy that allows what `rules` name. Fails where the host's name servers cannot be known.
-    pub fn new(rules: Vec<Rule>, ways_out: WaysOut) -> io::Result<Arc<Self>> {
-        let WaysOut { reach, name_servers } = ways_out;
-        Ok(Arc::new(Self {
-            rules: watch::Sender::new(rules.into()),
-            resolver: Resolver::new(&name_servers, reach)?,
-            names: Mutex::default(),
-            look_ups: Semaphore::new(LOOK_UPS_MAX),
-            dials: Semaphore::new(DIALS_MAX),
-            is_last: watch::Sender::new(false),
-        }))
+    /// A proxy that allows what `rules` name, for a sandbox that lives no longer than `lives_for`.
+    pub fn new(rules: Vec<Rule>, ways_out: WaysOut, lives_for: Duration) -> Result<Arc<Self>, NoProxy> {
+        let is_seen = rules.iter().any(Rule::is_of_requests);
+        let trust = is_seen.then(|| Trust::of_host(ways_out.trust.as_deref())).transpose()?;
+        let outside = Outside::new(rules, ways_out)?;
+        let seen = |trust: Trust| {
+            let interceptor = Interceptor::new(outside.clone(), trust.roots, lives_for)?;
+            Ok::<_, NoProxy>(Seen { interceptor, host: trust.host })
+        };
+        let seen = trust.map(seen).transpose()?;
+        Ok(Arc::new(Self { outside, seen, names: Mutex::default(), is_last: watch::Sender::new(false) }))
     }
 
-    /// Changes what is allowed; connections that are not any more end.
+    /// What the sandbox is to trust, where requests are seen: its own certificate authority, and what the host trusts, each as a
+    /// file of PEM.
+    pub fn trusted(&self) -> Option<(String, &str)> {
+        self.seen.as_ref().map(|seen| (seen.interceptor.trusted(), seen.host.as_str()))
+    }
+
+    /// Changes what is allowed; connections and requests that are not any more end.
     pub fn set_rules(&self, rules: Vec<Rule>) {
-        self.rules.send_replace(rules.into());
+        self.outside.set_rules(rules);
     }
 
     /// The address that stands for a name inside, as it came over the wire; none where no rule names it.
     pub fn resolve(&self, name: &[u8]) -> Option<Ipv4Addr> {
         let name = HostName::from_wire(name).ok()?;
-        let host = Host::Name(name.clone());
-        let is_named = self.rules.borrow().iter().any(|rule| rule.names(&host));
+        let is_named = self.outside.names(&Host::Name(name.clone()));
         is_named.then(|| self.names.lock().unwrap_or_else(PoisonError::into_inner).address_of(&name))
     }
 
@@ -209,8 +189,9 @@ impl Egress {
         stop: oneshot::Receiver<Duration>,
     ) {
         let (mut connections, mut pace) = (JoinSet::new(), Pace::new(CONNECTIONS_A_SECOND_MAX));
+        let sender = told.clone();
         let attend = |connections: &mut JoinSet<()>, (client, told)| match asked(&client) {
-            Ok(asked) => drop(connections.spawn(self.clone().attend(client, asked, told))),
+            Ok(asked) => drop(connections.spawn(self.clone().attend(client, asked, told, sender.clone()))),
             Err(error) => tracing::debug!(%error, "the kernel does not say where a connection was to go"),
         };
         let accepting = async {
@@ -236,20 +217,32 @@ impl Egress {
                     attend(&mut connections, accepted);
                 }
                 while connections.join_next().await.is_some() {}
+                if let Some(seen) = &self.seen {
+                    seen.interceptor.at_rest().await;
+                }
             };
             let _is_cut_off_then = tokio::time::timeout(left, rest).await;
         }
         connections.shutdown().await;
+        if let Some(seen) = &self.seen {
+            seen.interceptor.stop().await;
+        }
     }
 
     /// Sees one connection through, and tells of it.
-    async fn attend(self: Arc<Self>, mut client: TcpStream, asked: SocketAddrV4, told: mpsc::OwnedPermit<Told>) {
+    async fn attend(
+        self: Arc<Self>,
+        client: TcpStream,
+        asked: SocketAddrV4,
+        room: mpsc::OwnedPermit<Told>,
+        told: mpsc::Sender<Told>,
+    ) {
         let (host, port) = (self.host_of(*asked.ip()), asked.port());
         let shown = host.as_ref().map_or_else(|| asked.ip().to_string(), Host::to_string);
-        let mut open = Open::new(shown, port, told);
+        let mut open = Open::new(shown, port, room);
         ends_whole(&client, false);
         let passed = match &host {
-            Some(host) => self.pass(&mut client, (host, port), &open).await,
+            Some(host) => self.pass(client, (host, port), &open, &told).await,
             None => Err(Refusal::Forgotten),
         };
         open.refused = passed.err();
@@ -265,54 +258,53 @@ impl Egress {
     }
 
     /// Connects `client` to what it asks for, for as long as that is allowed.
-    async fn pass(&self, client: &mut TcpStream, (host, port): (&Host, u16), open: &Open) -> Result<(), Refusal> {
-        let mut rules = self.rules.subscribe();
-        let scope_in = |rules: &Arc<[Rule]>| scope(rules, host, port);
-        let scope = scope_in(&rules.borrow_and_update()).ok_or(Refusal::NotAllowed)?;
+    async fn pass(
+        &self,
+        client: TcpStream,
+        (host, port): (&Host, u16),
+        open: &Open,
+        told: &mpsc::Sender<Told>,
+    ) -> Result<(), Refusal> {
+        let way = self.outside.way(host, port).ok_or(Refusal::NotAllowed)?;
         let passing = async {
-            let mut outside = self.connect(host, port, scope).await?;
-            if let Ok(address) = outside.peer_addr() {
-                open.address.get_or_init(|| address);
+            match host {
+                Host::Name(name) if way.is_seen => {
+                    // What is cut off within TLS is not whole for its client.
+                    ends_whole(&client, true);
+                    let seen = self.seen.as_ref().ok_or(Refusal::NoCertificate)?;
+                    seen.interceptor.serve(client, (name, port), told, self.is_last.subscribe()).await
+                }
+                _ => self.pass_through(client, (host, port), way.scope, open).await,
             }
-            let name = match host {
-                Host::Name(name) => Some(name),
-                Host::Address(_) => None,
-            };
-            ends_whole(&outside, false);
-            relay(&mut *client, &mut outside, name, &open.counts, self.is_last.subscribe()).await?;
-            ends_whole(client, true);
-            ends_whole(&outside, true);
-            Ok(())
         };
         tokio::select! {
             passed = passing => passed,
-            _ = rules.wait_for(|rules| scope_in(rules) != Some(scope)) => Err(Refusal::Withdrawn),
+            () = self.outside.changed(host, port, way) => Err(Refusal::Withdrawn),
         }
     }
 
-    async fn connect(&self, host: &Host, port: u16, scope: Scope) -> Result<TcpStream, Refusal> {
-        let addresses = match host {
-            Host::Name(name) => {
-                let _place = self.look_ups.acquire().await.map_err(|_| Refusal::NameServer)?;
-                self.resolver.addresses(name, scope).await?
-            }
-            Host::Address(address) => self.resolver.check(*address, scope).map(|()| vec![*address])?,
+    /// Passes on what comes, as it comes.
+    async fn pass_through(
+        &self,
+        mut client: TcpStream,
+        (host, port): (&Host, u16),
+        scope: Scope,
+        open: &Open,
+    ) -> Result<(), Refusal> {
+        let mut outside = self.outside.connect(host, port, scope).await?;
+        if let Ok(address) = outside.peer_addr() {
+            open.address.get_or_init(|| address);
+        }
+        let name = match host {
+            Host::Name(name) => Some(name),
+            Host::Address(_) => None,
         };
-        let addresses = addresses.into_iter().map(|address: IpAddr| SocketAddr::new(address, port)).collect();
-        let _place = self.dials.acquire().await.map_err(|_| Refusal::Unreachable)?;
-        dial::dial(addresses).await.map_err(|error| {
-            tracing::debug!(%host, port, %error, "a connection was not made");
-            Refusal::Unreachable
-        })
+        ends_whole(&outside, false);
+        relay(&mut client, &mut outside, name, &open.counts, self.is_last.subscribe()).await?;
+        ends_whole(&client, true);
+        ends_whole(&outside, true);
+        Ok(())
     }
-}
-
-/// Where a connection to `host` and `port` may lead to, if a rule allows it: what is allowed as part of the public internet must
-/// be on it.
-fn scope(rules: &[Rule], host: &Host, port: u16) -> Option<Scope> {
-    let allowing = rules.iter().filter(|rule| rule.connects(host, port));
-    let scopes = allowing.map(|rule| if rule.place == Place::Public { Scope::Public } else { Scope::Listed });
-    scopes.reduce(|some, other| if other == Scope::Listed { other } else { some })
 }
 
 /// A connection that is told of when it ends, however that is.
@@ -344,15 +336,16 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         let Some(told) = self.told.take() else { return };
-        told.send(Told {
+        let (sent, received) = self.counts.get();
+        told.send(Told::Connection(ToldConnection {
             host: std::mem::take(&mut self.host),
             port: self.port,
             address: self.address.get().copied(),
             refused: self.refused,
-            sent: self.counts.sent.load(Ordering::Relaxed),
-            received: self.counts.received.load(Ordering::Relaxed),
+            sent,
+            received,
             duration: self.begun.elapsed(),
-        });
+        }));
     }
 }
 

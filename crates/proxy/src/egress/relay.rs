@@ -37,6 +37,13 @@ pub struct Counts {
     pub received: AtomicU64,
 }
 
+impl Counts {
+    /// From the sandbox, and to it.
+    pub fn get(&self) -> (u64, u64) {
+        (self.sent.load(Ordering::Relaxed), self.received.load(Ordering::Relaxed))
+    }
+}
+
 /// Why one direction ended before its end.
 #[derive(Debug)]
 enum Broke {

@@ -86,6 +86,13 @@ impl Resolver {
         if addresses.is_empty() { Err(refused) } else { Ok(addresses) }
     }
 
+    /// Knows a name without asking.
+    #[cfg(test)]
+    pub fn knows(&self, name: &HostName, address: IpAddr) {
+        let until = Instant::now() + KEPT_FOR;
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), (vec![address], until));
+    }
+
     fn kept(&self, name: &HostName) -> Option<Vec<IpAddr>> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.get(name).filter(|(_, until)| Instant::now() < *until).map(|(addresses, _)| addresses.clone())

@@ -2,6 +2,8 @@
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use std::net::IpAddr;
+
 use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -25,8 +27,9 @@ fn rule(port: u16) -> Rule {
 async fn work(most: usize, room: usize) -> Work {
     let server = TcpListener::bind((HERE, 0)).await.unwrap();
     let SocketAddr::V4(asked) = server.local_addr().unwrap() else { panic!("an address of IPv4") };
-    let ways_out = WaysOut { reach: vec![IpAddr::from(HERE).into()], name_servers: vec![(HERE, 53).into()] };
-    let egress = Egress::new(vec![rule(asked.port())], ways_out).unwrap();
+    let ways_out =
+        WaysOut { reach: vec![IpAddr::from(HERE).into()], name_servers: vec![(HERE, 53).into()], trust: None };
+    let egress = Egress::new(vec![rule(asked.port())], ways_out, PATIENCE).unwrap();
     let listener = TcpListener::bind((HERE, 0)).await.unwrap();
     let door = listener.local_addr().unwrap();
     let (sender, told) = mpsc::channel(room);
@@ -59,8 +62,15 @@ impl Work {
         tokio::time::timeout(Duration::from_millis(300), self.server.accept()).await.is_ok()
     }
 
-    async fn told(&mut self) -> Told {
-        within(self.told.recv()).await.unwrap()
+    async fn told(&mut self) -> ToldConnection {
+        connection(within(self.told.recv()).await.unwrap())
+    }
+}
+
+fn connection(told: Told) -> ToldConnection {
+    match told {
+        Told::Connection(told) => told,
+        Told::Request(told) => panic!("{told:?}"),
     }
 }
 
@@ -104,7 +114,7 @@ async fn what_no_rule_allows_is_reset_and_nobody_is_connected_to() {
 async fn a_rule_that_is_withdrawn_ends_what_it_allowed_within_a_second() {
     let mut work = work(10, 10).await;
     let (mut client, mut server) = work.connection().await;
-    let kept = work.egress.rules.borrow().to_vec();
+    let kept = work.egress.outside.rules().to_vec();
     work.egress.set_rules([&kept[..], &["example.org".parse().unwrap()]].concat());
     let withdrawn = Instant::now();
     work.egress.set_rules(Vec::new());
@@ -118,7 +128,7 @@ async fn a_rule_that_is_withdrawn_ends_what_it_allowed_within_a_second() {
 async fn a_change_of_other_rules_ends_nothing() {
     let mut work = work(10, 10).await;
     let (mut client, mut server) = work.connection().await;
-    let rules = work.egress.rules.borrow().to_vec();
+    let rules = work.egress.outside.rules().to_vec();
     work.egress.set_rules([&["example.org".parse().unwrap()], &rules[..]].concat());
     tokio::time::sleep(Duration::from_millis(100)).await;
     server.write_all(b"y").await.unwrap();
@@ -139,7 +149,7 @@ async fn what_is_open_at_the_end_is_broken_off_and_told_of() {
         assert_eq!(end_of(client).await, Err(io::ErrorKind::ConnectionReset));
         assert_eq!(end_of(server).await, Err(io::ErrorKind::ConnectionReset));
     }
-    let told: Vec<Told> = std::iter::from_fn(|| work.told.try_recv().ok()).collect();
+    let told = std::iter::from_fn(|| work.told.try_recv().ok()).map(connection).collect::<Vec<_>>();
     assert_eq!(told.len(), most);
     assert!(told.iter().all(|told| told.refused == Some(Refusal::SandboxEnded) && told.sent == 1), "{told:?}");
 }

@@ -372,7 +372,8 @@ fn setup(request: &Request, binds: &[Bind], mapped: bool) -> Setup {
     let hostname = request.attempt.run.to_string().replace('_', "-");
     let writes_to_host = binds.iter().any(|bind| !bind.read_only);
     let hidden = Some(HIDDEN.to_owned());
-    Setup { hostname, ids, allow_sudo: spec.allow_sudo, hidden, work_dir, read_only, writes_to_host, redirect: None }
+    let allow_sudo = spec.allow_sudo;
+    Setup { hostname, ids, allow_sudo, hidden, work_dir, read_only, writes_to_host, redirect: None, trusted: None }
 }
 
 fn env(spec: &RunSpec) -> Vec<(String, String)> {

@@ -459,6 +459,7 @@ fn sandbox(
             read_only: Vec::new(),
             writes_to_host: false,
             redirect: None,
+            trusted: None,
         },
         env: Vec::new(),
         egress: None,

@@ -278,7 +278,7 @@ pub fn entry(seq: u64, length: usize) -> Vec<u8> {
 
 /// What an agent may tell, with something by which it is known again.
 pub fn refused(host: impl Into<String>) -> EventKind {
-    EventKind::EgressRefused { host: host.into(), port: 443, protocol: "tcp".to_owned(), count: 1 }
+    EventKind::EgressRefused { host: host.into(), port: 443, protocol: "tcp".to_owned(), count: 1, reason: None }
 }
 
 pub fn config() -> LeaseConfig {

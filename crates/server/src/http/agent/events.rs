@@ -47,7 +47,7 @@ mod tests {
     use crate::testing::World;
 
     fn refused(host: &str) -> EventKind {
-        EventKind::EgressRefused { host: host.into(), port: 443, protocol: "tcp".into(), count: 1 }
+        EventKind::EgressRefused { host: host.into(), port: 443, protocol: "tcp".into(), count: 1, reason: None }
     }
 
     #[tokio::test]

@@ -33,8 +33,10 @@ async fn a_word_that_was_heard_before_a_newer_process_took_the_lease_over_change
     let outcome = Outcome::failed(Reason::HostFailed, "no room");
     let sandbox = SandboxInfo { agent, runtime: "process".to_owned(), image_digest: None, unenforced: Vec::new() };
     host.post(&path("start"), &StartRun { instance, fence, sandbox }).await.problem(ErrorCode::StaleFence);
-    let events =
-        vec![EventKind::EgressRefused { host: "a".to_owned(), port: 0, protocol: "dns".to_owned(), count: 1 }.into()];
+    let events = vec![
+        EventKind::EgressRefused { host: "a".to_owned(), port: 0, protocol: "dns".to_owned(), count: 1, reason: None }
+            .into(),
+    ];
     let events = AppendEvents { agent, instance, fence, first_seq: 1, events };
     host.post(&path("events"), &events).await.problem(ErrorCode::StaleFence);
     let lines = world.fenced(held, "logs");
