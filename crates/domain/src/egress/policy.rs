@@ -259,8 +259,9 @@ pub fn is_canonical(path: &str) -> bool {
     rest.strip_suffix('/').unwrap_or(rest).split('/').all(is_plain) || rest.is_empty()
 }
 
-/// What is read in another way by who decodes it once more, or cuts there: `/`, `\\`, `%`, and all control characters.
-const HIDDEN: [&str; 6] = ["%2f", "%5c", "%25", "%0", "%1", "%7f"];
+/// What is read in another way by who decodes it once more, or cuts there: `/`, `\\`, `%`, `?`, `#`, all control characters, and
+/// what is no UTF-8 but stands for some of them to some.
+const HIDDEN: [&str; 11] = ["%2f", "%5c", "%25", "%3f", "%23", "%0", "%1", "%7f", "%c0", "%c1", "%u"];
 
 /// Whether a part of a path, in small letters, is `.` or `..` to somebody.
 fn is_dots(part: &str) -> bool {
@@ -472,6 +473,10 @@ mod tests {
             "/v1/models/.%09./keys",
             "/v1/models/..%00/keys",
             "/v1/models/%7f",
+            "/v1/models/..%3fx",
+            "/v1/models/..%23x",
+            "/v1/models/%c0%ae%c0%ae/keys",
+            "/v1/models/%u002e%u002e/keys",
         ] {
             assert!(!rule.requests("GET", path), "{path}");
         }

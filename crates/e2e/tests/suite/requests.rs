@@ -228,11 +228,11 @@ curl --silent --cacert /tmp/pinned.pem https://{SITE}:{}/x; echo $?",
 }
 
 /// A client of HTTP/2 in frames, which does what no library does: `connections` with `streams` requests each, of the path
-/// `path`, with `fields` fields, and nothing of the answers is read.
+/// `path`, with `fields` fields before their bodies and `trailers` behind them, and nothing of the answers is read.
 const HOSTILE: &str = r#"
 import socket, ssl, struct, sys, time
 port, path = int(sys.argv[1]), sys.argv[2].encode()
-connections, streams, fields = map(int, sys.argv[3:])
+connections, streams, fields, trailers = map(int, sys.argv[3:])
 context = ssl.create_default_context()
 context.set_alpn_protocols(["h2"])
 def frame(kind, flags, stream, payload=b""):
@@ -242,6 +242,7 @@ def field(name, value):
 authority = b"site.example:%d" % port
 head = b"".join(field(*pair) for pair in [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", authority), (b":path", path)])
 head += field(b"x", b"") * fields
+after = field(b"x", b"") * trailers
 address, held = socket.gethostbyname("site.example"), []
 for _ in range(connections):
     try:
@@ -250,12 +251,13 @@ for _ in range(connections):
         stream.sendall(frame(8, 0, 0, struct.pack(">I", 0x7fff0000)))
         held.append(stream)
         for number in range(streams):
-            block, first = head, True
-            while first or block:
-                piece, block = block[:16000], block[16000:]
-                flags = (1 if first else 0) | (0 if block else 4)
-                stream.sendall(frame(1 if first else 9, flags, 1 + 2 * number, piece))
-                first = False
+            for block, ends in [(head, not after), (after, True)][: 2 if after else 1]:
+                first = True
+                while first or block:
+                    piece, block = block[:16000], block[16000:]
+                    flags = (1 if first and ends else 0) | (0 if block else 4)
+                    stream.sendall(frame(1 if first else 9, flags, 1 + 2 * number, piece))
+                    first = False
     except OSError:
         pass
 time.sleep(5)
@@ -267,12 +269,16 @@ fn a_hostile_client_takes_nothing_that_its_shim_does_not_have() {
     let names = names();
     let (world, site) = world(&names);
     let port = site.port.to_string();
-    for (path, connections, streams, fields) in
-        [("/big", "40", "90", "0"), ("/hang", "40", "90", "90"), ("/hang", "40", "90", "4000")]
-    {
+    for (path, connections, streams, fields, trailers) in [
+        ("/big", "40", "90", "0", "0"),
+        ("/hang", "40", "90", "90", "0"),
+        ("/hang", "40", "90", "430", "430"),
+        ("/hang", "40", "90", "90", "430"),
+        ("/hang", "40", "90", "4000", "0"),
+    ] {
         let rule = site.rule("GET", "/");
         let command = ["--allow", &rule, "--", "/usr/bin/python3", "-c", HOSTILE, &port];
-        let ran = world.run(command.into_iter().chain([path, connections, streams, fields])).succeeds();
+        let ran = world.run(command.into_iter().chain([path, connections, streams, fields, trailers])).succeeds();
         assert!(ran.text().starts_with("alive"), "{path} {fields}: {ran}");
     }
 }

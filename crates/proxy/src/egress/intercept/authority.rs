@@ -1,7 +1,8 @@
 //! The certificate authority of one sandbox, which nobody but that sandbox trusts.
 //!
 //! What always holds: its key, and the other one of the certificates that it signs, are made here, stay in memory and end with
-//! it; a certificate is for one name and one day; sessions of TLS are taken up again only for the name that they were made for.
+//! it; a certificate is for one name and one day; sessions of TLS are taken up again, if at all, for the name that they were made
+//! for.
 
 use std::{
     collections::HashMap,
@@ -106,6 +107,8 @@ impl Authority {
         let builder = builder.with_safe_default_protocol_versions()?.with_no_client_auth();
         let mut config = builder.with_cert_resolver(Arc::new(OneName { name: name.clone(), key }));
         config.alpn_protocols = SPOKEN.map(<[u8]>::to_vec).to_vec();
+        // A client that ends before it has read them would reset what it has sent.
+        config.send_tls13_tickets = 0;
         Ok(Arc::new(config))
     }
 

@@ -26,7 +26,10 @@ type Withdrawn = Pin<Box<dyn Future<Output = ()> + Send>>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     /// To the server. What follows it (trailers) is not passed on: it might be taken for what stands in a head.
-    Out,
+    Out {
+        /// Whether it came by HTTP/2, where a stream may be taken back as if it had ended.
+        is_http2: bool,
+    },
     /// To the sandbox.
     In,
 }
@@ -68,9 +71,18 @@ impl Passing {
         }
     }
 
+    /// Whether what looks like its end is none.
+    fn is_cut_off(&self) -> bool {
+        match self.way {
+            Way::Out { is_http2: true } => !self.inner.is_end_stream(),
+            Way::Out { is_http2: false } => self.exchange.is_cut(),
+            Way::In => false,
+        }
+    }
+
     fn count(&self, frame: &Frame<Bytes>) {
         let counts = &self.exchange.counts;
-        let count = if self.way == Way::Out { &counts.sent } else { &counts.received };
+        let count = if self.way == Way::In { &counts.received } else { &counts.sent };
         count.fetch_add(frame.data_ref().map_or(0, |data| data.len() as u64), Ordering::Relaxed);
     }
 }
@@ -95,13 +107,13 @@ impl Body for Passing {
         }
         let frame = std::task::ready!(Pin::new(&mut self.inner).poll_frame(context));
         Poll::Ready(match frame {
-            Some(Ok(frame)) if self.way == Way::Out && frame.is_trailers() => None,
+            Some(Ok(frame)) if self.way != Way::In && frame.is_trailers() => None,
             Some(Ok(frame)) => {
                 self.count(&frame);
                 Some(Ok(frame))
             }
             Some(Err(error)) => Some(Err(error.into())),
-            None if self.way == Way::Out && self.exchange.is_cut() => Some(Err(Refusal::BrokenOff.into())),
+            None if self.is_cut_off() => Some(Err(Refusal::BrokenOff.into())),
             None => {
                 self.end();
                 None

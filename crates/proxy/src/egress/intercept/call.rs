@@ -4,7 +4,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Request, Response, StatusCode, Version,
+    HeaderMap, HeaderValue, Request, Response, StatusCode, Version,
     header::{CONTENT_TYPE, EXPECT},
     request,
 };
@@ -28,8 +28,10 @@ use super::{
 
 /// How long a server may take until it begins to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(600);
-/// How long what a client has sent whole goes on where the client does not wait for the answer.
+/// How long what a command has sent goes on after its end.
 const PASSED_ON_WITHIN: Duration = Duration::from_secs(5);
+/// How long a request goes on whose client may have gone.
+const GONE_FOR: Duration = Duration::from_secs(10);
 /// How much of a body that is refused is taken, and for how long: who sends first and listens then hears nothing otherwise.
 const REFUSED_BYTES_MAX: usize = 64 * 1024 * 1024;
 const REFUSED_WITHIN: Duration = Duration::from_secs(2);
@@ -84,16 +86,22 @@ impl Call {
 
     /// Decides whether it is passed on.
     async fn begin(&self, mut request: Request<Incoming>) -> Result<Begun, Refusal> {
-        // What waits for its place is not to have many fields.
-        let checked = head::fields(request.headers()).inspect_err(|_| request.headers_mut().clear());
-        let place = self.of.requests.clone().acquire_owned().await.map_err(|_| Refusal::SandboxEnded)?;
-        let room = self.told.clone().reserve_owned().await.map_err(|_| Refusal::SandboxEnded)?;
+        // What waits for its place is not to have many fields, nor what may come after its body.
+        let fields = head::fields(request.headers());
+        if fields.is_err() {
+            *request.headers_mut() = HeaderMap::new();
+        }
         let inside = hyper::upgrade::on(&mut request);
         let (head, body) = request.into_parts();
+        let body = fields.map(|()| body);
+        let place = self.of.requests.clone().acquire_owned().await.map_err(|_| Refusal::SandboxEnded)?;
+        let room = self.told.clone().reserve_owned().await.map_err(|_| Refusal::SandboxEnded)?;
         let exchange = Exchange::new(self.at.clone(), &head, room, place);
-        let checked = checked.and_then(|()| head::check(&head, &self.at.name, self.at.port));
+        let body = body.inspect_err(|refusal| exchange.refuse(*refusal))?;
+        let checked = head::check(&head, &self.at.name, self.at.port);
         if let Err(refusal) = checked.and_then(|()| self.decide(&head)) {
             exchange.refuse(refusal);
+            drop(exchange);
             if !head.headers.contains_key(EXPECT) {
                 take(body).await;
             }
@@ -106,15 +114,17 @@ impl Call {
     async fn pass(&self, begun: Begun) -> Result<Response<Answer>, Refusal> {
         let Begun { mut head, body, inside, exchange } = begun;
         let (is_websocket, is_the_last) = (head::is_websocket(&head), head::is_the_last(&head));
-        let [out, early, back] = std::array::from_fn(|_| self.withdrawn(&head));
+        let [out, early, late, back] = std::array::from_fn(|_| self.withdrawn(&head));
+        let is_http2 = head.version == Version::HTTP_2;
         head::outgoing(&mut head, &self.at.name, self.at.port)?;
-        let body = Passing::new(body, Way::Out, out, exchange.clone());
-        let mut sending = self.send(Request::from_parts(head, body), is_websocket, exchange.clone());
+        let body = Passing::new(body, Way::Out { is_http2 }, out, exchange.clone());
+        let mut sending = self.send(Request::from_parts(head, body), is_websocket, late, exchange.clone());
         let answered = tokio::select! {
             answered = timeout(ANSWER_WITHIN, &mut sending.answered) => answered.map_err(|_| Refusal::TooSlow),
             () = early => Err(Refusal::Withdrawn),
+            () = self.given_up(is_http2) => Err(Refusal::BrokenOff),
         };
-        let mut answer = answered.inspect_err(|_| sending.task.abort())?.map_err(|_| Refusal::SandboxEnded)??;
+        let mut answer = answered?.map_err(|_| Refusal::SandboxEnded)??;
         exchange.answered(answer.status());
         let outside = hyper::upgrade::on(&mut answer);
         let (mut head, body) = answer.into_parts();
@@ -134,15 +144,39 @@ impl Call {
         Ok(Response::from_parts(head, Either::Right(Passing::new(body, Way::In, back, exchange))))
     }
 
-    /// Sends it.
-    fn send(&self, request: Request<Outgoing>, upgrades: bool, exchange: Arc<Exchange>) -> Sending {
+    /// Sends it, for as long as it is not withdrawn.
+    fn send(
+        &self,
+        request: Request<Outgoing>,
+        upgrades: bool,
+        withdrawn: impl Future<Output = ()> + Send + 'static,
+        exchange: Arc<Exchange>,
+    ) -> Sending {
         let (sender, answered) = oneshot::channel();
         let of = self.of.clone();
         let task = self.of.tasks.spawn(async move {
-            let _nobody_waits = sender.send(of.upstream.send(request, upgrades).await);
+            let answered = tokio::select! {
+                answered = of.upstream.send(request, upgrades) => answered,
+                () = withdrawn => Err(Refusal::Withdrawn),
+            };
+            let _nobody_waits = sender.send(answered);
             drop(exchange);
         });
-        Sending { answered, task, tasks: self.of.tasks.clone() }
+        Sending { answered, task }
+    }
+
+    /// Waits until the client has gone, and for some time then: what a command has sent when it ends is passed on. Over HTTP/1.1 a
+    /// client that has gone is not told from one that has said all it will; over HTTP/2 it takes its requests back.
+    async fn given_up(&self, is_http2: bool) {
+        if is_http2 {
+            return std::future::pending().await;
+        }
+        self.at.quiet().await;
+        let mut is_last = self.is_last.clone();
+        let ended = is_last.wait_for(|is_last| *is_last);
+        if matches!(timeout(GONE_FOR, ended).await, Ok(Ok(_))) {
+            tokio::time::sleep(PASSED_ON_WITHIN).await;
+        }
     }
 
     /// Whether some rule allows it.
@@ -183,24 +217,15 @@ impl Call {
     }
 }
 
-/// A request that is being sent; where it is dropped before there is an answer, that goes on for a while. One whose body was
-/// not whole breaks off by itself.
+/// A request that is being sent, for as long as somebody waits for the answer.
 struct Sending {
     answered: oneshot::Receiver<Result<Response<Incoming>, Refusal>>,
     task: AbortHandle,
-    tasks: Tasks,
 }
 
 impl Drop for Sending {
     fn drop(&mut self) {
-        if self.task.is_finished() {
-            return;
-        }
-        let task = self.task.clone();
-        self.tasks.spawn(async move {
-            tokio::time::sleep(PASSED_ON_WITHIN).await;
-            task.abort();
-        });
+        self.task.abort();
     }
 }
 

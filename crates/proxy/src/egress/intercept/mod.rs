@@ -4,14 +4,17 @@
 //! What always holds: what is intercepted is TLS to the name that it was connected by, or it is closed; each request is
 //! decided by itself, at its begin and for as long as it lasts, and what is refused has left by no byte; a server is spoken to
 //! over TLS alone, whose certificate was checked. Bodies pass as they come, and no faster than they are taken. What goes wrong has
-//! a status and a code, which name nothing but the host. What a client has sent whole goes on for some seconds without it.
+//! a status and a code, which name nothing but the host. A request of HTTP/1.1 goes on for some seconds
+//! where its client says no more.
 //!
-//! All limits together are what a shim can hold (its own is 256 MiB): heads of streams that wait for a place are at most 2,048 of
-//! 16 KiB, connections of HTTP/1.1 have 128 heads, and 128 bodies are under way each way.
+//! All limits together are what a shim can hold (its own is 256 MiB): 512 streams may wait for a place, each with a
+//! head and what follows its body, which are 16 KiB on the wire and may be 80 KiB once they are read; connections of HTTP/1.1
+//! have 128 heads, and 128 bodies are under way each way.
 
 pub mod authority;
 mod body;
 mod call;
+mod client;
 mod exchange;
 pub mod head;
 mod tasks;
@@ -34,7 +37,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls::{AlertDescription, RootCertStore, server::Acceptor};
+use rustls::{AlertDescription, RootCertStore, ServerConfig, server::Acceptor};
 use tokio::{
     net::TcpStream,
     sync::{Semaphore, SemaphorePermit, mpsc, watch},
@@ -45,6 +48,7 @@ use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use self::{
     authority::{Authority, AuthorityError, asks_for},
     call::Call,
+    client::Client,
     tasks::Tasks,
     upstream::Upstream,
 };
@@ -57,9 +61,10 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 const HTTP2_HEAD_BYTES_MAX: u32 = 16 * 1024;
 /// The most fields of a head.
 const HEADERS_MAX: usize = 100;
-/// The most connections of a sandbox that are intercepted at once, and of those the most of HTTP/2; others wait.
+/// The most connections of a sandbox that are intercepted at once, others wait; and the most of HTTP/2, others are offered
+/// HTTP/1.1.
 const CONNECTIONS_MAX: usize = 128;
-const HTTP2_CONNECTIONS_MAX: usize = 32;
+const HTTP2_CONNECTIONS_MAX: usize = 16;
 /// The most requests of a sandbox that are under way; others wait.
 const REQUESTS_MAX: usize = 128;
 /// How long a connection waits for its place.
@@ -71,7 +76,7 @@ const IDLE_FOR: Duration = Duration::from_secs(60);
 /// How long a connection that was asked to end may take.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// The most requests of a connection of HTTP/2 at once, and how many bytes of them may wait: of one, and of all.
-const STREAMS_MAX: u32 = 64;
+const STREAMS_MAX: u32 = 32;
 const STREAM_BYTES: u32 = 64 * 1024;
 const CONNECTION_BYTES: u32 = 512 * 1024;
 /// How many bytes of an answer may wait to be taken.
@@ -109,6 +114,8 @@ struct At {
     under_way: watch::Sender<usize>,
     /// Whether the connection was cut before its end: what looks like the end of a body is none then.
     is_cut: AtomicBool,
+    /// Whether the client has said all it will.
+    is_quiet: watch::Sender<bool>,
 }
 
 impl At {
@@ -118,6 +125,15 @@ impl At {
 
     fn end(&self) {
         self.under_way.send_modify(|count| *count -= 1);
+    }
+
+    fn says_no_more(&self) {
+        self.is_quiet.send_replace(true);
+    }
+
+    /// Waits until the client has said all it will.
+    async fn quiet(&self) {
+        let _never_closed = self.is_quiet.subscribe().wait_for(|is_quiet| *is_quiet).await.map(drop);
     }
 
     fn is_cut(&self) -> bool {
@@ -181,15 +197,22 @@ impl Interceptor {
         is_last: watch::Receiver<bool>,
     ) -> Result<(), Refusal> {
         let _place = place(&self.connections).await?;
-        let stream = timeout(GREETING_WITHIN, self.greet(client, name)).await.map_err(|_| Refusal::TooSlow)??;
-        let at =
-            Arc::new(At { name: name.clone(), port, under_way: watch::Sender::new(0), is_cut: AtomicBool::new(false) });
+        let http2_place = self.http2_connections.try_acquire().ok();
+        let greeting = self.greet(client, name, http2_place.is_some());
+        let stream = timeout(GREETING_WITHIN, greeting).await.map_err(|_| Refusal::TooSlow)??;
+        let at = Arc::new(At {
+            name: name.clone(),
+            port,
+            under_way: watch::Sender::new(0),
+            is_cut: AtomicBool::new(false),
+            is_quiet: watch::Sender::new(false),
+        });
         let tasks = Tasks::default();
         let call = Call::new(self.clone(), at, told.clone(), tasks.clone(), is_last);
         let served = if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-            let _place = place(&self.http2_connections).await?;
             serve_http2(stream, call, tasks.clone()).await
         } else {
+            drop(http2_place);
             serve_http1(stream, call).await
         };
         // What a connection became goes on after it.
@@ -200,12 +223,18 @@ impl Interceptor {
         })
     }
 
-    /// Begins TLS with a client that is to ask for `name`.
-    async fn greet(&self, client: TcpStream, name: &HostName) -> Result<TlsStream<TcpStream>, Refusal> {
+    /// Begins TLS with a client that is to ask for `name`, and may speak HTTP/2 where that is offered.
+    async fn greet(
+        &self,
+        client: TcpStream,
+        name: &HostName,
+        offers_http2: bool,
+    ) -> Result<TlsStream<TcpStream>, Refusal> {
         let config = self.authority.speaks_for(name).map_err(|error| {
             tracing::error!(%error, "a connection cannot be intercepted");
             Refusal::NoCertificate
         })?;
+        let config = if offers_http2 { config } else { http1_alone(&config) };
         let greeted = LazyConfigAcceptor::new(Acceptor::default(), client).await.map_err(|_| Refusal::Malformed)?;
         let is_asked_for = asks_for(&greeted.client_hello(), name);
         // Who asks for another is told so in TLS: there is no certificate for that.
@@ -218,6 +247,13 @@ impl Interceptor {
             _ => Err(Refusal::OtherName),
         }
     }
+}
+
+/// The same without HTTP/2.
+fn http1_alone(config: &ServerConfig) -> Arc<ServerConfig> {
+    let mut config = config.clone();
+    config.alpn_protocols.retain(|protocol| protocol != b"h2");
+    Arc::new(config)
 }
 
 async fn place(places: &Semaphore) -> Result<SemaphorePermit<'_>, Refusal> {
@@ -242,11 +278,12 @@ fn is_distrust(error: &std::io::Error) -> bool {
 
 async fn serve_http1(stream: TlsStream<TcpStream>, call: Call) -> hyper::Result<()> {
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(IDLE_FOR);
+    builder.timer(TokioTimer::new()).header_read_timeout(IDLE_FOR).half_close(true);
     builder.max_buf_size(HEAD_BYTES_MAX).max_headers(HEADERS_MAX);
     let at = call.at();
     let service = service_fn(move |request| call.clone().answer(request));
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
+    let client = Client::new(stream, at.clone());
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(client), service).with_upgrades());
     let mut served = Served { at: &at, has_ended: false };
     let ended = connection.as_mut().await;
     served.has_ended = true;

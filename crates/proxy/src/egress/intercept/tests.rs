@@ -569,6 +569,29 @@ async fn half_an_upload_is_never_a_whole_one() {
 }
 
 #[tokio::test]
+async fn a_request_that_is_taken_back_comes_to_nothing() {
+    let mut world = World::new(&["POST /v1", "GET /v1"], BOTH).await;
+    let authority = world.authority();
+    let target = |path: &str| format!("https://{authority}{path}");
+    let stream = world.connects(NAME, &[b"h2"]).await.unwrap();
+    let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    for reason in [h2::Reason::NO_ERROR, h2::Reason::CANCEL] {
+        let request = Request::post(target("/v1/put")).body(()).unwrap();
+        let (_answer, mut body) = sender.send_request(request, false).unwrap();
+        body.send_data("half".into(), false).unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        body.send_reset(reason);
+        assert_eq!(within(world.told()).await.refused, Some(Refusal::BrokenOff));
+        assert!(world.came().is_empty(), "{reason}: half an upload is no whole one");
+    }
+    let given_up = Request::get(target("/v1/never")).body(()).unwrap();
+    drop(sender.send_request(given_up, true).unwrap());
+    assert_eq!(within(world.told()).await.refused, Some(Refusal::BrokenOff));
+    within(world.interceptor.at_rest()).await;
+}
+
+#[tokio::test]
 async fn trailers_of_answers_pass_and_those_of_requests_do_not() {
     let world = World::new(&["GET,POST /v1"], BOTH).await;
     let mut sender = world.sends_by_http2().await;

@@ -38,10 +38,10 @@ use super::{
 /// How long it may take until TLS is spoken with a server.
 const CONNECT_WITHIN: Duration = Duration::from_secs(30);
 /// The most connections to all servers; more requests wait for one.
-const CONNECTIONS_MAX: usize = 256;
+const CONNECTIONS_MAX: usize = 512;
 /// How many connections to a server are kept that nobody uses, and for how long.
 const IDLE_MAX: usize = 8;
-const IDLE_FOR: Duration = Duration::from_secs(10);
+const IDLE_FOR: Duration = Duration::from_secs(3);
 /// How many bytes of answers of HTTP/2 may wait: of one, and of all over a connection.
 const STREAM_BYTES: u32 = 256 * 1024;
 const CONNECTION_BYTES: u32 = 1024 * 1024;
@@ -157,8 +157,8 @@ impl Service<Uri> for Dial {
             let name = uri.host().and_then(|host| HostName::from_wire(host.as_bytes()).ok());
             let host = Host::Name(name.ok_or(Refusal::OtherHost)?);
             let port = uri.port_u16().unwrap_or(holm_domain::egress::policy::PORT);
-            let way = outside.way(&host, port).ok_or(Refusal::NotAllowed)?;
             let place = places.acquire_owned().await.map_err(|_| Refusal::SandboxEnded)?;
+            let way = outside.way(&host, port).ok_or(Refusal::NotAllowed)?;
             let stream = outside.connect(&host, port, way.scope).await?;
             Ok(TokioIo::new(Held { stream, _place: place }))
         })
