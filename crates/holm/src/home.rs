@@ -185,7 +185,9 @@ fn refused(problem: String) -> io::Error {
 }
 
 fn nobody_listens(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+    // One that ends while somebody waits to be accepted resets him.
+    let gone = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused, io::ErrorKind::ConnectionReset];
+    gone.contains(&error.kind())
 }
 
 #[cfg(test)]
