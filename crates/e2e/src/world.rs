@@ -76,7 +76,13 @@ impl World {
     /// The same on a file in the state folder, whatever other tests stand on.
     #[track_caller]
     pub fn on_file() -> Self {
-        Self::on(Store::Sqlite, "", "")
+        Self::on_file_with("")
+    }
+
+    /// With lines for the server in the file of settings.
+    #[track_caller]
+    pub fn on_file_with(server: &str) -> Self {
+        Self::on(Store::Sqlite, server, "")
     }
 
     #[track_caller]

@@ -246,6 +246,7 @@ impl Sandbox {
             read_only: vec!["/ro".into()],
             writes_to_host,
             redirect: None,
+            trusted: None,
         };
         let set_up = epoch.client.json(Method::POST, "/setup", Some(&setup)).await.expect("setup");
         (sandbox, epoch, set_up)
