@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use holm_domain::{
     RunId,
-    egress::policy::Rule,
     run::{RunSpec, spec::WORK_DIR},
 };
 use holm_wire::guest_api::{Spawn, TRUST_AUTHORITY, TRUST_BUNDLE, TRUST_DIR};
@@ -34,15 +33,12 @@ const ADDITIONS: [&str; 2] = ["NODE_EXTRA_CA_CERTS", "DENO_CERT"];
 /// What has the system's list used (uv, Deno).
 const SWITCHES: [(&str, &str); 2] = [("UV_NATIVE_TLS", "1"), ("DENO_TLS_CA_STORE", "system,mozilla")];
 
-/// The command as the guest is asked to start it. `runtime_env` is what the runtime knows of the image.
-pub fn spawn(run: RunId, spec: &RunSpec, runtime_env: &[(String, String)]) -> Spawn {
+/// The command as the guest is asked to start it. `known` is what the runtime knows of the image, and [`trust`].
+pub fn spawn(run: RunId, spec: &RunSpec, known: &[(String, String)]) -> Spawn {
     let user = spec.user.as_deref().unwrap_or(ROOT);
     let mut env: BTreeMap<String, String> =
         base(run, user).into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    env.extend(runtime_env.iter().cloned());
-    if spec.allow.iter().any(Rule::is_of_requests) {
-        env.extend(trust());
-    }
+    env.extend(known.iter().cloned());
     env.extend(spec.env.clone());
     let work_dir = spec.work_dir.as_ref().map(|_| WORK_DIR.to_owned());
     let cwd = spec.cwd.clone().or(work_dir);
@@ -50,7 +46,7 @@ pub fn spawn(run: RunId, spec: &RunSpec, runtime_env: &[(String, String)]) -> Sp
 }
 
 /// Where programs find the authority of the sandbox's egress proxy.
-fn trust() -> impl Iterator<Item = (String, String)> {
+pub fn trust() -> impl Iterator<Item = (String, String)> {
     let bundles = BUNDLES.map(|name| (name, format!("{TRUST_DIR}/{TRUST_BUNDLE}")));
     let additions = ADDITIONS.map(|name| (name, format!("{TRUST_DIR}/{TRUST_AUTHORITY}")));
     let switches = SWITCHES.map(|(name, value)| (name, value.to_owned()));

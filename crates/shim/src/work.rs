@@ -59,9 +59,11 @@ impl Attempt {
         proxy: Option<&mut Proxy>,
         readiness: Readiness,
     ) -> Result<ExitStatus, Ending> {
-        let Inside { lane_in, lane_out, mut setup, env } = inside;
-        let trusted = proxy.as_ref().and_then(|proxy| proxy.egress.trusted());
-        setup.trusted = trusted.map(|(authority, others)| Trusted { authority, others: others.to_owned() });
+        let Inside { lane_in, lane_out, mut setup, mut env } = inside;
+        if let Some((authority, others)) = proxy.as_ref().and_then(|proxy| proxy.egress.trusted()) {
+            setup.trusted = Some(Trusted { authority, others: others.to_owned() });
+            env.extend(environment::trust());
+        }
         let tuning = self.launch.tuning;
         let patience =
             Patience { ready: Duration::from_millis(tuning.ready_ms), answer: Duration::from_millis(tuning.answer_ms) };

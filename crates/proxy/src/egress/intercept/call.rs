@@ -12,15 +12,14 @@ use http_body_util::{BodyExt as _, Either, Full};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
-    task::AbortHandle,
+    sync::{mpsc, watch},
     time::timeout,
 };
 
 use super::{
     super::{Refusal, Told, relay::relay},
     At, HEADERS_MAX, Interceptor,
-    body::{Answer, Outgoing, Passing, Way},
+    body::{Answer, Passing, Way},
     exchange::Exchange,
     head,
     tasks::Tasks,
@@ -114,17 +113,16 @@ impl Call {
     async fn pass(&self, begun: Begun) -> Result<Response<Answer>, Refusal> {
         let Begun { mut head, body, inside, exchange } = begun;
         let (is_websocket, is_the_last) = (head::is_websocket(&head), head::is_the_last(&head));
-        let [out, early, late, back] = std::array::from_fn(|_| self.withdrawn(&head));
+        let [out, early, back] = std::array::from_fn(|_| self.withdrawn(&head));
         let is_http2 = head.version == Version::HTTP_2;
         head::outgoing(&mut head, &self.at.name, self.at.port)?;
         let body = Passing::new(body, Way::Out { is_http2 }, out, exchange.clone());
-        let mut sending = self.send(Request::from_parts(head, body), is_websocket, late, exchange.clone());
-        let answered = tokio::select! {
-            answered = timeout(ANSWER_WITHIN, &mut sending.answered) => answered.map_err(|_| Refusal::TooSlow),
+        let sending = self.of.upstream.send(Request::from_parts(head, body), is_websocket);
+        let mut answer = tokio::select! {
+            answered = timeout(ANSWER_WITHIN, sending) => answered.unwrap_or(Err(Refusal::TooSlow)),
             () = early => Err(Refusal::Withdrawn),
             () = self.given_up(is_http2) => Err(Refusal::BrokenOff),
-        };
-        let mut answer = answered?.map_err(|_| Refusal::SandboxEnded)??;
+        }?;
         exchange.answered(answer.status());
         let outside = hyper::upgrade::on(&mut answer);
         let (mut head, body) = answer.into_parts();
@@ -142,27 +140,6 @@ impl Call {
             return Ok(Response::from_parts(head, Either::Left(Full::default())));
         }
         Ok(Response::from_parts(head, Either::Right(Passing::new(body, Way::In, back, exchange))))
-    }
-
-    /// Sends it, for as long as it is not withdrawn.
-    fn send(
-        &self,
-        request: Request<Outgoing>,
-        upgrades: bool,
-        withdrawn: impl Future<Output = ()> + Send + 'static,
-        exchange: Arc<Exchange>,
-    ) -> Sending {
-        let (sender, answered) = oneshot::channel();
-        let of = self.of.clone();
-        let task = self.of.tasks.spawn(async move {
-            let answered = tokio::select! {
-                answered = of.upstream.send(request, upgrades) => answered,
-                () = withdrawn => Err(Refusal::Withdrawn),
-            };
-            let _nobody_waits = sender.send(answered);
-            drop(exchange);
-        });
-        Sending { answered, task }
     }
 
     /// Waits until the client has gone, and for some time then: what a command has sent when it ends is passed on. Over HTTP/1.1 a
@@ -214,18 +191,6 @@ impl Call {
                 Err(refusal) => exchange.refuse(refusal),
             }
         });
-    }
-}
-
-/// A request that is being sent, for as long as somebody waits for the answer.
-struct Sending {
-    answered: oneshot::Receiver<Result<Response<Incoming>, Refusal>>,
-    task: AbortHandle,
-}
-
-impl Drop for Sending {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 

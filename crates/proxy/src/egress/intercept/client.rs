@@ -8,7 +8,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, ReadBuf, ReadHalf, join, split},
     net::TcpStream,
 };
 use tokio_rustls::server::TlsStream;
@@ -17,19 +17,17 @@ use super::At;
 
 /// A client. That it says no more is noted, and is no error where it does so without the words that TLS has for that: what a
 /// request is has its end in itself, so half of one is not taken for a whole one.
-pub struct Client {
-    stream: TlsStream<TcpStream>,
+pub fn client(stream: TlsStream<TcpStream>, at: Arc<At>) -> impl AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    let (stream, sink) = split(stream);
+    join(Says { stream, at }, sink)
+}
+
+struct Says {
+    stream: ReadHalf<TlsStream<TcpStream>>,
     at: Arc<At>,
 }
 
-impl Client {
-    /// The client behind `stream`.
-    pub(super) fn new(stream: TlsStream<TcpStream>, at: Arc<At>) -> Self {
-        Self { stream, at }
-    }
-}
-
-impl AsyncRead for Client {
+impl AsyncRead for Says {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = match ready!(Pin::new(&mut self.stream).poll_read(cx, buffer)) {
@@ -40,31 +38,5 @@ impl AsyncRead for Client {
             self.at.says_no_more();
         }
         Poll::Ready(read)
-    }
-}
-
-impl AsyncWrite for Client {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

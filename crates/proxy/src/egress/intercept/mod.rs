@@ -3,9 +3,9 @@
 //!
 //! What always holds: what is intercepted is TLS to the name that it was connected by, or it is closed; each request is
 //! decided by itself, at its begin and for as long as it lasts, and what is refused has left by no byte; a server is spoken to
-//! over TLS alone, whose certificate was checked. Bodies pass as they come, and no faster than they are taken. What goes wrong has
-//! a status and a code, which name nothing but the host. A request of HTTP/1.1 goes on for some seconds
-//! where its client says no more.
+//! over TLS alone, whose certificate was checked. Bodies pass as they come, and no faster than they are taken. What goes wrong
+//! has a status and a code, which name nothing but the host. A request of HTTP/1.1 goes on for some seconds where its client
+//! says no more.
 //!
 //! All limits together are what a shim can hold (its own is 256 MiB): 512 streams may wait for a place, each with a
 //! head and what follows its body, which are 16 KiB on the wire and may be 80 KiB once they are read; connections of HTTP/1.1
@@ -48,7 +48,7 @@ use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use self::{
     authority::{Authority, AuthorityError, asks_for},
     call::Call,
-    client::Client,
+    client::client,
     tasks::Tasks,
     upstream::Upstream,
 };
@@ -282,7 +282,7 @@ async fn serve_http1(stream: TlsStream<TcpStream>, call: Call) -> hyper::Result<
     builder.max_buf_size(HEAD_BYTES_MAX).max_headers(HEADERS_MAX);
     let at = call.at();
     let service = service_fn(move |request| call.clone().answer(request));
-    let client = Client::new(stream, at.clone());
+    let client = client(stream, at.clone());
     let mut connection = pin!(builder.serve_connection(TokioIo::new(client), service).with_upgrades());
     let mut served = Served { at: &at, has_ended: false };
     let ended = connection.as_mut().await;

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hyper::rt::Executor;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 
 /// What is done beside.
 #[derive(Debug, Clone, Default)]
@@ -15,10 +15,10 @@ impl Tasks {
     }
 
     /// Does `task` beside.
-    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut set = self.set();
         while set.try_join_next().is_some() {}
-        set.spawn(task)
+        set.spawn(task);
     }
 
     /// Waits until all that was begun has ended.
