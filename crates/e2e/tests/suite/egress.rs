@@ -21,14 +21,19 @@ use holm_e2e::{
 };
 
 /// A server on this machine that does `each` with every connection, and counts them.
-struct Server {
-    port: u16,
+pub struct Server {
+    pub port: u16,
     connections: Arc<AtomicUsize>,
 }
 
 impl Server {
-    fn start(each: impl Fn(TcpStream) -> std::io::Result<()> + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port for a server");
+    pub fn start(each: impl Fn(TcpStream) -> std::io::Result<()> + Send + Sync + 'static) -> Self {
+        Self::start_at("127.0.0.1", each)
+    }
+
+    /// One at an address of this machine.
+    pub fn start_at(address: &str, each: impl Fn(TcpStream) -> std::io::Result<()> + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind((address, 0)).expect("a port for a server");
         let port = listener.local_addr().expect("its address").port();
         let connections = Arc::<AtomicUsize>::default();
         let (each, count) = (Arc::new(each), connections.clone());
@@ -44,7 +49,7 @@ impl Server {
     }
 
     /// One that says all that it was told, once that has ended.
-    fn echo() -> Self {
+    pub fn echo() -> Self {
         Self::start(|mut connection| {
             let mut told = Vec::new();
             connection.read_to_end(&mut told)?;
@@ -52,29 +57,31 @@ impl Server {
         })
     }
 
-    fn connections(&self) -> usize {
+    pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 }
 
 /// An installation whose host asks `names`, and lets runs reach 127.0.0.1 beside the public internet.
-fn world(names: &NameServer) -> World {
-    world_that_reaches("127.0.0.1", names)
+pub fn world(names: &NameServer) -> World {
+    world_that_reaches(&["127.0.0.1"], names)
 }
 
-fn world_that_reaches(range: &str, names: &NameServer) -> World {
+pub fn world_that_reaches(ranges: &[&str], names: &NameServer) -> World {
     let mut world = World::new();
-    world.start_up_with(&["--host-name-server", &names.address(), "--host-reach", range]);
+    let address = names.address();
+    let reach = ranges.iter().flat_map(|range| ["--host-reach", range]);
+    world.start_up_with(&["--host-name-server", &address].into_iter().chain(reach).collect::<Vec<_>>());
     world
 }
 
-fn names(answers: &[(&'static str, &[&str])]) -> NameServer {
+pub fn names(answers: &[(&'static str, &[&str])]) -> NameServer {
     let parsed = |list: &[&str]| vec![list.iter().map(|address| address.parse().expect("an address")).collect()];
     NameServer::start(answers.iter().map(|(name, list)| (*name, parsed(list))).collect::<Answers>())
 }
 
 /// What a program says that may use `ask(host, port)`, which returns what an echo server says to `hello`.
-fn python(world: &World, allow: &[String], body: &str) -> Ran {
+pub fn python(world: &World, allow: &[String], body: &str) -> Ran {
     let program = format!(
         r#"
 import errno, socket, sys
@@ -105,7 +112,7 @@ def attempt(name, *what):
 }
 
 /// Who was refused, by the events of the newest run, however often it was told.
-fn refused(world: &World) -> Vec<String> {
+pub fn refused(world: &World) -> Vec<String> {
     let told = world.events_of(&world.newest(), "egress_refused");
     let text = |event: &serde_json::Value| format!("{}:{}", event["host"].as_str().unwrap_or_default(), event["port"]);
     let mut told: Vec<String> = told.iter().map(text).collect();
@@ -197,7 +204,7 @@ fn a_name_that_leads_to_what_nobody_listed_leads_nowhere() {
 fn the_host_itself_is_reached_where_it_is_listed_by_itself_only() {
     let names = names(&[("host.example", &["127.0.0.1"])]);
     let server = Server::echo();
-    let world = world_that_reaches("127.0.0.0/8", &names);
+    let world = world_that_reaches(&["127.0.0.0/8"], &names);
     let port = server.port;
     let body = format!("attempt('host', 'host.example', {port})");
     let ran = python(&world, &[format!("host.example:{port}")], &body).succeeds();

@@ -5,6 +5,7 @@
 
 mod agent_folder;
 mod api;
+mod attacks;
 mod attempts;
 mod basics;
 mod buckets;
@@ -40,6 +41,7 @@ mod restore;
 mod rolling;
 #[path = "../../../store/tests/support/s3.rs"]
 mod s3;
+mod site;
 mod traces;
 mod units;
 mod up;

@@ -70,12 +70,18 @@ fn is_of(authority: &Authority, name: &HostName, port: u16) -> Result<bool, Refu
     let (host, whole) = (authority.host(), authority.as_str());
     let port_of = match whole.strip_prefix(host) {
         Some("") => PORT,
-        Some(_) => authority.port_u16().ok_or(Refusal::MalformedRequest)?,
+        Some(rest) => number(rest).ok_or(Refusal::MalformedRequest)?,
         // Somebody's name stands before it (RFC 9110, section 4.2.4).
         None => return Err(Refusal::MalformedRequest),
     };
     let host = Host::from_wire(host.as_bytes()).map_err(|_| Refusal::MalformedRequest)?;
     Ok(host == Host::Name(name.clone()) && port_of == port)
+}
+
+/// The port of `:8443`, which has digits alone (RFC 3986, section 3.2.3).
+fn number(text: &str) -> Option<u16> {
+    let digits = text.strip_prefix(':')?;
+    digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
 }
 
 /// Whether nothing may follow a request over its connection: where its body ends is said by its transfer coding, and what else it

@@ -1,0 +1,173 @@
+//! A site on this machine, over TLS, that keeps what it is asked; and an installation whose runs may reach it.
+
+use std::{
+    convert::Infallible,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    thread,
+};
+
+use bytes::Bytes;
+use holm_e2e::{
+    World,
+    names::{Answers, NameServer},
+    ran::Ran,
+};
+use http::{
+    HeaderValue, Request, Response, StatusCode,
+    header::{ALT_SVC, HOST, LOCATION},
+};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rustls::{
+    ServerConfig,
+    crypto::ring,
+    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+/// Much to say.
+static BIG: OnceLock<Bytes> = OnceLock::new();
+
+/// The name of the site, and one that leads to the same address and that no certificate of it has.
+pub const SITE: &str = "site.example";
+pub const EVIL: &str = "evil.example";
+
+/// A site on this machine whose certificate leads to an authority that nothing trusts.
+pub struct Site {
+    pub port: u16,
+    /// The file of the authority.
+    pub authority: PathBuf,
+    heard: Arc<Mutex<String>>,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Site {
+    /// One that says `site` to all requests, and keeps its authority in `dir`.
+    fn start(dir: &Path) -> Self {
+        let (issuer, config) = certified();
+        let authority = dir.join("authority.pem");
+        fs::write(&authority, issuer).expect("a file");
+        let (asked, heard) = (Arc::<Mutex<Vec<String>>>::default(), Arc::<Mutex<String>>::default());
+        let kept = Kept { asked: asked.clone(), heard: heard.clone() };
+        let (sender, port) = std::sync::mpsc::channel();
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+                sender.send(listener.local_addr().expect("its address").port()).expect("somebody waits for it");
+                let acceptor = TlsAcceptor::from(Arc::new(config));
+                while let Ok((stream, _)) = listener.accept().await {
+                    tokio::spawn(serve(acceptor.clone(), stream, kept.clone()));
+                }
+            });
+        });
+        Self { port: port.recv().expect("a port"), authority, heard, asked }
+    }
+
+    pub fn rule(&self, methods: &str, path: &str) -> String {
+        format!("{methods} {SITE}:{}{path}", self.port)
+    }
+
+    /// What it was asked since that was asked last.
+    pub fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut *lock(&self.asked))
+    }
+
+    /// All that it was sent, in small letters: heads when they came, and of bodies what came.
+    pub fn heard(&self) -> String {
+        lock(&self.heard).clone()
+    }
+}
+
+/// What a site keeps.
+#[derive(Clone)]
+struct Kept {
+    asked: Arc<Mutex<Vec<String>>>,
+    heard: Arc<Mutex<String>>,
+}
+
+impl Kept {
+    fn hear(&self, bytes: &[u8]) {
+        lock(&self.heard).push_str(&String::from_utf8_lossy(bytes).to_lowercase());
+    }
+}
+
+fn lock<T>(kept: &Mutex<T>) -> MutexGuard<'_, T> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An authority as PEM, and how TLS is spoken by a site whose certificate it signed.
+fn certified() -> (String, ServerConfig) {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority");
+    let key = KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::new([SITE.to_owned()]).expect("a name");
+    params.distinguished_name.push(DnType::CommonName, SITE);
+    let certificate = params.signed_by(&key, &issuer).expect("a certificate");
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().expect("versions").with_no_client_auth();
+    (issuer.pem(), builder.with_single_cert(vec![certificate.into()], key).expect("a certificate"))
+}
+
+async fn serve(acceptor: TlsAcceptor, stream: tokio::net::TcpStream, kept: Kept) {
+    let Ok(stream) = acceptor.accept(stream).await else { return };
+    let say = |request: Request<Incoming>| say(request, kept.clone());
+    let _ends = http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(say)).await;
+}
+
+/// Says `site`; `/big` says much, `/hang` nothing, and `/elsewhere` that it is there.
+async fn say(request: Request<Incoming>, kept: Kept) -> Result<Response<Full<Bytes>>, Infallible> {
+    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let asked = format!("{} {} {}", request.method(), request.uri(), host.split(':').next().unwrap_or_default());
+    let elsewhere = format!("https://{}/evil", host.replace(SITE, EVIL));
+    kept.hear(format!("{} {}\n{:?}\n", request.method(), request.uri(), request.headers()).as_bytes());
+    let path = request.uri().path().to_owned();
+    let mut body = request.into_body();
+    while let Some(frame) = body.frame().await {
+        match frame {
+            Ok(frame) => kept.hear(frame.data_ref().map_or(&b""[..], |piece| piece)),
+            // Half of a request is none.
+            Err(_) => return Ok(Response::new(Full::default())),
+        }
+    }
+    lock(&kept.asked).push(asked);
+    let mut answer = Response::new(Full::new(Bytes::from("site\n")));
+    // It is to be found by another protocol too.
+    answer.headers_mut().insert(ALT_SVC, HeaderValue::from_static("h3=\":443\""));
+    match path.as_str() {
+        "/hang" => std::future::pending().await,
+        "/big" => *answer.body_mut() = Full::new(BIG.get_or_init(|| vec![0; 16 << 20].into()).clone()),
+        "/elsewhere" => {
+            *answer.status_mut() = StatusCode::FOUND;
+            answer.headers_mut().insert(LOCATION, elsewhere.try_into().expect("a place"));
+        }
+        _ => {}
+    }
+    Ok(answer)
+}
+
+pub fn names() -> NameServer {
+    let here = vec![vec!["127.0.0.1".parse().expect("an address")]];
+    NameServer::start([(SITE, here.clone()), (EVIL, here)].into_iter().collect::<Answers>())
+}
+
+/// An installation whose host reaches the site, and trusts it.
+pub fn world(names: &NameServer) -> (World, Site) {
+    let mut world = World::new();
+    let site = Site::start(world.dir());
+    let trust = site.authority.display().to_string();
+    world.start_up_with(&["--host-name-server", &names.address(), "--host-reach", "127.0.0.1", "--host-trust", &trust]);
+    (world, site)
+}
+
+/// What a script says that may reach what a rule allows.
+pub fn script(world: &World, rule: &str, text: &str) -> Ran {
+    world.run(["--allow", rule, "--", "/bin/sh", "-c", text])
+}
