@@ -74,6 +74,11 @@ fn needs(all: bool) -> Vec<Need> {
         package: package.to_owned(),
         present: places::program(name).is_some(),
     };
+    let python = |module: &'static str, package: &str| Need {
+        what: module,
+        package: package.to_owned(),
+        present: Path::new("/usr/lib/python3/dist-packages").join(module).exists(),
+    };
     let mut needs = vec![
         Need { what: "PostgreSQL's server", package: "postgresql".to_owned(), present: postgres::bin_dir().is_ok() },
         program("qemu-system-x86_64", "qemu-system-x86"),
@@ -85,6 +90,11 @@ fn needs(all: bool) -> Vec<Need> {
         program("git", "git"),
         program("openssl", "openssl"),
         program("node", "nodejs"),
+        program("npm", "npm"),
+        python("pip", "python3-pip"),
+        python("requests", "python3-requests"),
+        python("grpc", "python3-grpcio"),
+        python("websockets", "python3-websockets"),
         // libFuzzer is C++.
         program("c++", "g++"),
         // The sandbox sees the host's /usr: an interpreter elsewhere would not be found inside.

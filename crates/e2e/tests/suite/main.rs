@@ -11,6 +11,7 @@ mod basics;
 mod buckets;
 mod canary;
 mod chaos;
+mod clients;
 mod contexts;
 mod cordon;
 mod crash;

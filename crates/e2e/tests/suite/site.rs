@@ -25,7 +25,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use rustls::{
     ServerConfig,
     crypto::ring,
-    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -49,9 +49,10 @@ pub struct Site {
 impl Site {
     /// One that says `site` to all requests, and keeps its authority in `dir`.
     fn start(dir: &Path) -> Self {
-        let (issuer, config) = certified();
+        let certified = certified();
+        let config = speaks(&certified);
         let authority = dir.join("authority.pem");
-        fs::write(&authority, issuer).expect("a file");
+        fs::write(&authority, certified.authority).expect("a file");
         let (asked, heard) = (Arc::<Mutex<Vec<String>>>::default(), Arc::<Mutex<String>>::default());
         let kept = Kept { asked: asked.clone(), heard: heard.clone() };
         let (sender, port) = std::sync::mpsc::channel();
@@ -101,8 +102,15 @@ fn lock<T>(kept: &Mutex<T>) -> MutexGuard<'_, T> {
     kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// An authority as PEM, and how TLS is spoken by a site whose certificate it signed.
-fn certified() -> (String, ServerConfig) {
+/// An authority, and a certificate of the site that it signed, with its key: all as PEM.
+pub struct Certified {
+    pub authority: String,
+    pub certificate: String,
+    pub key: String,
+}
+
+/// A certificate of the site's by an authority that nothing trusts.
+pub fn certified() -> Certified {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority");
@@ -110,10 +118,16 @@ fn certified() -> (String, ServerConfig) {
     let mut params = CertificateParams::new([SITE.to_owned()]).expect("a name");
     params.distinguished_name.push(DnType::CommonName, SITE);
     let certificate = params.signed_by(&key, &issuer).expect("a certificate");
-    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    Certified { authority: issuer.pem(), certificate: certificate.pem(), key: key.serialize_pem() }
+}
+
+/// How TLS is spoken with it.
+fn speaks(certified: &Certified) -> ServerConfig {
+    let certificate = CertificateDer::from_pem_slice(certified.certificate.as_bytes()).expect("a certificate");
+    let key = PrivateKeyDer::from_pem_slice(certified.key.as_bytes()).expect("a key");
     let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
     let builder = builder.with_safe_default_protocol_versions().expect("versions").with_no_client_auth();
-    (issuer.pem(), builder.with_single_cert(vec![certificate.into()], key).expect("a certificate"))
+    builder.with_single_cert(vec![certificate], key).expect("a certificate")
 }
 
 async fn serve(acceptor: TlsAcceptor, stream: tokio::net::TcpStream, kept: Kept) {
