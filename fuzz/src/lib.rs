@@ -16,6 +16,7 @@ pub mod dns;
 pub mod follow;
 pub mod greeting;
 pub mod guest;
+pub mod heads;
 pub mod hello;
 pub mod http2;
 pub mod journal;

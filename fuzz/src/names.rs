@@ -1,8 +1,9 @@
 //! Names and addresses of hosts, and rules about them.
 //!
-//! The first byte says which: a name from a wire, the host of an authority, or a rule, a NUL byte, and the host of an authority.
-//! What must hold: what is accepted is in the one form, and comes back from it; a rule comes back from how it is told; a rule
-//! about names allows what a comparison label by label does, and nothing for an address.
+//! The first byte says which: a name from a wire, the host of an authority, or a rule and what is asked for by it: after a NUL
+//! byte each the host of an authority, a method and a path. What must hold: what is accepted is in the one form, and comes back
+//! from it; a rule comes back from how it is told; a rule about names allows what a comparison label by label does, and nothing
+//! for an address; one about paths allows what a comparison part by part does, and nothing that may be read in another way.
 
 use std::net::IpAddr;
 
@@ -30,6 +31,9 @@ pub fn seeds() -> Vec<Vec<u8>> {
         "[2001:db8::]/32:443\0[2001:db8::7]",
         "public\0example.org",
         "GET,HEAD example.org/v1\0example.org",
+        "GET,HEAD example.org/v1\0example.org\0GET\0/v1/a%20b",
+        "example.org/v1/\0example.org\0POST\0/v1",
+        "example.org/v1\0example.org\0GET\0/v1/../v2",
     ];
     [of(0, &names), of(1, &hosts), of(2, &rules)].concat()
 }
@@ -65,9 +69,12 @@ fn host(bytes: &[u8]) -> Option<Host> {
 
 fn rule(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    let (written, asked) = text.split_once('\0').unwrap_or((text, "example.org"));
+    let mut parts = text.split('\0');
+    let mut part = |otherwise| parts.next().unwrap_or(otherwise);
+    let (written, asked, method, path) = (part(""), part("example.org"), part("GET"), part("/"));
     let Ok(rule) = written.parse::<Rule>() else { return };
     assert_eq!(rule.to_string().parse::<Rule>().as_ref(), Ok(&rule), "it comes back");
+    requests(&rule, method, path);
     let Some(host) = host(asked.as_bytes()) else { return };
     let is_allowed = rule.connects(&host, PORT);
     assert!(!is_allowed || rule.names(&host));
@@ -84,4 +91,30 @@ fn rule(bytes: &[u8]) {
         _ => false,
     };
     assert_eq!(rule.names(&host), expected, "{rule} and {host}");
+}
+
+/// Whether a rule allows what is asked for, part by part.
+fn requests(rule: &Rule, method: &str, path: &str) {
+    let is_method = rule.methods.is_empty() || rule.methods.iter().any(|allowed| allowed == method);
+    let parts = |path: &str| path.split('/').map(str::to_owned).collect::<Vec<_>>();
+    let is_path = match rule.path.as_deref() {
+        None | Some("") => true,
+        Some(allowed) => parts(path).starts_with(&parts(allowed)) && is_plain(path),
+    };
+    let is_allowed = rule.requests(method, path);
+    assert!(!is_allowed || is_method && is_path, "{rule} allows {method} {path}");
+    let is_simple = path.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'/');
+    assert!(is_allowed || !(is_method && is_path && is_simple), "{rule} does not allow {method} {path}");
+}
+
+/// Whether no part of a path is empty or made of dots, as it is or once it is unescaped, any number of times.
+fn is_plain(path: &str) -> bool {
+    let inner = path.strip_prefix('/').map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+    let is_part = |part: &str| {
+        let lower = part.to_ascii_lowercase();
+        !part.is_empty()
+            && !matches!(&*lower.replace("%2e", "."), "." | "..")
+            && !["%2f", "%5c", "%00", "%25"].iter().any(|hidden| lower.contains(hidden))
+    };
+    inner.is_some_and(|inner| inner.split('/').all(is_part)) && !path.contains(['\\', '?', '#'])
 }
