@@ -200,9 +200,9 @@ fn gathered(world: &World) -> PathBuf {
 #[test]
 fn a_sqlite_file_that_another_program_locks_costs_no_line_and_no_run() {
     // No lease comes to its end meanwhile.
-    let (world, followed) = Followed::begin(World::on_file_with("lease_ttl = \"2m\"\nlease_margin = \"5s\"\n"), 3_200);
+    let (world, followed) = Followed::begin(World::on_file_with("lease_ttl = \"2m\"\nlease_margin = \"5s\"\n"), 4_000);
     // For less, and for more, than the server waits for its own turn and then for the lock.
-    for (seconds, is_waited_for) in [(3, true), (23, false)] {
+    for (seconds, is_waited_for) in [(3, true), (30, false)] {
         until_more_lines(&world, &followed.run);
         let locking = lock_for(&world, seconds);
         let doctor = Running::start(world.command().arg("doctor"));

@@ -29,6 +29,7 @@ use rustls::{
 };
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::io::InspectReader;
 
 /// Much to say.
 static BIG: OnceLock<Bytes> = OnceLock::new();
@@ -42,8 +43,7 @@ pub struct Site {
     pub port: u16,
     /// The file of the authority.
     pub authority: PathBuf,
-    heard: Arc<Mutex<String>>,
-    asked: Arc<Mutex<Vec<String>>>,
+    kept: Kept,
 }
 
 impl Site {
@@ -53,8 +53,8 @@ impl Site {
         let config = speaks(&certified);
         let authority = dir.join("authority.pem");
         fs::write(&authority, certified.authority).expect("a file");
-        let (asked, heard) = (Arc::<Mutex<Vec<String>>>::default(), Arc::<Mutex<String>>::default());
-        let kept = Kept { asked: asked.clone(), heard: heard.clone() };
+        let kept = Kept::default();
+        let keeps = kept.clone();
         let (sender, port) = std::sync::mpsc::channel();
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -63,11 +63,11 @@ impl Site {
                 sender.send(listener.local_addr().expect("its address").port()).expect("somebody waits for it");
                 let acceptor = TlsAcceptor::from(Arc::new(config));
                 while let Ok((stream, _)) = listener.accept().await {
-                    tokio::spawn(serve(acceptor.clone(), stream, kept.clone()));
+                    tokio::spawn(serve(acceptor.clone(), stream, keeps.clone()));
                 }
             });
         });
-        Self { port: port.recv().expect("a port"), authority, heard, asked }
+        Self { port: port.recv().expect("a port"), authority, kept }
     }
 
     pub fn rule(&self, methods: &str, path: &str) -> String {
@@ -76,26 +76,30 @@ impl Site {
 
     /// What it was asked since that was asked last.
     pub fn asked(&self) -> Vec<String> {
-        std::mem::take(&mut *lock(&self.asked))
+        std::mem::take(&mut *lock(&self.kept.asked))
     }
 
-    /// All that it was sent, in small letters: heads when they came, and of bodies what came.
+    /// All that it was sent within TLS, in small letters, whether it was a request or not.
     pub fn heard(&self) -> String {
-        lock(&self.heard).clone()
+        lock(&self.kept.heard).clone()
+    }
+
+    /// All that came by its wire, in small letters, whether it was TLS or not.
+    pub fn wire(&self) -> String {
+        lock(&self.kept.wire).clone()
     }
 }
 
 /// What a site keeps.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 struct Kept {
     asked: Arc<Mutex<Vec<String>>>,
     heard: Arc<Mutex<String>>,
+    wire: Arc<Mutex<String>>,
 }
 
-impl Kept {
-    fn hear(&self, bytes: &[u8]) {
-        lock(&self.heard).push_str(&String::from_utf8_lossy(bytes).to_lowercase());
-    }
+fn keep(kept: &Mutex<String>, bytes: &[u8]) {
+    lock(kept).push_str(&String::from_utf8_lossy(bytes).to_lowercase());
 }
 
 fn lock<T>(kept: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -131,25 +135,24 @@ fn speaks(certified: &Certified) -> ServerConfig {
 }
 
 async fn serve(acceptor: TlsAcceptor, stream: tokio::net::TcpStream, kept: Kept) {
+    let wire = kept.wire.clone();
+    let stream = InspectReader::new(stream, move |bytes| keep(&wire, bytes));
     let Ok(stream) = acceptor.accept(stream).await else { return };
+    let heard = kept.heard.clone();
+    let stream = InspectReader::new(stream, move |bytes| keep(&heard, bytes));
     let say = |request: Request<Incoming>| say(request, kept.clone());
     let _ends = http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(say)).await;
 }
 
-/// Says `site`; `/big` says much, `/hang` nothing, and `/elsewhere` that it is there.
+/// Says `site`; `/big` says much, `/hang` nothing; `/elsewhere` and `/inside` say that it is there.
 async fn say(request: Request<Incoming>, kept: Kept) -> Result<Response<Full<Bytes>>, Infallible> {
     let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let asked = format!("{} {} {}", request.method(), request.uri(), host.split(':').next().unwrap_or_default());
     let elsewhere = format!("https://{}/evil", host.replace(SITE, EVIL));
-    kept.hear(format!("{} {}\n{:?}\n", request.method(), request.uri(), request.headers()).as_bytes());
     let path = request.uri().path().to_owned();
-    let mut body = request.into_body();
-    while let Some(frame) = body.frame().await {
-        match frame {
-            Ok(frame) => kept.hear(frame.data_ref().map_or(&b""[..], |piece| piece)),
-            // Half of a request is none.
-            Err(_) => return Ok(Response::new(Full::default())),
-        }
+    if request.into_body().collect().await.is_err() {
+        // Half of a request is none.
+        return Ok(Response::new(Full::default()));
     }
     lock(&kept.asked).push(asked);
     let mut answer = Response::new(Full::new(Bytes::from("site\n")));
@@ -161,6 +164,10 @@ async fn say(request: Request<Incoming>, kept: Kept) -> Result<Response<Full<Byt
         "/elsewhere" => {
             *answer.status_mut() = StatusCode::FOUND;
             answer.headers_mut().insert(LOCATION, elsewhere.try_into().expect("a place"));
+        }
+        "/inside" => {
+            *answer.status_mut() = StatusCode::FOUND;
+            answer.headers_mut().insert(LOCATION, HeaderValue::from_static("/evil"));
         }
         _ => {}
     }

@@ -63,7 +63,7 @@ def pairs(*more, **changed):
     return [(name, value) for name, value in {**BASE, **named}.items() if value is not None] + list(more)
 "#;
 /// What is answered to what may not be passed on.
-const REFUSED: [&str; 8] = ["400", "405", "421", "403", "reset 1", "goaway 1", "reset 2", "reset 7"];
+const REFUSED: [&str; 5] = ["400", "405", "421", "reset 1", "goaway 1"];
 
 /// E5 and E6: pseudo-headers that may be read in more than one way, another host over the same connection, tunnels.
 #[test]
@@ -95,7 +95,7 @@ told("other protocol", ask(pairs(method="CONNECT", protocol="connect-udp")))
 told("trace", ask(pairs(method="TRACE")))
 told("star", ask(pairs(method="OPTIONS", path="*")))
 "#;
-    let told = attack.program(&format!("{FRAMES}{body}"));
+    let told = attack.program_by_any_method(&format!("{FRAMES}{body}"));
     told.first_is("control", "200").all(22, &REFUSED);
     attack.left_only(&["GET /open"]);
     let body = r#"
@@ -140,7 +140,7 @@ for name, fields in [
 ]:
     told(name, ask(fields))
 "#;
-    let told = attack.program(&format!("{FRAMES}{body}"));
+    let told = attack.program_by_any_method(&format!("{FRAMES}{body}"));
     told.first_is("control", "200").all(21, &REFUSED);
     attack.left_only(&["GET /open"]);
     // What says another length than it has is no whole request.
@@ -151,11 +151,12 @@ told("two lengths", ask(pairs(("content-length", "3"), ("content-length", "1"), 
 told("odd length", ask(pairs(("content-length", "+3"), method="POST"), b"abc"))
 "#;
     let told = attack.program(&format!("{FRAMES}{body}"));
-    told.all(4, &["400", "502", "reset 1", "reset 2", "reset 7", "goaway 1", "closed"]);
+    told.all(4, &["400", "502", "reset 1", "reset 2", "goaway 1"]);
     attack.asked_only(&[]);
 }
 
-/// H8: floods of frames. Who floods is cut off or waits; the others go on.
+/// H8: floods of frames, and a head that is large once it is read. Whatever becomes of who floods, the others go on; what would be
+/// kept without an end is cut off.
 #[test]
 fn h08_floods_of_frames_cost_nobody_else_anything() {
     let attack = Attack::new();
@@ -167,6 +168,8 @@ def flood(name, frames, count=20_000):
         for at in range(0, count, 100):
             stream.sendall(b"".join(frames(n) for n in range(at, at + 100)))
         told(name, "taken")
+    except TimeoutError:
+        told(name, "stalled")
     except OSError:
         told(name, "cut")
     told(name + " after", ask(pairs(path="/open")))
@@ -182,17 +185,20 @@ flood("priorities", lambda n: frame(2, 0, 1 + 2 * (n % 1000), struct.pack(">IB",
 flood("windows", lambda n: frame(8, 0, 0, struct.pack(">I", 1)))
 flood("streams", lambda n: frame(1, 5, 1 + 2 * n, block))
 flood("unknown", lambda n: frame(200, 0, 0, b"evil" * 50))
-bomb = b"\x40\x01a\x7f\x81\x1f" + b"b" * 4000 + b"\xbe" * 12_000
-told("bomb", over(greeted(), frame(1, 5, 1, b"".join(field(*pair) for pair in pairs()) + bomb))[-6:])
+# A field of 4,033 bytes in the table, and named 12,000 times.
+bomb = b"\x40\x01a\x7f\xa1\x1e" + b"b" * 4000 + b"\xbe" * 12_000
+stream = greeted()
+stream.sendall(frame(1, 5, 1, b"".join(field(*pair) for pair in pairs()) + bomb))
+told("bomb", answer(stream))
 told("bomb after", ask(pairs(path="/open")))
 "#;
     let told = attack.program(&format!("{FRAMES}{body}"));
     let (after, floods): (Vec<_>, Vec<_>) = told.0.iter().partition(|(name, _)| name.ends_with("_after"));
     assert_eq!((after.len(), floods.len()), (11, 11), "{:?}", told.0);
     assert!(after.iter().all(|(_, result)| result == "200"), "{:?}", told.0);
-    for name in ["continuations", "empty_continuations"] {
+    for (name, expected) in [("continuations", "cut"), ("empty_continuations", "cut"), ("bomb", "goaway 11")] {
         let result = floods.iter().find(|(flood, _)| flood == name).map(|(_, result)| result.as_str());
-        assert_eq!(result, Some("cut"), "{:?}", told.0);
+        assert_eq!(result, Some(expected), "{:?}", told.0);
     }
     assert!(!attack.site.heard().contains("evil"));
 }

@@ -7,7 +7,7 @@ use holm_e2e::{Running, World, host::is_root, names::NameServer, ran::Ran};
 use crate::site::{SITE, certified, names};
 
 /// What is asked: files, packages, repositories, calls and sockets.
-const SERVER: &str = include_str!("registries.py");
+const SERVER: &str = include_str!("servers.py");
 
 /// An installation, and a server for its runs that only its host trusts.
 struct Clients {
@@ -175,6 +175,7 @@ one, call = channel.unary_unary("/holm.Test/One").with_call(b"said", timeout=60)
 print(one.decode(), dict(call.trailing_metadata())["after"])
 print(*[said.decode() for said in channel.unary_stream("/holm.Test/Many")(b"many", timeout=60)])
 print(*[said.decode() for said in channel.stream_stream("/holm.Test/Both")(iter([b"a", b"b", b"c"]), timeout=60)])
+print(channel.stream_unary("/holm.Test/Joined")(iter([b"a", b"b"]), timeout=60).decode())
 large = bytes(range(256)) * 8_000
 print(channel.unary_unary("/holm.Test/One")(large, timeout=60) == large)
 for method in ["Fail", "None"]:
@@ -190,7 +191,7 @@ except grpc.RpcError as error:
     let place = format!("{SITE}:{}", clients.rpc_port);
     let ran =
         clients.run(&[], &format!("POST {place}/holm.Test"), &["/usr/bin/python3", "-c", program, &place]).succeeds();
-    let said = "said yes\nmany many many\na b c\nTrue\nNOT_FOUND there is none\nUNIMPLEMENTED Method not found!\nPERMISSION_DENIED\n";
+    let said = "said yes\nmany many many\na b c\nab\nTrue\nNOT_FOUND there is none\nUNIMPLEMENTED Method not found!\nPERMISSION_DENIED\n";
     assert_eq!(ran.text(), said);
 }
 

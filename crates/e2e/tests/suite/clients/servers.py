@@ -182,6 +182,7 @@ class Rpc(grpc.GenericRpcHandler):
         handlers = {
             "/holm.Test/One": grpc.unary_unary_rpc_method_handler(self.one),
             "/holm.Test/Many": grpc.unary_stream_rpc_method_handler(lambda request, _: iter([request] * 3)),
+            "/holm.Test/Joined": grpc.stream_unary_rpc_method_handler(lambda requests, _: b"".join(requests)),
             "/holm.Test/Both": grpc.stream_stream_rpc_method_handler(lambda requests, _: (said for said in requests)),
             "/holm.Test/Fail": grpc.unary_unary_rpc_method_handler(self.fail),
         }
