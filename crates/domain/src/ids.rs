@@ -138,6 +138,10 @@ id!(
     EnvelopeId, "env"
 );
 id!(
+    /// A secret of an org.
+    SecretId, "sec"
+);
+id!(
     /// One signed token (`jti`).
     SignedTokenId, "jti"
 );

@@ -22,9 +22,10 @@ pub mod pressure;
 pub mod rate;
 pub mod run;
 pub mod schedule;
+pub mod secret;
 pub mod time;
 pub mod trace;
 
 pub use error::ErrorCode;
-pub use ids::{AgentId, EnvelopeId, InstanceId, KeyId, OrgId, ProjectId, RunId, SignedTokenId, TokenId};
+pub use ids::{AgentId, EnvelopeId, InstanceId, KeyId, OrgId, ProjectId, RunId, SecretId, SignedTokenId, TokenId};
 pub use time::{BootMicros, UnixMicros};
