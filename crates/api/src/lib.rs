@@ -14,6 +14,7 @@ pub mod keys;
 pub mod logs;
 pub mod orgs;
 pub mod problem;
+pub mod run_secrets;
 pub mod run_token;
 pub mod runs;
 pub mod signed_token;

@@ -14,6 +14,7 @@ use crate::{
         StartRun,
     },
     identity::{Enrol, Enrolled, Session},
+    run_secrets::{AskSecrets, SealedSecrets},
 };
 
 /// How long an upload of changes may take at least, and for each further 64 KiB of it in addition.
@@ -49,6 +50,16 @@ impl Client {
     /// Tells that the command of a run was started.
     pub async fn agent_start(&self, run: RunId, body: &StartRun, deadline: Duration) -> Result<(), ClientError> {
         self.inner.post(format!("/agent/v1/runs/{run}/start")).body_json(body).deadline(deadline).no_content().await
+    }
+
+    /// Asks for the secrets of a run, sealed.
+    pub async fn agent_secrets(
+        &self,
+        run: RunId,
+        body: &AskSecrets,
+        deadline: Duration,
+    ) -> Result<SealedSecrets, ClientError> {
+        self.inner.post(format!("/agent/v1/runs/{run}/secrets")).body_json(body).deadline(deadline).json().await
     }
 
     /// Appends log batches, at most 8 MiB at once.

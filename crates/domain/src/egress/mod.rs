@@ -1,5 +1,6 @@
-//! What a sandbox may reach: names, addresses, and the policy over them.
+//! What a sandbox may reach: names, addresses, the policy over them, and what is added to requests.
 
 pub mod address;
+pub mod credential;
 pub mod name;
 pub mod policy;

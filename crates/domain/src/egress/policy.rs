@@ -197,6 +197,14 @@ impl Rule {
         self.port == port && self.place.has(host)
     }
 
+    /// Whether it allows connections, by their name, to the one host and port of `other`.
+    pub fn leads_by_name(&self, other: &Self) -> bool {
+        match &other.place {
+            Place::Name(name) => self.place != Place::Public && self.connects(&Host::Name(name.clone()), other.port),
+            _ => false,
+        }
+    }
+
     /// Whether what is asked for over such a connection has to be seen.
     pub fn is_of_requests(&self) -> bool {
         !self.methods.is_empty() || self.path.is_some()

@@ -7,9 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ErrorCode,
-    egress::policy::{Place, RULES_MAX, Rule},
+    egress::{
+        credential::{CREDENTIALS_MAX, Credential},
+        policy::{Place, RULES_MAX, Rule},
+    },
     error::InvalidField,
     limits::{ARGS_BYTES_MAX, ARGS_MAX, LABEL_BYTES_MAX, LABELS_MAX, LeaseConfig, Limits, MOUNTS_MAX, PATH_BYTES_MAX},
+    secret::SecretName,
 };
 
 /// Where the root file system comes from.
@@ -113,6 +117,12 @@ pub struct RunSpec {
     // Left out where there are none, as below.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<Rule>,
+    /// What its proxy adds to which requests, and it never sees.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub credentials: Vec<Credential>,
+    /// Environment variables in which something stands for a secret of a credential, for tools that insist on one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub placeholders: BTreeMap<String, SecretName>,
     /// Names and values by which the run is found.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -153,6 +163,8 @@ impl RunSpec {
             require_limits: false,
             allow_sudo: false,
             allow: Vec::new(),
+            credentials: Vec::new(),
+            placeholders: BTreeMap::new(),
             labels: BTreeMap::new(),
             host_labels: BTreeMap::new(),
             priority: 0,
@@ -170,6 +182,7 @@ impl RunSpec {
         self.validate_command()?;
         self.validate_paths()?;
         self.validate_allow()?;
+        self.validate_credentials()?;
         validate_labels("labels", &self.labels)?;
         validate_labels("host_labels", &self.host_labels)?;
         self.validate_waiting()?;
@@ -190,6 +203,36 @@ impl RunSpec {
                     return Err(invalid(problem.to_owned()));
                 }
                 _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_credentials(&self) -> Result<(), InvalidField> {
+        count("credentials", self.credentials.len(), CREDENTIALS_MAX)?;
+        for (index, credential) in self.credentials.iter().enumerate() {
+            let invalid = |problem: String| InvalidField::new(format!("credentials[{index}]"), credential, problem);
+            credential.validate().map_err(|error| invalid(error.to_string()))?;
+            if !self.allow.iter().any(|rule| rule.leads_by_name(&credential.to)) {
+                let problem = format!("no rule of `allow` names its host and port: allow `{}` as well", credential.to);
+                return Err(invalid(problem));
+            }
+            if let Some(other) = self.credentials[..index].iter().find(|other| other.clashes(credential)) {
+                return Err(invalid(format!("`{other}` fills the same place of the same requests; give one of them")));
+            }
+        }
+        for (variable, secret) in &self.placeholders {
+            let field = format!("placeholders.{variable}");
+            validate_variable("placeholders", variable)?;
+            if self.env.contains_key(variable) {
+                return Err(InvalidField::new(field, secret, "`env` sets the same variable; give one of them"));
+            }
+            if !self.credentials.iter().any(|credential| credential.secret == *secret) {
+                return Err(InvalidField::new(
+                    field,
+                    secret,
+                    "no credential adds this secret; give the name of one that does",
+                ));
             }
         }
         Ok(())
@@ -223,10 +266,7 @@ impl RunSpec {
             no_nul(&format!("argv[{index}]"), argument)?;
         }
         for (name, value) in &self.env {
-            if name.is_empty() || name.contains('=') {
-                return Err(InvalidField::new("env", name, "give a name that is not empty and has no `=`"));
-            }
-            no_nul("env", name)?;
+            validate_variable("env", name)?;
             no_nul(&format!("env.{name}"), value)?;
         }
         let user = self.user.as_deref().unwrap_or("root");
@@ -259,6 +299,13 @@ impl RunSpec {
         }
         Ok(())
     }
+}
+
+fn validate_variable(field: &str, name: &str) -> Result<(), InvalidField> {
+    if name.is_empty() || name.contains('=') {
+        return Err(InvalidField::new(field, name, "give a name that is not empty and has no `=`"));
+    }
+    no_nul(field, name)
 }
 
 fn validate_labels(field: &str, labels: &BTreeMap<String, String>) -> Result<(), InvalidField> {
@@ -324,6 +371,43 @@ mod tests {
     #[test]
     fn a_plain_command_is_accepted() {
         assert_eq!(RunSpec::new(["echo", "hello"]).validate(), Ok(()));
+    }
+
+    #[test]
+    fn credentials_are_for_what_is_allowed_by_name_and_fill_a_place_once() {
+        let problem = |allow: &[&str], credentials: &[&str]| {
+            let read = |rule: &&str| rule.parse().unwrap();
+            let allow = allow.iter().map(read).collect();
+            let credentials = credentials.iter().map(|text| text.parse().unwrap()).collect();
+            RunSpec { allow, credentials, ..RunSpec::new(["true"]) }.validate().err()
+        };
+        let of = "api.example.org/v1=bearer:KEY";
+        for allow in ["api.example.org", "GET api.example.org/v1", "*.example.org"] {
+            assert_eq!(problem(&[allow], &[of]), None, "{allow}");
+        }
+        for allow in [&[][..], &["public"], &["api.example.org:8443"], &["example.org"], &["192.0.2.0/24"]] {
+            let refused = problem(allow, &[of]).unwrap();
+            assert_eq!(refused.field, "credentials[0]", "{allow:?}");
+            assert!(refused.problem.contains("allow `api.example.org/v1` as well"), "{refused}");
+        }
+        let refused = problem(&["api.example.org"], &[of, "api.example.org/v1=basic:me:OTHER"]).unwrap();
+        assert_eq!(refused.field, "credentials[1]");
+        assert!(refused.problem.contains(of), "{refused}");
+        let placed = |variable: &str, secret: &str| {
+            let placeholders = BTreeMap::from([(variable.to_owned(), secret.parse().unwrap())]);
+            let env = BTreeMap::from([("SET".to_owned(), String::new())]);
+            let (allow, credentials) = (vec!["api.example.org".parse().unwrap()], vec![of.parse().unwrap()]);
+            RunSpec { allow, credentials, placeholders, env, ..RunSpec::new(["true"]) }
+                .validate()
+                .map_err(|error| error.field)
+        };
+        assert_eq!(placed("API_KEY", "KEY"), Ok(()));
+        assert_eq!(placed("API_KEY", "OTHER"), Err("placeholders.API_KEY".to_owned()));
+        assert_eq!(placed("SET", "KEY"), Err("placeholders.SET".to_owned()));
+        assert_eq!(placed("A=B", "KEY"), Err("placeholders".to_owned()));
+        let many: Vec<_> = (0..=CREDENTIALS_MAX).map(|at| format!("api.example.org/{at}=bearer:KEY")).collect();
+        let many: Vec<_> = many.iter().map(String::as_str).collect();
+        assert_eq!(problem(&["api.example.org"], &many).unwrap().field, "credentials");
     }
 
     #[test]
