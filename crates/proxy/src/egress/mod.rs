@@ -27,6 +27,7 @@ use std::{
 };
 
 use holm_domain::egress::{
+    credential::Credential,
     name::{Host, HostName},
     policy::Rule,
 };
@@ -39,8 +40,11 @@ use tokio::{
     time::Instant,
 };
 
-pub use intercept::ToldRequest;
 use intercept::{Interceptor, NoInterceptor};
+pub use intercept::{
+    ToldRequest,
+    inject::{Unusable, Values, Vault, placeholder},
+};
 pub use names::TTL_S;
 use names::{Names, is_synthetic};
 use outside::Outside;
@@ -135,11 +139,17 @@ pub enum NoProxy {
 }
 
 impl Egress {
-    /// A proxy that allows what `rules` name, for a sandbox that lives no longer than `lives_for`.
-    pub fn new(rules: Vec<Rule>, ways_out: WaysOut, lives_for: Duration) -> Result<Arc<Self>, NoProxy> {
-        let is_seen = rules.iter().any(Rule::is_of_requests);
+    /// A proxy that allows what `rules` name, for a sandbox that lives no longer than `lives_for`. It adds `credentials` to
+    /// requests once it [has](Self::add) their values; until then no request is made to where they are for.
+    pub fn new(
+        rules: Vec<Rule>,
+        credentials: Vec<Credential>,
+        ways_out: WaysOut,
+        lives_for: Duration,
+    ) -> Result<Arc<Self>, NoProxy> {
+        let is_seen = !credentials.is_empty() || rules.iter().any(Rule::is_of_requests);
         let trust = is_seen.then(|| Trust::of_host(ways_out.trust.as_deref())).transpose()?;
-        let outside = Outside::new(rules, ways_out)?;
+        let outside = Outside::new(rules, credentials, ways_out)?;
         let seen = |trust: Trust| {
             let interceptor = Interceptor::new(outside.clone(), trust.roots, lives_for)?;
             Ok::<_, NoProxy>(Seen { interceptor, host: trust.host })
@@ -152,6 +162,13 @@ impl Egress {
     /// file of PEM.
     pub fn trusted(&self) -> Option<(String, &str)> {
         self.seen.as_ref().map(|seen| (seen.interceptor.trusted(), seen.host.as_str()))
+    }
+
+    /// Adds what `vault` has to requests from now on.
+    pub fn add(&self, vault: Vault) {
+        if let Some(seen) = &self.seen {
+            seen.interceptor.add(vault);
+        }
     }
 
     /// Changes what is allowed; connections and requests that are not any more end.

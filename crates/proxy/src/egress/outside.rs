@@ -11,6 +11,7 @@ use std::{
 };
 
 use holm_domain::egress::{
+    credential::Credential,
     name::{Host, HostName},
     policy::{Place, Rule},
 };
@@ -49,17 +50,20 @@ impl Way {
 /// What is outside.
 pub struct Outside {
     rules: watch::Sender<Arc<[Rule]>>,
+    credentials: Vec<Credential>,
     resolver: Resolver,
     look_ups: Semaphore,
     dials: Semaphore,
 }
 
 impl Outside {
-    /// What `rules` name of it. Fails where the host's name servers cannot be known.
-    pub fn new(rules: Vec<Rule>, ways_out: WaysOut) -> io::Result<Arc<Self>> {
+    /// What `rules` name of it; what leads to where `credentials` are for is seen. Fails where the host's name servers cannot be
+    /// known.
+    pub fn new(rules: Vec<Rule>, credentials: Vec<Credential>, ways_out: WaysOut) -> io::Result<Arc<Self>> {
         let WaysOut { reach, name_servers, .. } = ways_out;
         Ok(Arc::new(Self {
             rules: watch::Sender::new(rules.into()),
+            credentials,
             resolver: Resolver::new(&name_servers, reach)?,
             look_ups: Semaphore::new(LOOK_UPS_MAX),
             dials: Semaphore::new(DIALS_MAX),
@@ -90,14 +94,23 @@ impl Outside {
 
     /// How a connection to `host` and `port` is treated, if one is allowed.
     pub fn way(&self, host: &Host, port: u16) -> Option<Way> {
-        way(&self.rules.borrow(), host, port)
+        self.way_by(&self.rules.borrow(), host, port)
+    }
+
+    fn way_by(&self, rules: &[Rule], host: &Host, port: u16) -> Option<Way> {
+        way(rules, host, port).map(|way| Way { is_seen: way.is_seen || self.is_bound(host, port), ..way })
+    }
+
+    /// Whether credentials are for `host` and `port`.
+    pub fn is_bound(&self, host: &Host, port: u16) -> bool {
+        self.credentials.iter().any(|credential| credential.to.connects(host, port))
     }
 
     /// Waits until a connection is not treated any more as it was.
     pub async fn changed(&self, host: &Host, port: u16, before: Way) {
         let mut rules = self.rules.subscribe();
         // Whoever says them is there as long as this is.
-        let _never_closed = rules.wait_for(|rules| !before.lasts(way(rules, host, port))).await;
+        let _never_closed = rules.wait_for(|rules| !before.lasts(self.way_by(rules, host, port))).await;
     }
 
     /// Whether a request is allowed. `path` is what stands before a `?`.

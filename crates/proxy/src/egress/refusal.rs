@@ -50,6 +50,12 @@ pub enum Refusal {
     /// A request may be read in more than one way.
     #[error("the request is malformed")]
     MalformedRequest,
+    /// What is added to its requests is not there yet.
+    #[error("the credentials of its host are not there yet")]
+    NoCredential,
+    /// A request bears a credential of its own where that must be ours.
+    #[error("the request bears a credential of its own; the one of this host is added outside")]
+    OwnCredential,
     /// A request has a method that may never be passed on.
     #[error("requests of this kind are not passed on")]
     Method,
@@ -65,6 +71,9 @@ pub enum Refusal {
     /// The answer of the server is none.
     #[error("the server broke off, or its answer cannot be understood")]
     BadAnswer,
+    /// The answer of the server is compressed, though it was asked not to be: nothing can be masked in it.
+    #[error("the server compressed its answer, though it was asked not to: no secret could be masked in it")]
+    EncodedAnswer,
 }
 
 impl Refusal {
@@ -86,11 +95,14 @@ impl Refusal {
             Self::NoCertificate => "no_certificate",
             Self::OtherHost => "other_host",
             Self::MalformedRequest => "malformed_request",
+            Self::NoCredential => "no_credential",
+            Self::OwnCredential => "own_credential",
             Self::Method => "method_never_allowed",
             Self::Untrusted => "server_not_trusted",
             Self::NoTls => "server_without_tls",
             Self::TooSlow => "too_slow",
             Self::BadAnswer => "bad_answer",
+            Self::EncodedAnswer => "encoded_answer",
         }
     }
 
@@ -102,18 +114,19 @@ impl Refusal {
     /// With which status a request is answered for which it is the reason (RFC 9110, section 15).
     pub const fn status(self) -> StatusCode {
         match self {
-            Self::NotAllowed | Self::Withdrawn => StatusCode::FORBIDDEN,
+            Self::NotAllowed | Self::Withdrawn | Self::OwnCredential => StatusCode::FORBIDDEN,
             Self::MalformedRequest | Self::Malformed => StatusCode::BAD_REQUEST,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::OtherHost | Self::OtherName => StatusCode::MISDIRECTED_REQUEST,
             Self::TooSlow => StatusCode::GATEWAY_TIMEOUT,
-            Self::SandboxEnded | Self::NoCertificate => StatusCode::SERVICE_UNAVAILABLE,
+            Self::SandboxEnded | Self::NoCertificate | Self::NoCredential => StatusCode::SERVICE_UNAVAILABLE,
             Self::Forgotten
             | Self::NoSuchName
             | Self::NameServer
             | Self::Special(_)
             | Self::Unreachable
             | Self::BrokenOff
+            | Self::EncodedAnswer
             | Self::Distrusted
             | Self::Untrusted
             | Self::NoTls

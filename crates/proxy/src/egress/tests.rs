@@ -29,7 +29,7 @@ async fn work(most: usize, room: usize) -> Work {
     let SocketAddr::V4(asked) = server.local_addr().unwrap() else { panic!("an address of IPv4") };
     let ways_out =
         WaysOut { reach: vec![IpAddr::from(HERE).into()], name_servers: vec![(HERE, 53).into()], trust: None };
-    let egress = Egress::new(vec![rule(asked.port())], ways_out, PATIENCE).unwrap();
+    let egress = Egress::new(vec![rule(asked.port())], Vec::new(), ways_out, PATIENCE).unwrap();
     let listener = TcpListener::bind((HERE, 0)).await.unwrap();
     let door = listener.local_addr().unwrap();
     let (sender, told) = mpsc::channel(room);

@@ -12,8 +12,13 @@ use std::{
 use bytes::Bytes;
 use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::Sleep;
 
-use super::{super::Refusal, exchange::Exchange};
+use super::{
+    super::Refusal,
+    exchange::Exchange,
+    mask::{Mask, PAUSE},
+};
 
 /// What a client is answered: the body of a server's answer, or ours.
 pub type Answer = Either<Full<Bytes>, Passing>;
@@ -23,7 +28,6 @@ pub type Outgoing = Passing;
 type Withdrawn = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Which way a body goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     /// To the server. What follows it (trailers) is not passed on: it might be taken for what stands in a head.
     Out {
@@ -31,7 +35,10 @@ pub enum Way {
         is_http2: bool,
     },
     /// To the sandbox.
-    In,
+    In {
+        /// By which secrets in it are masked.
+        mask: Option<Mask>,
+    },
 }
 
 /// A body on its way.
@@ -40,6 +47,10 @@ pub struct Passing {
     way: Way,
     withdrawn: Withdrawn,
     exchange: Arc<Exchange>,
+    /// Until when what a mask holds back is waited for, if that is let go then.
+    pause: Option<Pin<Box<Sleep>>>,
+    /// What follows the body, while the last of that is on its way.
+    last: Option<Frame<Bytes>>,
 }
 
 /// Why a body has broken off.
@@ -61,12 +72,12 @@ impl Passing {
         withdrawn: impl Future<Output = ()> + Send + 'static,
         exchange: Arc<Exchange>,
     ) -> Self {
-        Self { inner, way, withdrawn: Box::pin(withdrawn), exchange }
+        Self { inner, way, withdrawn: Box::pin(withdrawn), exchange, pause: None, last: None }
     }
 
     /// All of it has passed.
     fn end(&self) {
-        if self.way == Way::In {
+        if matches!(self.way, Way::In { .. }) {
             self.exchange.complete();
         }
     }
@@ -76,14 +87,58 @@ impl Passing {
         match self.way {
             Way::Out { is_http2: true } => !self.inner.is_end_stream(),
             Way::Out { is_http2: false } => self.exchange.is_cut(),
-            Way::In => false,
+            Way::In { .. } => false,
         }
     }
 
     fn count(&self, frame: &Frame<Bytes>) {
         let counts = &self.exchange.counts;
-        let count = if self.way == Way::In { &counts.received } else { &counts.sent };
+        let count = if matches!(self.way, Way::In { .. }) { &counts.received } else { &counts.sent };
         count.fetch_add(frame.data_ref().map_or(0, |data| data.len() as u64), Ordering::Relaxed);
+    }
+
+    fn mask(&mut self) -> Option<&mut Mask> {
+        if let Way::In { mask } = &mut self.way { mask.as_mut() } else { None }
+    }
+
+    fn held(&self) -> usize {
+        if let Way::In { mask: Some(mask) } = &self.way { mask.held() } else { 0 }
+    }
+
+    /// What of a frame may pass now; nothing where all of it is held back.
+    fn masked(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
+        self.pause = None;
+        let Some(mask) = self.mask() else { return Some(frame) };
+        match frame.into_data() {
+            Ok(data) => Some(mask.pass(data)).filter(|data| !data.is_empty()).map(Frame::data),
+            Err(mut frame) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    mask.patterns().mask_fields(trailers);
+                }
+                let rest = mask.end();
+                if rest.is_empty() {
+                    return Some(frame);
+                }
+                self.last = Some(frame);
+                Some(Frame::data(rest))
+            }
+        }
+    }
+
+    /// Lets go of what is held back where nothing follows for a while.
+    fn poll_pause(&mut self, context: &mut Context<'_>) -> Poll<Frame<Bytes>> {
+        if !self.mask().is_some_and(|mask| mask.may_let_go()) {
+            return Poll::Pending;
+        }
+        let pause = self.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep(PAUSE)));
+        std::task::ready!(pause.as_mut().poll(context));
+        self.pause = None;
+        Poll::Ready(Frame::data(self.mask().map(Mask::let_go).unwrap_or_default()))
+    }
+
+    /// What is still held back as the body ends.
+    fn rest(&mut self) -> Option<Frame<Bytes>> {
+        self.mask().map(Mask::end).filter(|rest| !rest.is_empty()).map(Frame::data)
     }
 }
 
@@ -105,27 +160,43 @@ impl Body for Passing {
             self.exchange.refuse(Refusal::Withdrawn);
             return Poll::Ready(Some(Err(Refusal::Withdrawn.into())));
         }
-        let frame = std::task::ready!(Pin::new(&mut self.inner).poll_frame(context));
-        Poll::Ready(match frame {
-            Some(Ok(frame)) if self.way != Way::In && frame.is_trailers() => None,
-            Some(Ok(frame)) => {
-                self.count(&frame);
-                Some(Ok(frame))
-            }
-            Some(Err(error)) => Some(Err(error.into())),
-            None if self.is_cut_off() => Some(Err(Refusal::BrokenOff.into())),
-            None => {
-                self.end();
-                None
-            }
-        })
+        if let Some(last) = self.last.take() {
+            return Poll::Ready(Some(Ok(last)));
+        }
+        loop {
+            let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(context) else {
+                return self.poll_pause(context).map(|frame| Some(Ok(frame)));
+            };
+            return Poll::Ready(match frame {
+                Some(Ok(frame)) if matches!(self.way, Way::Out { .. }) && frame.is_trailers() => None,
+                Some(Ok(frame)) => {
+                    self.count(&frame);
+                    let Some(frame) = self.masked(frame) else { continue };
+                    Some(Ok(frame))
+                }
+                Some(Err(error)) => Some(Err(error.into())),
+                None if self.is_cut_off() => Some(Err(Refusal::BrokenOff.into())),
+                None => match self.rest() {
+                    Some(rest) => Some(Ok(rest)),
+                    None => {
+                        self.end();
+                        None
+                    }
+                },
+            });
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.inner.is_end_stream() && self.held() == 0 && self.last.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        let (mut hint, held) = (self.inner.size_hint(), self.held() as u64);
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper + held);
+        }
+        hint.set_lower(hint.lower() + held);
+        hint
     }
 }

@@ -3,13 +3,17 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use holm_domain::egress::name::Host;
 use http::{
     HeaderMap, HeaderValue, Request, Response, StatusCode, Version,
     header::{CONTENT_TYPE, EXPECT},
     request,
 };
 use http_body_util::{BodyExt as _, Either, Full};
-use hyper::{body::Incoming, upgrade::OnUpgrade};
+use hyper::{
+    body::{Body as _, Incoming},
+    upgrade::OnUpgrade,
+};
 use hyper_util::rt::TokioIo;
 use tokio::{
     sync::{mpsc, watch},
@@ -22,6 +26,8 @@ use super::{
     body::{Answer, Passing, Way},
     exchange::Exchange,
     head,
+    mask::{Mask, Patterns},
+    masked::masked,
     tasks::Tasks,
 };
 
@@ -116,6 +122,7 @@ impl Call {
         let [out, early, back] = std::array::from_fn(|_| self.withdrawn(&head));
         let is_http2 = head.version == Version::HTTP_2;
         head::outgoing(&mut head, &self.at.name, self.at.port)?;
+        let patterns = self.inject(&mut head, &exchange)?;
         let body = Passing::new(body, Way::Out { is_http2 }, out, exchange.clone());
         let sending = self.of.upstream.send(Request::from_parts(head, body), is_websocket);
         let mut answer = tokio::select! {
@@ -130,16 +137,38 @@ impl Call {
         if head.headers.len() > HEADERS_MAX || became && !is_websocket {
             return Err(Refusal::BadAnswer);
         }
+        if patterns.is_some() && head::is_encoded(&head) && !body.is_end_stream() {
+            return Err(Refusal::EncodedAnswer);
+        }
         head::incoming(&mut head);
+        if let Some(patterns) = &patterns {
+            patterns.mask_fields(&mut head.headers);
+        }
         if is_the_last {
             head::close(&mut head.headers);
         }
         if became {
             head::upgrade(&mut head.headers);
-            self.splice(inside, outside, back, exchange);
+            self.splice(inside, (outside, patterns), back, exchange);
             return Ok(Response::from_parts(head, Either::Left(Full::default())));
         }
-        Ok(Response::from_parts(head, Either::Right(Passing::new(body, Way::In, back, exchange))))
+        Ok(Response::from_parts(
+            head,
+            Either::Right(Passing::new(body, Way::In { mask: patterns.as_ref().map(Mask::new) }, back, exchange)),
+        ))
+    }
+
+    /// Adds what credentials add to it; returns by what its answer is to be masked.
+    fn inject(&self, head: &mut request::Parts, exchange: &Exchange) -> Result<Option<Arc<Patterns>>, Refusal> {
+        let At { name, port, .. } = &*self.at;
+        let Some(vault) = self.of.vault.get() else {
+            let is_bound = self.of.outside.is_bound(&Host::Name(name.clone()), *port);
+            return if is_bound { Err(Refusal::NoCredential) } else { Ok(None) };
+        };
+        Ok(vault.apply(head, name, *port)?.map(|secrets| {
+            exchange.bears(secrets);
+            vault.patterns().clone()
+        }))
     }
 
     /// Waits until the client has gone, and for some time then: what a command has sent when it ends is passed on. Over HTTP/1.1 a
@@ -172,7 +201,7 @@ impl Call {
     fn splice(
         &self,
         inside: OnUpgrade,
-        outside: OnUpgrade,
+        (outside, patterns): (OnUpgrade, Option<Arc<Patterns>>),
         withdrawn: impl Future<Output = ()> + Send + 'static,
         exchange: Arc<Exchange>,
     ) {
@@ -181,7 +210,8 @@ impl Call {
             let (Ok(inside), Ok(outside)) = (inside.await, outside.await) else {
                 return exchange.refuse(Refusal::BrokenOff);
             };
-            let passing = relay(TokioIo::new(inside), TokioIo::new(outside), None, &exchange.counts, is_last);
+            let outside = masked(TokioIo::new(outside), patterns.as_ref());
+            let passing = relay(TokioIo::new(inside), outside, None, &exchange.counts, is_last);
             let ended = tokio::select! {
                 ended = passing => ended,
                 () = withdrawn => Err(Refusal::Withdrawn),

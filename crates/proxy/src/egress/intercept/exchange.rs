@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use holm_domain::secret::SecretName;
 use http::request;
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc},
@@ -31,6 +32,8 @@ pub struct ToldRequest {
     pub method: String,
     /// The path, without a query.
     pub path: String,
+    /// The names of the secrets that were added to it.
+    pub secrets: Vec<SecretName>,
     /// With which status the server answered.
     pub status: Option<u16>,
     /// Why it was not passed on, or not to its end.
@@ -49,6 +52,7 @@ pub struct Exchange {
     method: String,
     path: String,
     begun: Instant,
+    secrets: OnceLock<Vec<SecretName>>,
     status: OnceLock<u16>,
     outcome: OnceLock<Result<(), Refusal>>,
     /// How much of the bodies has passed.
@@ -72,6 +76,7 @@ impl Exchange {
             method: part(head.method.as_str(), METHOD_MAX),
             path: part(head.uri.path(), PATH_MAX),
             begun: Instant::now(),
+            secrets: OnceLock::new(),
             status: OnceLock::new(),
             outcome: OnceLock::new(),
             counts: Counts::default(),
@@ -83,6 +88,11 @@ impl Exchange {
     /// Whether what looks like the end of its body is none.
     pub fn is_cut(&self) -> bool {
         self.at.is_cut()
+    }
+
+    /// These secrets were added to it.
+    pub fn bears(&self, secrets: Vec<SecretName>) {
+        self.secrets.get_or_init(|| secrets);
     }
 
     /// The server has answered.
@@ -111,6 +121,7 @@ impl Drop for Exchange {
             port: self.at.port,
             method: std::mem::take(&mut self.method),
             path: std::mem::take(&mut self.path),
+            secrets: self.secrets.take().unwrap_or_default(),
             status: self.status.get().copied(),
             // Who asked has gone, unless something else is known.
             refused: self.outcome.get().map_or(Some(Refusal::BrokenOff), |outcome| outcome.err()),

@@ -10,8 +10,8 @@ use holm_domain::egress::{
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Uri, Version,
     header::{
-        ALT_SVC, CONNECTION, COOKIE, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
-        TRANSFER_ENCODING, UPGRADE,
+        ALT_SVC, CONNECTION, CONTENT_ENCODING, COOKIE, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+        TRAILER, TRANSFER_ENCODING, UPGRADE,
     },
     request, response,
     uri::{Authority, Scheme},
@@ -151,6 +151,16 @@ pub fn incoming(head: &mut response::Parts) {
     head.headers.remove(ALT_SVC);
     head.version = Version::HTTP_11;
     head.extensions.clear();
+}
+
+/// Whether the body of an answer is in another form than it was asked for: compressed, by itself or on its way.
+pub fn is_encoded(head: &response::Parts) -> bool {
+    let is_plain = |token: &str| ["identity", "chunked"].iter().any(|plain| token.eq_ignore_ascii_case(plain));
+    [CONTENT_ENCODING, TRANSFER_ENCODING].iter().any(|name| {
+        let values = head.headers.get_all(name).iter();
+        // What cannot be read is none of those that are known.
+        values.into_iter().any(|value| !value.to_str().is_ok_and(|value| value.split(',').map(str::trim).all(is_plain)))
+    })
 }
 
 /// Says that the connection becomes one of WebSocket.

@@ -17,6 +17,9 @@ mod call;
 mod client;
 mod exchange;
 pub mod head;
+pub mod inject;
+pub mod mask;
+mod masked;
 mod tasks;
 #[cfg(test)]
 mod tests;
@@ -25,7 +28,7 @@ mod upstream;
 use std::{
     pin::pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -49,6 +52,7 @@ use self::{
     authority::{Authority, AuthorityError, asks_for},
     call::Call,
     client::client,
+    inject::Vault,
     tasks::Tasks,
     upstream::Upstream,
 };
@@ -89,6 +93,8 @@ pub struct Interceptor {
     authority: Authority,
     outside: Arc<Outside>,
     upstream: Upstream,
+    /// What is added to requests, once it is there.
+    vault: OnceLock<Vault>,
     connections: Semaphore,
     http2_connections: Semaphore,
     requests: Arc<Semaphore>,
@@ -166,6 +172,7 @@ impl Interceptor {
             authority: Authority::new(valid_for)?,
             upstream: Upstream::new(&outside, roots, &tasks)?,
             outside,
+            vault: OnceLock::new(),
             connections: Semaphore::new(CONNECTIONS_MAX),
             http2_connections: Semaphore::new(HTTP2_CONNECTIONS_MAX),
             requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
@@ -176,6 +183,11 @@ impl Interceptor {
     /// What the sandbox is to trust, as a file of PEM.
     pub fn trusted(&self) -> String {
         self.authority.pem()
+    }
+
+    /// Adds what `vault` has to requests from now on. The first that it is given counts.
+    pub fn add(&self, vault: Vault) {
+        self.vault.get_or_init(|| vault);
     }
 
     /// Waits until no request is under way.

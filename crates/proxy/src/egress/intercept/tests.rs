@@ -1,5 +1,7 @@
 //! Clients and servers of HTTP over TLS, with the interceptor between them, over sockets of this machine.
 
+mod credentials;
+
 use std::{
     convert::Infallible,
     net::{IpAddr, Ipv4Addr},
@@ -86,6 +88,11 @@ fn speaks(roots: Arc<RootCertStore>, protocols: &[&[u8]]) -> TlsConnector {
 impl World {
     /// A server that speaks `protocols`, and an interceptor that allows what `rules` say, each a method and a path.
     async fn new(rules: &[&str], protocols: &'static [&'static [u8]]) -> Self {
+        Self::adding(rules, &[], protocols).await
+    }
+
+    /// The same, where credentials are for that server: each what stands after the host.
+    async fn adding(rules: &[&str], credentials: &[&str], protocols: &'static [&'static [u8]]) -> Self {
         let servers = Authority::new(PATIENCE).unwrap();
         let mut config = (*servers.speaks_for(&name()).unwrap()).clone();
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
@@ -105,21 +112,23 @@ impl World {
                 });
             }
         });
-        let mut world = Self::before(rules, port, roots(&servers.pem())).await;
+        let mut world = Self::before(rules, credentials, port, roots(&servers.pem())).await;
         world.came = came;
         world._serving.push(serving);
         world
     }
 
     /// An interceptor before what listens on a port of this machine, if anything does.
-    async fn before(rules: &[&str], port: u16, trusted: Arc<RootCertStore>) -> Self {
+    async fn before(rules: &[&str], credentials: &[&str], port: u16, trusted: Arc<RootCertStore>) -> Self {
         let rule = |rule: &&str| {
             let (method, path) = rule.split_once(' ').unwrap();
             format!("{method} {NAME}:{port}{path}").parse().unwrap()
         };
         let ways_out =
             WaysOut { reach: vec![IpAddr::from(HERE).into()], name_servers: vec![(HERE, 53).into()], trust: None };
-        let outside = Outside::new(rules.iter().map(rule).collect(), ways_out).unwrap();
+        let credential = |rest: &&str| format!("{NAME}:{port}{rest}").parse().unwrap();
+        let credentials = credentials.iter().map(credential).collect();
+        let outside = Outside::new(rules.iter().map(rule).collect(), credentials, ways_out).unwrap();
         outside.resolver().knows(&name(), HERE.into());
         let interceptor = Interceptor::new(outside.clone(), trusted, PATIENCE).unwrap();
         let door = TcpListener::bind((HERE, 0)).await.unwrap();
@@ -224,8 +233,21 @@ async fn say(mut request: Request<Incoming>, seen: Arc<Mutex<Vec<Came>>>) -> Res
             tokio::spawn(events(sender));
             (answer, channel.boxed_unsync())
         }
+        "/v1/reflects" => {
+            let bears = came.headers.get("authorization").cloned();
+            let answer = match &bears {
+                Some(bears) => answer.header("x-bears", bears),
+                None => answer,
+            };
+            let text = bears.map(|bears| format!("you said <{}>", bears.to_str().unwrap())).unwrap_or_default();
+            let answer = match came.headers.get("x-encoding") {
+                Some(encoding) => answer.header("content-encoding", encoding),
+                None => answer,
+            };
+            (answer, Full::from(text).boxed_unsync())
+        }
         "/v1/trailers" => {
-            tokio::spawn(trailers(sender));
+            tokio::spawn(trailers(sender, came.headers.get("authorization").cloned()));
             (answer, channel.boxed_unsync())
         }
         "/v1/socket" if becomes_socket => {
@@ -268,10 +290,12 @@ async fn events(mut sender: http_body_util::channel::Sender<Bytes>) {
     }
 }
 
-async fn trailers(mut sender: http_body_util::channel::Sender<Bytes>) {
+async fn trailers(mut sender: http_body_util::channel::Sender<Bytes>, bears: Option<http::HeaderValue>) {
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", 0.into());
-    sender.send_data("said".into()).await.unwrap();
+    let said = if bears.is_some() { "said s3cr" } else { "said" };
+    trailers.extend(bears.map(|bears| (http::HeaderName::from_static("x-bears"), bears)));
+    sender.send_data(said.into()).await.unwrap();
     sender.send_trailers(trailers).await.unwrap();
 }
 
@@ -628,7 +652,7 @@ async fn a_server_that_is_none_has_a_code() {
         (gone, "unreachable", Refusal::Unreachable),
         (stranger.port, "server_not_trusted", Refusal::Untrusted),
     ] {
-        let mut world = World::before(&["GET /"], port, roots(&Authority::new(PATIENCE).unwrap().pem())).await;
+        let mut world = World::before(&["GET /"], &[], port, roots(&Authority::new(PATIENCE).unwrap().pem())).await;
         let request = world.asks("GET", "/v1").body(nothing()).unwrap();
         let answer = within(world.sends_by_http1().await.send_request(request)).await.unwrap();
         assert_eq!(answer.status(), StatusCode::BAD_GATEWAY);
