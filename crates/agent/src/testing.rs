@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use holm_api::run_secrets::{Asking, Place};
 use holm_domain::{
     BootMicros, UnixMicros,
     host::RuntimeInfo,
@@ -24,8 +25,9 @@ use holm_runtime::{
 };
 use holm_shim::protocol::{
     CHANGES_FILE_NAME, Command, EVENTS_FILE_NAME, EXIT_FILE_NAME, Launch, Phase, SOCKET_NAME, SPOOL_DIR_NAME,
-    STARTED_FILE_NAME, SourceEvent, Status,
+    STARTED_FILE_NAME, SecretsAnswer, SourceEvent, Status,
 };
+use secrecy::ExposeSecret as _;
 use serde::{Deserialize, Serialize};
 
 use crate::{ShimProgram, clock, journal::Record};
@@ -63,6 +65,8 @@ pub(crate) struct Script {
     pub(crate) stands_still: bool,
     /// Whether the shim drops every connection after its greeting once the command runs, and lives.
     pub(crate) hangs_up: bool,
+    /// How often the shim asks for the secrets of the run, of which it writes the last ones.
+    pub(crate) asks: u32,
     /// What is told.
     pub(crate) events: Vec<EventKind>,
     /// How many more could not be written.
@@ -315,6 +319,7 @@ struct ShimUnderScript {
     connection: Option<std::os::unix::net::UnixStream>,
     received: Vec<u8>,
     cancel: Option<Cancel>,
+    answer: Option<SecretsAnswer>,
     is_over: bool,
 }
 
@@ -328,6 +333,7 @@ impl ShimUnderScript {
             next_seq: launch.first_log_seq,
             events: 0,
             events_unwritten: 0,
+            asks: None,
             unenforced: vec!["landlock: not here".to_owned()],
             outcome: None,
             usage: Usage::default(),
@@ -336,7 +342,16 @@ impl ShimUnderScript {
             pid: std::process::id(),
             times: holm_shim::protocol::Times::default(),
         };
-        Self { launch, script, status, connection: None, received: Vec::new(), cancel: None, is_over: false }
+        Self {
+            launch,
+            script,
+            status,
+            connection: None,
+            received: Vec::new(),
+            cancel: None,
+            answer: None,
+            is_over: false,
+        }
     }
 
     fn die_at(&self, death: Death) {
@@ -351,6 +366,9 @@ impl ShimUnderScript {
         let path = format!("/proc/self/fd/{}/{SOCKET_NAME}", std::os::fd::AsRawFd::as_raw_fd(&dir));
         let listener = UnixListener::bind(path).unwrap();
         listener.set_nonblocking(true).unwrap();
+        for _ in 0..self.script.asks {
+            self.script.lines = self.ask(&listener);
+        }
         self.die_at(Death::BeforeStart);
         fs::write(self.launch.dir.join(STARTED_FILE_NAME), "").unwrap();
         let started = self.place().with_extension(format!("{}.started", self.status.fence));
@@ -384,6 +402,30 @@ impl ShimUnderScript {
                 self.end(outcome);
             }
             std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// The secrets of the run, a line each; or why there are none.
+    fn ask(&mut self, listener: &UnixListener) -> Vec<String> {
+        let asking = Asking::new().unwrap();
+        self.status.asks = Some(asking.key());
+        self.tell();
+        let answer = loop {
+            match self.answer.take() {
+                Some(answer) if answer.key() == asking.key() => break answer,
+                _ => self.serve(listener),
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        self.status.asks = None;
+        self.tell();
+        let AttemptId { run, fence } = self.launch.attempt;
+        match answer {
+            SecretsAnswer::Sealed(sealed) => {
+                let opened = asking.open(Place { run, fence }, &sealed).unwrap();
+                opened.iter().map(|secret| format!("{}={}\n", secret.name, secret.value.expose_secret())).collect()
+            }
+            SecretsAnswer::Refused { problem, .. } => vec![format!("{problem}\n")],
         }
     }
 
@@ -488,6 +530,7 @@ impl ShimUnderScript {
                 let _is_gone_before = fs::remove_file(self.launch.dir.join(file));
             }
             Command::Acked { .. } => {}
+            Command::Secrets(answer) => self.answer = Some(answer),
             Command::Quit {} => self.is_over = true,
         }
     }

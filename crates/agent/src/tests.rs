@@ -5,6 +5,7 @@
 
 mod damage;
 mod pressure;
+mod secrets;
 mod traces;
 mod usage;
 

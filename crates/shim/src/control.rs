@@ -95,8 +95,10 @@ async fn converse(
         let mut lines = LineBuffer::default();
         loop {
             match lines.take_line::<Command>() {
-                Ok(Some(command)) if commands.send(command).await.is_err() => return "the shim ends",
-                Ok(Some(_)) => continue,
+                Ok(Some(command)) => match commands.send(command).await {
+                    Ok(()) => continue,
+                    Err(_) => return "the shim ends",
+                },
                 Ok(None) => {}
                 Err(error) => {
                     tracing::warn!(%error, "the agent sent something else than a command");

@@ -6,6 +6,7 @@ use holm_domain::{
     RunId,
     run::{RunSpec, spec::WORK_DIR},
 };
+use holm_proxy::egress::placeholder;
 use holm_wire::guest_api::{Spawn, TRUST_AUTHORITY, TRUST_BUNDLE, TRUST_DIR};
 
 /// Where the command may leave its structured result.
@@ -51,6 +52,11 @@ pub fn trust() -> impl Iterator<Item = (String, String)> {
     let additions = ADDITIONS.map(|name| (name, format!("{TRUST_DIR}/{TRUST_AUTHORITY}")));
     let switches = SWITCHES.map(|(name, value)| (name, value.to_owned()));
     bundles.into_iter().chain(additions).chain(switches).map(|(name, value)| (name.to_owned(), value))
+}
+
+/// What stands for secrets, for tools that insist on one.
+pub fn placeholders(spec: &RunSpec) -> impl Iterator<Item = (String, String)> {
+    spec.placeholders.iter().map(|(variable, secret)| (variable.clone(), placeholder(secret)))
 }
 
 fn base(run: RunId, user: &str) -> Vec<(&'static str, String)> {

@@ -18,6 +18,7 @@ pub mod guest;
 pub mod lane_out;
 pub mod outcome;
 pub mod protocol;
+mod secrets;
 pub mod spool;
 pub mod start;
 pub mod supervise;

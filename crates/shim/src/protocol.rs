@@ -9,6 +9,8 @@
 
 use std::path::PathBuf;
 
+pub use holm_api::run_secrets::PublicKey;
+use holm_api::run_secrets::SealedSecrets;
 use holm_domain::{
     BootMicros,
     run::{Cancel, Outcome, RunSpec, Usage},
@@ -117,7 +119,7 @@ impl Default for Tuning {
 }
 
 /// What the agent tells its shim.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Command {
     /// The lease was renewed. A deadline that is not later, or of another fence, changes nothing. It is answered with the
@@ -137,8 +139,35 @@ pub enum Command {
         /// The sequence of the first entry that is not stored.
         next_seq: u64,
     },
+    /// The answer to what the shim asks for ([`Status::asks`]).
+    Secrets(SecretsAnswer),
     /// Everything was taken over; the shim ends. A sandbox that still lives is killed first.
     Quit {},
+}
+
+/// The secrets of the run, for the shim's proxy alone; or why there are none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum SecretsAnswer {
+    /// They are sealed: whoever carries them cannot read them.
+    Sealed(SealedSecrets),
+    /// There are none.
+    Refused {
+        /// For whom they were to be sealed.
+        key: PublicKey,
+        /// Why not.
+        problem: String,
+    },
+}
+
+impl SecretsAnswer {
+    /// To whom it is an answer.
+    pub fn key(&self) -> PublicKey {
+        match self {
+            Self::Sealed(sealed) => sealed.key,
+            Self::Refused { key, .. } => *key,
+        }
+    }
 }
 
 /// How far the shim is.
@@ -192,6 +221,9 @@ pub struct Status {
     /// How many more were told by the end and could not be written: they are lost.
     #[serde(default)]
     pub events_unwritten: u64,
+    /// For whom the secrets of the run are to be sealed, while its proxy waits for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asks: Option<PublicKey>,
     /// What the guest says it cannot enforce; known before the command is started.
     pub unenforced: Vec<String>,
     /// How the run ended, when it has.

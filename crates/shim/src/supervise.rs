@@ -32,7 +32,7 @@ use crate::{
     full_disk::{FullDisk, TRY_AGAIN_AFTER},
     guest::Readiness,
     outcome::{Circumstances, Ending, Shortage, classify},
-    protocol::{Command, Launch, Phase, Status, Times},
+    protocol::{Command, Launch, Phase, SecretsAnswer, Status, Times},
     spool::keeper::Keeper,
     watchdog::{View, Watchdog},
     work::Inside,
@@ -54,6 +54,8 @@ pub struct Attempt {
     pub(crate) refusals: RefCell<Refusals>,
     output_bytes: Cell<u64>,
     leave: watch::Sender<bool>,
+    /// The last answer to what the proxy asks for.
+    pub(crate) secrets: watch::Sender<Option<SecretsAnswer>>,
     /// How somebody asked for the end of the run, whatever was left of it then.
     cancelled: Cell<Option<Cancel>>,
 }
@@ -74,6 +76,7 @@ pub fn first_status(launch: &Launch) -> Status {
         next_seq: launch.first_log_seq,
         events: 0,
         events_unwritten: 0,
+        asks: None,
         unenforced: Vec::new(),
         outcome: None,
         usage: Usage::default(),
@@ -103,6 +106,7 @@ impl Attempt {
             refusals: RefCell::default(),
             output_bytes: Cell::new(0),
             leave: watch::Sender::new(false),
+            secrets: watch::Sender::new(None),
             cancelled: Cell::default(),
         })
     }
@@ -319,6 +323,9 @@ impl Attempt {
                 }
                 Command::Stop {} => self.end_early(Input::Stop),
                 Command::Acked { next_seq } => self.spool.acked(next_seq),
+                Command::Secrets(answer) => {
+                    self.secrets.send_replace(Some(answer));
+                }
                 Command::Quit {} => self.leave(),
             }
         }

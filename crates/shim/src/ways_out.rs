@@ -57,8 +57,9 @@ impl Attempt {
         let start = || {
             way_out.set_nonblocking(true)?;
             let listener = tokio::net::TcpListener::from_std(way_out)?;
-            let (rules, ways_out) = (self.launch.spec.allow.clone(), self.launch.ways_out.clone());
-            let egress = Egress::new(rules, ways_out, self.time_limit()).map_err(std::io::Error::other)?;
+            let (spec, ways_out) = (&self.launch.spec, self.launch.ways_out.clone());
+            let egress = Egress::new(spec.allow.clone(), spec.credentials.clone(), ways_out, self.time_limit())
+                .map_err(std::io::Error::other)?;
             let (sender, told) = mpsc::channel(CONNECTIONS_WAITING_MAX);
             let (stop, stopped) = oneshot::channel();
             let serving = tokio::spawn(egress.clone().serve(listener, sender, stopped));
@@ -110,9 +111,21 @@ impl Attempt {
     }
 
     fn note_request(&self, request: &ToldRequest) {
-        let ToldRequest { host, port, method, path, status, refused, sent, received, duration } = request;
+        let ToldRequest { host, port, method, path, secrets, status, refused, sent, received, duration } = request;
         let reason = refused.map(Refusal::code);
-        tracing::debug!(host, port, method, path, status, reason, sent, received, ?duration, "a request ended");
+        tracing::debug!(
+            host,
+            port,
+            method,
+            path,
+            ?secrets,
+            status,
+            reason,
+            sent,
+            received,
+            ?duration,
+            "a request ended"
+        );
         if let Some(refused) = refused.filter(|refused| refused.is_told()) {
             let path: String = path.chars().take(PATH_CHARS_MAX).collect();
             let reason = format!("{refused}: {method} {path}");

@@ -64,6 +64,7 @@ impl Attempt {
             setup.trusted = Some(Trusted { authority, others: others.to_owned() });
             env.extend(environment::trust());
         }
+        env.extend(environment::placeholders(&self.launch.spec));
         let tuning = self.launch.tuning;
         let patience =
             Patience { ready: Duration::from_millis(tuning.ready_ms), answer: Duration::from_millis(tuning.answer_ms) };
@@ -77,7 +78,8 @@ impl Attempt {
         let (sender, mut refusals) = mpsc::channel(REFUSALS_WAITING_MAX);
         let egress = proxy.as_ref().map(|proxy| proxy.egress.clone());
         let serving = AbortOnDropHandle::new(tokio::spawn(lane_out::serve(requests, egress, sender)));
-        let unenforced = guest.setup(&setup, readiness).await.map_err(not_ready)?;
+        let set_up = async { guest.setup(&setup, readiness).await.map_err(not_ready) };
+        let (unenforced, ()) = tokio::try_join!(set_up, self.fill(proxy.as_deref()))?;
         self.note_time(|times, now| times.ready_us = Some(now));
         // Told before the command is: what a run had to do without is known from its start on.
         self.update(|status| status.unenforced = unenforced);

@@ -26,6 +26,7 @@ fn status(next_seq: u64) -> Status {
         next_seq,
         events: 0,
         events_unwritten: 0,
+        asks: None,
         unenforced: Vec::new(),
         outcome: None,
         usage: Usage::default(),

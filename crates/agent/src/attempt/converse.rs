@@ -12,6 +12,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     orders::{Lost, Orders, Told, Wants},
     report::{Reporter, Unreported},
+    secrets::Courier,
     seen::Seen,
     settle::Settler,
     silence::{Silence, Silent},
@@ -184,8 +185,14 @@ pub(crate) struct Conversation<'a> {
 impl Conversation<'_> {
     /// Goes on until the end was reported, or nothing more may be. Once the shim is gone, `settler` finds out how the sandbox
     /// ended, and makes sure that it did.
-    pub(crate) async fn run<C: ControlPlane>(mut self, reporter: Reporter<'_, C>, settler: Settler<'_, C>) -> Over {
+    pub(crate) async fn run<C: ControlPlane>(
+        mut self,
+        reporter: Reporter<'_, C>,
+        courier: Courier<'_, C>,
+        settler: Settler<'_, C>,
+    ) -> Over {
         let mut report = std::pin::pin!(reporter.run());
+        let mut courier = std::pin::pin!(courier.run());
         let mut settling = std::pin::pin!(settler.settle(self.seen.clone()));
         let mut is_settled = false;
         let mut connect_from = Instant::now();
@@ -203,6 +210,7 @@ impl Conversation<'_> {
             tokio::select! {
                 biased;
                 result = &mut report => return over(result),
+                never = &mut courier => match never {},
                 Ok(()) = self.orders.changed() => {}
                 Ok(()) = self.wants.changed() => {}
                 status = next_status(&mut self.shim.link) => match status {
@@ -301,7 +309,7 @@ impl Conversation<'_> {
             }
             None => {}
         }
-        let wants = *self.wants.borrow_and_update();
+        let wants = self.wants.borrow_and_update().clone();
         if let Some(link) = &mut self.shim.link {
             let due = link.told.due(self.fence, orders, &wants);
             if due.iter().any(|command| matches!(command, Command::Extend { .. })) {
@@ -334,7 +342,7 @@ mod tests {
         let mut shim = Shim { process: None, link: Some(link) };
         let sending = async {
             while shim.link.is_some() {
-                shim.send(&[Command::Quit {}; 100]).await;
+                shim.send(&vec![Command::Quit {}; 100]).await;
             }
         };
         tokio::time::timeout(Duration::from_secs(60), sending).await.expect("it is given up");

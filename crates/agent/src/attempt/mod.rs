@@ -9,6 +9,7 @@ mod logs;
 mod make;
 pub(crate) mod orders;
 mod report;
+mod secrets;
 mod seen;
 mod settle;
 mod silence;
@@ -27,6 +28,7 @@ use self::{
     make::{Made, NotMade},
     orders::{Orders, Wants},
     report::Reporter,
+    secrets::Courier,
     seen::{End, Seen},
     settle::Settler,
     silence::Silence,
@@ -248,7 +250,8 @@ async fn converse<C: ControlPlane>(
         silence,
         answer_until: None,
     };
-    let over = conversation.run(reporter, Settler { shared, stay, dir: &dir }).await;
+    let courier = Courier { shared, attempt, seen: last_seen.clone(), wants: &wants };
+    let over = conversation.run(reporter, courier, Settler { shared, stay, dir: &dir }).await;
     match over {
         Over::Reported => Way::Reported,
         Over::Left => Way::Left,

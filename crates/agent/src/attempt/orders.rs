@@ -3,8 +3,9 @@
 //! Orders are a level and not a sequence: each replaces the one before, so nothing can be lost or pile up, and a shim that
 //! is found again is simply told everything.
 
+use holm_api::run_secrets::PublicKey;
 use holm_domain::{BootMicros, run::Cancel};
-use holm_shim::protocol::Command;
+use holm_shim::protocol::{Command, SecretsAnswer};
 
 /// Why an attempt has no right to go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,13 +46,15 @@ impl Orders {
     }
 }
 
-/// What reporting wants of the shim.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// What reporting wants of the shim, and what was fetched for it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Wants {
     /// Every log entry below this sequence is stored.
     pub(crate) acked: u64,
     /// Nothing that the command does can be kept any more.
     pub(crate) kill: bool,
+    /// The answer to what its proxy asks for, while it does.
+    pub(crate) secrets: Option<SecretsAnswer>,
 }
 
 /// What a shim was told so far over the present connection.
@@ -60,6 +63,7 @@ pub(crate) struct Told {
     deadline: BootMicros,
     cancel: Option<Cancel>,
     acked: u64,
+    answered: Option<PublicKey>,
 }
 
 impl Told {
@@ -79,12 +83,18 @@ impl Told {
             self.acked = wants.acked;
             commands.push(Command::Acked { next_seq: wants.acked });
         }
+        if let Some(answer) = wants.secrets.as_ref().filter(|answer| self.answered != Some(answer.key())) {
+            self.answered = Some(answer.key());
+            commands.push(Command::Secrets(answer.clone()));
+        }
         commands
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use holm_api::run_secrets::Asking;
+
     use super::*;
 
     #[test]
@@ -93,7 +103,7 @@ mod tests {
         let mut orders = Orders::until(BootMicros(5));
         let mut wants = Wants::default();
         let extend = Command::Extend { fence: 2, deadline_us: BootMicros(5) };
-        assert_eq!(told.due(2, &orders, &wants), [extend]);
+        assert_eq!(told.due(2, &orders, &wants), [extend.clone()]);
         assert_eq!(told.due(2, &orders, &wants), []);
         orders.cancel = Some(Cancel::Terminate);
         wants.acked = 9;
@@ -103,7 +113,15 @@ mod tests {
         assert_eq!(told.due(2, &orders, &wants), [Command::Cancel(Cancel::Kill)]);
         orders.cancel = Some(Cancel::Kill);
         assert_eq!(told.due(2, &orders, &wants), []);
-        let all = [extend, Command::Cancel(Cancel::Kill), Command::Acked { next_seq: 9 }];
+        let all = [extend.clone(), Command::Cancel(Cancel::Kill), Command::Acked { next_seq: 9 }];
         assert_eq!(Told::default().due(2, &orders, &wants), all);
+        for _asked_again in 0..2 {
+            let key = Asking::new().unwrap().key();
+            let answer = SecretsAnswer::Refused { key, problem: "so it is".to_owned() };
+            wants.secrets = Some(answer.clone());
+            assert_eq!(told.due(2, &orders, &wants), [Command::Secrets(answer.clone())]);
+            assert_eq!(told.due(2, &orders, &wants), []);
+            assert_eq!(Told::default().due(2, &orders, &wants)[3..], [Command::Secrets(answer)]);
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! What is known of a sandbox from outside, and how failures of our own become outcomes.
 
+use holm_api::run_secrets::PublicKey;
 use holm_domain::run::{Outcome, OutcomeKind, Reason, Usage};
 use holm_runtime::Error;
 use holm_shim::protocol::{Phase, Status, Times, UNENFORCED_BYTES_MAX, UNENFORCED_MAX};
@@ -42,6 +43,8 @@ pub(crate) struct Seen {
     pub(crate) events: u64,
     /// What the guest could not enforce.
     pub(crate) unenforced: Vec<String>,
+    /// For whom the secrets of the run are to be sealed, while its proxy waits for them.
+    pub(crate) asks: Option<PublicKey>,
     /// Whether it was killed and does not die. It has not ended then.
     pub(crate) undying: bool,
     /// How it ended.
@@ -56,6 +59,7 @@ impl Seen {
         }
         self.next_seq = self.next_seq.max(status.next_seq);
         self.events = self.events.max(status.events);
+        self.asks = status.asks;
         if !self.started {
             let told = status.unenforced.iter().filter(|reason| reason.len() <= UNENFORCED_BYTES_MAX);
             self.unenforced = told.take(UNENFORCED_MAX).cloned().collect();
@@ -139,6 +143,7 @@ pub(crate) mod tests {
             next_seq: 7,
             events: 1,
             events_unwritten: 0,
+            asks: None,
             unenforced: vec!["landlock: no".to_owned()],
             outcome,
             usage: Usage { pids_peak: Some(4), ..Usage::default() },

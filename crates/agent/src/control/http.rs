@@ -9,6 +9,7 @@ use holm_api::{
         Renew, Renewed, SandboxEnded, StartRun,
     },
     client::{Client, ClientError},
+    run_secrets::{AskSecrets, SealedSecrets},
 };
 use holm_domain::{AgentId, ErrorCode, RunId};
 
@@ -137,6 +138,11 @@ impl ControlPlane for HttpControl {
     async fn start(&self, run: RunId, body: StartRun) -> Result<(), ControlError> {
         let body = &body;
         self.ask(|client| async move { client.agent_start(run, body, SHORT_DEADLINE).await }).await
+    }
+
+    async fn secrets(&self, run: RunId, body: AskSecrets) -> Result<SealedSecrets, ControlError> {
+        let body = &body;
+        self.ask(|client| async move { client.agent_secrets(run, body, SHORT_DEADLINE).await }).await
     }
 
     async fn append_logs(&self, run: RunId, fenced: Fenced, batches: Bytes) -> Result<Appended, ControlError> {

@@ -15,6 +15,7 @@ use holm_api::agent::{
     AppendEvents, Appended, Fenced, FinishRun, Poll, Polled, Register, Registered, Renew, Renewed, SandboxEnded,
     StartRun,
 };
+use holm_api::run_secrets::{AskSecrets, SealedSecrets};
 use holm_domain::{AgentId, RunId};
 
 pub use sessions::JoinToken;
@@ -119,6 +120,9 @@ pub trait ControlPlane: Send + Sync + 'static {
     fn renew(&self, body: Renew) -> impl Future<Output = Result<Renewed, ControlError>> + Send;
     /// Tells that the command was started.
     fn start(&self, run: RunId, body: StartRun) -> impl Future<Output = Result<(), ControlError>> + Send;
+    /// Asks for the secrets of a run, sealed.
+    fn secrets(&self, run: RunId, body: AskSecrets)
+    -> impl Future<Output = Result<SealedSecrets, ControlError>> + Send;
     /// Appends log batches.
     fn append_logs(
         &self,

@@ -11,8 +11,10 @@ use holm_api::agent::{
     AppendEvents, Appended, ClaimedRun, Directive, DirectiveKind, Fenced, FinishRun, Poll, Polled, Register,
     Registered, Renew, Renewed, RenewedLease, SandboxEnded, StartRun,
 };
+use holm_api::run_secrets::{AskSecrets, Place, RunSecret, SealedSecrets, seal};
 use holm_domain::{
     AgentId, InstanceId, OrgId, ProjectId, RunId, TokenId, UnixMicros,
+    egress::credential::Credential,
     host::{Capacity, refusal},
     lease::{
         Claimant,
@@ -33,6 +35,7 @@ use crate::clock;
 pub(crate) enum Op {
     Renew,
     Start,
+    Secrets,
     Logs,
     Events,
     Changes,
@@ -254,6 +257,12 @@ fn granted(world: &World, run: &Run, ttl_ms: u64) -> ClaimedRun {
     }
 }
 
+/// A secret, whose value follows from its name.
+fn valued(credential: &Credential) -> RunSecret {
+    let value = format!("value-of-{}", credential.secret).into();
+    RunSecret { name: credential.secret.clone(), version: 1, value }
+}
+
 fn held(world: &World, run: RunId, agent: AgentId, fence: u64) -> Result<(), ControlError> {
     grant::held(&world.runs[&run], agent, fence).map(drop).map_err(|_| ControlError::StaleFence)
 }
@@ -324,6 +333,17 @@ impl ControlPlane for Scripted {
                 .map_err(|_| ControlError::StaleFence)?;
             world.runs.extend(decision.map(|decision| (run, decision.run)));
             Ok(())
+        })
+        .await
+    }
+
+    async fn secrets(&self, run: RunId, body: AskSecrets) -> Result<SealedSecrets, ControlError> {
+        self.heard(body.instance)?;
+        self.faulty(Op::Secrets, |world| {
+            held(world, run, body.agent, body.fence)?;
+            let secrets: Vec<RunSecret> = world.runs[&run].spec.credentials.iter().map(valued).collect();
+            let place = Place { run, fence: body.fence };
+            seal(body.key, place, &secrets).map_err(|error| ControlError::Refused(error.to_string()))
         })
         .await
     }

@@ -95,6 +95,17 @@ pub struct RunArgs {
     /// `ADDRESS[/LENGTH][:PORT]`, or `public[:PORT]` for the whole internet; may be repeated [default: nothing]
     #[arg(long, value_name = "HOST")]
     pub allow: Vec<String>,
+    /// Add a secret to requests outside, where the run never sees it: `HOST[:PORT][/PATH]=bearer:NAME`, `…=basic:USER:NAME`,
+    /// `…=header:FIELD:NAME`, `…=header:FIELD:token {NAME}` or `…=query:PARAMETER:NAME`, with methods in front perhaps
+    /// (`GET api.example.org=…`). What it is for is allowed unless `--allow` names its host already; may be repeated
+    #[arg(long, value_name = "HOST=KIND:NAME")]
+    pub credential: Vec<String>,
+    /// Refuse requests that bring a credential of their own to where one is added; otherwise they lose it
+    #[arg(long, requires = "credential")]
+    pub require_ours: bool,
+    /// Set an environment variable to something that stands for a secret, for tools that insist on one; may be repeated
+    #[arg(long, value_name = "VARIABLE=NAME", requires = "credential")]
+    pub placeholder: Vec<String>,
     /// The runtime that must make the sandbox; `process` is the one there is so far
     #[arg(long, value_name = "NAME")]
     pub runtime: Option<String>,

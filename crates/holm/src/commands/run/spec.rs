@@ -9,10 +9,14 @@ use std::{
 };
 
 use holm_domain::{
-    egress::policy::{BadRule, Rule},
+    egress::{
+        credential::{BadCredential, Credential},
+        policy::{BadRule, Rule},
+    },
     error::InvalidField,
     limits::{Limits, MilliCpus},
     run::{Mount, RootSource, RunSpec, WorkDir},
+    secret::{BadSecretName, SecretName},
 };
 
 use super::RunArgs;
@@ -42,6 +46,8 @@ pub fn flag_of(field: &str) -> Option<&'static str> {
         ("priority", "--priority"),
         ("queue_timeout_ms", "--queue-timeout"),
         ("allow", "--allow"),
+        ("credentials", "--credential"),
+        ("placeholders", "--placeholder"),
         ("labels", "--label"),
         ("root", "--image"),
         ("cwd", "--workdir"),
@@ -59,6 +65,7 @@ pub fn flag_of(field: &str) -> Option<&'static str> {
 
 /// The spec for `args` in the directory `cwd` and an environment.
 pub fn spec_of(args: &RunArgs, cwd: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<RunSpec, Usage> {
+    let credentials: Vec<_> = args.credential.iter().map(|text| credential(text, args)).collect::<Result<_, _>>()?;
     let spec = RunSpec {
         root: root(&args.image, cwd)?,
         runtime: args.runtime.clone(),
@@ -71,7 +78,9 @@ pub fn spec_of(args: &RunArgs, cwd: &Path, env: &dyn Fn(&str) -> Option<String>)
         limits: limits(args)?,
         require_limits: args.require_limits,
         allow_sudo: args.allow_sudo,
-        allow: args.allow.iter().map(|text| rule(text)).collect::<Result<_, _>>()?,
+        allow: allowed(args, &credentials)?,
+        credentials,
+        placeholders: args.placeholder.iter().map(|text| placeholder(text)).collect::<Result<_, _>>()?,
         labels: labels(&args.label)?,
         host_labels: host_labels("--on", &args.on)?,
         priority: args.priority.as_deref().map(priority).transpose()?.unwrap_or_default(),
@@ -124,6 +133,31 @@ fn limits(args: &RunArgs) -> Result<Limits, Usage> {
 
 fn rule(text: &str) -> Result<Rule, Usage> {
     read("--allow", text, |text| text.parse().map_err(|error: BadRule| error.to_string()))
+}
+
+/// What the flags allow, and what credentials are for that is not among it.
+fn allowed(args: &RunArgs, credentials: &[Credential]) -> Result<Vec<Rule>, Usage> {
+    let mut allow: Vec<Rule> = args.allow.iter().map(|text| rule(text)).collect::<Result<_, _>>()?;
+    let named: Vec<_> = credentials.iter().map(|credential| &credential.to).collect();
+    let missing: Vec<Rule> =
+        named.into_iter().filter(|to| !allow.iter().any(|rule| rule.leads_by_name(to))).cloned().collect();
+    allow.extend(missing);
+    Ok(allow)
+}
+
+fn credential(text: &str, args: &RunArgs) -> Result<Credential, Usage> {
+    let read: Credential =
+        read("--credential", text, |text| text.parse().map_err(|error: BadCredential| error.to_string()))?;
+    Ok(Credential { require_ours: args.require_ours, ..read })
+}
+
+fn placeholder(text: &str) -> Result<(String, SecretName), Usage> {
+    read("--placeholder", text, |text| {
+        let (variable, name) =
+            text.split_once('=').ok_or("give a variable and the name of a secret (`API_KEY=NAME`)")?;
+        let name = name.parse().map_err(|error: BadSecretName| error.to_string())?;
+        Ok((variable.to_owned(), name))
+    })
 }
 
 fn priority(text: &str) -> Result<i32, Usage> {
