@@ -1,8 +1,9 @@
 //! The keys of the deployment: data keys, and the keys by which tokens are signed. What is secret of them is sealed before it
 //! comes here; nothing in this crate can open it.
 //!
-//! What always holds: one data key seals and one key signs, whoever rotates at once; a data key is there for as long as
-//! anything is sealed by it; the private half of a key that signs no more is erased in the transaction that says so.
+//! What always holds: one data key seals and one key signs, whoever rotates at once; nothing is stored that another data key
+//! sealed than the one that seals then; a data key is there for as long as anything is sealed by it; the private half of a key
+//! that signs no more is erased in the transaction that says so.
 
 use holm_domain::{EnvelopeId, KeyId, UnixMicros, keys::KeyTimes};
 
@@ -17,6 +18,9 @@ pub const SIGNING_KEYS_MAX: u32 = 1_000;
 
 /// The same where a key that signs is withdrawn: that is never refused for the number of those that were made before.
 pub(crate) const WITHDRAWN_KEYS_MAX: u32 = 2 * SIGNING_KEYS_MAX;
+
+/// The most data keys that are listed of those that seal no more.
+pub const ENVELOPES_RETIRED_MAX: u32 = 100;
 
 /// A data key, sealed by the root key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,8 +79,33 @@ impl Store {
         }
     }
 
-    /// Puts `new` in the place of the data key `old`, with all that `old` had sealed; a conflict if another one seals by now, or
-    /// if something was sealed by `old` that is not among `resealed`. Then nothing was changed.
+    /// The data key, whether it seals still or not.
+    pub async fn envelope_get(&self, id: EnvelopeId) -> Result<Option<EnvelopeKey>> {
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.turn().await.envelope_get(id)),
+            Backend::Sql(db) => envelope_get(db, id).await,
+        }
+    }
+
+    /// The oldest [`ENVELOPES_RETIRED_MAX`] data keys that seal no more and are there for what they sealed.
+    pub async fn envelopes_retired(&self) -> Result<Vec<EnvelopeKey>> {
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.turn().await.envelopes_retired()),
+            Backend::Sql(db) => envelopes_retired(db).await,
+        }
+    }
+
+    /// Deletes the data keys that seal no more and by which nothing is sealed; returns how many those were.
+    pub async fn envelopes_forget(&self) -> Result<u64> {
+        match &self.backend {
+            Backend::Memory(memory) => Ok(memory.turn().await.envelopes_forget()),
+            Backend::Sql(db) => db.execute(ENVELOPES_FORGET, args![]).await,
+        }
+    }
+
+    /// Has the data key `new` seal in the place of `old`, which stays for the secrets that it sealed until they are sealed anew;
+    /// a conflict if another one seals by now, or if `old` sealed a signing key that is not among `resealed`. Then nothing was
+    /// changed.
     pub async fn envelope_rotate(&self, old: EnvelopeId, new: &EnvelopeKey, resealed: &[Resealed]) -> Result<()> {
         match &self.backend {
             Backend::Memory(memory) => memory.turn().await.envelope_rotate(old, new, resealed),
@@ -121,8 +150,14 @@ queries! {
     ENVELOPE_CURRENT = "select id, sealed, created_at from envelope_keys where seals = 1";
     ENVELOPE_CREATE = "insert into envelope_keys (id, sealed, created_at, seals) values ($1, $2, $3, 1)";
     ENVELOPE_RETIRE = "update envelope_keys set seals = null where id = $1 and seals = 1";
-    ENVELOPE_DELETE = "delete from envelope_keys where id = $1
-        and not exists (select 1 from signing_keys where envelope_key = $1)";
+    /// Changes nothing, and has those who change who seals wait: on PostgreSQL who has read would not.
+    ENVELOPE_HOLD = "update envelope_keys set seals = 1 where id = $1 and seals = 1";
+    ENVELOPE_GET = "select id, sealed, created_at from envelope_keys where id = $1";
+    ENVELOPES_RETIRED = "select id, sealed, created_at from envelope_keys where seals is null order by id limit $1 + 0";
+    ENVELOPES_FORGET = "delete from envelope_keys where seals is null
+        and not exists (select 1 from signing_keys where envelope_key = envelope_keys.id)
+        and not exists (select 1 from secrets where envelope_key = envelope_keys.id)";
+    SIGNING_KEY_SEALED_BY = "select id from signing_keys where envelope_key = $1 limit 1";
     SIGNING_KEYS = "select id, public_key, envelope_key, sealed, created_at, retires_at, withdrawn_at from signing_keys
         order by id desc limit $1 + 0";
     SIGNING_KEY_CREATE = "insert into signing_keys (id, public_key, envelope_key, sealed, created_at, signs)
@@ -163,6 +198,20 @@ async fn envelope_current(db: &Db) -> Result<Option<EnvelopeKey>> {
     db.row(ENVELOPE_CURRENT, args![]).await?.as_ref().map(envelope).transpose()
 }
 
+async fn envelope_get(db: &Db, id: EnvelopeId) -> Result<Option<EnvelopeKey>> {
+    db.row(ENVELOPE_GET, args![id]).await?.as_ref().map(envelope).transpose()
+}
+
+async fn envelopes_retired(db: &Db) -> Result<Vec<EnvelopeKey>> {
+    db.rows(ENVELOPES_RETIRED, args![ENVELOPES_RETIRED_MAX]).await?.iter().map(envelope).collect()
+}
+
+/// Has that data key seal until the transaction ends; a conflict if it seals no more. To be done first: whoever rotates waits
+/// for the others in this order.
+pub(crate) async fn seals_still(tx: &mut Tx, id: EnvelopeId) -> Result<()> {
+    changed_one(tx.execute(ENVELOPE_HOLD, args![id]).await?, "data key")
+}
+
 async fn envelope_create(db: &Db, key: &EnvelopeKey) -> Result<()> {
     db.execute(ENVELOPE_CREATE, args![key.id, &key.sealed[..], key.created_at]).await.map(drop)
 }
@@ -175,16 +224,10 @@ async fn envelope_rotate(db: &Db, old: EnvelopeId, new: &EnvelopeKey, resealed: 
         // One that signs no more has nothing that is sealed.
         tx.execute(SIGNING_KEY_RESEAL, args![*id, old, new.id, &sealed[..]]).await?;
     }
-    changed_one(tx.execute(ENVELOPE_DELETE, args![old]).await.map_err(meanwhile)?, "key")?;
-    tx.commit().await
-}
-
-/// A data key and what it seals do not fit together: somebody rotated it meanwhile.
-fn meanwhile(error: Error) -> Error {
-    match error {
-        Error::NotFound { what } => Error::Conflict { what },
-        other => other,
+    if tx.row(SIGNING_KEY_SEALED_BY, args![old]).await?.is_some() {
+        return Err(Error::Conflict { what: "key" });
     }
+    tx.commit().await
 }
 
 fn changed_one(changed: u64, what: &'static str) -> Result<()> {
@@ -195,13 +238,15 @@ async fn signing_keys(db: &Db) -> Result<Vec<SigningKey>> {
     db.rows(SIGNING_KEYS, args![WITHDRAWN_KEYS_MAX]).await?.iter().map(signing_key).collect()
 }
 
+/// What the private half of a new key is.
+fn private(new: &SigningKey) -> Result<&SealedSecret> {
+    new.private.as_ref().ok_or_else(|| Error::invalid("a signing key", "it has no private half"))
+}
+
 async fn signing_key_create(tx: &mut Tx, new: &SigningKey, most: u32) -> Result<()> {
-    let Some(SealedSecret { by, bytes }) = &new.private else {
-        return Err(Error::invalid("a signing key", "it has no private half"));
-    };
-    let times = new.times;
+    let (times, SealedSecret { by, bytes }) = (new.times, private(new)?);
     let values = args![times.id, &new.public, *by, &bytes[..], times.created_at, most];
-    full_unless_one(tx.execute(SIGNING_KEY_CREATE, values).await.map_err(meanwhile)?, "signing keys", most)
+    full_unless_one(tx.execute(SIGNING_KEY_CREATE, values).await?, "signing keys", most)
 }
 
 async fn signing_key_rotate(
@@ -211,6 +256,7 @@ async fn signing_key_rotate(
     forget_before: UnixMicros,
 ) -> Result<()> {
     let mut tx = db.begin().await?;
+    seals_still(&mut tx, private(new)?.by).await?;
     if let Some((id, retires_at)) = old {
         changed_one(tx.execute(SIGNING_KEY_RETIRE, args![id, retires_at]).await?, "key")?;
     }
@@ -221,6 +267,9 @@ async fn signing_key_rotate(
 
 async fn signing_key_withdraw(db: &Db, id: KeyId, now: UnixMicros, new: Option<&SigningKey>) -> Result<()> {
     let mut tx = db.begin().await?;
+    if let Some(new) = new {
+        seals_still(&mut tx, private(new)?.by).await?;
+    }
     if tx.execute(SIGNING_KEY_WITHDRAW, args![id, now]).await? == 0 {
         return Err(Error::NotFound { what: "key" });
     }

@@ -5,7 +5,8 @@
 //!
 //! What always holds:
 //! - every query of a tenant's row takes the org, and the schema refuses a row that refers to another org's; but for what an
-//!   agent holds leases of, which is found by the agent, whichever org it is of;
+//!   agent holds leases of, which is found by the agent, and what a data key sealed, which is found by the key, whichever org
+//!   it is of;
 //! - a change of a run, its lease, the fence of its log and the events that tell of it are one transaction, made by
 //!   compare-and-swap on the version of the run;
 //! - an append under a fence that is not the newest changes nothing; an append that is repeated is stored once;
@@ -39,6 +40,7 @@ mod postgres;
 mod projects;
 mod retention;
 mod runs;
+mod secrets;
 mod sql;
 mod tokens;
 
@@ -55,7 +57,7 @@ pub use events::{EVENTS_APPEND_MAX, EVENTS_PAGE_MAX, EventAppended};
 pub use examined::{ExaminedRuns, RUNS_EXAMINED_MAX, runs_examine};
 pub use hints::{HINT_BYTES_MAX, Hints};
 pub use hosts::HOSTS_MAX;
-pub use keys::{EnvelopeKey, Resealed, SIGNING_KEYS_MAX, SealedSecret, SigningKey};
+pub use keys::{ENVELOPES_RETIRED_MAX, EnvelopeKey, Resealed, SIGNING_KEYS_MAX, SealedSecret, SigningKey};
 pub use leases::{Due, DuePlace, LEASES_PAGE_MAX, LeaseRow, Leased, RENEWALS_MAX, Renewal};
 pub use logs::{
     LOG_APPEND_BYTES_MAX, LOG_INLINE_BYTES, LOG_READ_BYTES_MAX, LOG_SEGMENT_BYTES, LogAppended, SEALABLE_PAGE_MAX,
@@ -67,6 +69,7 @@ pub use projects::{PROJECTS_MAX, Project};
 pub use runs::{
     FILTER_LABELS_MAX, IDEMPOTENCY_KEY_BYTES_MAX, Idempotency, Inserted, RUNS_PAGE_MAX, RunFilter, RunRow, Saved,
 };
+pub use secrets::{KeptSecret, ResealedSecret, SECRETS_PAGE_MAX, Secret};
 pub use tokens::TOKENS_MAX;
 
 pub use memory::Between;

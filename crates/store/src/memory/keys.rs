@@ -4,7 +4,8 @@ use holm_domain::{EnvelopeId, KeyId, UnixMicros};
 
 use super::{Memory, State};
 use crate::{
-    EnvelopeKey, Error, Resealed, Result, SIGNING_KEYS_MAX, SealedSecret, SigningKey, keys::WITHDRAWN_KEYS_MAX,
+    ENVELOPES_RETIRED_MAX, EnvelopeKey, Error, Resealed, Result, SIGNING_KEYS_MAX, SealedSecret, SigningKey,
+    keys::WITHDRAWN_KEYS_MAX,
 };
 
 const CONFLICT: Error = Error::Conflict { what: "key" };
@@ -13,6 +14,8 @@ const CONFLICT: Error = Error::Conflict { what: "key" };
 #[derive(Debug, Default, Clone)]
 pub(super) struct Keys {
     envelope: Option<EnvelopeKey>,
+    /// Those that seal no more, oldest first.
+    retired: Vec<EnvelopeKey>,
     signing: Vec<SigningKey>,
 }
 
@@ -21,12 +24,19 @@ fn signs(key: &SigningKey) -> bool {
 }
 
 impl Keys {
+    pub(super) fn seals_still(&self, id: EnvelopeId) -> Result<()> {
+        match &self.envelope {
+            Some(envelope) if envelope.id == id => Ok(()),
+            _ => Err(Error::Conflict { what: "data key" }),
+        }
+    }
+
     fn add(&mut self, new: &SigningKey, most: u32) -> Result<()> {
         let Some(SealedSecret { by, .. }) = &new.private else {
             return Err(Error::invalid("a signing key", "it has no private half"));
         };
-        let is_known = self.envelope.as_ref().is_some_and(|envelope| envelope.id == *by);
-        if !is_known || self.signing.iter().any(|other| signs(other) || other.times.id == new.times.id) {
+        self.seals_still(*by)?;
+        if self.signing.iter().any(|other| signs(other) || other.times.id == new.times.id) {
             return Err(CONFLICT);
         }
         if self.signing.len() >= most as usize {
@@ -53,6 +63,23 @@ impl Memory {
         self.lock().keys.envelope.clone()
     }
 
+    pub(crate) fn envelope_get(&self, id: EnvelopeId) -> Option<EnvelopeKey> {
+        let state = self.lock();
+        state.keys.envelope.iter().chain(&state.keys.retired).find(|envelope| envelope.id == id).cloned()
+    }
+
+    pub(crate) fn envelopes_retired(&self) -> Vec<EnvelopeKey> {
+        self.lock().keys.retired.iter().take(ENVELOPES_RETIRED_MAX as usize).cloned().collect()
+    }
+
+    pub(crate) fn envelopes_forget(&self) -> u64 {
+        let mut state = self.lock();
+        let (kept, forgotten): (Vec<EnvelopeKey>, Vec<EnvelopeKey>) =
+            state.keys.retired.iter().cloned().partition(|envelope| state.is_sealing_secrets(envelope.id));
+        state.keys.retired = kept;
+        forgotten.len() as u64
+    }
+
     pub(crate) fn envelope_create(&self, key: &EnvelopeKey) -> Result<()> {
         self.lock().keys_change(|keys| match keys.envelope.replace(key.clone()) {
             None => Ok(()),
@@ -62,8 +89,9 @@ impl Memory {
 
     pub(crate) fn envelope_rotate(&self, old: EnvelopeId, new: &EnvelopeKey, resealed: &[Resealed]) -> Result<()> {
         self.lock().keys_change(|keys| {
-            if keys.envelope.replace(new.clone()).is_none_or(|found| found.id != old) {
-                return Err(CONFLICT);
+            match keys.envelope.replace(new.clone()) {
+                Some(found) if found.id == old => keys.retired.push(found),
+                _ => return Err(CONFLICT),
             }
             for private in keys.signing.iter_mut().filter_map(|key| Some((key.times.id, key.private.as_mut()?))) {
                 let sealed = resealed.iter().find(|one| one.id == private.0).ok_or(CONFLICT)?;

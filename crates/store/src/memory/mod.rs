@@ -5,6 +5,7 @@ mod keys;
 mod org_limits;
 mod pools;
 mod runs;
+mod secrets;
 mod tenants;
 
 use std::{
@@ -15,7 +16,7 @@ use std::{
 };
 
 use holm_domain::{
-    AgentId, OrgId, ProjectId, RunId, TokenId, UnixMicros,
+    AgentId, OrgId, ProjectId, RunId, SecretId, TokenId, UnixMicros,
     access::Token,
     enrol::{Enrolled, Join},
     host::Host,
@@ -24,7 +25,7 @@ use holm_domain::{
 };
 use tokio::sync::broadcast;
 
-use crate::{Doomed, DoomedPart, Org, Project, Segment};
+use crate::{Doomed, DoomedPart, KeptSecret, Org, Project, Segment};
 
 /// What a simulator has between the servers and their store in memory.
 pub trait Between: Debug + Send + Sync {
@@ -73,6 +74,7 @@ struct State {
     runs: BTreeMap<RunId, Row>,
     doomed: BTreeMap<(DoomedPart, RunId), Doomed>,
     keys: keys::Keys,
+    secrets: BTreeMap<SecretId, KeptSecret>,
     idempotency: BTreeMap<(OrgId, String), ([u8; 32], RunId)>,
 }
 

@@ -18,6 +18,7 @@ const STEPS: &[&str] = &[
     include_str!("../../migrations/0008_lease_cancel.sql"),
     include_str!("../../migrations/0009_host_keys.sql"),
     include_str!("../../migrations/0010_pools.sql"),
+    include_str!("../../migrations/0011_secrets.sql"),
 ];
 
 const TABLE: &str = "create table if not exists schema_steps (step bigint primary key)";

@@ -8,7 +8,7 @@ use sqlx::{Executor, Row, Statement};
 use super::{Db, Expect, Query, migrate};
 use crate::{
     census, doomed, enrol, events, examined, hosts, keys, leases, logs, org_limits, orgs, pools,
-    postgres::TestDatabase, projects, retention, runs, tokens,
+    postgres::TestDatabase, projects, retention, runs, secrets, tokens,
 };
 
 fn all() -> Vec<Query> {
@@ -23,6 +23,7 @@ fn all() -> Vec<Query> {
         enrol::QUERIES,
         pools::QUERIES,
         keys::QUERIES,
+        secrets::QUERIES,
         census::QUERIES,
         runs::QUERIES,
         retention::QUERIES,
@@ -95,6 +96,7 @@ async fn no_query_reads_a_whole_table_and_no_page_is_sorted() {
         "SIGNING_KEYS",
         "SIGNING_KEY_CREATE",
         "SIGNING_KEYS_FORGET",
+        "ENVELOPES_FORGET",
         "POOL_LIST",
         "POOL_PAIRS",
         "ORG_LIST",
@@ -113,6 +115,8 @@ async fn no_query_reads_a_whole_table_and_no_page_is_sorted() {
         "DOOMED_LOG_DUE",
         "LOGS_KEPT",
         "HOST_CENSUS",
+        "SECRETS",
+        "SECRETS_SEALED_BY",
     ];
     for query in all().into_iter().filter(|query| query.of != "schema step") {
         let steps = plan(&db, query).await;
@@ -132,6 +136,7 @@ async fn no_query_reads_a_whole_table_and_no_page_is_sorted() {
         ("DOOMED_LOG_DUE", "doomed_logs_due"),
         ("LOGS_KEPT", "runs_log_kept"),
         ("RUN_CENSUS_QUEUED", "COVERING INDEX runs_queue"),
+        ("SECRETS_SEALED_BY", "INDEX secrets_of_envelope (envelope_key=? AND id>?)"),
     ] {
         let steps = plan(&db, all().into_iter().find(|query| query.name == name).expect("there")).await;
         assert!(steps[0].contains(index), "{name}: {steps:?}");
@@ -179,7 +184,7 @@ fn no_module_is_forgotten() {
             }
         }
     }
-    assert_eq!(defining, 20, "list the queries of every module in `all`");
+    assert_eq!(defining, 21, "list the queries of every module in `all`");
     let names: BTreeSet<&str> = all().iter().map(|query| query.name).collect();
     assert_eq!(names.len(), all().len(), "names are unique");
 }

@@ -1,6 +1,6 @@
 //! Values that go into a query, and queries with their values.
 
-use holm_domain::{AgentId, EnvelopeId, InstanceId, KeyId, OrgId, ProjectId, RunId, TokenId, UnixMicros};
+use holm_domain::{AgentId, EnvelopeId, InstanceId, KeyId, OrgId, ProjectId, RunId, SecretId, TokenId, UnixMicros};
 use sqlx::{Postgres, Sqlite, postgres::PgArguments, query::Query as Prepared, sqlite::SqliteArguments};
 
 use super::Query;
@@ -32,7 +32,7 @@ macro_rules! from_ids {
         }
     })+ };
 }
-from_ids!(OrgId, ProjectId, RunId, AgentId, InstanceId, TokenId, KeyId, EnvelopeId, &str);
+from_ids!(OrgId, ProjectId, RunId, AgentId, InstanceId, TokenId, KeyId, EnvelopeId, SecretId, &str);
 
 impl From<String> for Value {
     fn from(text: String) -> Self {

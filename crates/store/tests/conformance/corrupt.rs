@@ -4,18 +4,21 @@
 use std::str::FromStr;
 
 use holm_domain::{
-    AgentId, RunId, TokenId, UnixMicros,
+    AgentId, EnvelopeId, RunId, SecretId, TokenId, UnixMicros,
     access::Token,
     host::Host,
     lease::grant,
     run::{Cancel, Run, RunState},
+    secret::SecretName,
 };
-use holm_store::{Blobs, Error, Result, RunFilter, RunRow, Store, runs_examine};
+use holm_store::{
+    Blobs, EnvelopeKey, Error, KeptSecret, Result, RunFilter, RunRow, SealedSecret, Secret, Store, runs_examine,
+};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, SqliteConnection};
 
 use crate::{
     postgres::TestDatabase,
-    support::{Engine, Fixture, Tenant, batch, claimant, config, entries_of, every_run, host, on, token},
+    support::{Engine, Fixture, Tenant, batch, claimant, config, entries_of, every_run, host, on, token, uuid},
 };
 
 /// Changes the database behind the store's back.
@@ -52,6 +55,7 @@ cases_in_sql!(
     runs_that_have_not_ended_are_examined_from_outside,
     columns_that_contradict_the_body_are_seen,
     other_rows_that_cannot_be_read_are_named,
+    a_secret_that_cannot_be_read_is_named,
     a_missing_or_changed_log_is_seen,
     what_lies_before_damage_and_behind_it_is_read,
     a_log_that_ends_before_its_head_is_damaged,
@@ -210,6 +214,23 @@ async fn other_rows_that_cannot_be_read_are_named(fixture: Fixture) {
     corrupt(store.event_page(tenant.org, run, 0, 10).await, "events", run);
     tamper(&fixture, "update log_heads set next_log_seq = -1").await;
     corrupt(store.log_head(tenant.org, run).await, "log_heads", run);
+}
+
+async fn a_secret_that_cannot_be_read_is_named(fixture: Fixture) {
+    let tenant = fixture.tenant().await;
+    let by = EnvelopeId::from_uuid(uuid());
+    let envelope = EnvelopeKey { id: by, sealed: vec![1], created_at: UnixMicros(1) };
+    tenant.store.envelope_create(&envelope).await.expect("made");
+    let id = SecretId::from_uuid(uuid());
+    let name: SecretName = "token".parse().expect("a name");
+    let (created_at, updated_at) = (UnixMicros(1), UnixMicros(1));
+    let secret = Secret { id, org: tenant.org, project: None, name: name.clone(), version: 1, created_at, updated_at };
+    let kept = KeptSecret { secret, sealed: SealedSecret { by, bytes: vec![2] } };
+    tenant.store.secret_create(&kept).await.expect("made");
+    tamper(&fixture, "update secrets set version = -1").await;
+    corrupt(tenant.store.secrets(tenant.org).await, "secrets", id);
+    corrupt(tenant.store.secret_by_name(tenant.org, None, &name).await, "secrets", id);
+    corrupt(tenant.store.secrets_sealed_by(by, None, 1).await, "secrets", id);
 }
 
 async fn a_missing_or_changed_log_is_seen(fixture: Fixture) {

@@ -97,8 +97,15 @@ async fn a_data_key_goes_with_all_that_it_sealed_or_not_at_all(fixture: Fixture)
     let stored = store.signing_keys().await.expect("read");
     assert_eq!(stored[0].private, Some(SealedSecret { by: new.id, bytes: vec![8] }));
     is_conflict(store.envelope_rotate(old.id, &envelope(), &resealed).await);
-    let late = store.signing_key_rotate(Some((first.times.id, UnixMicros(9))), &key(old.id), UnixMicros(0)).await;
-    is_conflict(late);
+    // Whether the old data key is there still or not: it seals no more.
+    for forgotten in [1, 0] {
+        let late = key(old.id);
+        let first = (first.times.id, UnixMicros(9));
+        is_conflict(store.signing_key_rotate(Some(first), &late, UnixMicros(0)).await);
+        is_conflict(store.signing_key_withdraw(first.0, UnixMicros(9), Some(&late)).await);
+        assert_eq!(store.envelopes_forget().await.expect("done"), forgotten);
+    }
+    assert_eq!(store.signing_keys().await.expect("read"), stored, "nothing was changed");
 }
 
 async fn rotations_that_race_leave_one_that_signs(fixture: Fixture) {

@@ -22,5 +22,6 @@ mod runs;
 #[path = "../support/s3.rs"]
 mod s3;
 mod seals;
+mod secrets;
 mod support;
 mod tenants;
