@@ -17,6 +17,7 @@ pub mod problem;
 pub mod run_secrets;
 pub mod run_token;
 pub mod runs;
+pub mod secrets;
 pub mod signed_token;
 pub mod tokens;
 

@@ -10,7 +10,7 @@ use crate::{OrgId, TokenId, UnixMicros};
 pub enum Role {
     /// Everything within the org, tokens and hosts included.
     Admin,
-    /// Runs, logs and hosts; no tokens.
+    /// Runs, logs and hosts; no tokens, and of secrets the names.
     Member,
     /// The agent protocol only.
     Agent,
@@ -21,11 +21,11 @@ pub enum Role {
 /// The kinds of actions that requests ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// See runs, logs, events and hosts.
+    /// See runs, logs, events, hosts and which secrets there are.
     Read,
     /// Create, cancel and delete runs.
     Run,
-    /// Create, list and revoke tokens; say which hosts take new runs.
+    /// Create, list and revoke tokens; keep, replace and remove secrets; say which hosts take new runs.
     Administer,
     /// Speak the agent protocol.
     Serve,

@@ -4,7 +4,7 @@
 //! come from the thread's cryptographic generator, which is seeded by the kernel.
 
 use base64::Engine as _;
-use holm_domain::{EnvelopeId, KeyId, OrgId, ProjectId, RunId, SignedTokenId, TokenId};
+use holm_domain::{EnvelopeId, KeyId, OrgId, ProjectId, RunId, SecretId, SignedTokenId, TokenId};
 use rand::Rng as _;
 use secrecy::SecretString;
 use uuid::Uuid;
@@ -48,6 +48,11 @@ pub fn key() -> KeyId {
 /// A new identity of a data key.
 pub fn envelope() -> EnvelopeId {
     EnvelopeId::from_uuid(draw())
+}
+
+/// A new identity of a secret of an org.
+pub fn secret_id() -> SecretId {
+    SecretId::from_uuid(draw())
 }
 
 /// A new identity of a signed token.

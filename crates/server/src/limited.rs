@@ -95,6 +95,9 @@ pub const WRITES: &[(Method, &str, Kept)] = {
         (Method::POST, "/v1/keys/{id}/withdraw", Kept::By(ApiWrites)),
         (Method::POST, "/v1/tokens", Kept::By(ApiWrites)),
         (Method::DELETE, "/v1/tokens/{id}", Kept::By(ApiWrites)),
+        (Method::POST, "/v1/secrets", Kept::By(ApiWrites)),
+        (Method::PUT, "/v1/secrets/{name}", Kept::By(ApiWrites)),
+        (Method::DELETE, "/v1/secrets/{name}", Kept::By(ApiWrites)),
         (Method::POST, "/agent/v1/enrol", Kept::By(AgentWrites)),
         (
             Method::POST,

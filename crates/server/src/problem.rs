@@ -16,6 +16,9 @@ use holm_domain::{
 };
 use http::{HeaderValue, StatusCode, header::RETRY_AFTER};
 
+/// What stands in the place of a value that nobody may see.
+pub(crate) const REDACTED: &str = "[redacted]";
+
 /// Why a request is not answered as it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{problem}")]

@@ -434,6 +434,10 @@ impl Caller {
         self.send("POST", path, "application/json", serde_json::to_vec(body).unwrap()).await
     }
 
+    pub async fn put<T: Serialize>(&self, path: &str, body: &T) -> Answer {
+        self.send("PUT", path, "application/json", serde_json::to_vec(body).unwrap()).await
+    }
+
     pub async fn send(&self, method: &str, path: &str, media_type: &str, body: Vec<u8>) -> Answer {
         self.send_body(method, path, media_type, Body::from(body)).await
     }

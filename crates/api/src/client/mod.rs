@@ -18,6 +18,7 @@ mod hosts;
 mod keys;
 mod orgs;
 mod runs;
+mod secrets;
 pub mod sse;
 mod tokens;
 mod transport;

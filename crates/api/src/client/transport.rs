@@ -113,7 +113,7 @@ impl Transport {
         self.call(Method::DELETE, path.as_ref())
     }
 
-    /// `path` is made of constants and ids only, so nothing in it needs to be escaped.
+    /// `path` is made of constants, ids and names of secrets only, so nothing in it needs to be escaped.
     fn call(&self, method: Method, path: &str) -> Call<'_> {
         let mut request = self.http.request(method, format!("{}{path}", self.base));
         if let Some(authorization) = &self.authorization {

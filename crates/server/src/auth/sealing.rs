@@ -24,6 +24,8 @@ pub enum Kind {
     Envelope,
     /// The private half of a signing key.
     SigningKey,
+    /// The value of a secret.
+    Secret,
 }
 
 impl Kind {
@@ -31,6 +33,7 @@ impl Kind {
         match self {
             Kind::Envelope => "holm.envelope",
             Kind::SigningKey => "holm.signing-key",
+            Kind::Secret => "holm.secret",
         }
     }
 }

@@ -8,11 +8,19 @@ use axum::{
     http::request::Parts,
 };
 use bytes::Bytes;
-use holm_domain::{AgentId, ErrorCode, KeyId, RunId, TokenId, error::InvalidField};
+use holm_domain::{
+    AgentId, ErrorCode, KeyId, RunId, TokenId,
+    error::InvalidField,
+    secret::{BadSecretName, SecretName},
+};
 use http::{HeaderMap, header::CONTENT_TYPE};
 use serde::de::DeserializeOwned;
 
-use crate::{account::Account, app::App, problem::Failure};
+use crate::{
+    account::Account,
+    app::App,
+    problem::{Failure, REDACTED},
+};
 
 /// The longest body that is read once more to tell what stands in a wrong field, in bytes.
 const TOLD_BYTES_MAX: usize = 64 * 1024;
@@ -27,6 +35,19 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
         media_type(request.headers(), "application/json")?;
         let Body(bytes) = Body::from_request(request, app).await?;
         parse_json(&bytes).map(Self)
+    }
+}
+
+/// A JSON body that bears a secret: what stands in it is not told to anybody, whatever is wrong with it.
+pub struct SecretJson<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for SecretJson<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Failure> {
+        media_type(request.headers(), "application/json")?;
+        let Body(bytes) = Body::from_request(request, app).await?;
+        parse_secret_json(&bytes).map(Self)
     }
 }
 
@@ -79,6 +100,27 @@ pub fn media_type(headers: &HeaderMap, wanted: &str) -> Result<(), Failure> {
 }
 
 fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    parse(bytes, |field, message| {
+        let given = value_at(bytes, &field);
+        // JSON has fields without a name.
+        let field = if field.is_empty() { "\"\"".to_owned() } else { field };
+        InvalidField::new(field, given, without_position(message))
+    })
+}
+
+fn parse_secret_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    parse(bytes, |field, message| {
+        // Other messages have the value in them.
+        let is_of_names = ["missing field ", "unknown field ", "duplicate field "];
+        let is_told = is_of_names.iter().any(|begin| message.starts_with(begin));
+        let problem =
+            if is_told { without_position(message) } else { "give what the description of the API has there" };
+        InvalidField::new(field, REDACTED, problem)
+    })
+}
+
+/// Reads JSON; what is wrong with a field is told by `wrong`, which is given its path and what the parser says.
+fn parse<T: DeserializeOwned>(bytes: &[u8], wrong: impl FnOnce(String, &str) -> InvalidField) -> Result<T, Failure> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let path = error.path().to_string();
@@ -93,10 +135,7 @@ fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
             (".", None) => "body".to_owned(),
             (path, None) => path.to_owned(),
         };
-        let given = value_at(bytes, &field);
-        // JSON has fields without a name.
-        let field = if field.is_empty() { "\"\"".to_owned() } else { field };
-        InvalidField::new(field, given, without_position(&message)).into()
+        wrong(field, &message).into()
     })?;
     reader.end().map_err(|error| {
         Failure::new(ErrorCode::InvalidRequest, format!("the body goes on after its JSON value: {error}"))
@@ -221,6 +260,21 @@ impl<S: Send + Sync> FromRequestParts<S> for KeyPath {
     }
 }
 
+/// The secret that the path names.
+pub struct SecretPath(pub SecretName);
+
+impl<S: Send + Sync> FromRequestParts<S> for SecretPath {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let Path(text) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|rejection| Failure::new(ErrorCode::InvalidRequest, rejection.body_text()))?;
+        let name = text.parse().map_err(|bad: BadSecretName| InvalidField::new("name", &text, bad.to_string()))?;
+        Ok(Self(name))
+    }
+}
+
 /// The token that the path names.
 pub struct TokenPath(pub TokenId);
 
@@ -275,6 +329,29 @@ mod tests {
         let named = |value: &str| (ErrorCode::InvalidField, Some("spec.limits.pids".into()), Some(value.into()));
         assert_eq!(long("-1", TOLD_BYTES_MAX / 2), named("-1"));
         assert_eq!(long("-1", TOLD_BYTES_MAX), named(""));
+    }
+
+    #[test]
+    fn what_stands_in_a_body_with_a_secret_is_not_told() {
+        use holm_api::secrets::CreateSecret;
+        for (body, named) in [
+            (r#"{"name": "a", "value": 12345678}"#, "value"),
+            (r#"{"name": "a", "value": ["geheimnis"]}"#, "value"),
+            (r#"{"name": "a", "valeu": "geheimnis"}"#, "valeu"),
+            (r#"{"name": {"geheimnis": 1}, "value": "geheimnis"}"#, "name"),
+            (r#"{"value": "geheimnis"}"#, "name"),
+            (r#"{"name": "a", "value": "geheimnis", "value": "geheimnis"}"#, "body"),
+            (r#""geheimnis""#, "body"),
+        ] {
+            let problem = parse_secret_json::<CreateSecret>(body.as_bytes()).map(drop).unwrap_err().into_problem();
+            assert_eq!((problem.code, problem.field.as_deref()), (ErrorCode::InvalidField, Some(named)), "{body}");
+            assert_eq!(problem.value.as_deref(), Some(REDACTED));
+            let told = serde_json::to_string(&problem).unwrap();
+            assert!(!told.contains("geheim") && !told.contains("1234"), "{told}");
+        }
+        let torn = parse_secret_json::<CreateSecret>(br#"{"value": "geheimnis"#).map(drop).unwrap_err();
+        assert_eq!(torn.code(), ErrorCode::InvalidRequest);
+        assert!(!torn.for_log().contains("geheim"), "{torn}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod orgs;
 mod pools;
 mod run_token;
 mod runs;
+mod secrets;
 mod service;
 mod tokens;
 
@@ -94,6 +95,8 @@ fn ordinary() -> Routes {
         .routes(routes!(keys::envelope_rotate::envelope_rotate))
         .routes(routes!(keys::withdraw::withdraw))
         .routes(routes!(keys::jwks::jwks))
+        .routes(routes!(secrets::create::create, secrets::list::list))
+        .routes(routes!(secrets::rotate::rotate, secrets::delete::delete))
         .routes(routes!(run_token::run_token))
         .routes(routes!(agent::enrol::enrol))
         .routes(routes!(agent::session::session))

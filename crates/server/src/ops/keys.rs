@@ -1,12 +1,16 @@
 //! The keys of the deployment: list, rotate, withdraw, seal anew. Who did what is in the log.
+//!
+//! The data key is rotated in two steps: the new one seals from the first on, with the signing keys in its transaction, and in
+//! the second what the old one sealed of secrets is sealed anew, page by page ([`super::secrets`]).
 
 use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use holm_api::keys::{EnvelopeRotated, KeySet, KeyView, PublicKey};
-use holm_domain::{ErrorCode, KeyId, UnixMicros, access::Token, keys};
+use holm_domain::{EnvelopeId, ErrorCode, KeyId, UnixMicros, access::Token, keys};
 use holm_store::{EnvelopeKey, Error, Resealed, SigningKey};
 
+use super::secrets::secrets_reseal;
 use crate::{
     app::App,
     auth::{
@@ -67,7 +71,7 @@ pub async fn key_set(app: &App) -> Result<KeySet, Failure> {
 }
 
 /// The data key that seals, and opened.
-async fn envelope(app: &App) -> Result<(EnvelopeKey, SealingKey), Failure> {
+pub(super) async fn envelope(app: &App) -> Result<(EnvelopeKey, SealingKey), Failure> {
     let envelope = app.store.envelope_current().await?;
     let envelope = envelope.ok_or_else(|| Failure::internal("no data key seals; a start of the server makes one"))?;
     let data = data_key(app.keys.root()?, &envelope).map_err(Failure::internal)?;
@@ -80,7 +84,7 @@ async fn drawn(app: &App) -> Result<SigningKey, Failure> {
 }
 
 /// Others changed the keys meanwhile: look again. What was made in vain is forgotten.
-fn unless_meanwhile(done: holm_store::Result<()>) -> Result<bool, Failure> {
+pub(super) fn unless_meanwhile(done: holm_store::Result<()>) -> Result<bool, Failure> {
     match done {
         Ok(()) => Ok(true),
         Err(Error::Conflict { .. }) => Ok(false),
@@ -152,9 +156,18 @@ async fn withdraw(app: &App, id: KeyId, by: &str) -> Result<KeyView, Failure> {
     Err(busy())
 }
 
-/// Puts a new data key in the place of the one that seals, and seals anew what that had sealed: all of it or nothing.
+/// Puts a new data key in the place of the one that seals, and seals anew what that had sealed, and what was left of rotations
+/// that were cut off.
 pub async fn envelope_rotate(app: &App, by: &Token) -> Result<EnvelopeRotated, Failure> {
     deployment_admin(app, by).await?;
+    let (id, keys) = envelope_replace(app, by).await?;
+    let secrets = secrets_reseal(app).await?;
+    tracing::info!(envelope = %id, keys, secrets, "what other data keys had sealed was sealed anew");
+    Ok(EnvelopeRotated { id, resealed: keys + secrets })
+}
+
+/// Has a new data key seal; returns it, and how many signing keys were sealed anew by it.
+pub(super) async fn envelope_replace(app: &App, by: &Token) -> Result<(EnvelopeId, u32), Failure> {
     for _ in 0..SWAPS_MAX {
         let (old, old_data) = envelope(app).await?;
         let (new, new_data) = envelope_draw(app.keys.root()?, app.now()).map_err(Failure::internal)?;
@@ -168,7 +181,7 @@ pub async fn envelope_rotate(app: &App, by: &Token) -> Result<EnvelopeRotated, F
         }
         if unless_meanwhile(app.store.envelope_rotate(old.id, &new, &resealed).await)? {
             tracing::info!(envelope = %new.id, before = %old.id, by = %by.id, "a new data key seals");
-            return Ok(EnvelopeRotated { id: new.id, resealed: u32::try_from(resealed.len()).unwrap_or(u32::MAX) });
+            return Ok((new.id, u32::try_from(resealed.len()).unwrap_or(u32::MAX)));
         }
     }
     Err(busy())

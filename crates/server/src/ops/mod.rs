@@ -18,18 +18,29 @@ pub mod orgs;
 pub mod pools;
 pub mod run_tokens;
 pub mod runs;
+pub mod secrets;
 pub mod tokens;
 
 use holm_domain::{
     OrgId, RunId, UnixMicros,
+    error::InvalidField,
     run::{Decision, EventKind, Run, RunState},
 };
+
+use holm_store::Project;
 
 use crate::{app::App, config::SWAPS_MAX, problem::Failure, traces};
 
 /// Reads a run of an org; another org's runs are not there.
 pub async fn run_of(app: &App, org: OrgId, id: RunId) -> Result<Run, Failure> {
     app.store.run_get(org, id).await?.ok_or_else(|| Failure::not_found("run", id))
+}
+
+/// The project of that name, of the org.
+pub(crate) async fn project_named(app: &App, org: OrgId, name: &str) -> Result<Project, Failure> {
+    tokens::check_name("project", name)?;
+    let project = app.store.project_by_name(org, name).await?;
+    Ok(project.ok_or_else(|| InvalidField::new("project", name, "give the name of a project of the org"))?)
 }
 
 /// Decides on a run as it was read a moment ago and saves that, until nobody else was faster; returns the run as it stands

@@ -11,7 +11,7 @@ use holm_domain::{
 use holm_store::{Idempotency, Inserted, RunFilter, RunRow};
 use sha2::{Digest as _, Sha256};
 
-use super::{revise_from, run_of, tokens::check_name};
+use super::{project_named, revise_from, run_of};
 use crate::{account::Account, app::App, config::RUNS_PAGE_BYTES_MAX, ids, problem::Failure, traces};
 
 /// The project of runs that name none.
@@ -44,10 +44,7 @@ pub async fn run_create(
     app.needs_files()?;
     let idempotency = key.map(|key| idempotency(key, &body)).transpose()?;
     let digest = idempotency.as_ref().map(|given| given.digest);
-    let name = body.project.as_deref().unwrap_or(DEFAULT_PROJECT);
-    check_name("project", name)?;
-    let project = app.store.project_by_name(by.org, name).await?;
-    let project = project.ok_or_else(|| InvalidField::new("project", name, "give the name of a project of the org"))?;
+    let project = project_named(app, by.org, body.project.as_deref().unwrap_or(DEFAULT_PROJECT)).await?;
     app.limiter.queue(app, by.org).await?;
     let admission = Admission { id: ids::run(), org: by.org, project: project.id, created_by: by.id };
     let mut decision = admit(admission, body.spec, now, &app.config.lease);

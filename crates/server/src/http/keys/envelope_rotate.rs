@@ -14,8 +14,8 @@ use crate::{
 
 /// Rotate the data key
 ///
-/// A new data key takes the place of the one that seals, and what that had sealed is sealed anew, in one transaction. For
-/// admins of the org `default` only.
+/// A new data key seals from now on, and what others had sealed is sealed anew; they are deleted then. What is left of a
+/// rotation that was cut off can be opened as before, and the next one finishes it. For admins of the org `default` only.
 #[utoipa::path(
     post, path = "/v1/keys/envelope/rotate", tag = "keys", operation_id = "envelope_rotate",
     responses(

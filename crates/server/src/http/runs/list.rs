@@ -59,11 +59,7 @@ async fn filter(app: &App, org: OrgId, query: &ListRuns) -> Result<RunFilter, Fa
     let states = query.state.as_deref().map(states).transpose()?.unwrap_or_default();
     let labels = query.label.as_deref().map(labels).transpose()?.unwrap_or_default();
     let Some(name) = &query.project else { return Ok(RunFilter { project: None, states, labels }) };
-    let unknown = || InvalidField::new("project", name, "give the name of a project of the org");
-    if name.contains('\0') {
-        return Err(unknown().into());
-    }
-    let project = app.store.project_by_name(org, name).await?.ok_or_else(unknown)?;
+    let project = ops::project_named(app, org, name).await?;
     Ok(RunFilter { project: Some(project.id), states, labels })
 }
 

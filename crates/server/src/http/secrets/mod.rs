@@ -1,0 +1,8 @@
+//! Secrets of orgs and projects.
+
+pub mod create;
+pub mod delete;
+pub mod list;
+pub mod rotate;
+#[cfg(test)]
+mod tests;
