@@ -105,6 +105,7 @@ pub const WRITES: &[(Method, &str, Kept)] = {
             Kept::Otherwise("it writes nothing, and the leases of the host hang on it"),
         ),
         (Method::POST, "/agent/v1/register", Kept::By(AgentWrites)),
+        (Method::POST, "/agent/v1/runs/{id}/secrets", Kept::Within(AgentWrites)),
         (Method::POST, "/agent/v1/runs/{id}/events", Kept::Within(AgentWrites)),
         (Method::PUT, "/agent/v1/runs/{id}/changes", Kept::Within(AgentWrites)),
         // Its bytes are kept by `LogBytes` as well.

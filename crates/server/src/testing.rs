@@ -12,6 +12,7 @@ use holm_api::{
     agent::{AppendEvents, Appended, FinishRun, HeldLease, Poll, Polled, Register, Renew, SandboxEnded, StartRun},
     logs::LogEntry,
     problem::Problem,
+    run_secrets::{AskSecrets, Asking},
     runs::RunView,
 };
 use holm_domain::{
@@ -372,6 +373,8 @@ impl World {
         caller.post(&path("start"), &StartRun { instance, fence, sandbox }).await.problem(code);
         let logs = path("logs") + &query;
         caller.send("POST", &logs, LOG_BATCH, batch(1, &["a\n"])).await.problem(code);
+        let key = Asking::new().unwrap().key();
+        caller.post(&path("secrets"), &AskSecrets { agent, instance, fence, key }).await.problem(code);
         let events = vec![EventKind::ResultRefused { problem: "no".into() }.into()];
         let events = AppendEvents { agent, instance, fence, first_seq: 1, events };
         caller.post(&path("events"), &events).await.problem(code);

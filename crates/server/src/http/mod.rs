@@ -103,6 +103,7 @@ fn ordinary() -> Routes {
         .routes(routes!(agent::register::register))
         .routes(routes!(agent::renew::renew))
         .routes(routes!(agent::start::start))
+        .routes(routes!(agent::secrets::secrets))
         .routes(routes!(agent::events::events))
         .routes(routes!(agent::ended::ended))
         .routes(routes!(agent::finish::finish))

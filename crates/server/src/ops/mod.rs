@@ -16,6 +16,7 @@ pub mod logs;
 pub mod metrics;
 pub mod orgs;
 pub mod pools;
+pub mod run_secrets;
 pub mod run_tokens;
 pub mod runs;
 pub mod secrets;

@@ -11,7 +11,7 @@ use holm_domain::{
 use holm_store::{Idempotency, Inserted, RunFilter, RunRow};
 use sha2::{Digest as _, Sha256};
 
-use super::{project_named, revise_from, run_of};
+use super::{project_named, revise_from, run_of, run_secrets::secrets_are_there};
 use crate::{account::Account, app::App, config::RUNS_PAGE_BYTES_MAX, ids, problem::Failure, traces};
 
 /// The project of runs that name none.
@@ -45,6 +45,7 @@ pub async fn run_create(
     let idempotency = key.map(|key| idempotency(key, &body)).transpose()?;
     let digest = idempotency.as_ref().map(|given| given.digest);
     let project = project_named(app, by.org, body.project.as_deref().unwrap_or(DEFAULT_PROJECT)).await?;
+    secrets_are_there(app, by.org, project.id, &body.spec.credentials).await?;
     app.limiter.queue(app, by.org).await?;
     let admission = Admission { id: ids::run(), org: by.org, project: project.id, created_by: by.id };
     let mut decision = admit(admission, body.spec, now, &app.config.lease);

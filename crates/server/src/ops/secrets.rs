@@ -33,7 +33,6 @@ use crate::{
 
 /// A secret with its value.
 #[derive(Debug)]
-#[cfg_attr(not(test), expect(dead_code, reason = "runs do not have secrets yet"))]
 pub struct Opened {
     /// Its name.
     pub name: SecretName,
@@ -127,17 +126,12 @@ pub async fn secret_delete(app: &App, by: &Token, name: &SecretName, of: DeleteS
     }
 }
 
-/// Refuses names for which runs of the project find no secret.
-#[cfg_attr(not(test), expect(dead_code, reason = "runs do not have secrets yet"))]
-pub async fn secrets_exist(app: &App, org: OrgId, project: ProjectId, names: &[SecretName]) -> Result<(), Failure> {
-    for name in names {
-        found(app, org, project, name).await?;
-    }
-    Ok(())
+/// Whether a name stands for a secret in runs of the project.
+pub async fn is_kept(app: &App, org: OrgId, project: ProjectId, name: &SecretName) -> Result<bool, Failure> {
+    Ok(app.store.secret_by_name(org, Some(project), name).await?.is_some())
 }
 
 /// Opens the secrets that these names stand for in runs of the project, in their order.
-#[cfg_attr(not(test), expect(dead_code, reason = "runs do not have secrets yet"))]
 pub async fn secrets_open(
     app: &App,
     org: OrgId,

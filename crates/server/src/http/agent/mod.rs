@@ -9,5 +9,6 @@ pub mod logs;
 pub mod poll;
 pub mod register;
 pub mod renew;
+pub mod secrets;
 pub mod session;
 pub mod start;
