@@ -109,6 +109,9 @@ pub enum Command {
     /// Make, list and revoke API tokens
     #[command(subcommand)]
     Token(Token),
+    /// Keep, replace, list and remove secrets of the org and of its projects
+    #[command(subcommand)]
+    Secret(Secret),
     /// List, rotate and withdraw the keys by which servers sign tokens
     #[command(subcommand)]
     Keys(Keys),
@@ -299,6 +302,19 @@ pub enum Token {
         #[arg(required = true, value_name = "TOKEN")]
         tokens: Vec<TokenId>,
     },
+}
+
+/// What to do with secrets.
+#[derive(Debug, Subcommand)]
+pub enum Secret {
+    /// Keep a new secret
+    Set(commands::secret::set::SetArgs),
+    /// Give a secret its next value and print its new version
+    Rotate(commands::secret::rotate::RotateArgs),
+    /// List secrets, without their values
+    Ls,
+    /// Remove a secret
+    Rm(commands::secret::rm::RmArgs),
 }
 
 /// What to do with signing keys.

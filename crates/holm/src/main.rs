@@ -15,6 +15,7 @@ mod serve;
 mod session;
 mod status_line;
 mod tame;
+mod typed;
 mod units;
 mod writeback;
 
@@ -29,6 +30,7 @@ use commands::Usage;
 use config::{Config, Environment};
 use output::{EXIT_PIPE, Output, escaped_lines};
 use session::Session;
+use typed::Interrupted;
 
 /// The exit code of a command line that is not understood, as most programs have it.
 const EXIT_USAGE: u8 = 2;
@@ -36,6 +38,9 @@ const EXIT_USAGE: u8 = 2;
 /// The exit code of an agent that need not be started anew before somebody has acted: `EX_NOPERM` of sysexits(3). The unit of
 /// systemd names it.
 const EXIT_FOR_GOOD: u8 = 77;
+
+/// The exit code of a program that SIGINT ended, as shells tell it.
+const EXIT_INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|name| name == "shim") {
@@ -132,6 +137,7 @@ fn failed(output: Output, error: &anyhow::Error, is_run: bool) -> u8 {
     match error.downcast_ref::<Usage>() {
         _ if is_run => exit_holm(),
         Some(_) => EXIT_USAGE,
+        None if error.is::<Interrupted>() => EXIT_INTERRUPTED,
         None if error.downcast_ref::<AgentError>().is_some_and(AgentError::is_for_good) => EXIT_FOR_GOOD,
         None => 1,
     }

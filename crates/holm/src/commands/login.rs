@@ -1,8 +1,5 @@
 //! `holm login`: keeps a server and a token for it as a context.
 
-use std::io::{self, BufRead as _, IsTerminal as _, Read as _};
-
-use anyhow::Context as _;
 use clap::Args;
 use holm_api::client::{Client, Endpoint, SecretString};
 use secrecy::ExposeSecret as _;
@@ -12,6 +9,7 @@ use crate::{
     config::{LOCAL, Source, check_token, file, read_token},
     output::escaped,
     session::Session,
+    typed,
 };
 
 /// The longest line that is taken for a token, in bytes.
@@ -37,7 +35,7 @@ pub struct LoginArgs {
 pub async fn execute(session: &Session, args: &LoginArgs) -> anyhow::Result<u8> {
     let endpoint = Endpoint::parse(&args.url)?;
     let name = name(args, &endpoint)?;
-    let token = token(session)?;
+    let token = token(session).await?;
     let who = Client::new(endpoint.clone(), token.clone())?.whoami().await?;
     let change = file::Change::Put { name: &name, server: &endpoint.to_string(), token: token.expose_secret() };
     file::change(&session.config.path, &change)?;
@@ -65,44 +63,10 @@ fn name(args: &LoginArgs, endpoint: &Endpoint) -> Result<String, Usage> {
     Ok(name.to_owned())
 }
 
-fn token(session: &Session) -> anyhow::Result<SecretString> {
+async fn token(session: &Session) -> anyhow::Result<SecretString> {
     if let Some(file) = session.config.token_file() {
         return Ok(read_token(&file.value, &file.source)?.value);
     }
-    let source = Source::Flag("standard input");
-    let stdin = io::stdin();
-    let hidden = stdin.is_terminal();
-    let _echo_back = if hidden {
-        session.output.stderr_verbatim("Token: ");
-        Some(Hidden::new()?)
-    } else {
-        None
-    };
-    let mut line = String::new();
-    stdin.lock().take(LINE_BYTES_MAX).read_line(&mut line).context("cannot read the token")?;
-    if hidden {
-        session.output.stderr_verbatim("\n");
-    }
-    check_token(SecretString::from(line).expose_secret(), &source)
-}
-
-/// What is typed is not shown while this lives.
-struct Hidden(rustix::termios::Termios);
-
-impl Hidden {
-    fn new() -> io::Result<Self> {
-        use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
-        let before = tcgetattr(io::stdin())?;
-        let mut quiet = before.clone();
-        quiet.local_modes.remove(LocalModes::ECHO);
-        tcsetattr(io::stdin(), OptionalActions::Flush, &quiet)?;
-        Ok(Self(before))
-    }
-}
-
-impl Drop for Hidden {
-    fn drop(&mut self) {
-        // A terminal that has gone has nothing to be restored.
-        let _gone = rustix::termios::tcsetattr(io::stdin(), rustix::termios::OptionalActions::Flush, &self.0);
-    }
+    let line = typed::line(session.output, "Token: ", LINE_BYTES_MAX).await?;
+    check_token(&String::from_utf8_lossy(&line), &Source::Flag("standard input"))
 }

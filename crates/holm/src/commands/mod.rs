@@ -18,6 +18,7 @@ mod pools;
 pub mod ps;
 pub mod rm;
 pub mod run;
+pub mod secret;
 pub mod show;
 pub mod token;
 pub mod top;
@@ -88,6 +89,10 @@ pub async fn execute(session: &Session, command: &cli::Command) -> anyhow::Resul
         Command::Token(cli::Token::Create(args)) => token::create::execute(session, args).await,
         Command::Token(cli::Token::Ls) => token::ls::execute(session).await,
         Command::Token(cli::Token::Revoke { tokens }) => token::revoke::execute(session, tokens).await,
+        Command::Secret(cli::Secret::Set(args)) => secret::set::execute(session, args).await,
+        Command::Secret(cli::Secret::Rotate(args)) => secret::rotate::execute(session, args).await,
+        Command::Secret(cli::Secret::Ls) => secret::ls::execute(session).await,
+        Command::Secret(cli::Secret::Rm(args)) => secret::rm::execute(session, args).await,
         Command::Login(args) => login::execute(session, args).await,
         Command::Context(cli::Context::Ls) => context::ls::execute(session),
         Command::Context(cli::Context::Use { name }) => context::choose::execute(session, name),

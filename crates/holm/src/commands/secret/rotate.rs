@@ -1,0 +1,29 @@
+//! `holm secret rotate`: gives a secret its next value.
+
+use clap::Args;
+use holm_api::secrets::RotateSecret;
+
+use super::{print, value::Given};
+use crate::session::Session;
+
+/// The flags of `holm secret rotate`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  holm secret rotate github                            asks for the value, and does not show it
+  holm secret rotate github --from-env GITHUB_TOKEN
+  holm secret rotate db.password --project web --from-file password
+
+The value of before is removed. `holm keys rotate --envelope` seals anew what is kept, and changes no value.")]
+pub struct RotateArgs {
+    #[command(flatten)]
+    given: Given,
+}
+
+/// Replaces the value and prints the version of the new one.
+pub async fn execute(session: &Session, args: &RotateArgs) -> anyhow::Result<u8> {
+    let Given { name, project, .. } = &args.given;
+    let value = args.given.value(session.output).await?;
+    let body = RotateSecret { value, project: project.clone() };
+    print(session, &session.client().await?.secret_rotate(name, &body).await?)
+}
