@@ -1,10 +1,14 @@
-//! Clients as they are, which were told nothing: what they ask for is seen, decided and passed on.
+//! Clients as they are, which were told nothing: what they ask for is seen, decided and passed on, with a secret that the server
+//! demands and that none of them ever sees.
 
 use std::{fs, process::Command};
 
 use holm_e2e::{Running, World, host::is_root, names::NameServer, ran::Ran};
 
 use crate::site::{SITE, certified, names};
+
+/// What the server demands.
+const SECRET: &str = "s3cret-of-the-clients-6f1c";
 
 /// What is asked: files, packages, repositories, calls and sockets.
 const SERVER: &str = include_str!("servers.py");
@@ -30,7 +34,8 @@ impl Clients {
             fs::write(path, text).expect("a file");
         }
         let mut command = Command::new("/usr/bin/python3");
-        let mut server = Running::start(command.args(["-c", SERVER]).arg(path("site")).arg(certificate).arg(key));
+        let mut server =
+            Running::start(command.args(["-c", SERVER]).arg(path("site")).arg(certificate).arg(key).arg(SECRET));
         server.says("ports ");
         server.says("\n");
         let said = server.stdout();
@@ -39,6 +44,9 @@ impl Clients {
         let (port, rpc_port, socket_port) = (port(), port(), port());
         let (asked, trust) = (names.address(), authority.display().to_string());
         world.start_up_with(&["--host-name-server", &asked, "--host-reach", "127.0.0.1", "--host-trust", &trust]);
+        let file = world.dir().join("secret");
+        fs::write(&file, SECRET).expect("a file");
+        world.holm(["secret", "set", "KEY", "--from-file", &file.display().to_string()]).succeeds();
         Self { world, _names: names, server, port, rpc_port, socket_port }
     }
 
@@ -48,7 +56,30 @@ impl Clients {
     }
 
     fn run(&self, flags: &[&str], rule: &str, command: &[&str]) -> Ran {
-        self.world.run(["--allow", rule].iter().chain(flags).chain(&["--"]).chain(command).copied())
+        let credentials = self.credentials();
+        let credentials = credentials.iter().flat_map(|credential| ["--credential", credential]);
+        let ran = self.world.run(
+            ["--allow", rule]
+                .iter()
+                .chain(flags)
+                .copied()
+                .chain(credentials)
+                .chain(["--"])
+                .chain(command.iter().copied()),
+        );
+        assert!(!format!("{ran}").contains(SECRET), "{ran}");
+        ran
+    }
+
+    /// Where each of the servers has the secret.
+    fn credentials(&self) -> [String; 4] {
+        let Self { port, rpc_port, socket_port, .. } = self;
+        [
+            format!("{SITE}:{port}=bearer:KEY"),
+            format!("{SITE}:{port}/git=basic:x-access-token:KEY"),
+            format!("{SITE}:{rpc_port}=header:x-api-key:KEY"),
+            format!("{SITE}:{socket_port}=query:key:KEY"),
+        ]
     }
 
     fn url(&self) -> String {
@@ -89,8 +120,8 @@ echo same"
         let path = if method == "GET" { "/git/repo.git" } else { "/git/repo.git/git-upload-pack" };
         format!("{method} {SITE}:{}{path}", clients.port)
     });
-    let command = ["--allow", &allows[0], "--allow", &allows[1], "--", "/bin/sh", "-euc", &reads];
-    clients.world.run(command).succeeds().complains_of(&["403"]);
+    let flags = ["--allow", &allows[1]];
+    clients.run(&flags, &allows[0], &["/bin/sh", "-euc", &reads]).succeeds().complains_of(&["403"]);
     assert!(written > 0 && clients.written() == written, "{}", clients.server.stdout());
 }
 
@@ -227,4 +258,21 @@ done",
     );
     let ran = clients.script("GET,PUT", "/", &text).succeeds();
     assert_eq!(ran.text(), "data: 0\ndata: 1\ndata: 2\n");
+}
+
+/// Without it none of them is served, and what the sandbox brings instead is taken for nothing.
+#[test]
+fn who_has_no_credential_is_refused_by_each_server() {
+    let clients = Clients::new();
+    let (url, rule) = (clients.url(), |port: u16| format!("{SITE}:{port}/"));
+    let text = format!(
+        "curl --silent --output /dev/null --write-out '%{{http_code}}\\n' --header 'authorization: Bearer mine' {url}/app/package.json
+curl --silent --output /dev/null --write-out '%{{http_code}}\\n' 'https://{SITE}:{}/socket?key=mine' \
+  --http1.1 --header 'connection: upgrade' --header 'upgrade: websocket' --header 'sec-websocket-version: 13' \
+  --header 'sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA=='",
+        clients.socket_port
+    );
+    let rules = [rule(clients.port), rule(clients.socket_port)];
+    let command = ["--allow", &rules[0], "--allow", &rules[1], "--", "/bin/sh", "-euc", &text];
+    assert_eq!(clients.world.run(command).succeeds().text(), "401\n401\n");
 }

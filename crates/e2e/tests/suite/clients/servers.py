@@ -1,7 +1,8 @@
 """A server for clients of every kind, over TLS: files, repositories of git, events, and what is echoed.
 
 Its folder holds an index of Python's, one of npm's and one of cargo's, each with one package, and one repository. It says on
-which port it listens, and on which it speaks gRPC and WebSocket, and what it was asked: a line each.
+which port it listens, and on which it speaks gRPC and WebSocket, and what it was asked: a line each. Who does not bring the
+secret, in the place that each of them has for it, is refused.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from concurrent import futures
 import grpc
 import websockets
 
-root, certificate, key = sys.argv[1:4]
+root, certificate, key, secret = sys.argv[1:5]
 context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
 context.load_cert_chain(certificate, key)
 NAME = "holmtest"
@@ -111,6 +112,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    # Asked for by all.
+    def handle_expect_100(self):
+        return self.brings_it() and super().handle_expect_100()
+
+    def parse_request(self):
+        return super().parse_request() and self.brings_it()
+
+    def brings_it(self):
+        basic = "Basic " + base64.b64encode(f"x-access-token:{secret}".encode()).decode()
+        expected = basic if self.path.startswith("/git/") else f"Bearer {secret}"
+        if self.headers.get_all("authorization") == [expected]:
+            return True
+        self.close_connection = True
+        self.say(401, b"it is not there")
+        return False
+
     def body(self):
         if self.headers.get("transfer-encoding", "").lower() != "chunked":
             return self.rfile.read(int(self.headers.get("content-length", 0)))
@@ -179,6 +196,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 class Rpc(grpc.GenericRpcHandler):
     def service(self, details):
+        if dict(details.invocation_metadata).get("x-api-key") != secret:
+            return grpc.unary_unary_rpc_method_handler(self.refuse)
         handlers = {
             "/holm.Test/One": grpc.unary_unary_rpc_method_handler(self.one),
             "/holm.Test/Many": grpc.unary_stream_rpc_method_handler(lambda request, _: iter([request] * 3)),
@@ -191,6 +210,9 @@ class Rpc(grpc.GenericRpcHandler):
     def one(self, request, call):
         call.set_trailing_metadata((("after", "yes"),))
         return request
+
+    def refuse(self, _, call):
+        call.abort(grpc.StatusCode.UNAUTHENTICATED, "it is not there")
 
     def fail(self, _, call):
         call.abort(grpc.StatusCode.NOT_FOUND, "there is none")
@@ -211,7 +233,10 @@ async def speak_websocket(ports):
         async for said in socket:
             await socket.send(said)
 
-    server = await websockets.serve(echo, "127.0.0.1", 0, ssl=context, max_size=None)
+    async def brings_it(path, _):
+        return None if path.endswith(f"?key={secret}") else (http.HTTPStatus.UNAUTHORIZED, [], b"it is not there")
+
+    server = await websockets.serve(echo, "127.0.0.1", 0, ssl=context, max_size=None, process_request=brings_it)
     ports.append(server.sockets[0].getsockname()[1])
     started.release()
     await asyncio.Future()

@@ -19,7 +19,7 @@ use http::{
     request,
     uri::PathAndQuery,
 };
-use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{super::Refusal, mask::Patterns};
@@ -36,6 +36,8 @@ const BY_HABIT: [HeaderName; 6] = [
 ];
 /// The parameter of a query in which a token stands by habit (RFC 6750, section 2.3).
 const TOKEN_PARAMETER: &str = "access_token";
+/// What has a percent sign in a query: all but what is unreserved (RFC 3986, section 2.3).
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 /// The most bytes of all values of a sandbox: what they are masked by takes some hundred times as much.
 const VALUES_BYTES_MAX: usize = 16 * 1024;
 
@@ -198,7 +200,7 @@ fn value(credential: &Credential, secret: &str) -> Result<Value, Unusable> {
         Fill::Basic { user } => format!("Basic {}", STANDARD.encode(format!("{user}:{secret}"))),
         Fill::Header { value, .. } => value.replace(credential::VALUE, secret),
         Fill::Query { name } => {
-            let encoded = utf8_percent_encode(secret, NON_ALPHANUMERIC).to_string();
+            let encoded = utf8_percent_encode(secret, RESERVED).to_string();
             return Ok(Value::Query(name.clone(), encoded.into()));
         }
     };
