@@ -8,6 +8,7 @@ use std::{
     thread,
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use holm_e2e::{
     World,
@@ -16,7 +17,7 @@ use holm_e2e::{
 };
 use http::{
     HeaderValue, Request, Response, StatusCode,
-    header::{ALT_SVC, HOST, LOCATION},
+    header::{ALT_SVC, AUTHORIZATION, CONTENT_ENCODING, HOST, LOCATION, SET_COOKIE},
 };
 use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -144,12 +145,32 @@ async fn serve(acceptor: TlsAcceptor, stream: tokio::net::TcpStream, kept: Kept)
     let _ends = http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(say)).await;
 }
 
-/// Says `site`; `/big` says much, `/hang` nothing; `/elsewhere` and `/inside` say that it is there.
+/// Forms in which somebody may tell a secret, each with its name.
+pub fn forms(secret: &str) -> Vec<(&'static str, String)> {
+    let each = |form: fn(u8) -> String| secret.bytes().map(form).collect::<String>();
+    let behind = |before: &str| STANDARD.encode(format!("{before}{secret}"));
+    vec![
+        ("plain", secret.to_owned()),
+        ("hex", each(|byte| format!("{byte:02x}"))),
+        ("HEX", each(|byte| format!("{byte:02X}"))),
+        ("percent", each(|byte| format!("%{byte:02X}"))),
+        ("json", each(|byte| format!("\\u{byte:04x}"))),
+        // Of the digits at the ends some belong to what stands beside.
+        ("base64", behind("")[..secret.len() * 8 / 6].to_owned()),
+        ("base64-1", behind("x")[2..(secret.len() + 1) * 8 / 6].to_owned()),
+        ("base64-2", behind("xx")[3..(secret.len() + 2) * 8 / 6].to_owned()),
+    ]
+}
+
+/// Says `site`; `/big` says much, `/hang` nothing; `/elsewhere` and `/inside` say that it is there; `/reflect` tells what it was
+/// brought, in its head and in all forms, and `/compressed` as if it were compressed.
 async fn say(request: Request<Incoming>, kept: Kept) -> Result<Response<Full<Bytes>>, Infallible> {
     let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let asked = format!("{} {} {}", request.method(), request.uri(), host.split(':').next().unwrap_or_default());
     let elsewhere = format!("https://{}/evil", host.replace(SITE, EVIL));
     let path = request.uri().path().to_owned();
+    let brought = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let brought = brought.rsplit(' ').next().unwrap_or_default().to_owned();
     if request.into_body().collect().await.is_err() {
         // Half of a request is none.
         return Ok(Response::new(Full::default()));
@@ -159,6 +180,17 @@ async fn say(request: Request<Incoming>, kept: Kept) -> Result<Response<Full<Byt
     // It is to be found by another protocol too.
     answer.headers_mut().insert(ALT_SVC, HeaderValue::from_static("h3=\":443\""));
     match path.as_str() {
+        "/reflect" | "/compressed" => {
+            let told: Vec<String> =
+                forms(&brought).into_iter().map(|(name, form)| format!("{name} <{form}>")).collect();
+            *answer.body_mut() = Full::new(Bytes::from(told.join("\n")));
+            let said = |text: String| HeaderValue::try_from(text).expect("a value");
+            answer.headers_mut().insert(SET_COOKIE, said(format!("token={brought}; Path=/")));
+            answer.headers_mut().insert(LOCATION, said(format!("https://{EVIL}/?token={brought}")));
+            if path == "/compressed" {
+                answer.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            }
+        }
         "/hang" => std::future::pending().await,
         "/big" => *answer.body_mut() = Full::new(BIG.get_or_init(|| vec![0; 16 << 20].into()).clone()),
         "/elsewhere" => {
@@ -181,7 +213,13 @@ pub fn names() -> NameServer {
 
 /// An installation whose host reaches the site, and trusts it.
 pub fn world(names: &NameServer) -> (World, Site) {
+    world_that_says(names, "info")
+}
+
+/// The same, whose log has what passes a filter.
+pub fn world_that_says(names: &NameServer, filter: &str) -> (World, Site) {
     let mut world = World::new();
+    world.set("HOLM_LOG", filter);
     let site = Site::start(world.dir());
     let trust = site.authority.display().to_string();
     world.start_up_with(&["--host-name-server", &names.address(), "--host-reach", "127.0.0.1", "--host-trust", &trust]);

@@ -6,6 +6,7 @@
 //! between two looks (E11), what a program reaches that asks the proxy itself (E15), other protocols than TCP (E17), and another
 //! name in a greeting in pieces that is passed through (H10).
 
+mod credentials;
 mod http1;
 mod http2;
 mod names;
@@ -19,7 +20,7 @@ use crate::site::{self, EVIL, SITE, Site};
 const PRELUDE: &str = r#"
 import re, socket, ssl, struct, sys, time
 port, SITE, EVIL, CHECKED = int(sys.argv[1]), "site.example", "evil.example", True
-HOST = f"{SITE}:{port}"
+HOST, CLOSE = f"{SITE}:{port}", "Connection: close"
 def connected(place=SITE, to=port):
     return socket.create_connection((place, to), timeout=30)
 def tls(asked=SITE, protocol="http/1.1"):
@@ -95,8 +96,13 @@ pub struct Told(Vec<(String, String)>);
 
 impl Attack {
     fn new() -> Self {
+        Self::loud("info")
+    }
+
+    /// The same, where all that is done is told in as many words.
+    fn loud(filter: &str) -> Self {
         let names = site::names();
-        let (world, site) = site::world(&names);
+        let (world, site) = site::world_that_says(&names, filter);
         Self { world, site, names }
     }
 
@@ -115,7 +121,13 @@ impl Attack {
     /// The same with a rule of its own.
     #[track_caller]
     fn program_with(&self, rule: &str, body: &str) -> Told {
-        let mut told = self.program_without_last(rule, &format!("{body}{LAST}"));
+        self.program_with_flags(rule, &[], body)
+    }
+
+    /// The same with further flags.
+    #[track_caller]
+    fn program_with_flags(&self, rule: &str, flags: &[&str], body: &str) -> Told {
+        let mut told = self.told(rule, flags, &format!("{body}{LAST}"));
         let last = told.0.pop().expect("what it ends with");
         assert_eq!((last.0.as_str(), last.1.as_str()), ("last", "200 open"), "{:?}", told.0);
         told
@@ -124,8 +136,16 @@ impl Attack {
     /// The same where the site is not to be asked.
     #[track_caller]
     fn program_without_last(&self, rule: &str, body: &str) -> Told {
+        self.told(rule, &[], body)
+    }
+
+    #[track_caller]
+    fn told(&self, rule: &str, flags: &[&str], body: &str) -> Told {
         let (text, port) = (format!("{PRELUDE}{body}"), self.site.port.to_string());
-        let ran = self.world.run(["--allow", rule, "--", "/usr/bin/python3", "-c", &text, &port]).succeeds();
+        let ran = self
+            .world
+            .run(["--allow", rule].iter().chain(flags).chain(&["--", "/usr/bin/python3", "-c", &text, &port]))
+            .succeeds();
         let lines =
             ran.text().lines().filter_map(|line| line.split_once(' ')).map(|(a, b)| (a.to_owned(), b.to_owned()));
         Told(lines.collect())
