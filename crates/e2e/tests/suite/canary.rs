@@ -156,7 +156,7 @@ fn look(at: &str, bytes: &[u8], secrets: &[Secret]) {
 }
 
 #[test]
-fn no_key_and_no_run_token_is_found_in_any_sink() {
+fn no_key_no_secret_and_no_run_token_is_found_in_any_sink() {
     let mut world = World::new();
     world.launch_up(&[("HOLM_LOG", PathBuf::from("debug"))]);
     eventually("it answers", || world.http().try_send("GET", "/readyz", &[], b"").ok().filter(|it| it.status == 200));
@@ -174,6 +174,13 @@ fn no_key_and_no_run_token_is_found_in_any_sink() {
     let admin = fs::read_to_string(world.home().join("token")).expect("a token");
     secrets.extend([&admin, &agent].map(|token| Secret::of_token("a token of this installation", token.trim())));
     let mut answers = Vec::new();
+    for step in ["set", "rotate"] {
+        let value = format!("geheim-4711-of-{step}");
+        let kept =
+            ran::run(world.command().env("VALUE", &value).args(["secret", step, "token", "--from-env", "VALUE"]));
+        answers.extend(kept.succeeds().text().as_bytes());
+        secrets.push(Secret::of_bytes("a secret of an org", value.as_bytes()));
+    }
     for step in [&["keys", "ls"][..], &["keys", "rotate"], &["keys", "rotate", "--envelope"], &["keys", "rotate"]] {
         answers.extend(world.holm(step).succeeds().text().as_bytes());
         submit(&http);
@@ -191,14 +198,25 @@ fn no_key_and_no_run_token_is_found_in_any_sink() {
     world.holm(["hosts", "uncordon", &host]).succeeds();
     world.run(["true"]).succeeds();
 
-    for path in ["/.well-known/jwks.json", "/v1/keys", "/v1/runs", "/v1/hosts", "/v1/tokens", "/v1/whoami", "/metrics"]
-    {
+    for path in [
+        "/.well-known/jwks.json",
+        "/v1/keys",
+        "/v1/runs",
+        "/v1/hosts",
+        "/v1/secrets",
+        "/v1/tokens",
+        "/v1/whoami",
+        "/metrics",
+    ] {
         let got = http.get(path).is(200);
         answers.extend(got.body);
         answers.extend(got.headers.iter().flat_map(|(name, value)| [name.as_bytes(), value.as_bytes()].concat()));
     }
     let said = [world.up_says(), world.up_complains()].concat();
-    assert!(said.contains("DEBUG") && said.contains("a new key signs"), "the log is not one of all there is to say");
+    assert!(
+        said.contains("DEBUG") && said.contains("a new key signs") && said.contains("a secret was made"),
+        "the log is not one of all there is to say"
+    );
     look("what the server and the agent say", said.as_bytes(), &secrets);
     look("the answers of the API", &answers, &secrets);
     look("a dump of the database", &dump(&world), &secrets);

@@ -42,6 +42,7 @@ mod restore;
 mod rolling;
 #[path = "../../../store/tests/support/s3.rs"]
 mod s3;
+mod secrets;
 mod site;
 mod traces;
 mod units;
