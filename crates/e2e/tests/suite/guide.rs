@@ -119,6 +119,7 @@ pages! {
     getting_started: "getting-started.md";
     untrusted_work: "untrusted-work.md";
     network: "network.md";
+    secrets: "secrets.md";
     working_directories: "working-directories.md";
     images: "images.md";
     limits_and_usage: "limits.md";
