@@ -15,6 +15,7 @@ mod clients;
 mod contexts;
 mod cordon;
 mod crash;
+mod credentials;
 mod databases;
 mod disks;
 mod egress;

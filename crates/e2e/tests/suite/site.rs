@@ -221,9 +221,23 @@ pub fn world_that_says(names: &NameServer, filter: &str) -> (World, Site) {
     let mut world = World::new();
     world.set("HOLM_LOG", filter);
     let site = Site::start(world.dir());
-    let trust = site.authority.display().to_string();
-    world.start_up_with(&["--host-name-server", &names.address(), "--host-reach", "127.0.0.1", "--host-trust", &trust]);
+    world.start_up_with(&reaching(names, &site).each_ref().map(String::as_str));
     (world, site)
+}
+
+/// The same, where the server and the agent `host` are processes of their own.
+pub fn apart(names: &NameServer) -> (World, Site) {
+    let mut world = World::new();
+    let site = Site::start(world.dir());
+    world.start_server();
+    world.start_agent_with("host", &reaching(names, &site).each_ref().map(String::as_str));
+    (world, site)
+}
+
+/// By what a host reaches the site, and trusts it.
+pub fn reaching(names: &NameServer, site: &Site) -> [String; 6] {
+    let trust = site.authority.display().to_string();
+    ["--host-name-server", &names.address(), "--host-reach", "127.0.0.1", "--host-trust", &trust].map(str::to_owned)
 }
 
 /// What a script says that may reach what a rule allows.
