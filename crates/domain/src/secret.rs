@@ -189,7 +189,7 @@ mod tests {
             assert_eq!(check_value(placeholder), Err(BadValue::Placeholder), "{placeholder}");
         }
         for real in
-            ["ghp_16C7e42F292c6912E7710c838347Ae178B4a", "sk-proj-Zk3v", "hunter2hunter3", "correct horse battery"]
+            ["b9f2c1e07d5a4488a3fe", "sk-proj-Zk3v", "hunter2hunter3", "correct horse battery"]
         {
             assert_eq!(check_value(real), Ok(()), "{real}");
         }
