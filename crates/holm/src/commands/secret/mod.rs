@@ -6,8 +6,9 @@ pub mod rotate;
 pub mod set;
 mod value;
 
-use crate::session::Session;
 use holm_api::secrets::SecretView;
+
+use crate::session::Session;
 
 /// Prints the version that a secret has now.
 fn print(session: &Session, secret: &SecretView) -> anyhow::Result<u8> {
