@@ -13,6 +13,7 @@ use std::{
 };
 
 use holm_runtime::{ShimIdentity, crash};
+use holm_shim::protocol::UNCHECKED;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
@@ -23,9 +24,10 @@ use tokio::io::unix::AsyncFd;
 /// The variables of the agent's environment that a shim gets; none of them may bear a secret.
 const ENV_PASSED: [&str; 3] = ["RUST_LOG", "HOLM_LOG", "RUST_BACKTRACE"];
 
-/// All of them, with those by which a test asks for crashes where there can be any.
+/// All of them, with those by which a test asks for crashes, or takes a check away, where there can be any.
 fn env_passed() -> impl Iterator<Item = &'static str> {
-    ENV_PASSED.into_iter().chain(crash::VARIABLES.into_iter().filter(|_| cfg!(debug_assertions)))
+    let of_tests = crash::VARIABLES.into_iter().chain([UNCHECKED]).filter(|_| cfg!(debug_assertions));
+    ENV_PASSED.into_iter().chain(of_tests)
 }
 
 /// How a shim is started; `shim`, the label of the attempt, and the user and group id that it is to take are added as

@@ -188,9 +188,7 @@ mod tests {
             assert!(is_placeholder(placeholder), "{placeholder}");
             assert_eq!(check_value(placeholder), Err(BadValue::Placeholder), "{placeholder}");
         }
-        for real in
-            ["b9f2c1e07d5a4488a3fe", "sk-proj-Zk3v", "hunter2hunter3", "correct horse battery"]
-        {
+        for real in ["b9f2c1e07d5a4488a3fe", "sk-proj-Zk3v", "hunter2hunter3", "correct horse battery"] {
             assert_eq!(check_value(real), Ok(()), "{real}");
         }
     }

@@ -16,7 +16,7 @@ use holm_domain::{
     run::{Cancel, Outcome, RunSpec, Usage},
     trace::TraceId,
 };
-pub use holm_proxy::egress::{WaysOut, trust::authorities};
+pub use holm_proxy::egress::{WaysOut, checks::VARIABLE as UNCHECKED, trust::authorities};
 use holm_runtime::AttemptId;
 use serde::{Deserialize, Serialize};
 

@@ -13,6 +13,8 @@ use holm_domain::egress::name::HostName;
 use rustls::server::Acceptor;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
+use super::checks::is_off;
+
 /// The longest greeting with the heads of its records, in bytes. Those of clients have 300 to 4,000.
 const GREETING_BYTES_MAX: usize = 20 * 1024;
 /// The most that a client sends up to the end of a second greeting: before it stands early data that is refused (RFC 8446,
@@ -134,7 +136,7 @@ async fn whole(
             }
             if let Some(asked) = hello.add(record)? {
                 let rest = bytes.split_off(at);
-                let is_fit = asked.as_ref() == Some(name);
+                let is_fit = asked.as_ref() == Some(name) || is_off("greeting");
                 return if is_fit { Ok(Greeting { bytes, is_tls: true, rest }) } else { Err(Unfit::OtherName) };
             }
         }

@@ -6,6 +6,7 @@
 //! what it likes: connections, look-ups and dials have limits, which are those of this sandbox alone; where it waits for many that
 //! do not answer, its others wait as well.
 
+pub mod checks;
 mod dial;
 pub mod greeting;
 pub mod intercept;

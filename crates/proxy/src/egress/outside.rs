@@ -22,6 +22,7 @@ use tokio::{
 
 use super::{
     Refusal, WaysOut,
+    checks::is_off,
     dial::dial,
     resolve::{Resolver, Scope},
 };
@@ -159,5 +160,5 @@ fn way(rules: &[Rule], host: &Host, port: u16) -> Option<Way> {
 }
 
 fn allows(rules: &[Rule], host: &Host, port: u16, (method, path): (&str, &str)) -> bool {
-    rules.iter().any(|rule| rule.connects(host, port) && rule.requests(method, path))
+    rules.iter().any(|rule| rule.connects(host, port) && (is_off("request") || rule.requests(method, path)))
 }

@@ -39,7 +39,7 @@ impl Attack {
 
 /// C1: a server tells what it was brought: in its head, and in its answer in every form.
 #[test]
-fn c01_what_a_server_tells_of_a_secret_is_masked() {
+pub fn c01_what_a_server_tells_of_a_secret_is_masked() {
     let attack = attack();
     let port = attack.site.port.to_string();
     let text = format!(
@@ -68,7 +68,7 @@ curl --silent --show-error --include https://{SITE}:{port}/open/reflect"
 
 /// C1: it is bound to its host, port, methods and path, however a request is spelt.
 #[test]
-fn c01_a_secret_is_brought_where_it_is_bound_to_and_nowhere_else() {
+pub fn c01_a_secret_is_brought_where_it_is_bound_to_and_nowhere_else() {
     let attack = attack();
     let credential = format!("POST {}", attack.bearer("/api"));
     attack
@@ -105,7 +105,7 @@ fn c02_a_redirect_takes_nothing_along() {
 
 /// C3: an account of the sandbox's own on a host that is allowed.
 #[test]
-fn c03_no_request_is_made_for_somebody_elses_account() {
+pub fn c03_no_request_is_made_for_somebody_elses_account() {
     let attack = attack();
     let credential = attack.bearer("/api");
     let body = r#"
@@ -245,7 +245,7 @@ told("trailer", say(head(*chunked) + b"1\r\nx\r\n0\r\nAuthorization: Bearer evil
 
 /// H14: answers in parts, and in forms in which nothing can be found.
 #[test]
-fn h14_an_answer_cannot_be_had_in_a_form_in_which_nothing_is_found() {
+pub fn h14_an_answer_cannot_be_had_in_a_form_in_which_nothing_is_found() {
     let attack = attack();
     let told = attack.bearing(
         &["--credential", &attack.bearer("")],

@@ -5,7 +5,7 @@ use crate::site::{SITE, script};
 
 /// E2: another host than that of the connection, in its first request and in a later one.
 #[test]
-fn e02_every_request_over_a_connection_names_its_host() {
+pub fn e02_every_request_over_a_connection_names_its_host() {
     let attack = Attack::new();
     let told = attack.program(
         r#"
@@ -46,7 +46,7 @@ for target in [f"https://{EVIL}:{port}/evil", f"https://{EVIL}/evil", f"http://{
 
 /// E4: a host that may be read in more than one way.
 #[test]
-fn e04_there_is_one_host_and_it_is_that_of_the_connection() {
+pub fn e04_there_is_one_host_and_it_is_that_of_the_connection() {
     let attack = Attack::new();
     let told = attack.program(
         r#"
@@ -188,7 +188,7 @@ told("half", say(post("Content-Length: 1000", body=hidden, line=denied)))
 
 /// H5 and H7: what is about the connection, or for a proxy, ends here; so does what a client lists as such.
 #[test]
-fn h05_what_is_about_a_connection_does_not_leave() {
+pub fn h05_what_is_about_a_connection_does_not_leave() {
     let attack = Attack::new();
     let told = attack.program(
         r#"
@@ -270,7 +270,7 @@ told("other", say(post("Expect: evil", "Content-Length: 2", body=b"ab")))
 /// H12: methods that reflect, or that tunnel, or that are of no path, are not passed on whatever a rule says; others are what
 /// they are called, letter by letter.
 #[test]
-fn h12_no_request_tunnels_or_reflects() {
+pub fn h12_no_request_tunnels_or_reflects() {
     let attack = Attack::new();
     let told = attack.program_by_any_method(
         r#"

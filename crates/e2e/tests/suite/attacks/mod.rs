@@ -11,6 +11,7 @@ mod http1;
 mod http2;
 mod names;
 mod tls;
+mod unchecked;
 
 use holm_e2e::{World, names::NameServer};
 

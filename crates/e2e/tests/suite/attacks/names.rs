@@ -128,7 +128,7 @@ fn e09_metadata_is_never_reached_though_everything_is_listed() {
 
 /// E10: the host's own addresses, which are listed with their range only; the other end of its wire is reached.
 #[test]
-fn e10_the_host_is_not_reached_by_any_of_its_addresses() {
+pub fn e10_the_host_is_not_reached_by_any_of_its_addresses() {
     if !is_root() {
         return;
     }

@@ -5,7 +5,7 @@ use crate::{egress::refused, site::SITE};
 
 /// E1: another name in the greeting, or none, where requests are seen and where they are not.
 #[test]
-fn e01_a_greeting_that_asks_for_another_name_is_refused() {
+pub fn e01_a_greeting_that_asks_for_another_name_is_refused() {
     let attack = Attack::new();
     let whole = format!("{SITE}:{}", attack.site.port);
     // The site's own certificate is trusted by nobody inside.

@@ -17,7 +17,10 @@ use http::{
     uri::{Authority, Scheme},
 };
 
-use super::{super::Refusal, HEADERS_MAX};
+use super::{
+    super::{Refusal, checks::is_off},
+    HEADERS_MAX,
+};
 
 /// What is about a connection, beside what it says itself (RFC 9110, section 7.6.1).
 const OF_A_CONNECTION: [HeaderName; 8] = [
@@ -47,7 +50,8 @@ pub fn fields(headers: &HeaderMap) -> Result<(), Refusal> {
 
 /// Refuses a request that may be read in more than one way, or is for another host than `name` and `port`.
 pub fn check(head: &request::Parts, name: &HostName, port: u16) -> Result<(), Refusal> {
-    if matches!(head.method, Method::CONNECT | Method::TRACE) || !head.uri.path().starts_with('/') {
+    if matches!(head.method, Method::CONNECT | Method::TRACE) && !is_off("method") || !head.uri.path().starts_with('/')
+    {
         return Err(Refusal::Method);
     }
     if head.uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTPS) {
@@ -56,13 +60,16 @@ pub fn check(head: &request::Parts, name: &HostName, port: u16) -> Result<(), Re
     let mut hosts = head.headers.get_all(HOST).iter();
     let (host, another) = (hosts.next(), hosts.next());
     let host = host.map(|host| Authority::try_from(host.as_bytes())).transpose();
+    let another = another.filter(|_| !is_off("one host"));
     let (Ok(host), None) = (host, another) else { return Err(Refusal::MalformedRequest) };
     // HTTP/2 has it in its pseudo-header, which is the authority here; HTTP/1.1 has it in this field always.
     if host.is_none() && (head.version < Version::HTTP_2 || head.uri.authority().is_none()) {
         return Err(Refusal::MalformedRequest);
     }
     let mut named = host.iter().chain(head.uri.authority());
-    named.try_for_each(|authority| if is_of(authority, name, port)? { Ok(()) } else { Err(Refusal::OtherHost) })
+    named.try_for_each(
+        |authority| if is_of(authority, name, port)? || is_off("host") { Ok(()) } else { Err(Refusal::OtherHost) },
+    )
 }
 
 /// Whether an authority is that of `name` and `port`, where the scheme is HTTPS.
@@ -171,6 +178,9 @@ pub fn upgrade(headers: &mut HeaderMap) {
 
 /// Removes what is about the connection that it came over, first of all what that says.
 fn strip(headers: &mut HeaderMap) {
+    if is_off("connection") {
+        return;
+    }
     let listed: Vec<HeaderName> = tokens(headers, &CONNECTION).filter_map(|token| token.parse().ok()).collect();
     for name in listed.iter().chain(&OF_A_CONNECTION) {
         headers.remove(name);

@@ -22,6 +22,8 @@ use base64::{
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue};
 
+use super::super::checks::is_off;
+
 /// How many bytes of a begin are let go where an answer pauses.
 pub const SHOWN_MAX: usize = 3;
 /// For how long an answer pauses until then.
@@ -162,7 +164,7 @@ impl Mask {
         for (at, byte) in piece.iter().enumerate() {
             self.state = automaton.next_state(Anchored::No, self.state, *byte);
             let end = let_go + before + at + 1;
-            if automaton.is_match(self.state) {
+            if automaton.is_match(self.state) && !is_off("mask") {
                 let lengths = (0..automaton.match_len(self.state))
                     .map(|index| automaton.pattern_len(automaton.match_pattern(self.state, index)));
                 found.extend(lengths.max().map(|length| (end.saturating_sub(length), end)));
