@@ -16,13 +16,15 @@ use crate::secret::{BadSecretName, SecretName};
 
 /// The most credentials of a run.
 pub const CREDENTIALS_MAX: usize = 16;
+/// The most bytes of all values of a run together: what they are masked by takes some hundred times as much.
+pub const VALUES_BYTES_MAX: usize = 8 * 1024;
 /// Where the value of a secret stands in the value of a field.
 pub const VALUE: &str = "{secret}";
 /// The longest value of a field without that of its secret, the longest name of one and of a user, in bytes.
 const TEMPLATE_BYTES_MAX: usize = 256;
 
 /// Fields that say what a request is, or are about its connection: no credential is in them.
-const NEVER: [&str; 24] = [
+const NEVER: [&str; 26] = [
     "accept-encoding",
     "connection",
     "content-encoding",
@@ -47,6 +49,8 @@ const NEVER: [&str; 24] = [
     "x-http-method",
     "x-http-method-override",
     "x-method-override",
+    "x-original-url",
+    "x-rewrite-url",
 ];
 
 /// What is added to which requests.
@@ -97,6 +101,17 @@ pub enum Field<'a> {
     Header(&'a str),
     /// A parameter of the query, by its name.
     Query(&'a str),
+}
+
+impl Field<'_> {
+    /// Whether both are one to somebody: who reads a query may not tell capitals from small letters.
+    fn is_taken_for(self, other: Field<'_>) -> bool {
+        match (self, other) {
+            (Self::Header(name), Field::Header(other)) => name == other,
+            (Self::Query(name), Field::Query(other)) => name.eq_ignore_ascii_case(other),
+            _ => false,
+        }
+    }
 }
 
 /// Why something is no credential.
@@ -204,8 +219,8 @@ impl Credential {
 
     /// Whether there are requests of which it cannot be said if this one fills the field or `other`.
     pub fn clashes(&self, other: &Self) -> bool {
-        let is_same =
-            (&self.to.place, self.to.port, self.fill.field()) == (&other.to.place, other.to.port, other.fill.field());
+        let is_same = (&self.to.place, self.to.port) == (&other.to.place, other.to.port)
+            && self.fill.field().is_taken_for(other.fill.field());
         let (methods, others) = (&self.to.methods, &other.to.methods);
         let has_common =
             methods.is_empty() || others.is_empty() || methods.iter().any(|method| others.contains(method));
@@ -345,6 +360,7 @@ mod tests {
         assert!(clash("api.example.org=bearer:A", "api.example.org=basic:u:B"));
         assert!(clash("GET api.example.org/v1=bearer:A", "GET,POST api.example.org/v1=bearer:B"));
         assert!(clash("api.example.org=bearer:A", "api.example.org/=bearer:B"));
+        assert!(clash("api.example.org=query:key:A", "api.example.org=query:KEY:B"));
         assert!(!clash("GET api.example.org=bearer:A", "POST api.example.org=bearer:B"));
         assert!(!clash("api.example.org/v1=bearer:A", "api.example.org/v2=bearer:B"));
         assert!(!clash("api.example.org/v1=bearer:A", "api.example.org/v1/x=bearer:B"));

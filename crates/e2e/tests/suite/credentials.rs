@@ -28,7 +28,10 @@ fn keep(world: &World, name: &str, value: &str) {
 
 /// In which forms a secret stands in some bytes.
 fn found_in(bytes: &[u8]) -> BTreeSet<&'static str> {
-    let text: Vec<(&str, String)> = forms(SECRET);
+    found(bytes, &forms(SECRET))
+}
+
+fn found(bytes: &[u8], forms: &[(&'static str, String)]) -> BTreeSet<&'static str> {
     let is_in = |form: &str| {
         let first = form.as_bytes()[0];
         let mut from = 0;
@@ -40,14 +43,22 @@ fn found_in(bytes: &[u8]) -> BTreeSet<&'static str> {
         }
         false
     };
-    text.into_iter().filter(|(_, form)| is_in(form)).map(|(name, _)| name).collect()
+    forms.iter().filter(|(_, form)| is_in(form)).map(|(name, _)| *name).collect()
 }
 
-/// In which forms it stands in the memory of a process; how many bytes were read.
-fn found_in_memory(pid: u32) -> (BTreeSet<&'static str>, usize) {
+/// What a file has; nothing where it has gone.
+fn contents(file: &Path) -> Vec<u8> {
+    match fs::read(file) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        read => read.unwrap_or_else(|error| panic!("{}: {error}", file.display())),
+    }
+}
+
+/// Which forms stand in the memory of a process; how many bytes were read.
+fn found_in_memory(pid: u32, forms: &[(&'static str, String)]) -> (BTreeSet<&'static str>, usize) {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
     let Ok(memory) = File::open(format!("/proc/{pid}/mem")) else { return (BTreeSet::new(), 0) };
-    let (mut found, mut read) = (BTreeSet::new(), 0);
+    let (mut all, mut read) = (BTreeSet::new(), 0);
     for line in maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|mode| mode.starts_with('r'))) {
         let (from, to) = line.split(' ').next().and_then(|range| range.split_once('-')).expect("a range");
         let address = |text: &str| u64::from_str_radix(text, 16).expect("an address");
@@ -56,12 +67,12 @@ fn found_in_memory(pid: u32) -> (BTreeSet<&'static str>, usize) {
             let mut bytes = vec![0; PIECE.min((to - from) as usize)];
             // Some parts belong to the kernel.
             let Ok(count) = memory.read_at(&mut bytes, from) else { break };
-            found.extend(found_in(&bytes[..count]));
+            all.extend(found(&bytes[..count], forms));
             read += count;
             from += if count == PIECE { PIECE as u64 - 1_024 } else { count.max(1) as u64 };
         }
     }
-    (found, read)
+    (all, read)
 }
 
 /// All files below a folder, without what it mounts elsewhere.
@@ -128,9 +139,9 @@ fn a_secret_is_used_and_is_nowhere_inside_nor_on_its_way() {
         assert!(inside.len() >= 3, "the guest, and what is beside the program: {inside:?}");
         assert!(inside.iter().any(|pid| command_line(*pid).contains("python3")), "{inside:?}");
         // Where it must be it is found.
-        assert!(found_in_memory(shim[0]).0.contains("plain"), "{shim:?}");
+        assert!(found_in_memory(shim[0], &forms(SECRET)).0.contains("plain"), "{shim:?}");
         for pid in inside {
-            let (found, read) = found_in_memory(pid);
+            let (found, read) = found_in_memory(pid, &forms(SECRET));
             assert!(found.is_empty() && read > 100_000, "{} has it as {found:?}, {read} bytes", command_line(pid));
             for name in ["environ", "cmdline"] {
                 let bytes = fs::read(format!("/proc/{pid}/{name}")).expect("a file");
@@ -146,20 +157,21 @@ fn a_secret_is_used_and_is_nowhere_inside_nor_on_its_way() {
         }
         assert!(files.contains(&root.join("tmp/kept")), "{files:?}");
         for file in files {
-            let bytes = fs::read(&file).unwrap_or_default();
-            assert_eq!(found_in(&bytes), BTreeSet::new(), "{}", file.display());
+            assert_eq!(found_in(&contents(&file)), BTreeSet::new(), "{}", file.display());
         }
-        // The agent carried it, and cannot read it.
-        let (found, read) = found_in_memory(world.agent_pid("host"));
+        // The agent carried it, and cannot read it. What it does know of the run is found there.
+        let (found, read) = found_in_memory(world.agent_pid("host"), &forms(SECRET));
         assert!(found.is_empty() && read > 1_000_000, "the agent has it as {found:?}, {read} bytes");
+        let known = [("run", run.clone())];
+        assert!(found_in_memory(world.agent_pid("host"), &known).0.contains("run"));
     }
     // The journal, the spool, the events, the database and what else there is.
     let mut files = Vec::new();
     walk(world.dir(), &mut files);
-    assert!(files.iter().any(|file| file.ends_with("events.jsonl")) || files.len() > 10, "{files:?}");
+    let journal = |file: &&PathBuf| file.to_string_lossy().contains(&format!("agent/runs/{run}"));
+    assert!(files.iter().filter(journal).count() > 3, "{files:?}");
     for file in files.iter().filter(|file| !file.ends_with("holm")) {
-        let bytes = fs::read(file).unwrap_or_default();
-        assert_eq!(found_in(&bytes), BTreeSet::new(), "{}", file.display());
+        assert_eq!(found_in(&contents(file)), BTreeSet::new(), "{}", file.display());
     }
     let said = [world.show(&run).to_string(), format!("{:?}", world.events(&run)), world.all_said("host")];
     for text in said {

@@ -71,6 +71,9 @@ pub enum Refusal {
     /// The answer of the server is none.
     #[error("the server broke off, or its answer cannot be understood")]
     BadAnswer,
+    /// Its answers end again and again in what looks like the begin of a secret.
+    #[error("answers were cut again and again where they look like the begin of a secret: somebody guesses it")]
+    Guessed,
     /// The answer of the server is compressed, though it was asked not to be: nothing can be masked in it.
     #[error("the server compressed its answer, though it was asked not to: no secret could be masked in it")]
     EncodedAnswer,
@@ -102,6 +105,7 @@ impl Refusal {
             Self::NoTls => "server_without_tls",
             Self::TooSlow => "too_slow",
             Self::BadAnswer => "bad_answer",
+            Self::Guessed => "guessed",
             Self::EncodedAnswer => "encoded_answer",
         }
     }
@@ -126,6 +130,7 @@ impl Refusal {
             | Self::Special(_)
             | Self::Unreachable
             | Self::BrokenOff
+            | Self::Guessed
             | Self::EncodedAnswer
             | Self::Distrusted
             | Self::Untrusted

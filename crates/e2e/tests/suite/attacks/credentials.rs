@@ -220,8 +220,8 @@ fn h06_what_the_client_set_in_the_place_of_a_secret_is_gone() {
         &flags,
         r#"
 told("control", say(head("GET /open HTTP/1.1", HOST, CLOSE)))
-told("fields", say(head("GET /open HTTP/1.1", HOST, "AUTHORIZATION: Bearer evil", "authorization: Basic evil", "Cookie: session=evil", "cOOKIE: b=evil", "X-API-KEY: evil", "Connection: authorization, cookie, close")))
-told("query", say(head("GET /open?api_key=evil&API_KEY=evil&%61pi_key=evil&api%5Fkey=evil&api_key HTTP/1.1", HOST, CLOSE)))
+told("fields", say(head("GET /open HTTP/1.1", HOST, "AUTHORIZATION: Bearer evil", "authorization: Basic evil", "Cookie: session=evil", "cOOKIE: b=evil", "X-API-KEY: evil", "X_Api_Key: evil", "Connection: authorization, cookie, close")))
+told("query", say(head("GET /open?api_key=evil&API_KEY=evil&%61pi_key=evil&api%5Fkey=evil&api_key;api_key=evil&+api-key=evil&api_key[]=evil HTTP/1.1", HOST, CLOSE)))
 chunked = "POST /open HTTP/1.1", HOST, "Transfer-Encoding: chunked", "Trailer: Authorization"
 told("trailer", say(head(*chunked) + b"1\r\nx\r\n0\r\nAuthorization: Bearer evil\r\nCookie: evil\r\n\r\n"))
 "#,

@@ -17,7 +17,7 @@ use tokio::time::Sleep;
 use super::{
     super::Refusal,
     exchange::Exchange,
-    mask::{Mask, PAUSE},
+    mask::{Guessed, Mask, PAUSE},
 };
 
 /// What a client is answered: the body of a server's answer, or ours.
@@ -106,23 +106,29 @@ impl Passing {
     }
 
     /// What of a frame may pass now; nothing where all of it is held back.
-    fn masked(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
+    fn masked(&mut self, frame: Frame<Bytes>) -> Result<Option<Frame<Bytes>>, Guessed> {
         self.pause = None;
-        let Some(mask) = self.mask() else { return Some(frame) };
+        let Some(mask) = self.mask() else { return Ok(Some(frame)) };
         match frame.into_data() {
-            Ok(data) => Some(mask.pass(data)).filter(|data| !data.is_empty()).map(Frame::data),
+            Ok(data) => Ok(Some(mask.pass(data)?).filter(|data| !data.is_empty()).map(Frame::data)),
             Err(mut frame) => {
                 if let Some(trailers) = frame.trailers_mut() {
                     mask.patterns().mask_fields(trailers);
                 }
-                let rest = mask.end();
-                if rest.is_empty() {
-                    return Some(frame);
+                let rest = self.rest()?;
+                if rest.is_some() {
+                    self.last = Some(frame);
+                    return Ok(rest);
                 }
-                self.last = Some(frame);
-                Some(Frame::data(rest))
+                Ok(Some(frame))
             }
         }
+    }
+
+    /// Breaks off, for who guesses.
+    fn guessed(&self, guessed: Guessed) -> BrokeOff {
+        self.exchange.refuse(guessed.into());
+        Refusal::from(guessed).into()
     }
 
     /// Lets go of what is held back where nothing follows for a while.
@@ -137,15 +143,16 @@ impl Passing {
     }
 
     /// What is still held back as the body ends.
-    fn rest(&mut self) -> Option<Frame<Bytes>> {
-        self.mask().map(Mask::end).filter(|rest| !rest.is_empty()).map(Frame::data)
+    fn rest(&mut self) -> Result<Option<Frame<Bytes>>, Guessed> {
+        let rest = self.mask().map(Mask::end).transpose()?;
+        Ok(rest.filter(|rest| !rest.is_empty()).map(Frame::data))
     }
 }
 
 impl Drop for Passing {
     fn drop(&mut self) {
         // Nobody asks for an end that is known.
-        if self.inner.is_end_stream() {
+        if self.is_end_stream() {
             self.end();
         }
     }
@@ -171,17 +178,21 @@ impl Body for Passing {
                 Some(Ok(frame)) if matches!(self.way, Way::Out { .. }) && frame.is_trailers() => None,
                 Some(Ok(frame)) => {
                     self.count(&frame);
-                    let Some(frame) = self.masked(frame) else { continue };
-                    Some(Ok(frame))
+                    match self.masked(frame) {
+                        Ok(None) => continue,
+                        Ok(Some(frame)) => Some(Ok(frame)),
+                        Err(guessed) => Some(Err(self.guessed(guessed))),
+                    }
                 }
                 Some(Err(error)) => Some(Err(error.into())),
                 None if self.is_cut_off() => Some(Err(Refusal::BrokenOff.into())),
                 None => match self.rest() {
-                    Some(rest) => Some(Ok(rest)),
-                    None => {
+                    Ok(Some(rest)) => Some(Ok(rest)),
+                    Ok(None) => {
                         self.end();
                         None
                     }
+                    Err(guessed) => Some(Err(self.guessed(guessed))),
                 },
             });
         }

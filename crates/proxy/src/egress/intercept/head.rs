@@ -43,6 +43,16 @@ const OTHER_REQUESTS: [HeaderName; 5] = [
     HeaderName::from_static("x-rewrite-url"),
 ];
 
+/// What says that a body is in another form: itself (RFC 9110, section 8.4), on its way (RFC 9112, section 7), by difference
+/// (RFC 3229), and the messages in it (gRPC, Connect).
+const ENCODINGS: [HeaderName; 5] = [
+    CONTENT_ENCODING,
+    TRANSFER_ENCODING,
+    HeaderName::from_static("im"),
+    HeaderName::from_static("grpc-encoding"),
+    HeaderName::from_static("connect-content-encoding"),
+];
+
 /// Refuses more fields than a head may have.
 pub fn fields(headers: &HeaderMap) -> Result<(), Refusal> {
     if headers.len() > HEADERS_MAX { Err(Refusal::MalformedRequest) } else { Ok(()) }
@@ -163,7 +173,7 @@ pub fn incoming(head: &mut response::Parts) {
 /// Whether the body of an answer is in another form than it was asked for: compressed, by itself or on its way.
 pub fn is_encoded(head: &response::Parts) -> bool {
     let is_plain = |token: &str| ["identity", "chunked"].iter().any(|plain| token.eq_ignore_ascii_case(plain));
-    [CONTENT_ENCODING, TRANSFER_ENCODING].iter().any(|name| {
+    ENCODINGS.iter().any(|name| {
         let values = head.headers.get_all(name).iter();
         // What cannot be read is none of those that are known.
         values.into_iter().any(|value| !value.to_str().is_ok_and(|value| value.split(',').map(str::trim).all(is_plain)))

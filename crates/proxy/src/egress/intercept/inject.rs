@@ -8,14 +8,14 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use holm_domain::{
     egress::{
-        credential::{self, Credential, Field, Fill},
+        credential::{self, Credential, Field, Fill, VALUES_BYTES_MAX},
         name::{Host, HostName},
     },
     secret::SecretName,
 };
 use http::{
     HeaderMap, HeaderName, HeaderValue, Uri,
-    header::{ACCEPT_ENCODING, AUTHORIZATION, IF_RANGE, RANGE, SEC_WEBSOCKET_EXTENSIONS},
+    header::{ACCEPT_CHARSET, ACCEPT_ENCODING, IF_RANGE, RANGE, SEC_WEBSOCKET_EXTENSIONS},
     request,
     uri::PathAndQuery,
 };
@@ -27,23 +27,64 @@ use super::{
     mask::Patterns,
 };
 
-/// Where credentials stand by habit: a request to a host with credentials loses them all, so that it is not made for somebody
-/// else's account.
-const BY_HABIT: [HeaderName; 6] = [
-    AUTHORIZATION,
-    HeaderName::from_static("x-api-key"),
-    HeaderName::from_static("api-key"),
-    HeaderName::from_static("x-goog-api-key"),
-    HeaderName::from_static("private-token"),
-    HeaderName::from_static("x-auth-token"),
+/// Where credentials stand by habit: a request to a host with credentials loses them, so that it is not made for somebody else's
+/// account where that is told in a usual place.
+const BY_HABIT: [&str; 26] = [
+    "api-key",
+    "api-token",
+    "apikey",
+    "authorization",
+    "cookie",
+    "dd-api-key",
+    "dd-application-key",
+    "job-token",
+    "ocp-apim-subscription-key",
+    "private-token",
+    "x-access-token",
+    "x-amz-security-token",
+    "x-api-key",
+    "x-api-token",
+    "x-apikey",
+    "x-auth-email",
+    "x-auth-key",
+    "x-auth-token",
+    "x-figma-token",
+    "x-functions-key",
+    "x-github-token",
+    "x-goog-api-key",
+    "x-goog-iam-authorization-token",
+    "x-rapidapi-key",
+    "x-shopify-access-token",
+    "x-vault-token",
 ];
-/// The parameter of a query in which a token stands by habit (RFC 6750, section 2.3).
-const TOKEN_PARAMETER: &str = "access_token";
+/// The same for parameters of a query: tokens (RFC 6750, section 2.3), keys, and what signs a target.
+const PARAMETERS_BY_HABIT: [&str; 11] = [
+    "access_token",
+    "api_key",
+    "apikey",
+    "private_token",
+    "sig",
+    "x_amz_credential",
+    "x_amz_security_token",
+    "x_amz_signature",
+    "x_goog_credential",
+    "x_goog_signature",
+    "x_api_key",
+];
+/// By which an answer would come in parts, or compressed, whole or in its messages.
+const OTHER_FORMS: [HeaderName; 9] = [
+    RANGE,
+    IF_RANGE,
+    SEC_WEBSOCKET_EXTENSIONS,
+    ACCEPT_CHARSET,
+    HeaderName::from_static("a-im"),
+    HeaderName::from_static("grpc-accept-encoding"),
+    HeaderName::from_static("connect-accept-encoding"),
+    HeaderName::from_static("grpc-encoding"),
+    HeaderName::from_static("connect-content-encoding"),
+];
 /// What has a percent sign in a query: all but what is unreserved (RFC 3986, section 2.3).
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-/// The most bytes of all values of a sandbox: what they are masked by takes some hundred times as much.
-const VALUES_BYTES_MAX: usize = 16 * 1024;
-
 /// What stands for the secret `name` in a sandbox, for tools that insist on one.
 pub fn placeholder(name: &SecretName) -> String {
     format!("holm-placeholder-{name}")
@@ -110,7 +151,7 @@ impl Vault {
         &self.patterns
     }
 
-    /// Whether `name` and `port` have credentials.
+    /// The credentials of a host and port.
     fn of<'a>(&'a self, host: &Host, port: u16) -> impl Iterator<Item = &'a Filled> + use<'a> {
         let host = host.clone();
         self.filled.iter().filter(move |filled| filled.credential.to.connects(&host, port))
@@ -154,41 +195,54 @@ impl Vault {
     /// Takes from a request what stands in the places of credentials, by habit or because one of its host has it there. Returns
     /// whether there was something else than what stands for a secret inside.
     fn strip(&self, head: &mut request::Parts, host: &Host, port: u16) -> Result<bool, Refusal> {
-        let (mut headers, mut parameters) = (BY_HABIT.to_vec(), vec![TOKEN_PARAMETER]);
+        let (mut headers, mut parameters) = (folded(&BY_HABIT), folded(&PARAMETERS_BY_HABIT));
         for filled in self.of(host, port) {
             match &filled.value {
-                Value::Header(name, _) => headers.push(name.clone()),
-                Value::Query(name, _) => parameters.push(name),
+                Value::Header(name, _) => headers.push(fold(name.as_str())),
+                Value::Query(name, _) => parameters.push(fold(name)),
             }
         }
         let placeholders: Vec<String> =
             self.of(host, port).map(|filled| placeholder(&filled.credential.secret)).collect();
-        let mut brings_its_own = false;
-        for name in headers {
-            let values = head.headers.get_all(&name).iter();
-            brings_its_own |= values.into_iter().any(|value| !is_placeholder(value.as_bytes(), &placeholders));
-            head.headers.remove(&name);
+        let is_own = |value: &[u8]| !stands_for_one(value, &placeholders);
+        let taken: Vec<HeaderName> =
+            head.headers.keys().filter(|name| headers.contains(&fold(name.as_str()))).cloned().collect();
+        let values = taken.iter().flat_map(|name| head.headers.get_all(name));
+        let mut brings_its_own = values.map(HeaderValue::as_bytes).any(is_own);
+        for name in taken {
+            head.headers.remove(name);
         }
         let Some(query) = head.uri.query() else { return Ok(brings_its_own) };
-        let (taken, kept): (Vec<&str>, Vec<&str>) = query.split('&').partition(|part| is_of(part, &parameters));
-        brings_its_own |= taken.iter().any(|part| !is_placeholder(part.as_bytes(), &placeholders));
+        // Some divide at semicolons too.
+        let parts = query.split(['&', ';']);
+        let (taken, kept): (Vec<&str>, Vec<&str>) = parts.partition(|part| parameters.contains(&parameter(part)));
+        brings_its_own |= taken.iter().any(|part| is_own(part.as_bytes()));
         if !taken.is_empty() {
-            let kept = kept.join("&");
-            head.uri = with_query(&head.uri, &kept)?;
+            head.uri = with_query(&head.uri, &kept.join("&"))?;
         }
         Ok(brings_its_own)
     }
 }
 
-/// Whether a part of a query gives one of `parameters`, to whoever is lenient about how it is written.
-fn is_of(part: &str, parameters: &[&str]) -> bool {
+fn folded(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| fold(name)).collect()
+}
+
+/// A name as it is to whoever is lenient about how it is written: some take capitals, `-`, `.` and blanks for `_`, or leave them
+/// out at the begin, and what stands in brackets.
+fn fold(name: &str) -> String {
+    let name = name.trim_start_matches([' ', '+']).split('[').next().unwrap_or_default();
+    name.to_ascii_lowercase().replace(['-', '.', ' ', '+'], "_")
+}
+
+/// The name of a part of a query, folded.
+fn parameter(part: &str) -> String {
     let name = part.split_once('=').map_or(part, |(name, _)| name);
-    let name = percent_decode_str(name).decode_utf8_lossy();
-    parameters.iter().any(|parameter| name.eq_ignore_ascii_case(parameter))
+    fold(&percent_decode_str(name).decode_utf8_lossy())
 }
 
 /// Whether a value is one that stands for a secret inside, as it is or as the password of somebody.
-fn is_placeholder(value: &[u8], placeholders: &[String]) -> bool {
+fn stands_for_one(value: &[u8], placeholders: &[String]) -> bool {
     let value = String::from_utf8_lossy(value);
     let encoded = value.rsplit(' ').next().and_then(|last| STANDARD.decode(last).ok());
     let password = encoded.map(|decoded| String::from_utf8_lossy(&decoded).into_owned());
@@ -248,7 +302,7 @@ fn readable(headers: &mut HeaderMap) {
     if is_off("readable") {
         return;
     }
-    for name in [RANGE, IF_RANGE, SEC_WEBSOCKET_EXTENSIONS] {
+    for name in &OTHER_FORMS {
         headers.remove(name);
     }
     headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
@@ -306,7 +360,7 @@ mod tests {
             ("https://api.example/", "https://api.example/?key=s3cret%2F%2B%20value%20KEY"),
             ("https://api.example/a?b=c", "https://api.example/a?b=c&key=s3cret%2F%2B%20value%20KEY"),
             (
-                "https://api.example/a?key=mine&b&KEY=x&%6bey=y",
+                "https://api.example/a?key=mine&b;KEY=x&%6bey=y&+key=z&key[]=u&access.token=v",
                 "https://api.example/a?b&key=s3cret%2F%2B%20value%20KEY",
             ),
         ] {
@@ -342,11 +396,15 @@ mod tests {
             .header("x-key", "mine too")
             .header("Authorization", "Bearer mine")
             .header("x-API-key", "mine")
+            .header("x_api_key", "mine")
+            .header("X_Key", "mine")
+            .header("cookie", "session=mine")
             .header("x-other", "kept");
         let (head, _) = applied(&vault, request).unwrap();
         let values: Vec<_> = head.headers.get_all("x-key").iter().collect();
         assert_eq!(values, ["s3cret/+ value KEY"]);
-        assert!(!head.headers.contains_key("authorization") && !head.headers.contains_key("x-api-key"));
+        let left: Vec<_> = head.headers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(left, ["x-other", "x-key", "accept-encoding"]);
         assert_eq!((&head.headers["x-other"], head.uri.query()), (&HeaderValue::from_static("kept"), Some("a=b")));
     }
 

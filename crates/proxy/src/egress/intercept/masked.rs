@@ -13,7 +13,14 @@ use tokio_util::{
     io::{ReaderStream, StreamReader},
 };
 
-use super::mask::{Mask, PAUSE, Patterns};
+use super::{
+    super::Refusal,
+    mask::{Guessed, Mask, PAUSE, Patterns},
+};
+
+fn guessed(guessed: Guessed) -> io::Error {
+    io::Error::other(Refusal::from(guessed))
+}
 
 /// How much is read at once.
 const PIECE_BYTES: usize = 16 * 1024;
@@ -42,9 +49,9 @@ where
                 pieces.next().await
             };
             let passed: io::Result<Bytes> = match next {
-                Some(Ok(piece)) => Ok(mask.pass(piece)),
+                Some(Ok(piece)) => mask.pass(piece).map_err(guessed),
                 Some(Err(error)) => Err(error),
-                None => return Some((Ok(mask.end()), (pieces, None))),
+                None => return Some((mask.end().map_err(guessed), (pieces, None))),
             };
             if !matches!(&passed, Ok(piece) if piece.is_empty()) {
                 return Some((passed, (pieces, Some(mask))));

@@ -16,6 +16,7 @@ mod body;
 mod call;
 mod client;
 mod exchange;
+mod forms;
 pub mod head;
 pub mod inject;
 pub mod mask;

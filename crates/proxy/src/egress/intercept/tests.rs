@@ -244,6 +244,10 @@ async fn say(mut request: Request<Incoming>, seen: Arc<Mutex<Vec<Came>>>) -> Res
                 Some(encoding) => answer.header("content-encoding", encoding),
                 None => answer,
             };
+            let answer = match came.headers.get("x-grpc-encoding") {
+                Some(encoding) => answer.header("grpc-encoding", encoding),
+                None => answer,
+            };
             (answer, Full::from(text).boxed_unsync())
         }
         "/v1/trailers" => {

@@ -86,7 +86,7 @@ async fn what_comes_in_pieces_is_masked_across_them_and_nothing_of_it_is_lost() 
             let answer = world.asks_by(is_http2, "POST", "/v1/echo", body.boxed_unsync());
             let (first, rest) = SECRET.split_at(cut);
             let sends = async {
-                for piece in ["before ", first, rest, " after s3cre"] {
+                for piece in ["before ", first, rest, " after s3c"] {
                     sender.send_data(piece.into()).await.unwrap();
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
@@ -96,8 +96,8 @@ async fn what_comes_in_pieces_is_masked_across_them_and_nothing_of_it_is_lost() 
             let body = within(answer.collect()).await.unwrap().to_bytes();
             let body = String::from_utf8(body.to_vec()).unwrap();
             // Where it pauses long enough the first few bytes are let go.
-            assert_eq!(body.len(), "before  after s3cre".len() + SECRET.len());
-            assert!(body.starts_with("before ") && body.ends_with(" after s3cre"), "{body}");
+            assert_eq!(body.len(), "before  after s3c".len() + SECRET.len());
+            assert!(body.starts_with("before ") && body.ends_with(" after s3c"), "{body}");
             assert!(body.contains(&STARS[3..]) && !body.contains("s3cr*"), "{body}");
         }
     }
@@ -128,10 +128,10 @@ async fn trailers_come_behind_what_was_held_back() {
     let world = World::bearing(&[b"h2"]).await;
     let (mut sender, body) = Channel::<Bytes, Infallible>::new(1);
     let (answer, ()) = tokio::join!(world.asks_by(true, "POST", "/v1/echo", body.boxed_unsync()), async {
-        sender.send_data("said s3cret-of".into()).await.unwrap();
+        sender.send_data("said s3c".into()).await.unwrap();
         drop(sender);
     });
-    assert_eq!(within(answer.collect()).await.unwrap().to_bytes(), "said s3cret-of");
+    assert_eq!(within(answer.collect()).await.unwrap().to_bytes(), "said s3c");
     let answer = world.asks_by(true, "POST", "/v1/trailers", nothing()).await;
     let answer = within(answer.collect()).await.unwrap();
     assert_eq!(answer.trailers().unwrap()["grpc-status"], "0");
@@ -201,4 +201,31 @@ async fn where_credentials_are_for_requests_are_seen_whatever_the_rules_say() {
     assert_eq!(is_seen("up.example", 443), Some(true));
     assert_eq!(is_seen("other.example", 443), Some(false));
     assert_eq!(is_seen("up.example", 444), None);
+}
+
+#[tokio::test]
+async fn who_has_a_server_repeat_how_a_secret_may_begin_is_answered_a_few_times_and_no_more() {
+    let mut world = World::bearing(BOTH).await;
+    let mut broke_off = 0;
+    for _ in 0..6 {
+        let answer = world.asks_by(true, "POST", "/v1/echo", said("is it s3cr")).await;
+        broke_off += usize::from(within(answer.collect()).await.is_err());
+        let refused = world.told().await.refused;
+        assert!([None, Some(Refusal::Guessed)].contains(&refused), "{refused:?}");
+    }
+    assert_eq!(broke_off, 3);
+    let answer = world.asks_by(true, "POST", "/v1/echo", said("something else")).await;
+    assert_eq!(within(answer.collect()).await.unwrap().to_bytes(), "something else");
+}
+
+#[tokio::test]
+async fn calls_are_asked_not_to_be_compressed_and_refused_where_they_are() {
+    let world = World::bearing(BOTH).await;
+    let fields = [("grpc-accept-encoding", "gzip"), ("connect-accept-encoding", "gzip"), ("a-im", "gzip")];
+    let answer = world.asks_with(true, ("GET", "/v1/put"), &fields, nothing()).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    let came = world.came().pop().unwrap();
+    assert!(fields.iter().all(|(name, _)| !came.headers.contains_key(*name)), "{came:?}");
+    let answer = world.asks_with(true, ("GET", "/v1/reflects"), &[("x-grpc-encoding", "gzip")], nothing()).await;
+    assert_eq!(code(&within(answer.collect()).await.unwrap().to_bytes()), "encoded_answer");
 }
