@@ -20,6 +20,7 @@ pub mod heads;
 pub mod hello;
 pub mod http2;
 pub mod journal;
+pub mod masking;
 pub mod names;
 pub mod output;
 pub mod shim_files;

@@ -45,6 +45,11 @@ pub enum BadName {
     Idna,
 }
 
+/// The number of a port: digits alone (RFC 3986, section 3.2.3), 0 to 65,535.
+pub fn port(text: &str) -> Option<u16> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
 /// The name of a host: letters, which are small, digits and hyphens, in labels; no dot at its end.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

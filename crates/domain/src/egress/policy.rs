@@ -10,7 +10,7 @@ use std::{fmt, net::IpAddr, str::FromStr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::name::{BadName, Host, HostName};
+use super::name::{BadName, Host, HostName, port};
 
 /// The most rules of a policy.
 pub const RULES_MAX: usize = 1_000;
@@ -222,9 +222,7 @@ fn named(text: &str) -> Result<HostName, BadRule> {
 }
 
 fn number(text: &str) -> Result<u16, BadRule> {
-    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
-    let port = text.parse().ok().filter(|port| is_plain && *port > 0);
-    port.ok_or_else(|| BadRule::Port(text.to_owned()))
+    port(text).filter(|port| *port > 0).ok_or_else(|| BadRule::Port(text.to_owned()))
 }
 
 fn port_of(authority: &str) -> Result<(&str, u16), BadRule> {

@@ -129,7 +129,8 @@ impl Call {
             answered = timeout(ANSWER_WITHIN, sending) => answered.unwrap_or(Err(Refusal::TooSlow)),
             () = early => Err(Refusal::Withdrawn),
             () = self.given_up(is_http2) => Err(Refusal::BrokenOff),
-        }?;
+        }
+        .map_err(|refusal| self.of.why(refusal))?;
         exchange.answered(answer.status());
         let outside = hyper::upgrade::on(&mut answer);
         let (mut head, body) = answer.into_parts();

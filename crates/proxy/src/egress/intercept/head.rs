@@ -4,7 +4,7 @@
 //! and nothing of it is about the connection that it came over.
 
 use holm_domain::egress::{
-    name::{Host, HostName},
+    name::{Host, HostName, port as port_of},
     policy::PORT,
 };
 use http::{
@@ -85,20 +85,14 @@ pub fn check(head: &request::Parts, name: &HostName, port: u16) -> Result<(), Re
 /// Whether an authority is that of `name` and `port`, where the scheme is HTTPS.
 fn is_of(authority: &Authority, name: &HostName, port: u16) -> Result<bool, Refusal> {
     let (host, whole) = (authority.host(), authority.as_str());
-    let port_of = match whole.strip_prefix(host) {
+    let own = match whole.strip_prefix(host) {
         Some("") => PORT,
-        Some(rest) => number(rest).ok_or(Refusal::MalformedRequest)?,
+        Some(rest) => rest.strip_prefix(':').and_then(port_of).ok_or(Refusal::MalformedRequest)?,
         // Somebody's name stands before it (RFC 9110, section 4.2.4).
         None => return Err(Refusal::MalformedRequest),
     };
     let host = Host::from_wire(host.as_bytes()).map_err(|_| Refusal::MalformedRequest)?;
-    Ok(host == Host::Name(name.clone()) && port_of == port)
-}
-
-/// The port of `:8443`, which has digits alone (RFC 3986, section 3.2.3).
-fn number(text: &str) -> Option<u16> {
-    let digits = text.strip_prefix(':')?;
-    digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
+    Ok(host == Host::Name(name.clone()) && own == port)
 }
 
 /// Whether nothing may follow a request over its connection: where its body ends is said by its transfer coding, and what else it
@@ -144,9 +138,11 @@ pub fn outgoing(head: &mut request::Parts, name: &HostName, port: u16) -> Result
 /// Cookies that came apart are one field in HTTP/1.1 (RFC 9113, section 8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
     let parts: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if parts.len() > 1
-        && let Ok(whole) = HeaderValue::from_bytes(&parts.join(&b"; "[..]))
-    {
+    if parts.len() < 2 {
+        return;
+    }
+    let parts: Vec<&[u8]> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    if let Ok(whole) = HeaderValue::from_bytes(&parts.join(&b"; "[..])) {
         headers.insert(COOKIE, whole);
     }
 }

@@ -16,7 +16,7 @@ mod body;
 mod call;
 mod client;
 mod exchange;
-mod forms;
+pub mod forms;
 pub mod head;
 pub mod inject;
 pub mod mask;
@@ -99,8 +99,9 @@ pub struct Interceptor {
     connections: Semaphore,
     http2_connections: Semaphore,
     requests: Arc<Semaphore>,
-    /// What is done for requests, beside the connections that they came over.
+    /// Connections to servers, beside the requests that go over them.
     tasks: Tasks,
+    has_ended: AtomicBool,
 }
 
 /// Why there is no interceptor.
@@ -178,6 +179,7 @@ impl Interceptor {
             http2_connections: Semaphore::new(HTTP2_CONNECTIONS_MAX),
             requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
             tasks,
+            has_ended: AtomicBool::new(false),
         }))
     }
 
@@ -196,9 +198,15 @@ impl Interceptor {
         let _all = self.requests.acquire_many(REQUESTS_MAX as u32).await;
     }
 
-    /// Ends all that is under way; each is told of before this returns.
+    /// Ends the connections to servers, and with them the requests that still go over one.
     pub async fn stop(&self) {
+        self.has_ended.store(true, Ordering::Release);
         self.tasks.stop().await;
+    }
+
+    /// Why a request that failed did: once the sandbox has ended that says nothing of its server.
+    fn why(&self, refusal: Refusal) -> Refusal {
+        if self.has_ended.load(Ordering::Acquire) { Refusal::SandboxEnded } else { refusal }
     }
 
     /// Serves a connection that was made to `name` and `port` until it ends. Each request is told to `told`.
