@@ -1,13 +1,13 @@
 //! Batches of log entries.
 //!
 //! The first byte says whether checksums are made right first. What must hold: a batch that is opened has the entries of
-//! the one that its entries make; its entries are numbered without a gap, none is empty, and each comes through JSON
+//! the one that its entries and notes make; they are numbered without a gap, none is empty, and each comes through JSON
 //! unchanged.
 
 use holm_api::logs::LogEntry;
 use holm_domain::{
     UnixMicros,
-    log::{BATCH_BYTES_MAX, Batch, BatchBuilder, ENTRY_BYTES_MAX, Entries, HEAD_BYTES, Stream, parse_all},
+    log::{BATCH_BYTES_MAX, Batch, BatchBuilder, ENTRY_BYTES_MAX, Entries, HEAD_BYTES, Line, Stream, parse_all},
 };
 
 use crate::input::Input;
@@ -52,8 +52,11 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let two = batch(5, &[b"c\n"]);
     let end = batch(u64::MAX - 2, &[b"d\n", b"e\n"]);
     let cut = &two[..two.len() - 1];
+    let mut noted = BatchBuilder::new(3);
+    assert!(noted.push(UnixMicros(1), Stream::Stdout, false, b"a\n") && noted.note(UnixMicros(2), b"{}"));
+    let noted = finished(&mut noted);
     let packed = batch(7, &[b"the same line\n".as_slice(); 400]);
-    [one.clone(), [&one[..], &two].concat(), end, cut.to_vec(), packed]
+    [one.clone(), [&one[..], &two].concat(), end, cut.to_vec(), noted, packed]
         .map(|bytes| [b"\x01", &bytes[..]].concat())
         .into()
 }
@@ -85,13 +88,19 @@ pub fn check(data: &[u8]) {
 /// Compares a batch with the one that its entries make.
 fn compare(batch: &Batch<'_>, entries: &Entries<'_>) {
     let mut builder = BatchBuilder::new(batch.first_seq());
-    for entry in entries.iter() {
+    for line in entries.lines() {
+        let entry = match line {
+            Line::Output(entry) => entry,
+            Line::Note(note) if builder.note(note.at, note.data) => {
+                assert_eq!(note.seq + 1, builder.next_seq());
+                continue;
+            }
+            Line::Note(note) => return is_full(&builder, note.data),
+        };
         assert_eq!(entry.seq, builder.next_seq());
         assert!((1..=ENTRY_BYTES_MAX).contains(&entry.data.len()));
         if !builder.push(entry.at, entry.stream, entry.partial, entry.data) {
-            // Blocks that were divided in the shortest way take more when they are made one entry after the other.
-            let room = (HEAD_BYTES + BATCH_BYTES_MAX).saturating_sub(builder.len());
-            return assert!(room < entry.data.len() + 16, "a batch that is not full takes an entry");
+            return is_full(&builder, entry.data);
         }
         let shown = LogEntry::from(entry.clone());
         assert_eq!(shown.bytes().as_deref(), Some(entry.data));
@@ -103,4 +112,10 @@ fn compare(batch: &Batch<'_>, entries: &Entries<'_>) {
     let (again, _) = Batch::parse(&rebuilt).expect("what was written");
     assert_eq!(again.read().as_ref(), Ok(entries));
     assert_eq!(again.newest_at(), batch.newest_at());
+}
+
+/// Blocks that were divided in the shortest way take more when they are made one entry after the other.
+fn is_full(builder: &BatchBuilder, data: &[u8]) {
+    let room = (HEAD_BYTES + BATCH_BYTES_MAX).saturating_sub(builder.len());
+    assert!(room < data.len() + 16, "a batch that is not full takes an entry");
 }

@@ -8,6 +8,7 @@ pub mod agent;
 pub mod batches;
 #[cfg(feature = "client")]
 pub mod client;
+pub mod egress;
 pub mod hosts;
 pub mod identity;
 pub mod keys;

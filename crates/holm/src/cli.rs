@@ -72,6 +72,9 @@ pub enum Command {
         /// The runs
         #[arg(required = true, value_name = "RUN")]
         runs: Vec<RunId>,
+        /// Show what they reached instead, and what they were refused: each connection and each request that is seen
+        #[arg(long)]
+        egress: bool,
     },
     /// Show the output of a run
     Logs(commands::logs::LogsArgs),

@@ -27,6 +27,8 @@ pub enum Ending {
     Lost(String),
     /// The command wrote more output than this many bytes, which is all that it may.
     LogLimit(u64),
+    /// Its connections and requests were more than is recorded of them, which is this many bytes.
+    RecordLimit(u64),
     /// What the command changed is more than is kept, and why; it had ended with 0.
     ChangesLimit(String),
     /// What the run left could not be kept on the host.
@@ -129,6 +131,13 @@ fn unforced(ending: Ending, shortage: Shortage) -> Outcome {
         Ending::LogLimit(bytes) => {
             let message =
                 format!("it was killed because it wrote more than {bytes} bytes of output, which is its limit");
+            Outcome::failed(Reason::LogLimit, message)
+        }
+        Ending::RecordLimit(bytes) => {
+            let message = format!(
+                "it was killed because what is recorded of its connections and requests is more than {bytes} bytes, \
+                 which is the limit"
+            );
             Outcome::failed(Reason::LogLimit, message)
         }
         Ending::ChangesLimit(why) => {

@@ -41,18 +41,23 @@ use crate::{
 /// How long the work with a guest may still go on after everything in the sandbox was killed: what the lanes hold is read.
 const READ_AFTER_KILL: Duration = Duration::from_secs(5);
 
+/// How many bytes may be recorded of the connections and requests of an attempt.
+const RECORD_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
 /// One attempt: everything that is written and told of it.
 pub struct Attempt {
     pub(crate) launch: Launch,
     pub(crate) watchdog: Watchdog,
     status: watch::Sender<Status>,
-    spool: Keeper,
+    pub(crate) spool: Keeper,
     pub(crate) full_disk: Rc<FullDisk>,
     pub(crate) events: RefCell<EventFile>,
     /// Notified when an event found no room on the disk.
     pub(crate) event_waits: Notify,
     pub(crate) refusals: RefCell<Refusals>,
     output_bytes: Cell<u64>,
+    /// How many bytes of records there are.
+    record_bytes: Cell<u64>,
     leave: watch::Sender<bool>,
     /// The last answer to what the proxy asks for.
     pub(crate) secrets: watch::Sender<Option<SecretsAnswer>>,
@@ -105,6 +110,7 @@ impl Attempt {
             event_waits: Notify::new(),
             refusals: RefCell::default(),
             output_bytes: Cell::new(0),
+            record_bytes: Cell::new(0),
             leave: watch::Sender::new(false),
             secrets: watch::Sender::new(None),
             cancelled: Cell::default(),
@@ -186,14 +192,15 @@ impl Attempt {
         self.hurry_if_forced();
         // What was read does not wait for a sandbox that does not die, nor the death for a disk that does not write.
         let left = self.left_to_pass_on(&ending);
-        let (ending, (), ()) =
+        let (ending, (), told) =
             tokio::join!(self.write_rest(ending), self.death(&mut view), self.close_proxy(proxy, left));
+        let ending = self.note_rest(told, ending).await;
         (ending, Traces { counted: handle.counted(), disk_full })
     }
 
     /// Writes what was read and is not written yet; returns the end of the run, which fails where that does and nothing could
     /// not be kept before.
-    async fn write_rest(&self, ending: Ending) -> Ending {
+    pub(crate) async fn write_rest(&self, ending: Ending) -> Ending {
         match self.spool.end(|| self.progress()).await {
             Err(error) if !matches!(ending, Ending::SpoolFailed { .. }) => {
                 Ending::unkept(&error).decided(self.cancelled.get())
@@ -383,6 +390,16 @@ impl Attempt {
         self.spool.push(stream, taken).map_err(|error| Ending::unkept(&error))?;
         self.output_bytes.set(self.output_bytes.get() + taken.len() as u64);
         if taken.len() < frame.data.len() { Err(Ending::LogLimit(limit)) } else { Ok(()) }
+    }
+
+    /// Writes a record of the run, up to the limit.
+    pub(crate) fn record(&self, line: &[u8]) -> Result<(), Ending> {
+        let bytes = self.record_bytes.get() + line.len() as u64;
+        if bytes > RECORD_BYTES_MAX {
+            return Err(Ending::RecordLimit(RECORD_BYTES_MAX));
+        }
+        self.record_bytes.set(bytes);
+        self.spool.note(line).map_err(|error| Ending::unkept(&error))
     }
 
     pub(crate) fn dir(&self) -> PathBuf {

@@ -5,6 +5,7 @@
 
 use std::{net::TcpListener, sync::Arc, time::Duration};
 
+use holm_domain::egress::record::{Record, Requested};
 use holm_proxy::egress::{Egress, Refusal, Told, ToldConnection, ToldRequest};
 use holm_wire::host_api::Refused;
 use tokio::{
@@ -74,63 +75,102 @@ impl Attempt {
         (matches!(ending, Ending::Exited(_)) && is_by_itself).then_some(PASSED_ON_WITHIN)
     }
 
-    /// Ends the proxy of a sandbox that is being killed, and notes what is told of it.
-    pub(crate) async fn close_proxy(&self, proxy: Option<Proxy>, left: Option<Duration>) {
-        if let Some(proxy) = proxy {
-            proxy.close(left).await.iter().for_each(|connection| self.note_connection(connection));
+    /// Ends the proxy of a sandbox that is being killed; what is told of it is yet to be noted.
+    pub(crate) async fn close_proxy(&self, proxy: Option<Proxy>, left: Option<Duration>) -> Vec<Told> {
+        match proxy {
+            Some(proxy) => proxy.close(left).await,
+            None => Vec::new(),
         }
     }
 
-    /// Notes connections as they end.
-    pub(crate) async fn note_connections(&self, proxy: Option<&mut Proxy>) -> std::convert::Infallible {
+    /// Notes connections and requests as they end; returns the end of the run where no more can be.
+    pub(crate) async fn note_connections(&self, proxy: Option<&mut Proxy>) -> Ending {
         if let Some(proxy) = proxy {
-            while let Some(connection) = proxy.told.recv().await {
-                self.note_connection(&connection);
+            while let Some(told) = proxy.told.recv().await {
+                // Others wait to be told of meanwhile, and so to begin.
+                self.spool.room().await;
+                if let Err(ending) = self.note(&told) {
+                    return ending;
+                }
             }
         }
         std::future::pending().await
     }
 
-    /// Notes one connection: what did not come to be is counted.
-    pub(crate) fn note_connection(&self, told: &Told) {
-        match told {
-            Told::Connection(connection) => self.note_end(connection),
-            Told::Request(request) => self.note_request(request),
+    /// Notes what was told at the end, when nothing else is written any more; returns the end of the run, as
+    /// [`write_rest`](Self::write_rest) does.
+    pub(crate) async fn note_rest(&self, told: Vec<Told>, mut ending: Ending) -> Ending {
+        for told in &told {
+            if let Err(why) = self.note(told) {
+                tracing::warn!(?why, "connections that were open at the end are not recorded");
+                break;
+            }
+            ending = self.write_rest(ending).await;
         }
+        ending
     }
 
-    fn note_end(&self, connection: &ToldConnection) {
-        let ToldConnection { host, port, address, refused, sent, received, duration } = connection;
-        let reason = refused.map(Refusal::code);
-        tracing::debug!(host, port, ?address, reason, sent, received, ?duration, "a connection of the sandbox ended");
-        if let Some(refused) = refused.filter(|refused| refused.is_told()) {
-            let reason = (refused != Refusal::NotAllowed).then(|| refused.to_string());
-            let attempt = Refused { host: host.clone(), port: *port, protocol: "tcp".to_owned(), count: 1 };
-            self.count_refusal(&attempt, reason);
+    /// Records what has ended, and counts what did not come to be.
+    fn note(&self, told: &Told) -> Result<(), Ending> {
+        let record = record(told);
+        tracing::debug!(?record, "a connection or a request of the sandbox ended");
+        if let Some((refused, attempt, reason)) = refused(told) {
+            self.count_refusal(
+                &attempt,
+                (refused != Refusal::NotAllowed || attempt.protocol == HTTP).then_some(reason),
+            );
         }
+        let line = serde_json::to_vec(&record).map_err(|error| Ending::unkept(&error.into()))?;
+        self.record(&line)
     }
+}
 
-    fn note_request(&self, request: &ToldRequest) {
-        let ToldRequest { host, port, method, path, secrets, status, refused, sent, received, duration } = request;
-        let reason = refused.map(Refusal::code);
-        tracing::debug!(
-            host,
-            port,
-            method,
-            path,
-            ?secrets,
-            status,
-            reason,
-            sent,
-            received,
-            ?duration,
-            "a request ended"
-        );
-        if let Some(refused) = refused.filter(|refused| refused.is_told()) {
+/// The protocol of a request, in events.
+const HTTP: &str = "http";
+
+/// What is recorded.
+fn record(told: &Told) -> Record {
+    let code = |refused: &Option<Refusal>| refused.map(|refused| refused.code().to_owned());
+    let ms = |duration: &Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    match told {
+        Told::Connection(ToldConnection { host, port, address, refused, sent, received, duration }) => Record {
+            host: host.clone(),
+            port: *port,
+            address: address.map(|address| address.ip().to_string()),
+            request: None,
+            refused: code(refused),
+            sent: *sent,
+            received: *received,
+            duration_ms: ms(duration),
+        },
+        Told::Request(request) => Record {
+            host: request.host.clone(),
+            port: request.port,
+            address: None,
+            request: Some(Requested {
+                method: request.method.clone(),
+                path: request.path.clone(),
+                status: request.status,
+                secrets: request.secrets.clone(),
+            }),
+            refused: code(&request.refused),
+            sent: request.sent,
+            received: request.received,
+            duration_ms: ms(&request.duration),
+        },
+    }
+}
+
+/// What did not come to be, as it is counted in events; nothing where that is not worth telling.
+fn refused(told: &Told) -> Option<(Refusal, Refused, String)> {
+    let (host, port, refused, protocol, of) = match told {
+        Told::Connection(connection) => (&connection.host, connection.port, connection.refused, "tcp", String::new()),
+        Told::Request(ToldRequest { host, port, method, path, refused, .. }) => {
             let path: String = path.chars().take(PATH_CHARS_MAX).collect();
-            let reason = format!("{refused}: {method} {path}");
-            let attempt = Refused { host: host.clone(), port: *port, protocol: "http".to_owned(), count: 1 };
-            self.count_refusal(&attempt, Some(reason));
+            (host, *port, *refused, HTTP, format!(": {method} {path}"))
         }
-    }
+    };
+    let refused = refused.filter(|refused| refused.is_told())?;
+    let attempt = Refused { host: host.clone(), port, protocol: protocol.to_owned(), count: 1 };
+    Some((refused, attempt, format!("{refused}{of}")))
 }

@@ -86,7 +86,7 @@ impl Attempt {
         let done = tokio::select! {
             done = self.command(&guest, &env) => done,
             never = self.count_refusals(&mut refusals) => match never {},
-            never = self.note_connections(proxy) => match never {},
+            ending = self.note_connections(proxy) => Err(ending),
             why = serving => {
                 let why = why.unwrap_or_else(|error| error.to_string());
                 Err(Ending::Lost(format!("the lane out of the sandbox ended: {why}")))

@@ -73,6 +73,8 @@ pub enum Step<T, L = ()> {
     End(L),
     /// Nothing of interest.
     Skip,
+    /// Nothing of interest, in the place of what has this sequence.
+    Past(u64),
 }
 
 /// What comes as server-sent events.
@@ -168,6 +170,12 @@ struct Connection<T: Followed> {
     made_at: Instant,
 }
 
+/// The data of an event in the place of what is not followed.
+#[derive(Deserialize)]
+struct Note {
+    seq: u64,
+}
+
 /// The data of the final event of a stream.
 #[derive(Deserialize)]
 struct End {
@@ -240,6 +248,10 @@ impl<T: Followed> Follower<T> {
                     self.connection = None;
                 }
                 Ok(Step::Skip) => {}
+                Ok(Step::Past(seq)) => {
+                    self.last_seq = seq;
+                    self.progress();
+                }
                 Err(error) => self.failed(error)?,
             }
         }
@@ -351,6 +363,10 @@ fn read_event<T: DeserializeOwned>(
             Err(format!("the stream ended at {last_seq}, and its end says {}", end.last_seq))
         };
     }
+    if event.name == "note" {
+        let Note { seq } = serde_json::from_str(&event.data).map_err(|error| format!("note event: {error}"))?;
+        return next(seq, last_seq, || Step::Past(seq));
+    }
     if event.name != name {
         // A newer server may tell more; whoever does not know it passes over it.
         return Ok(Step::Skip);
@@ -360,9 +376,14 @@ fn read_event<T: DeserializeOwned>(
     if event.id.as_deref() != Some(seq.to_string().as_str()) {
         return Err(format!("entry {seq} has the event id {:?}", event.id));
     }
+    next(seq, last_seq, || Step::Item(item))
+}
+
+/// What has a sequence, if it is the next.
+fn next<T>(seq: u64, last_seq: u64, step: impl FnOnce() -> Step<T>) -> Result<Step<T>, String> {
     match seq {
         seq if seq <= last_seq => Ok(Step::Skip),
-        seq if seq == last_seq + 1 => Ok(Step::Item(item)),
+        seq if seq == last_seq + 1 => Ok(step()),
         seq => Err(format!("entry {seq} follows entry {last_seq}")),
     }
 }

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     IDEMPOTENCY_KEY,
+    egress::EgressPage,
     logs::{LogMatches, LogPage, LogRange, LogRangeOf, SearchLogs},
     runs::{After, CancelRun, CreateRun, EventPage, ListRuns, RunPage, RunView},
 };
@@ -56,6 +57,11 @@ impl Client {
     /// A page of events.
     pub async fn run_events(&self, id: RunId, query: &After) -> Result<EventPage, ClientError> {
         self.inner.get(format!("/v1/runs/{id}/events")).query(query).json().await
+    }
+
+    /// A page of what a run reached, and what it was refused.
+    pub async fn run_egress(&self, id: RunId, query: &After) -> Result<EgressPage, ClientError> {
+        self.inner.get(format!("/v1/runs/{id}/egress")).query(query).json().await
     }
 
     /// Which part of the log a time or a number of lines means.

@@ -5,8 +5,8 @@ use std::{fmt, io};
 use zstd::{bulk::Compressor, zstd_safe::CParameter};
 
 use super::{
-    BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, BLOCK_HEAD_BYTES, ENTRY_BYTES_MAX, FLAG_PARTIAL, FLAG_STDERR, FLAG_TIME,
-    HEAD_BYTES, LINE_FEED, Stream, TIME_BYTES, batch::Head, entries::count,
+    BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, BLOCK_HEAD_BYTES, ENTRY_BYTES_MAX, FLAG_NOTE, FLAG_PARTIAL, FLAG_STDERR,
+    FLAG_TIME, HEAD_BYTES, LINE_FEED, Stream, TIME_BYTES, batch::Head, entries::count,
 };
 use crate::UnixMicros;
 
@@ -77,10 +77,8 @@ impl BatchBuilder {
     /// and go on later if it is `partial`. Returns false, and adds nothing, if they do not fit: there must be some, of at
     /// most [`ENTRY_BYTES_MAX`] bytes together.
     pub fn push(&mut self, at: UnixMicros, stream: Stream, partial: bool, data: &[u8]) -> bool {
-        let head = BLOCK_HEAD_BYTES + TIME_BYTES;
         let count = count(data);
-        let fits = (1..=ENTRY_BYTES_MAX).contains(&data.len()) && self.count + count <= BATCH_ENTRIES_MAX;
-        if !fits || self.len() + head + data.len() > HEAD_BYTES + BATCH_BYTES_MAX {
+        if !self.fits(count, data) {
             return false;
         }
         let is_whole = data.ends_with(&[LINE_FEED]);
@@ -89,20 +87,45 @@ impl BatchBuilder {
                 last.length += data.len();
                 self.bytes[last.head_at + 1..last.head_at + BLOCK_HEAD_BYTES].copy_from_slice(&last.length_bytes());
             }
-            _ => self.begin_block(Block { head_at: self.len(), at, stream, length: data.len(), is_whole }, partial),
+            _ => {
+                let flags = [(stream == Stream::Stderr, FLAG_STDERR), (partial && !is_whole, FLAG_PARTIAL)];
+                let flags = flags.iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, flag)| all | flag);
+                self.begin_block(Block { head_at: self.len(), at, stream, length: data.len(), is_whole }, flags);
+            }
         }
+        self.add(at, count, data);
+        true
+    }
+
+    /// Adds a note. Returns false, and adds nothing, if it does not fit: it has no line feed, and 1 to [`ENTRY_BYTES_MAX`] bytes.
+    pub fn note(&mut self, at: UnixMicros, data: &[u8]) -> bool {
+        if !self.fits(1, data) || memchr::memchr(LINE_FEED, data).is_some() {
+            return false;
+        }
+        // Nothing goes into its block.
+        let block = Block { head_at: self.len(), at, stream: Stream::Stdout, length: data.len(), is_whole: false };
+        self.begin_block(block, FLAG_NOTE);
+        self.add(at, 1, data);
+        true
+    }
+
+    fn fits(&self, count: u32, data: &[u8]) -> bool {
+        let length = BLOCK_HEAD_BYTES + TIME_BYTES + data.len();
+        (1..=ENTRY_BYTES_MAX).contains(&data.len())
+            && self.count + count <= BATCH_ENTRIES_MAX
+            && self.len() + length <= HEAD_BYTES + BATCH_BYTES_MAX
+    }
+
+    fn add(&mut self, at: UnixMicros, count: u32, data: &[u8]) {
         self.bytes.extend_from_slice(data);
         self.newest_at = self.newest_at.max(at);
         self.count += count;
         self.next_seq += u64::from(count);
-        true
     }
 
-    fn begin_block(&mut self, block: Block, partial: bool) {
+    fn begin_block(&mut self, block: Block, flags: u8) {
         let has_time = self.last.is_none_or(|last| last.at != block.at);
-        let is_partial = partial && !block.is_whole;
-        let flags = [(block.stream == Stream::Stderr, FLAG_STDERR), (is_partial, FLAG_PARTIAL), (has_time, FLAG_TIME)];
-        let flags = flags.iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, flag)| all | flag);
+        let flags = if has_time { flags | FLAG_TIME } else { flags };
         self.bytes.push(flags);
         self.bytes.extend_from_slice(&block.length_bytes());
         if has_time {

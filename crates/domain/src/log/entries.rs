@@ -5,8 +5,8 @@ use std::{borrow::Cow, cell::RefCell};
 use zstd::bulk::Decompressor;
 
 use super::{
-    BLOCK_HEAD_BYTES, BatchError, ENTRY_BYTES_MAX, Entry, FLAG_PARTIAL, FLAG_STDERR, FLAG_TIME, LINE_FEED, Stream,
-    TIME_BYTES, batch::Head,
+    BLOCK_HEAD_BYTES, BatchError, ENTRY_BYTES_MAX, Entry, FLAG_NOTE, FLAG_PARTIAL, FLAG_STDERR, FLAG_TIME, LINE_FEED,
+    Line, Note, Stream, TIME_BYTES, batch::Head,
 };
 use crate::UnixMicros;
 
@@ -21,7 +21,7 @@ pub struct Entries<'a> {
 /// The same entries, in whatever blocks they lie.
 impl PartialEq for Entries<'_> {
     fn eq(&self, other: &Self) -> bool {
-        self.iter().eq(other.iter())
+        self.lines().eq(other.lines())
     }
 }
 
@@ -52,8 +52,18 @@ impl<'a> Entries<'a> {
         self.first_seq + u64::from(self.count) - 1
     }
 
-    /// In order.
+    /// The output, in order.
     pub fn iter(&self) -> impl Iterator<Item = Entry<'_>> {
+        self.lines().filter_map(|line| if let Line::Output(entry) = line { Some(entry) } else { None })
+    }
+
+    /// What was noted beside it, in order.
+    pub fn notes(&self) -> impl Iterator<Item = Note<'_>> {
+        self.lines().filter_map(|line| if let Line::Note(note) = line { Some(note) } else { None })
+    }
+
+    /// Both, in order: they are numbered without a gap.
+    pub fn lines(&self) -> impl Iterator<Item = Line<'_>> {
         Lines { walk: Walk::new(&self.bytes), block: None, seq: self.first_seq }
     }
 
@@ -78,19 +88,22 @@ struct Lines<'a> {
 }
 
 impl<'a> Iterator for Lines<'a> {
-    type Item = Entry<'a>;
+    type Item = Line<'a>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let block = self.block.take().or_else(|| self.walk.next())?;
         let end = memchr::memchr(LINE_FEED, block.data).map_or(block.data.len(), |at| at + 1);
         let (data, rest) = block.data.split_at(end);
         self.block = (!rest.is_empty()).then_some(Block { data: rest, ..block });
+        let seq = self.seq;
+        self.seq += 1;
+        if block.is_note() {
+            return Some(Line::Note(Note { seq, at: block.at, data }));
+        }
         let stream = if block.flags & FLAG_STDERR == 0 { Stream::Stdout } else { Stream::Stderr };
         // No block that goes on ends with a line feed.
         let partial = block.flags & FLAG_PARTIAL != 0 && rest.is_empty();
-        let seq = self.seq;
-        self.seq += 1;
-        Some(Entry { seq, at: block.at, stream, partial, data })
+        Some(Line::Output(Entry { seq, at: block.at, stream, partial, data }))
     }
 }
 
@@ -102,8 +115,18 @@ struct Block<'a> {
 }
 
 impl Block<'_> {
+    fn is_note(&self) -> bool {
+        self.flags & FLAG_NOTE != 0
+    }
+
     /// Whether a builder can have made it.
     fn is_sound(&self) -> bool {
+        if self.is_note() {
+            let is_short = (1..=ENTRY_BYTES_MAX).contains(&self.data.len());
+            return is_short
+                && self.flags & !(FLAG_NOTE | FLAG_TIME) == 0
+                && memchr::memchr(LINE_FEED, self.data).is_none();
+        }
         let goes_on = self.flags & FLAG_PARTIAL != 0;
         (1..=ENTRY_BYTES_MAX).contains(&self.data.len())
             && self.flags & !(FLAG_STDERR | FLAG_PARTIAL | FLAG_TIME) == 0

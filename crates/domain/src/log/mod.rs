@@ -1,4 +1,4 @@
-//! Output of a run: entries with a per-run sequence, and the batches in which they are spooled, sent and stored.
+//! Output of a run, and notes on it: entries with a per-run sequence, and the batches in which they are spooled, sent and stored.
 //!
 //! An entry is one line with its line feed, or a piece of one: bytes are never changed, so the entries of a stream put one
 //! after the other are exactly what the command wrote. A batch is written once, by the shim, and travels as the same bytes
@@ -9,7 +9,8 @@
 //! an entry (8), length of the entries (4), length of what follows the head (4), CRC-32 of everything but the magic and
 //! itself (4). What follows is the entries or, where that is shorter, a frame of Zstandard (RFC 8878) with them. Entries lie
 //! in blocks: flags (1), the length of the data (3), the time (8) unless it is that of the block before, and the data. Each
-//! line feed in the data ends an entry, and so does its end: a block is one entry, or many that came at the same time.
+//! line feed in the data ends an entry, and so does its end: a block is one entry, or many that came at the same time. A note
+//! is an entry in a block of its own, without a line feed: it is none of the output, and whoever reads that is not given it.
 
 mod batch;
 mod builder;
@@ -40,6 +41,8 @@ const FLAG_STDERR: u8 = 1;
 const FLAG_PARTIAL: u8 = 2;
 /// The block has a time of its own, other than that of the one before.
 const FLAG_TIME: u8 = 4;
+/// It is a note.
+const FLAG_NOTE: u8 = 8;
 const LINE_FEED: u8 = b'\n';
 
 /// Where the command wrote it.
@@ -65,6 +68,26 @@ pub struct Entry<'a> {
     pub partial: bool,
     /// The bytes.
     pub data: &'a [u8],
+}
+
+/// What the shim notes on a run beside its output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Note<'a> {
+    /// Its number within the run, from 1, among those of all entries.
+    pub seq: u64,
+    /// When the shim wrote it.
+    pub at: UnixMicros,
+    /// What it says.
+    pub data: &'a [u8],
+}
+
+/// What stands in a log: of the output, or a note.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Line<'a> {
+    /// A line of the output, or a piece of one.
+    Output(Entry<'a>),
+    /// A note.
+    Note(Note<'a>),
 }
 
 /// Why bytes are not a batch.

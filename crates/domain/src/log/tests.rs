@@ -67,6 +67,26 @@ proptest! {
         prop_assert_eq!((read.first_seq(), read.last_seq()), (batch.first_seq(), batch.last_seq()));
     }
 
+    #[test]
+    fn notes_are_none_of_the_output(entries in entries(), notes in prop::collection::vec("[ -~]{1,80}", 20)) {
+        let mut builder = BatchBuilder::new(1);
+        let mut expected = Vec::new();
+        for ((data, stderr, partial), note) in entries.iter().zip(&notes) {
+            let stream = if *stderr { Stream::Stderr } else { Stream::Stdout };
+            prop_assert!(builder.push(UnixMicros(7), stream, *partial, data));
+            expected.push((builder.next_seq(), note.as_bytes()));
+            prop_assert!(builder.note(UnixMicros(7), note.as_bytes()));
+        }
+        let mut bytes = Vec::new();
+        builder.finish(|batch| std::io::Write::write_all(&mut bytes, batch)).unwrap();
+        let read = read(&bytes).unwrap();
+        let noted: Vec<_> = read.notes().map(|note| (note.seq, note.data)).collect();
+        prop_assert_eq!(noted, expected);
+        let output: Vec<_> = read.iter().map(|entry| entry.data).collect();
+        prop_assert_eq!(output, entries.iter().map(|(data, ..)| &data[..]).collect::<Vec<_>>());
+        prop_assert_eq!(read.last_seq(), 2 * entries.len() as u64);
+    }
+
     /// Lines that come together are told apart as lines that come one by one.
     #[test]
     fn lines_of_one_time_are_one_block_or_many(text in "[ab\n]{1,200}", cuts in prop::collection::vec(any::<bool>(), 200), goes_on: bool) {
@@ -214,7 +234,27 @@ fn a_time_is_written_where_it_changes_and_nowhere_else() {
 fn a_flag_that_there_is_not_is_refused() {
     for bit in 0..8 {
         let bytes = forged(&built(1, &[(vec![1], false, false)]), |bytes| bytes[HEAD_BYTES] |= 1 << bit);
-        assert_eq!(read(&bytes).map(drop), if bit < 3 { Ok(()) } else { Err(BatchError::Entries) });
+        assert_eq!(read(&bytes).map(drop), if bit < 4 { Ok(()) } else { Err(BatchError::Entries) });
+    }
+}
+
+#[test]
+fn a_note_is_one_line_by_itself() {
+    let mut builder = BatchBuilder::new(1);
+    assert!(!builder.note(UnixMicros(1), b"a\nb") && !builder.note(UnixMicros(1), b""));
+    assert!(builder.note(UnixMicros(1), b"noted"));
+    let mut bytes = Vec::new();
+    builder.finish(|batch| std::io::Write::write_all(&mut bytes, batch)).unwrap();
+    for (flags, data) in [
+        (FLAG_NOTE | FLAG_TIME | FLAG_STDERR, b'n'),
+        (FLAG_NOTE | FLAG_TIME | FLAG_PARTIAL, b'n'),
+        (FLAG_NOTE | FLAG_TIME, LINE_FEED),
+    ] {
+        let forged = forged(&bytes, |bytes| {
+            bytes[HEAD_BYTES] = flags;
+            *bytes.last_mut().unwrap() = data;
+        });
+        assert_eq!(read(&forged).map(drop), Err(BatchError::Entries), "{flags}");
     }
 }
 

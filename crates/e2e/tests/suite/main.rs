@@ -38,6 +38,7 @@ mod output;
 mod people;
 mod places;
 mod pressure;
+mod records;
 mod requests;
 mod restore;
 mod rolling;

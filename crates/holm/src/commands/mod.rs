@@ -7,6 +7,7 @@ pub mod config;
 pub mod context;
 pub mod doctor;
 pub mod down;
+pub mod egress;
 pub mod events;
 pub mod hosts;
 pub mod keys;
@@ -58,7 +59,8 @@ pub async fn execute(session: &Session, command: &cli::Command) -> anyhow::Resul
         Command::Run(args) => run::execute(session, args).await,
         Command::Ps(args) => ps::execute(session, args).await,
         Command::Top(args) => top::execute(session, args).await,
-        Command::Show { runs } => show::execute(session, runs).await,
+        Command::Show { runs, egress: true } => egress::execute(session, runs).await,
+        Command::Show { runs, egress: false } => show::execute(session, runs).await,
         Command::Logs(args) => logs::execute(session, args).await,
         Command::Events { run, follow } => events::execute(session, *run, *follow).await,
         Command::Cancel { runs, kill } => cancel::execute(session, runs, *kill).await,

@@ -69,6 +69,7 @@ fn ordinary() -> Routes {
         .routes(routes!(runs::get::get, runs::delete::delete))
         .routes(routes!(runs::cancel::cancel))
         .routes(routes!(runs::logs::logs))
+        .routes(routes!(runs::egress::egress))
         .routes(routes!(runs::logs_follow::logs_follow))
         .routes(routes!(runs::logs_batches::logs_batches))
         .routes(routes!(runs::logs_range::logs_range))

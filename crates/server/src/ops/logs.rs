@@ -15,12 +15,13 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use holm_api::{
     agent::{Appended, Fenced, LOG_GAP_FIELD},
+    egress::{EgressPage, EgressRecord},
     logs::{LogEntry, LogPage},
 };
 use holm_domain::{
     ErrorCode, OrgId, RunId,
     lease::{Claimant, grant::StaleFence},
-    log::{Batch, BatchError, Entries, parse_all},
+    log::{Batch, BatchError, Entries, Line, parse_all},
     org_limits::OrgLimit,
     run::{Run, RunState},
 };
@@ -136,22 +137,49 @@ pub async fn log_page(app: &App, org: OrgId, id: RunId, after: u64, limit: u32) 
 async fn page(app: &App, run: Run, after: u64, limit: u32) -> Result<LogPage, Failure> {
     let Run { org, id, state, .. } = run;
     let segments = app.store.log_read(org, id, after, LOG_PAGE_BYTES_MAX).await?;
-    let mut entries = Vec::new();
-    let mut read = 0;
+    let (mut entries, mut read, mut last_seq) = (Vec::new(), 0, after);
     'page: for segment in &segments {
         for batch in batches(&segment.bytes, id)?.iter().filter(|batch| batch.last_seq() > after) {
             for entry in opened(batch, id)?.iter().filter(|entry| entry.seq > after) {
                 if entries.len() >= limit as usize || (read > 0 && read + entry.data.len() > LOG_PAGE_BYTES_MAX) {
                     break 'page;
                 }
-                read += entry.data.len();
+                (read, last_seq) = (read + entry.data.len(), entry.seq);
                 entries.push(LogEntry::from(entry));
             }
+            // What follows the last entry are notes.
+            last_seq = batch.last_seq();
         }
     }
-    let last_seq = entries.last().map_or(after, |entry| entry.seq);
     let complete = state == RunState::Ended && last_seq.saturating_add(1) >= log_head(app, org, id).await?;
     Ok(LogPage { entries, last_seq, complete })
+}
+
+/// Up to `limit` records of what the run reached, and was refused, after the sequence `after`; fewer where the log is long.
+pub async fn egress_page(app: &App, org: OrgId, id: RunId, after: u64, limit: u32) -> Result<EgressPage, Failure> {
+    unless_deleted(app, org, id, |run| records(app, run, after, limit)).await
+}
+
+async fn records(app: &App, run: Run, after: u64, limit: u32) -> Result<EgressPage, Failure> {
+    let Run { org, id, state, .. } = run;
+    let segments = app.store.log_read(org, id, after, LOG_PAGE_BYTES_MAX).await?;
+    let (mut records, mut last_seq) = (Vec::new(), after);
+    'page: for segment in &segments {
+        for batch in batches(&segment.bytes, id)?.iter().filter(|batch| batch.last_seq() > after) {
+            for note in opened(batch, id)?.notes().filter(|note| note.seq > after) {
+                if records.len() >= limit as usize {
+                    break 'page;
+                }
+                last_seq = note.seq;
+                let record = serde_json::from_slice(note.data);
+                let record = record.map_err(|error| Failure::log_damaged(format!("a record of {id}: {error}")))?;
+                records.push(EgressRecord { seq: note.seq, at: note.at, record });
+            }
+            last_seq = batch.last_seq();
+        }
+    }
+    let complete = state == RunState::Ended && last_seq.saturating_add(1) >= log_head(app, org, id).await?;
+    Ok(EgressPage { records, last_seq, complete })
 }
 
 fn batches(bytes: &[u8], run: RunId) -> Result<Vec<Batch<'_>>, Failure> {
@@ -165,6 +193,13 @@ fn opened<'a>(batch: &Batch<'a>, run: RunId) -> Result<Entries<'a>, Failure> {
 
 fn damaged(run: RunId, error: BatchError) -> Failure {
     Failure::log_damaged(format!("a stored segment of the log of {run}: {error}"))
+}
+
+/// The data of an event in the place of what is none of the output: nothing is missing there.
+#[derive(Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct LogNote {
+    /// Its sequence.
+    pub seq: u64,
 }
 
 /// The data of the last event of a followed log.
@@ -201,12 +236,21 @@ impl LogSource {
             let mut out = Vec::new();
             if batch.last_seq() > self.after {
                 let (entries, after) = (opened(&batch, self.run)?, self.after);
-                for entry in entries.iter().skip_while(|entry| entry.seq <= after) {
+                let seq = |line: &Line<'_>| match line {
+                    Line::Output(entry) => entry.seq,
+                    Line::Note(note) => note.seq,
+                };
+                for line in entries.lines().skip_while(|line| seq(line) <= after) {
                     if out.len() >= FOLLOW_SENT_BYTES {
                         break;
                     }
-                    self.after = entry.seq;
-                    write_event(&mut out, "log", Some(entry.seq), &LogEntry::from(entry))?;
+                    self.after = seq(&line);
+                    match line {
+                        Line::Output(entry) => {
+                            write_event(&mut out, "log", Some(entry.seq), &LogEntry::from(entry))?;
+                        }
+                        Line::Note(note) => write_event(&mut out, "note", Some(note.seq), &LogNote { seq: note.seq })?,
+                    }
                 }
             }
             let length = if batch.last_seq() > self.after { 0 } else { bytes.len() - rest.len() };

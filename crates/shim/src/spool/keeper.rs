@@ -69,6 +69,13 @@ impl Keeper {
         Ok(())
     }
 
+    /// Takes a note on the run.
+    pub fn note(&self, data: &[u8]) -> io::Result<()> {
+        self.writer.borrow_mut().note(data, clock::now())?;
+        self.pushed.notify_one();
+        Ok(())
+    }
+
     /// Writes what has waited for long enough, and says so each time; returns only when that fails.
     pub async fn keep(&self, written: impl Fn()) -> io::Error {
         loop {

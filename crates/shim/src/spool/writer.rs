@@ -163,6 +163,11 @@ impl Writer {
         cutter.push(stream, data, now.boot, |piece| batch.push(piece, now))
     }
 
+    /// Takes a note; it always fits while there is room.
+    pub fn note(&mut self, data: &[u8], now: Now) -> io::Result<()> {
+        self.batch.note(data, now)
+    }
+
     /// When there is something to do next: [`Writer::tick`], or an append that is due; none is while one is away.
     pub fn next_tick(&self) -> Option<BootMicros> {
         let batch = self.batch.due().filter(|_| self.tools.is_some());
@@ -246,6 +251,14 @@ impl Growing {
         if !self.builder.push(now.unix, piece.stream, piece.partial, piece.data) {
             // It cannot be while output is taken only where there is room: a piece and what was held back fit then.
             return Err(io::Error::other("an entry does not fit into a batch"));
+        }
+        self.since.get_or_insert(now.boot);
+        Ok(())
+    }
+
+    fn note(&mut self, data: &[u8], now: Now) -> io::Result<()> {
+        if !self.builder.note(now.unix, data) {
+            return Err(io::Error::other("a note does not fit into a batch"));
         }
         self.since.get_or_insert(now.boot);
         Ok(())

@@ -23,7 +23,8 @@ use crate::{
 
 /// Follow the log
 ///
-/// Server-sent events: `log` with a log entry as its data and the sequence as its id; at the end of a complete log `end`
+/// Server-sent events: `log` with a log entry as its data and the sequence as its id; `note` with `{"seq": …}` where an entry is
+/// none of the output (a record of what the run reached), so that nothing seems to be missing; at the end of a complete log `end`
 /// with `{"last_seq": …}`. A stream that ends without it is to be resumed with `Last-Event-ID`.
 #[utoipa::path(
     get, path = "/v1/runs/{id}/logs/follow", tag = "logs", operation_id = "log_follow",

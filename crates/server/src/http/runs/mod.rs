@@ -4,6 +4,7 @@ pub mod cancel;
 pub mod changes;
 pub mod create;
 pub mod delete;
+pub mod egress;
 pub mod events;
 pub mod events_follow;
 pub mod get;
