@@ -10,7 +10,7 @@ use crate::{OrgId, TokenId, UnixMicros};
 pub enum Role {
     /// Everything within the org, tokens and hosts included.
     Admin,
-    /// Runs, logs and hosts; no tokens, and of secrets the names.
+    /// Runs, logs and hosts; no tokens. Of secrets the names, and for its runs the use where they are bound to.
     Member,
     /// The agent protocol only.
     Agent,
@@ -25,7 +25,7 @@ pub enum Action {
     Read,
     /// Create, cancel and delete runs.
     Run,
-    /// Create, list and revoke tokens; keep, replace and remove secrets; say which hosts take new runs.
+    /// Create, list and revoke tokens; keep, bind, replace and remove secrets; say which hosts take new runs.
     Administer,
     /// Speak the agent protocol.
     Serve,

@@ -2,6 +2,7 @@
 //! recorded of them.
 
 pub mod address;
+pub mod bound;
 pub mod credential;
 pub mod name;
 pub mod policy;

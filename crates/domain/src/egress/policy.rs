@@ -205,6 +205,17 @@ impl Rule {
         }
     }
 
+    /// Whether it allows, to the one host that `other` names, every request that `other` allows.
+    pub fn covers(&self, other: &Self) -> bool {
+        let is_same_place =
+            matches!(self.place, Place::Name(_)) && (&self.place, self.port) == (&other.place, other.port);
+        let has_all = |methods: &[String]| !methods.is_empty() && methods.iter().all(|one| self.methods.contains(one));
+        let path = other.path.as_deref().unwrap_or_default();
+        is_same_place
+            && (self.methods.is_empty() || has_all(&other.methods))
+            && self.path.as_ref().is_none_or(|allowed| is_within(allowed, path))
+    }
+
     /// Whether what is asked for over such a connection has to be seen.
     pub fn is_of_requests(&self) -> bool {
         !self.methods.is_empty() || self.path.is_some()
