@@ -314,6 +314,8 @@ pub enum Secret {
     Set(commands::secret::set::SetArgs),
     /// Give a secret its next value and print its new version
     Rotate(commands::secret::rotate::RotateArgs),
+    /// Say to where a secret may be brought; its value stays
+    Bind(commands::secret::bind::BindArgs),
     /// List secrets, without their values
     Ls,
     /// Remove a secret

@@ -97,6 +97,7 @@ pub const WRITES: &[(Method, &str, Kept)] = {
         (Method::DELETE, "/v1/tokens/{id}", Kept::By(ApiWrites)),
         (Method::POST, "/v1/secrets", Kept::By(ApiWrites)),
         (Method::PUT, "/v1/secrets/{name}", Kept::By(ApiWrites)),
+        (Method::PUT, "/v1/secrets/{name}/for", Kept::By(ApiWrites)),
         (Method::DELETE, "/v1/secrets/{name}", Kept::By(ApiWrites)),
         (Method::POST, "/agent/v1/enrol", Kept::By(AgentWrites)),
         (

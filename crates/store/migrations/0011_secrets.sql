@@ -8,6 +8,7 @@ create table secrets (
   scope {text} not null,
   name {text} not null,
   version bigint not null,
+  bound {text} not null,
   envelope_key {text} not null references envelope_keys (id),
   sealed {bytes} not null,
   created_at bigint not null,

@@ -7,6 +7,7 @@
 
 use holm_domain::{
     EnvelopeId, OrgId, ProjectId, SecretId, UnixMicros,
+    egress::bound::Bound,
     secret::{SECRETS_MAX, SecretName},
 };
 
@@ -14,7 +15,7 @@ use crate::{
     Backend, Error, Result, SealedSecret, Store,
     error::{full_unless_one, limit, page},
     keys::seals_still,
-    sql::{Db, Row, Tx, args, queries},
+    sql::{Db, Row, Tx, args, encode, queries},
 };
 
 /// The most secrets that are read, or sealed anew, at once.
@@ -33,6 +34,8 @@ pub struct Secret {
     pub name: SecretName,
     /// How many values it has had, with this one.
     pub version: u64,
+    /// To where it may be brought.
+    pub bound: Bound,
     /// When it was made.
     pub created_at: UnixMicros,
     /// When it was given its value.
@@ -72,11 +75,20 @@ impl Store {
     }
 
     /// Gives a secret its next value: `new.secret.version` is one more than the version that is stored. A conflict if it is
-    /// not, or if the data key of the value seals no more.
-    pub async fn secret_replace(&self, new: &KeptSecret) -> Result<()> {
+    /// not, or if the data key of the value seals no more. What it is bound to stays what is stored where `bound` is nothing:
+    /// somebody may have bound it anew since it was read.
+    pub async fn secret_replace(&self, new: &KeptSecret, bound: Option<&Bound>) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.turn().await.secret_replace(new),
-            Backend::Sql(db) => secret_replace(db, new).await,
+            Backend::Memory(memory) => memory.turn().await.secret_replace(new, bound),
+            Backend::Sql(db) => secret_replace(db, new, bound).await,
+        }
+    }
+
+    /// Binds a secret to what `new` says and changes nothing else of it; a conflict if its version is not that of `new`.
+    pub async fn secret_bind(&self, new: &Secret) -> Result<()> {
+        match &self.backend {
+            Backend::Memory(memory) => memory.turn().await.secret_bind(new),
+            Backend::Sql(db) => secret_bind(db, new).await,
         }
     }
 
@@ -137,17 +149,18 @@ impl Store {
 queries! {
     of "secret" in "org or project";
     SECRET_CREATE = "insert into secrets
-        (id, org, project, scope, name, version, envelope_key, sealed, created_at, updated_at)
-        select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10 where (select count(*) from secrets where org = $2) < $11";
-    SECRET_REPLACE = "update secrets set version = $4, envelope_key = $5, sealed = $6, updated_at = $7
-        where org = $1 and id = $2 and version = $3";
+        (id, org, project, scope, name, version, bound, envelope_key, sealed, created_at, updated_at)
+        select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11 where (select count(*) from secrets where org = $2) < $12";
+    SECRET_REPLACE = "update secrets set version = $4, envelope_key = $5, sealed = $6, updated_at = $7,
+        bound = coalesce($8, bound) where org = $1 and id = $2 and version = $3";
+    SECRET_BIND = "update secrets set bound = $4 where org = $1 and id = $2 and version = $3";
     SECRET_VERSION = "select version from secrets where org = $1 and id = $2";
     SECRET_DELETE = "delete from secrets where org = $1 and name = $2 and scope = $3 returning version";
-    SECRETS = "select id, org, project, name, version, created_at, updated_at from secrets where org = $1
+    SECRETS = "select id, org, project, name, version, bound, created_at, updated_at from secrets where org = $1
         order by name, scope limit $2 + 0";
-    SECRET_BY_NAME = "select id, org, project, name, version, envelope_key, sealed, created_at, updated_at from secrets
+    SECRET_BY_NAME = "select id, org, project, name, version, bound, envelope_key, sealed, created_at, updated_at from secrets
         where org = $1 and name = $2 and scope in ('', $3) order by scope desc limit 1";
-    SECRETS_SEALED_BY = "select id, org, project, name, version, envelope_key, sealed, created_at, updated_at
+    SECRETS_SEALED_BY = "select id, org, project, name, version, bound, envelope_key, sealed, created_at, updated_at
         from secrets where envelope_key = $1 and id > $2 order by id limit $3 + 0";
     SECRET_RESEAL = "update secrets set envelope_key = $5, sealed = $6
         where org = $1 and id = $2 and version = $3 and envelope_key = $4";
@@ -162,6 +175,7 @@ fn read(row: &Row) -> Result<Secret> {
         project,
         name: row.parsed("name")?,
         version: row.number("version")?,
+        bound: row.body("bound")?,
         created_at: row.at("created_at")?,
         updated_at: row.at("updated_at")?,
     })
@@ -181,7 +195,7 @@ fn scope(project: Option<ProjectId>) -> String {
 
 async fn secret_create(db: &Db, new: &KeptSecret) -> Result<()> {
     let KeptSecret { secret, sealed } = new;
-    let Secret { id, org, project, name, version, created_at, updated_at } = secret;
+    let Secret { id, org, project, name, version, bound, created_at, updated_at } = secret;
     let mut tx = db.begin().await?;
     // Whoever creates waits for whoever does, so that the count holds.
     seals_still(&mut tx, sealed.by).await?;
@@ -192,6 +206,7 @@ async fn secret_create(db: &Db, new: &KeptSecret) -> Result<()> {
         scope(*project),
         name.as_str(),
         *version,
+        encode("a binding", bound)?,
         sealed.by,
         &sealed.bytes[..],
         *created_at,
@@ -202,14 +217,25 @@ async fn secret_create(db: &Db, new: &KeptSecret) -> Result<()> {
     tx.commit().await
 }
 
-async fn secret_replace(db: &Db, new: &KeptSecret) -> Result<()> {
+async fn secret_replace(db: &Db, new: &KeptSecret, bound: Option<&Bound>) -> Result<()> {
     let KeptSecret { secret, sealed } = new;
     let before = secret.version.saturating_sub(1);
+    let bound = bound.map(|bound| encode("a binding", bound)).transpose()?;
     let mut tx = db.begin().await?;
     seals_still(&mut tx, sealed.by).await?;
-    let values = args![secret.org, secret.id, before, secret.version, sealed.by, &sealed.bytes[..], secret.updated_at];
+    let values =
+        args![secret.org, secret.id, before, secret.version, sealed.by, &sealed.bytes[..], secret.updated_at, bound];
     if tx.execute(SECRET_REPLACE, values).await? == 0 {
         return Err(changed_or_gone(&mut tx, secret).await?);
+    }
+    tx.commit().await
+}
+
+async fn secret_bind(db: &Db, new: &Secret) -> Result<()> {
+    let mut tx = db.begin().await?;
+    let values = args![new.org, new.id, new.version, encode("a binding", &new.bound)?];
+    if tx.execute(SECRET_BIND, values).await? == 0 {
+        return Err(changed_or_gone(&mut tx, new).await?);
     }
     tx.commit().await
 }

@@ -3,7 +3,7 @@
 use holm_domain::secret::SecretName;
 
 use super::{Client, ClientError};
-use crate::secrets::{CreateSecret, DeleteSecret, RotateSecret, SecretList, SecretView};
+use crate::secrets::{BindSecret, CreateSecret, DeleteSecret, RotateSecret, SecretList, SecretView};
 
 impl Client {
     /// Keeps a new secret.
@@ -14,6 +14,11 @@ impl Client {
     /// Gives a secret its next value.
     pub async fn secret_rotate(&self, name: &SecretName, body: &RotateSecret) -> Result<SecretView, ClientError> {
         self.inner.put(format!("/v1/secrets/{name}")).body_json(body).json().await
+    }
+
+    /// Binds a secret to what is given, and to nothing else.
+    pub async fn secret_bind(&self, name: &SecretName, body: &BindSecret) -> Result<SecretView, ClientError> {
+        self.inner.put(format!("/v1/secrets/{name}/for")).body_json(body).json().await
     }
 
     /// All secrets of the org and of its projects, without their values.

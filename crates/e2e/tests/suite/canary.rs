@@ -176,8 +176,8 @@ fn no_key_no_secret_and_no_run_token_is_found_in_any_sink() {
     let mut answers = Vec::new();
     for step in ["set", "rotate"] {
         let value = format!("geheim-4711-of-{step}");
-        let kept =
-            ran::run(world.command().env("VALUE", &value).args(["secret", step, "token", "--from-env", "VALUE"]));
+        let arguments = ["secret", step, "token", "--for", "anywhere", "--from-env", "VALUE"];
+        let kept = ran::run(world.command().env("VALUE", &value).args(arguments));
         answers.extend(kept.succeeds().text().as_bytes());
         secrets.push(Secret::of_bytes("a secret of an org", value.as_bytes()));
     }

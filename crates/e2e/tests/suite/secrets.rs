@@ -9,6 +9,9 @@ use holm_e2e::{
 use rustix::process::Signal;
 use serde_json::json;
 
+/// To where most of them may be brought.
+const API: &str = "api.example.org/v1";
+
 /// A server on a file, which can be searched.
 fn world() -> World {
     let mut world = World::on_file();
@@ -35,31 +38,36 @@ fn a_secret_is_kept_listed_replaced_and_removed_and_lies_nowhere_in_the_clear() 
     fs::write(&file, format!("{}\n", values[1])).expect("a file");
     let file = file.display().to_string();
     let mut said = vec![
-        from_stdin(&world, &["set", "stdin"], format!("{}\r\n", values[0]).as_bytes()),
-        world.holm(["secret", "set", "file", "--from-file", &file]),
-        with_variable(&world, &["set", "file", "--project", "default"], values[2]),
-        with_variable(&world, &["rotate", "file"], values[3]),
+        from_stdin(&world, &["set", "stdin", "--for", API], format!("{}\r\n", values[0]).as_bytes()),
+        world.holm(["secret", "set", "file", "--for", API, "--from-file", &file]),
+        with_variable(&world, &["set", "file", "--for", "anywhere", "--project", "default"], values[2]),
+        with_variable(&world, &["rotate", "file", "--for", API, "--for", "git.example.org"], values[3]),
     ];
     for (ran, version) in said.iter().zip(["1", "1", "1", "2"]) {
         assert_eq!((ran.code, ran.text()), (0, format!("{version}\n").as_str()), "{ran}");
     }
-    let refused = from_stdin(&world, &["set", "stdin"], values[0].as_bytes()).exits(1);
+    let refused = from_stdin(&world, &["set", "stdin", "--for", API], values[0].as_bytes()).exits(1);
     said.push(refused.complains_of(&["stdin", "already", "`holm secret rotate stdin`"]));
     let refused = with_variable(&world, &["rotate", "stdin", "--project", "default"], values[2]).exits(1);
     said.push(refused.complains_of(&["no secret `stdin`", "`holm secret set stdin --project default`"]));
 
     let listed = world.holm(["secret", "ls"]).succeeds();
     let lines: Vec<Vec<&str>> = listed.text().lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(lines[0], ["NAME", "SCOPE", "VERSION", "UPDATED"]);
-    let rows: Vec<&[&str]> = lines[1..].iter().map(|row| &row[..3]).collect();
-    assert_eq!(rows, [["file", "org", "2"], ["file", "default", "1"], ["stdin", "org", "1"]]);
+    assert_eq!(lines[0], ["NAME", "SCOPE", "VERSION", "FOR", "UPDATED"]);
+    let rows: Vec<&[&str]> = lines[1..].iter().map(|row| &row[..4]).collect();
+    assert_eq!(rows, [["file", "org", "2", API], ["file", "default", "1", "anywhere"], ["stdin", "org", "1", API]]);
+    assert_eq!(lines[1][4], "+1", "and another: {listed}");
     let rotated = world.holm(["keys", "rotate", "--envelope"]).succeeds();
     assert!(rotated.complaint().contains("sealed anew: 4"), "{rotated}");
+    let bound = world.holm(["secret", "bind", "stdin", "--for", "GET api.example.org:443/v1/"]).succeeds();
+    assert_eq!(bound.text(), "GET api.example.org/v1\n");
     let removed = world.holm(["secret", "rm", "file", "--project", "default"]).succeeds();
     assert_eq!(removed.text(), "file\n");
     let json = world.holm(["secret", "ls", "--json"]).succeeds();
     assert_eq!((&json.json()[0]["project"], &json.json()[0]["version"]), (&json!(null), &json!(2)), "{json}");
-    said.extend([listed, rotated, removed, json]);
+    assert_eq!(json.json()[0]["for"], json!([API, "git.example.org"]), "{json}");
+    assert_eq!(json.json()[1]["for"], json!(["GET api.example.org/v1"]), "{json}");
+    said.extend([listed, rotated, bound, removed, json]);
 
     said.push(world.stop_server());
     assert!(said.last().is_some_and(|server| server.complaint().contains("a secret was replaced")), "the log tells it");
@@ -82,15 +90,34 @@ fn what_an_example_has_is_refused_by_the_name_of_where_it_stands() {
     let file = world.dir().join("example.env");
     fs::write(&file, "your-api-key\n").expect("a file");
     let file = file.display().to_string();
-    with_variable(&world, &["set", "a"], "changeme").exits(2).complains_of(&["GIVEN_TOKEN", "placeholder"]);
-    let of_file = world.holm(["secret", "set", "a", "--from-file", &file]).exits(2);
+    with_variable(&world, &["set", "a", "--for", API], "changeme")
+        .exits(2)
+        .complains_of(&["GIVEN_TOKEN", "placeholder"]);
+    let of_file = world.holm(["secret", "set", "a", "--for", API, "--from-file", &file]).exits(2);
     let of_file = of_file.complains_of(&[&file, "placeholder"]);
     assert!(!of_file.complaint().contains("your-api-key"), "{of_file}");
-    from_stdin(&world, &["set", "a"], b"<token>\n").exits(2).complains_of(&["standard input", "placeholder"]);
-    from_stdin(&world, &["set", "a"], b"geheim\ngeheim\n").exits(2).complains_of(&["line break"]);
-    world.holm(["secret", "set", "a", "--from-env", "NOT_SET"]).exits(2).complains_of(&["NOT_SET", "no such variable"]);
-    world.holm(["secret", "set", "a b", "--from-env", "HOME"]).exits(2).complains_of(&["a letter and then"]);
-    let unknown = with_variable(&world, &["set", "a", "--project", "nope"], "geheimnis-4711").exits(1);
+    from_stdin(&world, &["set", "a", "--for", API], b"<token>\n")
+        .exits(2)
+        .complains_of(&["standard input", "placeholder"]);
+    from_stdin(&world, &["set", "a", "--for", API], b"geheim\ngeheim\n").exits(2).complains_of(&["line break"]);
+    world
+        .holm(["secret", "set", "a", "--for", API, "--from-env", "NOT_SET"])
+        .exits(2)
+        .complains_of(&["NOT_SET", "no such variable"]);
+    world
+        .holm(["secret", "set", "a b", "--for", API, "--from-env", "HOME"])
+        .exits(2)
+        .complains_of(&["a letter and then"]);
+    for (rules, words) in [
+        (&[][..], "--for <RULE>"),
+        (&["--for", "*.example.org"], "by their names"),
+        (&["--for", "anywhere", "--for", API], "stands alone"),
+        (&["--for", "https://api.example.org"], "is a URL"),
+    ] {
+        let refused = with_variable(&world, &[&["set", "a"], rules].concat(), "geheimnis-4711").exits(2);
+        refused.complains_of(&["--for", words]);
+    }
+    let unknown = with_variable(&world, &["set", "a", "--for", API, "--project", "nope"], "geheimnis-4711").exits(1);
     unknown.complains_of(&["project", "nope"]);
     // The server refuses them as well, whoever asks.
     let body = json!({"name": "a", "value": "changeme"});
@@ -102,7 +129,7 @@ fn what_an_example_has_is_refused_by_the_name_of_where_it_stands() {
 #[test]
 fn what_is_typed_is_not_shown_and_the_terminal_is_given_back() {
     let world = world();
-    let mut typing = OnTerminal::start(world.command().args(["secret", "set", "typed"]));
+    let mut typing = OnTerminal::start(world.command().args(["secret", "set", "typed", "--for", API]));
     typing.says("Value of typed: ");
     typing.types("geheim-typed-4711\n");
     let (got, code) = typing.wait();
@@ -113,7 +140,8 @@ fn what_is_typed_is_not_shown_and_the_terminal_is_given_back() {
     let template = world.command();
     let mut shell = Command::new("sh");
     shell.env_clear().envs(template.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let script = r#"exec 3<&0; "$0" secret set left <&3 & echo "pid=$!;"; wait $!; echo "code=$?;"; stty -a <&3"#;
+    let script =
+        r#"exec 3<&0; "$0" secret set left --for anywhere <&3 & echo "pid=$!;"; wait $!; echo "code=$?;"; stty -a <&3"#;
     let leaving = OnTerminal::start(shell.args(["-c", script]).arg(world.dir().join("holm")));
     leaving.says("Value of left: ");
     let pid = eventually("the id of the process", || {

@@ -93,6 +93,7 @@ pub async fn execute(session: &Session, command: &cli::Command) -> anyhow::Resul
         Command::Token(cli::Token::Revoke { tokens }) => token::revoke::execute(session, tokens).await,
         Command::Secret(cli::Secret::Set(args)) => secret::set::execute(session, args).await,
         Command::Secret(cli::Secret::Rotate(args)) => secret::rotate::execute(session, args).await,
+        Command::Secret(cli::Secret::Bind(args)) => secret::bind::execute(session, args).await,
         Command::Secret(cli::Secret::Ls) => secret::ls::execute(session).await,
         Command::Secret(cli::Secret::Rm(args)) => secret::rm::execute(session, args).await,
         Command::Login(args) => login::execute(session, args).await,

@@ -98,6 +98,7 @@ fn ordinary() -> Routes {
         .routes(routes!(keys::jwks::jwks))
         .routes(routes!(secrets::create::create, secrets::list::list))
         .routes(routes!(secrets::rotate::rotate, secrets::delete::delete))
+        .routes(routes!(secrets::bind::bind))
         .routes(routes!(run_token::run_token))
         .routes(routes!(agent::enrol::enrol))
         .routes(routes!(agent::session::session))

@@ -16,7 +16,7 @@ use holm_domain::{
 
 use super::{
     leases::written_run,
-    secrets::{Opened, is_kept, secrets_open},
+    secrets::{Opened, bound_of, secrets_open},
 };
 use crate::{app::App, auth::speaker::Speaker, problem::Failure};
 
@@ -28,7 +28,7 @@ pub async fn secrets_are_there(
     credentials: &[Credential],
 ) -> Result<(), Failure> {
     for (index, Credential { secret, .. }) in credentials.iter().enumerate() {
-        if !is_kept(app, org, project, secret).await? {
+        if bound_of(app, org, project, secret).await?.is_none() {
             let problem = format!("there is no such secret, of the project or of the org: `holm secret set {secret}`");
             return Err(InvalidField::new(format!("spec.credentials[{index}].secret"), secret, problem).into());
         }

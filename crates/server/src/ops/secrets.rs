@@ -1,4 +1,4 @@
-//! Secrets of orgs and projects: keep, give another value, list, remove, open, and seal anew. Who did what is in the log, and
+//! Secrets of orgs and projects: keep, give another value, bind, list, remove, open, and seal anew. Who did what is in the log, and
 //! never a value.
 //!
 //! What always holds: a value is checked before it is sealed, sealed for the version of its secret, and opened by the data key
@@ -6,10 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use holm_api::secrets::{CreateSecret, DeleteSecret, RotateSecret, SecretValue, SecretView};
+use holm_api::secrets::{BindSecret, CreateSecret, DeleteSecret, RotateSecret, SecretValue, SecretView};
 use holm_domain::{
     EnvelopeId, ErrorCode, OrgId, ProjectId,
     access::Token,
+    egress::bound::Bound,
     error::InvalidField,
     secret::{SecretName, check_value},
 };
@@ -38,15 +39,18 @@ pub struct Opened {
     pub name: SecretName,
     /// How many values it has had, with this one.
     pub version: u64,
+    /// To where it may be brought.
+    pub bound: Bound,
     /// The value.
     pub value: SecretString,
 }
 
 /// Keeps a new secret of the org, or of one of its projects.
 pub async fn secret_create(app: &App, by: &Token, body: CreateSecret) -> Result<SecretView, Failure> {
-    let CreateSecret { name, value, project } = body;
+    let CreateSecret { name, value, bound, project } = body;
     let name: SecretName = name.parse().map_err(|bad| InvalidField::new("name", &name, format!("{bad}")))?;
     check(&value)?;
+    let bound = read(&bound)?;
     let scope = Scope::of(app, by.org, project.as_deref()).await?;
     for _ in 0..SWAPS_MAX {
         if scope.own(app, &name).await?.is_some() {
@@ -59,39 +63,65 @@ pub async fn secret_create(app: &App, by: &Token, body: CreateSecret) -> Result<
             project: scope.id(),
             name: name.clone(),
             version: 1,
+            bound: bound.clone(),
             created_at: now,
             updated_at: now,
         };
         let kept = seal(app, secret, &value).await?;
         if unless_meanwhile(app.store.secret_create(&kept).await)? {
-            tracing::info!(org = %by.org, project, name = %name, version = 1, by = %by.id, "a secret was made");
+            tracing::info!(org = %by.org, project, name = %name, version = 1, %bound, by = %by.id, "a secret was made");
             return Ok(view(kept.secret, project));
         }
     }
     Err(busy())
 }
 
-/// Gives a secret its next value.
+/// Gives a secret its next value, and binds it anew where that is given.
 pub async fn secret_rotate(
     app: &App,
     by: &Token,
     name: &SecretName,
     body: RotateSecret,
 ) -> Result<SecretView, Failure> {
-    let RotateSecret { value, project } = body;
+    let RotateSecret { value, bound, project } = body;
     check(&value)?;
+    let bound = bound.as_deref().map(read).transpose()?;
     let scope = Scope::of(app, by.org, project.as_deref()).await?;
     for _ in 0..SWAPS_MAX {
         let Some(KeptSecret { secret, .. }) = scope.own(app, name).await? else { return Err(scope.is_missing(name)) };
         let version = secret.version + 1;
-        let kept = seal(app, Secret { version, updated_at: app.now(), ..secret }, &value).await?;
-        match app.store.secret_replace(&kept).await {
+        let next = bound.clone().unwrap_or_else(|| secret.bound.clone());
+        let kept = seal(app, Secret { version, bound: next, updated_at: app.now(), ..secret }, &value).await?;
+        match app.store.secret_replace(&kept, bound.as_ref()).await {
             // Others changed it meanwhile, or removed it: look again.
             Err(Error::Conflict { .. } | Error::NotFound { .. }) => {}
             done => {
                 done?;
-                tracing::info!(org = %by.org, project, name = %name, version, by = %by.id, "a secret was replaced");
+                let bound = bound.map(|bound| bound.to_string());
+                tracing::info!(org = %by.org, project, name = %name, version, bound, by = %by.id, "a secret was replaced");
                 return Ok(view(kept.secret, project));
+            }
+        }
+    }
+    Err(busy())
+}
+
+/// Binds a secret to what is given, and to nothing else; its value stays.
+pub async fn secret_bind(app: &App, by: &Token, name: &SecretName, body: BindSecret) -> Result<SecretView, Failure> {
+    let BindSecret { bound, project } = body;
+    let bound = read(&bound)?;
+    let scope = Scope::of(app, by.org, project.as_deref()).await?;
+    for _ in 0..SWAPS_MAX {
+        let Some(KeptSecret { secret, .. }) = scope.own(app, name).await? else { return Err(scope.is_missing(name)) };
+        let secret = Secret { bound: bound.clone(), ..secret };
+        match app.store.secret_bind(&secret).await {
+            // Others changed it meanwhile, or removed it: look again.
+            Err(Error::Conflict { .. } | Error::NotFound { .. }) => {}
+            done => {
+                done?;
+                let version = secret.version;
+                tracing::info!(org = %by.org, project, name = %name, version, %bound, by = %by.id, "a secret was bound");
+                return Ok(view(secret, project));
             }
         }
     }
@@ -126,9 +156,9 @@ pub async fn secret_delete(app: &App, by: &Token, name: &SecretName, of: DeleteS
     }
 }
 
-/// Whether a name stands for a secret in runs of the project.
-pub async fn is_kept(app: &App, org: OrgId, project: ProjectId, name: &SecretName) -> Result<bool, Failure> {
-    Ok(app.store.secret_by_name(org, Some(project), name).await?.is_some())
+/// To where the secret may be brought that a name stands for in runs of the project; nothing if it stands for none.
+pub async fn bound_of(app: &App, org: OrgId, project: ProjectId, name: &SecretName) -> Result<Option<Bound>, Failure> {
+    Ok(app.store.secret_by_name(org, Some(project), name).await?.map(|kept| kept.secret.bound))
 }
 
 /// Opens the secrets that these names stand for in runs of the project, in their order.
@@ -168,7 +198,7 @@ async fn open_one(
         if let Some(data) = data_key_of(app, sealed.by, keys).await? {
             let value = open(&data, &secret, &sealed);
             let value = value.map_err(|error| Failure::internal(format!("the secret {}: {error}", secret.id)))?;
-            return Ok(Opened { name: secret.name, version: secret.version, value });
+            return Ok(Opened { name: secret.name, version: secret.version, bound: secret.bound, value });
         }
     }
     Err(busy())
@@ -210,9 +240,13 @@ fn check(value: &SecretValue) -> Result<(), InvalidField> {
     check_value(value.expose()).map_err(|bad| InvalidField::new("value", REDACTED, bad.to_string()))
 }
 
+fn read(bound: &[String]) -> Result<Bound, InvalidField> {
+    Bound::read(bound).map_err(|bad| InvalidField::new("for", bound.join(", "), bad.to_string()))
+}
+
 fn view(secret: Secret, project: Option<String>) -> SecretView {
-    let Secret { id, name, version, created_at, updated_at, .. } = secret;
-    SecretView { id, name, project, version, created_at, updated_at }
+    let Secret { id, name, version, bound, created_at, updated_at, .. } = secret;
+    SecretView { id, name, project, version, bound, created_at, updated_at }
 }
 
 fn busy() -> Failure {

@@ -2,6 +2,7 @@
 
 use holm_domain::{
     EnvelopeId, OrgId, ProjectId, SecretId,
+    egress::bound::Bound,
     secret::{SECRETS_MAX, SecretName},
 };
 
@@ -44,7 +45,7 @@ impl Memory {
         Ok(())
     }
 
-    pub(crate) fn secret_replace(&self, new: &KeptSecret) -> Result<()> {
+    pub(crate) fn secret_replace(&self, new: &KeptSecret, bound: Option<&Bound>) -> Result<()> {
         let mut state = self.lock();
         state.keys.seals_still(new.sealed.by)?;
         let found = state.secrets.get_mut(&new.secret.id).filter(|kept| kept.secret.org == new.secret.org);
@@ -55,6 +56,19 @@ impl Memory {
         found.secret.version = new.secret.version;
         found.secret.updated_at = new.secret.updated_at;
         found.sealed = new.sealed.clone();
+        if let Some(bound) = bound {
+            found.secret.bound = bound.clone();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn secret_bind(&self, new: &Secret) -> Result<()> {
+        let mut state = self.lock();
+        let found = state.secrets.get_mut(&new.id).filter(|kept| kept.secret.org == new.org).ok_or(NOT_FOUND)?;
+        if !self.is_current(new.version, found.secret.version) {
+            return Err(CONFLICT);
+        }
+        found.secret.bound = new.bound.clone();
         Ok(())
     }
 

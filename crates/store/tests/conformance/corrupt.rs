@@ -6,6 +6,7 @@ use std::str::FromStr;
 use holm_domain::{
     AgentId, EnvelopeId, RunId, SecretId, TokenId, UnixMicros,
     access::Token,
+    egress::bound::Bound,
     host::Host,
     lease::grant,
     run::{Cancel, Run, RunState},
@@ -224,13 +225,17 @@ async fn a_secret_that_cannot_be_read_is_named(fixture: Fixture) {
     let id = SecretId::from_uuid(uuid());
     let name: SecretName = "token".parse().expect("a name");
     let (created_at, updated_at) = (UnixMicros(1), UnixMicros(1));
-    let secret = Secret { id, org: tenant.org, project: None, name: name.clone(), version: 1, created_at, updated_at };
+    let bound = Bound::read(&["anywhere"]).expect("a binding");
+    let secret =
+        Secret { id, org: tenant.org, project: None, name: name.clone(), version: 1, bound, created_at, updated_at };
     let kept = KeptSecret { secret, sealed: SealedSecret { by, bytes: vec![2] } };
     tenant.store.secret_create(&kept).await.expect("made");
-    tamper(&fixture, "update secrets set version = -1").await;
-    corrupt(tenant.store.secrets(tenant.org).await, "secrets", id);
-    corrupt(tenant.store.secret_by_name(tenant.org, None, &name).await, "secrets", id);
-    corrupt(tenant.store.secrets_sealed_by(by, None, 1).await, "secrets", id);
+    for damage in ["version = -1", "version = 1, bound = '{\"v\":1,\"is\":[]}'"] {
+        tamper(&fixture, &format!("update secrets set {damage}")).await;
+        corrupt(tenant.store.secrets(tenant.org).await, "secrets", id);
+        corrupt(tenant.store.secret_by_name(tenant.org, None, &name).await, "secrets", id);
+        corrupt(tenant.store.secrets_sealed_by(by, None, 1).await, "secrets", id);
+    }
 }
 
 async fn a_missing_or_changed_log_is_seen(fixture: Fixture) {

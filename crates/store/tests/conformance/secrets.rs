@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use holm_domain::{
     EnvelopeId, OrgId, ProjectId, SecretId, UnixMicros,
+    egress::bound::Bound,
     secret::{SECRETS_MAX, SecretName},
 };
 use holm_store::{
@@ -16,6 +17,7 @@ cases!(
     the_projects_own_secret_comes_before_that_of_the_org,
     a_name_stands_once_in_each_scope,
     a_value_is_replaced_by_compare_and_swap,
+    what_it_is_bound_to_changes_alone_or_with_its_value,
     what_is_removed_is_gone_and_its_name_is_free,
     no_more_than_the_limit_are_kept,
     secrets_of_another_org_are_out_of_reach,
@@ -33,6 +35,10 @@ fn envelope() -> EnvelopeKey {
     EnvelopeKey { id: EnvelopeId::from_uuid(uuid()), sealed: vec![1, 2, 3], created_at: UnixMicros(5) }
 }
 
+fn bound(texts: &[&str]) -> Bound {
+    Bound::read(texts).expect("a binding")
+}
+
 /// A store in which a data key seals.
 async fn begun(store: &Store) -> EnvelopeId {
     let envelope = envelope();
@@ -47,6 +53,7 @@ fn secret(org: OrgId, project: Option<ProjectId>, text: &str, by: EnvelopeId) ->
         project,
         name: name(text),
         version: 1,
+        bound: bound(&["api.example.org/v1"]),
         created_at: UnixMicros(10),
         updated_at: UnixMicros(10),
     };
@@ -112,13 +119,13 @@ async fn a_value_is_replaced_by_compare_and_swap(fixture: Fixture) {
     let tenant = fixture.tenant().await;
     let (store, by) = (&tenant.store, begun(&fixture.store).await);
     let first = secret(tenant.org, None, "token", by);
-    is_not_found(store.secret_replace(&next(&first, by)).await);
+    is_not_found(store.secret_replace(&next(&first, by), None).await);
     store.secret_create(&first).await.expect("made");
     let second = next(&first, by);
     let stores = [store.clone(), fixture.second_server().await];
     let racing = (0..8).map(|n| {
         let (store, second) = (stores[n % 2].clone(), second.clone());
-        tokio::spawn(async move { store.secret_replace(&second).await })
+        tokio::spawn(async move { store.secret_replace(&second, None).await })
     });
     let mut done = 0;
     for task in racing.collect::<Vec<_>>() {
@@ -130,7 +137,39 @@ async fn a_value_is_replaced_by_compare_and_swap(fixture: Fixture) {
     assert_eq!(done, 1);
     let found = store.secret_by_name(tenant.org, None, &name("token")).await.expect("read").expect("there");
     assert_eq!(found, second);
-    store.secret_replace(&next(&found, by)).await.expect("the version that is there");
+    store.secret_replace(&next(&found, by), None).await.expect("the version that is there");
+}
+
+async fn what_it_is_bound_to_changes_alone_or_with_its_value(fixture: Fixture) {
+    let (tenant, other) = (fixture.tenant().await, fixture.tenant().await);
+    let (store, by) = (&tenant.store, begun(&fixture.store).await);
+    let first = secret(tenant.org, None, "token", by);
+    let of_project = secret(tenant.org, Some(tenant.project), "token", by);
+    let bind =
+        async |secret: &Secret, texts| store.secret_bind(&Secret { bound: bound(texts), ..secret.clone() }).await;
+    is_not_found(bind(&first.secret, &["anywhere"]).await);
+    for kept in [&first, &of_project] {
+        store.secret_create(kept).await.expect("made");
+    }
+    let two = &["GET,POST api.example.org:8443/v1", "git.example.org"];
+    bind(&first.secret, two).await.expect("bound");
+    is_not_found(bind(&Secret { org: other.org, ..first.secret.clone() }, &["anywhere"]).await);
+    let found = async || store.secret_by_name(tenant.org, None, &name("token")).await.expect("read").expect("there");
+    let now = Secret { bound: bound(two), ..first.secret.clone() };
+    assert_eq!(found().await, KeptSecret { secret: now.clone(), ..first.clone() }, "nothing else of it has changed");
+    let listed = fixture.second_server().await.secrets(tenant.org).await.expect("read");
+    assert_eq!(listed, [now, of_project.secret], "and nothing of another");
+
+    // Who replaces the value alone had read what it was bound to before.
+    let second = next(&first, by);
+    store.secret_replace(&second, None).await.expect("replaced");
+    assert_eq!((found().await.secret.version, found().await.secret.bound), (2, bound(two)));
+    is_conflict(bind(&first.secret, &["anywhere"]).await);
+    let anywhere = bound(&["anywhere"]);
+    is_conflict(store.secret_replace(&second, Some(&anywhere)).await);
+    assert_eq!(found().await.secret.bound, bound(two));
+    store.secret_replace(&next(&second, by), Some(&anywhere)).await.expect("replaced");
+    assert_eq!((found().await.secret.version, found().await.secret.bound), (3, anywhere));
 }
 
 async fn what_is_removed_is_gone_and_its_name_is_free(fixture: Fixture) {
@@ -140,7 +179,7 @@ async fn what_is_removed_is_gone_and_its_name_is_free(fixture: Fixture) {
     for kept in [&of_org, &of_project] {
         store.secret_create(kept).await.expect("made");
     }
-    store.secret_replace(&next(&of_project, by)).await.expect("replaced");
+    store.secret_replace(&next(&of_project, by), None).await.expect("replaced");
     let remove = async |project| store.secret_delete(org, project, &name("token")).await;
     assert_eq!(remove(Some(tenant.project)).await.expect("removed"), 2);
     is_not_found(remove(Some(tenant.project)).await);
@@ -180,7 +219,7 @@ async fn secrets_of_another_org_are_out_of_reach(fixture: Fixture) {
     }
     let stolen = next(&kept, by);
     let stolen = KeptSecret { secret: Secret { org: other.org, ..stolen.secret }, ..stolen };
-    is_not_found(store.secret_replace(&stolen).await);
+    is_not_found(store.secret_replace(&stolen, None).await);
     is_conflict(store.secret_create(&KeptSecret { secret: Secret { version: 1, ..stolen.secret }, ..stolen }).await);
     let found = store.secret_by_name(tenant.org, None, &name("token")).await.expect("read");
     assert_eq!(found, Some(kept), "it is as it was");
@@ -194,12 +233,12 @@ async fn nothing_is_stored_that_a_retired_data_key_sealed(fixture: Fixture) {
     let new = envelope();
     store.envelope_rotate(old, &new, &[]).await.expect("rotated");
     is_conflict(store.secret_create(&secret(tenant.org, None, "late", old)).await);
-    is_conflict(store.secret_replace(&next(&kept, old)).await);
+    is_conflict(store.secret_replace(&next(&kept, old), None).await);
     is_conflict(store.secret_create(&secret(tenant.org, None, "late", EnvelopeId::from_uuid(uuid()))).await);
     let again = ResealedSecret { org: tenant.org, id: kept.secret.id, version: 1, sealed: vec![9] };
     is_conflict(store.secrets_reseal(new.id, old, &[again]).await);
     assert_eq!(store.secret_by_name(tenant.org, None, &name("token")).await.expect("read"), Some(kept.clone()));
-    store.secret_replace(&next(&kept, new.id)).await.expect("by the one that seals");
+    store.secret_replace(&next(&kept, new.id), None).await.expect("by the one that seals");
 }
 
 async fn a_data_key_is_there_for_as_long_as_a_secret_refers_to_it(fixture: Fixture) {
@@ -254,7 +293,7 @@ async fn what_was_changed_meanwhile_is_not_sealed_over(fixture: Fixture) {
     let new = envelope();
     store.envelope_rotate(old, &new, &[]).await.expect("rotated");
     let replaced = next(&kept[0], new.id);
-    store.secret_replace(&replaced).await.expect("replaced");
+    store.secret_replace(&replaced, None).await.expect("replaced");
     store.secret_delete(tenant.org, None, &name("b")).await.expect("removed");
     let anew = |org, kept: &KeptSecret| ResealedSecret { org, id: kept.secret.id, version: 1, sealed: vec![7] };
     let late: Vec<ResealedSecret> = kept.iter().map(|kept| anew(tenant.org, kept)).collect();

@@ -16,7 +16,9 @@ fn attack() -> Attack {
 fn keep(attack: &Attack, name: &str, value: &str) {
     let file = attack.world.dir().join("value");
     std::fs::write(&file, value).expect("a file");
-    attack.world.holm(["secret", "set", name, "--from-file", &file.display().to_string()]).succeeds();
+    let [site, evil] = [SITE, EVIL].map(|host| format!("{host}:{}", attack.site.port));
+    let from = file.display().to_string();
+    attack.world.holm(["secret", "set", name, "--for", &site, "--for", &evil, "--from-file", &from]).succeeds();
     std::fs::remove_file(file).expect("it is there");
 }
 

@@ -46,7 +46,10 @@ impl Clients {
         world.start_up_with(&["--host-name-server", &asked, "--host-reach", "127.0.0.1", "--host-trust", &trust]);
         let file = world.dir().join("secret");
         fs::write(&file, SECRET).expect("a file");
-        world.holm(["secret", "set", "KEY", "--from-file", &file.display().to_string()]).succeeds();
+        let from = file.display().to_string();
+        let bound = [port, rpc_port, socket_port].map(|port| format!("{SITE}:{port}"));
+        let bound = bound.iter().flat_map(|rule| ["--for", rule]);
+        world.holm(["secret", "set", "KEY", "--from-file", &from].into_iter().chain(bound)).succeeds();
         Self { world, _names: names, server, port, rpc_port, socket_port }
     }
 

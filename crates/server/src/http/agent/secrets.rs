@@ -51,7 +51,7 @@ mod tests {
     use crate::testing::World;
 
     async fn set(world: &World, name: &str, value: &str) {
-        let body = json!({"name": name, "value": value});
+        let body = json!({"name": name, "value": value, "for": ["api.example.org"]});
         assert_eq!(world.admin().post("/v1/secrets", &body).await.status, StatusCode::CREATED);
     }
 

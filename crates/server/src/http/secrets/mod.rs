@@ -1,5 +1,6 @@
 //! Secrets of orgs and projects.
 
+pub mod bind;
 pub mod create;
 pub mod delete;
 pub mod list;

@@ -26,7 +26,7 @@ async fn project(world: &World) -> ProjectId {
 }
 
 async fn keep(world: &World, text: &str, value: &str) {
-    let body = json!({"name": text, "value": value});
+    let body = json!({"name": text, "value": value, "for": ["anywhere"]});
     world.admin().post("/v1/secrets", &body).await.json::<SecretView>(StatusCode::CREATED);
 }
 
@@ -70,7 +70,7 @@ async fn a_run_has_the_secret_of_its_project_before_that_of_the_org() {
     let (app, org, project) = (world.app(), world.org, project(&world).await);
     keep(&world, "token", &value(1)).await;
     keep(&world, "other", &value(2)).await;
-    let of_project = json!({"name": "token", "value": value(3), "project": "default"});
+    let of_project = json!({"name": "token", "value": value(3), "for": ["anywhere"], "project": "default"});
     world.admin().post("/v1/secrets", &of_project).await.json::<SecretView>(StatusCode::CREATED);
     let names = [name("other"), name("token")];
     let opened = secrets_open(app, org, project, &names).await.unwrap();
@@ -92,7 +92,7 @@ async fn one_that_is_not_there_is_named_with_the_way_out() {
     let names = [name("token"), name("missing")];
     let other = app.store.org_by_name("other").await.unwrap().unwrap().id;
     for (org, first) in [(world.org, "missing"), (other, "token")] {
-        assert_eq!(is_kept(app, org, project, &names[0]).await.unwrap(), first != "token");
+        assert_eq!(bound_of(app, org, project, &names[0]).await.unwrap().is_some(), first != "token");
         let problem = secrets_open(app, org, project, &names).await.map(drop).unwrap_err().into_problem();
         assert_eq!((problem.code, problem.field.as_deref()), (ErrorCode::NotFound, Some("secret")));
         assert_eq!(problem.value.as_deref(), Some(first));
@@ -107,7 +107,7 @@ async fn a_value_of_before_is_not_taken_for_the_one_of_now() {
     keep(&world, "token", &value(1)).await;
     let before = app.store.secret_by_name(world.org, None, &name("token")).await.unwrap().unwrap();
     let put_back = Secret { version: 2, ..before.secret };
-    app.store.secret_replace(&KeptSecret { secret: put_back, ..before }).await.unwrap();
+    app.store.secret_replace(&KeptSecret { secret: put_back, ..before }, None).await.unwrap();
     let refused = secrets_open(app, world.org, project, &[name("token")]).await.map(drop).unwrap_err();
     assert_eq!(refused.code(), ErrorCode::Internal);
 }
@@ -177,7 +177,7 @@ async fn one_that_is_damaged_is_told_and_holds_no_other_up() {
     let (store, log) = (&world.app().store, Log::default());
     let kept = store.secret_by_name(world.org, None, &name("s4")).await.unwrap().unwrap();
     let secret = Secret { version: 2, ..kept.secret.clone() };
-    store.secret_replace(&KeptSecret { secret, ..kept.clone() }).await.unwrap();
+    store.secret_replace(&KeptSecret { secret, ..kept.clone() }, None).await.unwrap();
     let _kept = log.keep(Level::ERROR);
     assert_eq!(rotate(&world).await.resealed, 5, "four, and the signing key");
     assert_eq!(log.lines_with("a secret cannot be opened"), 1);
