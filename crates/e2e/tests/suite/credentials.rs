@@ -11,18 +11,21 @@ use holm_e2e::{
     World, eventually,
     host::{command_line, executable, is_root},
     leftovers::Marks,
+    ran::run,
 };
 
-use crate::site::{SITE, Site, apart, forms, names};
+use crate::site::{EVIL, SITE, Site, apart, forms, names};
 
 const SECRET: &str = "geheim-5b81e0-of-the-canary";
 /// How much of memory is read at once; the ends of two pieces overlap.
 const PIECE: usize = 1 << 20;
 
-fn keep(world: &World, name: &str, value: &str) {
+/// Keeps a secret for the site.
+fn keep(world: &World, site: &Site, name: &str, value: &str) {
     let file = world.dir().join("value");
     fs::write(&file, value).expect("a file");
-    world.holm(["secret", "set", name, "--from-file", &file.display().to_string()]).succeeds();
+    let (bound, from) = (format!("{SITE}:{}", site.port), file.display().to_string());
+    world.holm(["secret", "set", name, "--for", &bound, "--from-file", &from]).succeeds();
     fs::remove_file(file).expect("it is there");
 }
 
@@ -107,7 +110,7 @@ time.sleep(600)
 fn a_secret_is_used_and_is_nowhere_inside_nor_on_its_way() {
     let names = names();
     let (world, site) = apart(&names);
-    keep(&world, "KEY", SECRET);
+    keep(&world, &site, "KEY", SECRET);
     let port = site.port.to_string();
     let credential = format!("{SITE}:{port}=bearer:KEY");
     let run = world.detach([
@@ -195,7 +198,7 @@ fn the_newest_value_is_brought_and_a_secret_that_is_not_there_is_named() {
     let flags = ["--credential", &credential];
     let refused = asks(&world, &site, &flags).exits(125);
     refused.complains_of(&["--credential", "`KEY`", "holm secret set KEY"]);
-    keep(&world, "KEY", SECRET);
+    keep(&world, &site, "KEY", SECRET);
     asks(&world, &site, &flags).succeeds();
     let file = world.dir().join("value");
     fs::write(&file, "geheim-neu-of-the-canary").expect("a file");
@@ -215,6 +218,51 @@ fn the_newest_value_is_brought_and_a_secret_that_is_not_there_is_named() {
     assert_eq!(ended["outcome"]["reason"], "launch_failed", "{ended}");
     let message = ended["outcome"]["message"].as_str().expect("a message");
     assert!(message.contains("`KEY`") && message.contains("holm secret set KEY"), "{message}");
+}
+
+/// Whoever may run something names the hosts; to which of them a secret goes is said by who keeps it.
+#[test]
+fn a_member_brings_no_secret_to_another_host() {
+    let names = names();
+    let (world, site) = apart(&names);
+    keep(&world, &site, "KEY", SECRET);
+    let port = site.port;
+    let member = world.holm(["token", "create", "alice"]).succeeds().word();
+    let as_member = |arguments: &[&str]| {
+        run(world.command().env_remove("HOLM_TOKEN_FILE").env("HOLM_TOKEN", &member).args(arguments))
+    };
+    let brings = |host: &str| {
+        let (credential, url) = (format!("{host}:{port}=bearer:KEY"), format!("https://{host}:{port}/open"));
+        let curl = ["--", "curl", "--silent", "--insecure", "--show-error", &url];
+        as_member(&[&["run", "--credential", &credential][..], &curl].concat())
+    };
+    brings(SITE).succeeds();
+    assert_eq!(site.heard().matches(SECRET).count(), 1, "{}", site.heard());
+    let bound = format!("{SITE}:{port}");
+    for refused in [brings(EVIL), brings(&format!("a.{SITE}"))] {
+        refused.exits(125).complains_of(&["--credential", "`KEY`", &bound, "holm secret bind KEY --for"]);
+    }
+    // Nor does he say himself to where it may be brought.
+    let evil = format!("{EVIL}:{port}");
+    let refused = as_member(&["secret", "bind", "KEY", "--for", &evil]).exits(1);
+    refused.complains_of(&["forbidden"]);
+    let listed = as_member(&["secret", "ls"]).succeeds();
+    assert!(listed.text().contains(&bound), "he sees to where: {listed}");
+    assert_eq!(site.heard().matches(SECRET).count(), 1, "{}", site.heard());
+
+    // What waited when it was bound to less fails when a host takes it.
+    let on =
+        ["run", "--detach", "--on", "zone=later", "--credential", &format!("{SITE}:{port}=bearer:KEY"), "--", "true"];
+    let waiting = as_member(&on).succeeds().word();
+    assert_eq!(world.holm(["secret", "bind", "KEY", "--for", &evil]).succeeds().text(), format!("{evil}\n"));
+    let mut world = world;
+    let flags = crate::site::reaching(&names, &site);
+    let flags: Vec<&str> = flags.iter().map(String::as_str).chain(["--host-label", "zone=later"]).collect();
+    world.start_agent_with("later", &flags);
+    let ended = world.until_ended(&waiting);
+    assert_eq!(ended["outcome"]["reason"], "launch_failed", "{ended}");
+    let message = ended["outcome"]["message"].as_str().expect("a message");
+    assert!(message.contains("`KEY`") && message.contains("holm secret bind KEY --for"), "{message}");
 }
 
 #[test]
