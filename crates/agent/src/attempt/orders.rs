@@ -103,7 +103,7 @@ mod tests {
         let mut orders = Orders::until(BootMicros(5));
         let mut wants = Wants::default();
         let extend = Command::Extend { fence: 2, deadline_us: BootMicros(5) };
-        assert_eq!(told.due(2, &orders, &wants), [extend.clone()]);
+        assert_eq!(told.due(2, &orders, &wants), std::slice::from_ref(&extend));
         assert_eq!(told.due(2, &orders, &wants), []);
         orders.cancel = Some(Cancel::Terminate);
         wants.acked = 9;

@@ -24,7 +24,17 @@ fn each_request_and_connection_is_recorded_with_what_became_of_it() {
     let names = names();
     let (world, site) = world(&names);
     std::fs::write(world.dir().join("value"), "geheim-of-the-records").expect("a file");
-    world.holm(["secret", "set", "KEY", "--for", &format!("{SITE}:{}", site.port), "--from-file", &world.dir().join("value").display().to_string()]).succeeds();
+    world
+        .holm([
+            "secret",
+            "set",
+            "KEY",
+            "--for",
+            &format!("{SITE}:{}", site.port),
+            "--from-file",
+            &world.dir().join("value").display().to_string(),
+        ])
+        .succeeds();
     let (port, credential) = (site.port, format!("GET {SITE}:{}/open=bearer:KEY", site.port));
     let script = format!(
         "curl --silent https://{SITE}:{port}/open/a?secret=query
