@@ -25,7 +25,7 @@ pub enum Action {
     Read,
     /// Create, cancel and delete runs.
     Run,
-    /// Create, list and revoke tokens; keep, bind, replace and remove secrets; say which hosts take new runs.
+    /// Create, list and revoke tokens; keep, bind, replace and remove secrets; say which hosts take new runs; read the audit log.
     Administer,
     /// Speak the agent protocol.
     Serve,

@@ -8,6 +8,7 @@
 //! (`holm-agent`, `holm-shim`, `holm-runtime`).
 
 pub mod access;
+pub mod audit;
 pub mod egress;
 pub mod enrol;
 pub mod error;
