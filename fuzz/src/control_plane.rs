@@ -60,7 +60,7 @@ impl World {
             store.project_create(&project).await.expect("a project");
         }
         for (by, number) in By::ALL.into_iter().zip(1..) {
-            store.token_create(&token(by, number)).await.expect("a token");
+            store.token_create(&token(by, number), &[]).await.expect("a token");
         }
         let config = Config { clock: Clock::manual(NOW), ..Config::default() };
         let router = Server::new(config, store).expect("times that can be").router();

@@ -5,6 +5,7 @@
 //! fields of answers are ignored; every error is a [`problem::Problem`]. The client is behind the feature `client`.
 
 pub mod agent;
+pub mod audit;
 pub mod batches;
 #[cfg(feature = "client")]
 pub mod client;

@@ -50,6 +50,8 @@ pub enum Action {
     SecretCreated,
     /// A secret was given its next value.
     SecretReplaced,
+    /// A secret was bound to other places.
+    SecretBound,
     /// A secret was removed.
     SecretRemoved,
     /// A secret was given to a run, for its proxy.
@@ -92,9 +94,10 @@ pub enum Action {
 
 impl Action {
     /// Each of them.
-    pub const ALL: [Action; 21] = [
+    pub const ALL: [Action; 22] = [
         Action::SecretCreated,
         Action::SecretReplaced,
+        Action::SecretBound,
         Action::SecretRemoved,
         Action::SecretGiven,
         Action::TokenCreated,
@@ -121,6 +124,7 @@ impl Action {
         match self {
             Action::SecretCreated => "secret.created",
             Action::SecretReplaced => "secret.replaced",
+            Action::SecretBound => "secret.bound",
             Action::SecretRemoved => "secret.removed",
             Action::SecretGiven => "secret.given",
             Action::TokenCreated => "token.created",

@@ -230,7 +230,7 @@ impl World {
 
     async fn revoke(&self, secret: &str) {
         let token = self.token(secret).await;
-        self.app().store.token_revoke(self.org, token.id, self.clock.now()).await.unwrap();
+        self.app().store.token_revoke(self.org, token.id, self.clock.now(), &[]).await.unwrap();
     }
 
     /// The token of [`member`](Self::member).

@@ -231,7 +231,7 @@ impl Servers {
         let (served, store) = Store::simulated(Arc::new(turns));
         let tokens = runtime.block_on(async {
             let tokens = [found(&store, 1, "default").await?, found(&store, 2, "guest").await?];
-            store.pool_share(tokens[0].org, POOL, tokens[1].org).await?;
+            store.pool_share(tokens[0].org, POOL, tokens[1].org, &[]).await?;
             Ok::<_, holm_store::Error>(tokens)
         })?;
         let machine = |&ahead| Machine { clock: Clock::default(), moved: At::default(), ahead, life: 0, server: None };
@@ -392,7 +392,7 @@ impl Servers {
     pub(crate) fn share(&self, agent: AgentId) -> holm_store::Result<()> {
         self.read(async {
             match self.store.host_get(self.orgs()[0], agent).await? {
-                Some(host) if host.pool.is_none() => self.store.host_pool(&host, Some(POOL)).await,
+                Some(host) if host.pool.is_none() => self.store.host_pool(&host, Some(POOL), &[]).await,
                 _ => Ok(()),
             }
         })
@@ -444,7 +444,7 @@ async fn found(store: &Store, number: u128, name: &str) -> holm_store::Result<To
     let project = ProjectId::from_uuid(Uuid::from_u128(number));
     store.org_create(&Org { id: org, name: name.to_owned(), created_at: BEGUN }).await?;
     store.project_create(&Project { id: project, org, name: "default".to_owned(), created_at: BEGUN }).await?;
-    store.token_create(&token).await?;
+    store.token_create(&token, &[]).await?;
     Ok(token)
 }
 

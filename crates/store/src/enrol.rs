@@ -6,12 +6,13 @@
 
 use holm_domain::{
     AgentId, OrgId, TokenId, UnixMicros,
+    audit::Entry,
     enrol::{Enrolled, HostKey, HostPublicKey, Join, JoinUse},
     host::Host,
 };
 
 use crate::{
-    Backend, Error, Result, Store,
+    Backend, Error, Result, Store, audit,
     error::full_unless_one,
     sql::{Db, Fields, Row, Tx, args, queries},
 };
@@ -26,10 +27,10 @@ const FORGOTTEN_AT_ONCE: u32 = 100;
 impl Store {
     /// Stores a new join token; a conflict if its id or its hash is taken, not found if there is no such org. Those of the org
     /// that expired before `forget_before` are forgotten, and the oldest of [`JOIN_TOKENS_ENDED_MAX`] that have ended.
-    pub async fn join_create(&self, join: &Join, forget_before: UnixMicros) -> Result<()> {
+    pub async fn join_create(&self, join: &Join, forget_before: UnixMicros, told: &[Entry]) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.turn().await.join_create(join, forget_before),
-            Backend::Sql(db) => join_create(db, join, forget_before).await,
+            Backend::Memory(memory) => memory.turn().await.join_create(join, forget_before, told),
+            Backend::Sql(db) => join_create(db, join, forget_before, told).await,
         }
     }
 
@@ -61,14 +62,10 @@ impl Store {
     }
 
     /// Revokes a join token. One that was revoked before keeps its time; a conflict if it has enrolled somebody.
-    pub async fn join_revoke(&self, org: OrgId, id: TokenId, now: UnixMicros) -> Result<()> {
+    pub async fn join_revoke(&self, org: OrgId, id: TokenId, now: UnixMicros, told: &[Entry]) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.turn().await.join_revoke(org, id, now),
-            Backend::Sql(db) => match db.execute(JOIN_REVOKE, args![org, id, now]).await? {
-                0 if db.row(JOIN_GET, args![org, id]).await?.is_some() => Err(Error::Conflict { what: "join token" }),
-                0 => Err(Error::NotFound { what: "join token" }),
-                _ => Ok(()),
-            },
+            Backend::Memory(memory) => memory.turn().await.join_revoke(org, id, now, told),
+            Backend::Sql(db) => join_revoke(db, org, id, now, told).await,
         }
     }
 
@@ -76,10 +73,17 @@ impl Store {
     /// conflict about the `host` if another process has registered, or the first. One about the `join token` if that was used
     /// or revoked, or expired before `used.at`; and one about the `host key` if the agent has a key that was not revoked, or
     /// belongs to another org, or the key was enrolled before. Then nothing was changed.
-    pub async fn host_enrol(&self, org: OrgId, id: TokenId, used: JoinUse, expected: Option<&Host>) -> Result<()> {
+    pub async fn host_enrol(
+        &self,
+        org: OrgId,
+        id: TokenId,
+        used: JoinUse,
+        expected: Option<&Host>,
+        told: &[Entry],
+    ) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.turn().await.host_enrol(org, id, used, expected),
-            Backend::Sql(db) => host_enrol(db, org, id, used, expected).await,
+            Backend::Memory(memory) => memory.turn().await.host_enrol(org, id, used, expected, told),
+            Backend::Sql(db) => host_enrol(db, org, id, used, expected, told).await,
         }
     }
 
@@ -110,10 +114,11 @@ impl Store {
         agent: AgentId,
         meant: Option<HostPublicKey>,
         now: UnixMicros,
+        told: &[Entry],
     ) -> Result<HostKey> {
         match &self.backend {
-            Backend::Memory(memory) => memory.turn().await.host_key_revoke(org, agent, meant, now),
-            Backend::Sql(db) => host_key_revoke(db, org, agent, meant, now).await,
+            Backend::Memory(memory) => memory.turn().await.host_key_revoke(org, agent, meant, now, told),
+            Backend::Sql(db) => host_key_revoke(db, org, agent, meant, now, told).await,
         }
     }
 }
@@ -136,8 +141,8 @@ queries! {
         from join_tokens where org = $1 order by id desc limit $2 + 0";
     JOIN_GET = "select id, org, name, hash, created_at, expires_at, revoked_at, used_at, used_by, used_key
         from join_tokens where org = $1 and id = $2";
-    JOIN_REVOKE = "update join_tokens set revoked_at = coalesce(revoked_at, $3)
-        where org = $1 and id = $2 and used_at is null";
+    JOIN_REVOKE = "update join_tokens set revoked_at = $3
+        where org = $1 and id = $2 and used_at is null and revoked_at is null";
     JOIN_USE = "update join_tokens set used_at = $3, used_by = $4, used_key = $5
         where org = $1 and id = $2 and used_at is null and revoked_at is null and expires_at > $3";
     /// Waits for whoever else has it, until the end of the transaction; what is read from then on is what that one has left.
@@ -182,7 +187,7 @@ pub(crate) fn key_if_any(row: &Fields<'_>) -> Result<Option<HostKey>> {
     Ok(Some(HostKey { public, join: row.parsed("join_token")?, enrolled_at, revoked_at: row.at_if_any("revoked_at")? }))
 }
 
-async fn join_create(db: &Db, join: &Join, forget_before: UnixMicros) -> Result<()> {
+async fn join_create(db: &Db, join: &Join, forget_before: UnixMicros, told: &[Entry]) -> Result<()> {
     let Join { id, org, name, hash, created_at, expires_at, revoked_at: _, used: _ } = join;
     let mut tx = db.begin().await?;
     tx.execute(JOIN_FORGET, args![*org, forget_before]).await?;
@@ -190,7 +195,18 @@ async fn join_create(db: &Db, join: &Join, forget_before: UnixMicros) -> Result<
     tx.execute(JOIN_FORGET_ENDED, ended).await?;
     let values = args![*id, *org, name.as_str(), hash, *created_at, *expires_at, JOIN_TOKENS_MAX];
     full_unless_one(tx.execute(JOIN_CREATE, values).await?, JOIN_TOKENS, JOIN_TOKENS_MAX)?;
-    tx.commit().await
+    audit::commit(tx, told).await
+}
+
+async fn join_revoke(db: &Db, org: OrgId, id: TokenId, now: UnixMicros, told: &[Entry]) -> Result<()> {
+    if audit::execute(db, (JOIN_REVOKE, args![org, id, now]), told).await? > 0 {
+        return Ok(());
+    }
+    let found = db.row(JOIN_GET, args![org, id]).await?.as_ref().map(join_of).transpose()?;
+    match found.ok_or(Error::NotFound { what: "join token" })?.used {
+        Some(_) => Err(Error::Conflict { what: "join token" }),
+        None => Ok(()),
+    }
 }
 
 async fn host_key_revoke(
@@ -199,6 +215,7 @@ async fn host_key_revoke(
     agent: AgentId,
     meant: Option<HostPublicKey>,
     now: UnixMicros,
+    told: &[Entry],
 ) -> Result<HostKey> {
     let mut tx = db.begin().await?;
     lock(&mut tx, agent).await?;
@@ -214,7 +231,7 @@ async fn host_key_revoke(
     if tx.execute(HOST_KEY_REVOKE, args![org, &key.public.0, now]).await? == 0 {
         return Err(Error::Conflict { what: "host key" });
     }
-    tx.commit().await?;
+    audit::commit(tx, told).await?;
     Ok(HostKey { revoked_at: Some(now), ..key })
 }
 
@@ -223,7 +240,14 @@ pub(crate) async fn lock(tx: &mut Tx, agent: AgentId) -> Result<()> {
     tx.execute(HOST_LOCK, args![agent]).await.map(drop)
 }
 
-async fn host_enrol(db: &Db, org: OrgId, id: TokenId, used: JoinUse, expected: Option<&Host>) -> Result<()> {
+async fn host_enrol(
+    db: &Db,
+    org: OrgId,
+    id: TokenId,
+    used: JoinUse,
+    expected: Option<&Host>,
+    told: &[Entry],
+) -> Result<()> {
     let JoinUse { agent, key, at } = used;
     let mut tx = db.begin().await?;
     lock(&mut tx, agent).await?;
@@ -249,5 +273,5 @@ async fn host_enrol(db: &Db, org: OrgId, id: TokenId, used: JoinUse, expected: O
     if tx.execute(HOST_KEY_PUT, args![agent, org, &key.0, id, at]).await? == 0 {
         return Err(Error::Conflict { what: "host key" });
     }
-    tx.commit().await
+    audit::commit(tx, told).await
 }

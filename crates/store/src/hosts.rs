@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use holm_domain::{
     AgentId, InstanceId, OrgId, TokenId, UnixMicros,
+    audit::Entry,
     host::{Capacity, Cordon, Host, RuntimeInfo},
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Backend, Error, Result, Store, enrol,
+    Backend, Error, Result, Store, audit, enrol,
     error::full_unless_one,
     sql::{Args, Db, Query, Row, args, encode, queries},
 };
@@ -38,19 +39,19 @@ impl Store {
 
     /// Notes that a host is to take no new runs; where that was noted before, the first note stays. Without a `cordon` that
     /// is over. Not found if it never registered.
-    pub async fn host_cordon(&self, org: OrgId, id: AgentId, cordon: Option<&Cordon>) -> Result<()> {
+    pub async fn host_cordon(&self, org: OrgId, id: AgentId, cordon: Option<&Cordon>, told: &[Entry]) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.turn().await.host_cordon(org, id, cordon),
-            Backend::Sql(db) => host_cordon(db, org, id, cordon).await,
+            Backend::Memory(memory) => memory.turn().await.host_cordon(org, id, cordon, told),
+            Backend::Sql(db) => host_cordon(db, org, id, cordon, told).await,
         }
     }
 
     /// Puts a host into a pool, or takes it out of the one in which it is, for as long as it speaks with what it does in
     /// `host`; a conflict if it is in another pool than there, or is not known.
-    pub async fn host_pool(&self, host: &Host, pool: Option<&str>) -> Result<()> {
+    pub async fn host_pool(&self, host: &Host, pool: Option<&str>, told: &[Entry]) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.turn().await.host_pool(host, pool),
-            Backend::Sql(db) => host_pool(db, host, pool).await,
+            Backend::Memory(memory) => memory.turn().await.host_pool(host, pool, told),
+            Backend::Sql(db) => host_pool(db, host, pool, told).await,
         }
     }
 
@@ -82,8 +83,8 @@ queries! {
         where hosts.org = excluded.org and hosts.instance = $10";
     HOST_COUNT = "select count(*) as hosts from hosts where org = $1 and id <> $2";
     HOST_SEEN = "update hosts set seen_at = $3 where org = $1 and id = $2";
-    HOST_CORDON = "update hosts set cordon = coalesce(cordon, $3) where org = $1 and id = $2";
-    HOST_UNCORDON = "update hosts set cordon = null where org = $1 and id = $2";
+    HOST_CORDON = "update hosts set cordon = $3 where org = $1 and id = $2 and cordon is null";
+    HOST_UNCORDON = "update hosts set cordon = null where org = $1 and id = $2 and cordon is not null";
     HOST_POOL = "update hosts set pool = $3, pool_voice = $4 where org = $1 and id = $2
         and case when pool_voice = $4 then coalesce(pool, '') else '' end = $5";
     HOST_GET = "select h.id, h.org, h.name, h.version, h.instance, h.body, h.registered_at, h.seen_at, h.cordon, h.pool, h.pool_voice,
@@ -173,18 +174,21 @@ async fn host_seen(db: &Db, org: OrgId, id: AgentId, now: UnixMicros) -> Result<
     }
 }
 
-async fn host_cordon(db: &Db, org: OrgId, id: AgentId, cordon: Option<&Cordon>) -> Result<()> {
-    let changed = match cordon {
-        Some(cordon) => db.execute(HOST_CORDON, args![org, id, encode("a cordon", cordon)?]).await?,
-        None => db.execute(HOST_UNCORDON, args![org, id]).await?,
+async fn host_cordon(db: &Db, org: OrgId, id: AgentId, cordon: Option<&Cordon>, told: &[Entry]) -> Result<()> {
+    let change = match cordon {
+        Some(cordon) => (HOST_CORDON, args![org, id, encode("a cordon", cordon)?]),
+        None => (HOST_UNCORDON, args![org, id]),
     };
-    if changed == 0 { Err(Error::NotFound { what: "host" }) } else { Ok(()) }
+    match audit::execute(db, change, told).await? {
+        0 if host_get(db, org, id).await?.is_none() => Err(Error::NotFound { what: "host" }),
+        _ => Ok(()),
+    }
 }
 
-async fn host_pool(db: &Db, host: &Host, pool: Option<&str>) -> Result<()> {
+async fn host_pool(db: &Db, host: &Host, pool: Option<&str>, told: &[Entry]) -> Result<()> {
     let (pool, known) = (pool.map(str::to_owned), host.pool.clone().unwrap_or_default());
-    let changed = db.execute(HOST_POOL, args![host.org, host.id, pool, host.voice(), known]).await?;
-    if changed == 0 { Err(Error::Conflict { what: "host" }) } else { Ok(()) }
+    let change = (HOST_POOL, args![host.org, host.id, pool, host.voice(), known]);
+    if audit::execute(db, change, told).await? == 0 { Err(Error::Conflict { what: "host" }) } else { Ok(()) }
 }
 
 /// By which the row of a host is found.

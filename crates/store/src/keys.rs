@@ -5,10 +5,10 @@
 //! sealed than the one that seals then; a data key is there for as long as anything is sealed by it; the private half of a key
 //! that signs no more is erased in the transaction that says so.
 
-use holm_domain::{EnvelopeId, KeyId, UnixMicros, keys::KeyTimes};
+use holm_domain::{EnvelopeId, KeyId, UnixMicros, audit::Entry, keys::KeyTimes};
 
 use crate::{
-    Backend, Error, Result, Store,
+    Backend, Error, Result, Store, audit,
     error::full_unless_one,
     sql::{Db, Row, Tx, args, queries},
 };
@@ -106,10 +106,16 @@ impl Store {
     /// Has the data key `new` seal in the place of `old`, which stays for the secrets that it sealed until they are sealed anew;
     /// a conflict if another one seals by now, or if `old` sealed a signing key that is not among `resealed`. Then nothing was
     /// changed.
-    pub async fn envelope_rotate(&self, old: EnvelopeId, new: &EnvelopeKey, resealed: &[Resealed]) -> Result<()> {
+    pub async fn envelope_rotate(
+        &self,
+        old: EnvelopeId,
+        new: &EnvelopeKey,
+        resealed: &[Resealed],
+        told: &[Entry],
+    ) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.turn().await.envelope_rotate(old, new, resealed),
-            Backend::Sql(db) => envelope_rotate(db, old, new, resealed).await,
+            Backend::Memory(memory) => memory.turn().await.envelope_rotate(old, new, resealed, told),
+            Backend::Sql(db) => envelope_rotate(db, old, new, resealed, told).await,
         }
     }
 
@@ -128,19 +134,26 @@ impl Store {
         old: Option<(KeyId, UnixMicros)>,
         new: &SigningKey,
         forget_before: UnixMicros,
+        told: &[Entry],
     ) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.turn().await.signing_key_rotate(old, new, forget_before),
-            Backend::Sql(db) => signing_key_rotate(db, old, new, forget_before).await,
+            Backend::Memory(memory) => memory.turn().await.signing_key_rotate(old, new, forget_before, told),
+            Backend::Sql(db) => signing_key_rotate(db, old, new, forget_before, told).await,
         }
     }
 
     /// Withdraws a key; if it signs, `new` takes its place in the same transaction. A conflict if it signs and there is no
     /// `new`, or if another one signs and there is. One that was withdrawn before keeps its time.
-    pub async fn signing_key_withdraw(&self, id: KeyId, now: UnixMicros, new: Option<&SigningKey>) -> Result<()> {
+    pub async fn signing_key_withdraw(
+        &self,
+        id: KeyId,
+        now: UnixMicros,
+        new: Option<&SigningKey>,
+        told: &[Entry],
+    ) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.turn().await.signing_key_withdraw(id, now, new),
-            Backend::Sql(db) => signing_key_withdraw(db, id, now, new).await,
+            Backend::Memory(memory) => memory.turn().await.signing_key_withdraw(id, now, new, told),
+            Backend::Sql(db) => signing_key_withdraw(db, id, now, new, told).await,
         }
     }
 }
@@ -165,7 +178,8 @@ queries! {
     SIGNING_KEY_RETIRE = "update signing_keys set signs = null, envelope_key = null, sealed = null, retires_at = $2
         where id = $1 and signs = 1";
     SIGNING_KEY_WITHDRAW = "update signing_keys set signs = null, envelope_key = null, sealed = null,
-        withdrawn_at = coalesce(withdrawn_at, $2) where id = $1";
+        withdrawn_at = $2 where id = $1 and withdrawn_at is null";
+    SIGNING_KEY_IS_THERE = "select id from signing_keys where id = $1";
     SIGNING_KEY_SIGNS = "select id from signing_keys where signs = 1";
     SIGNING_KEY_RESEAL = "update signing_keys set envelope_key = $3, sealed = $4 where id = $1 and envelope_key = $2";
     SIGNING_KEYS_FORGET = "delete from signing_keys where coalesce(withdrawn_at, retires_at) < $1";
@@ -216,7 +230,13 @@ async fn envelope_create(db: &Db, key: &EnvelopeKey) -> Result<()> {
     db.execute(ENVELOPE_CREATE, args![key.id, &key.sealed[..], key.created_at]).await.map(drop)
 }
 
-async fn envelope_rotate(db: &Db, old: EnvelopeId, new: &EnvelopeKey, resealed: &[Resealed]) -> Result<()> {
+async fn envelope_rotate(
+    db: &Db,
+    old: EnvelopeId,
+    new: &EnvelopeKey,
+    resealed: &[Resealed],
+    told: &[Entry],
+) -> Result<()> {
     let mut tx = db.begin().await?;
     changed_one(tx.execute(ENVELOPE_RETIRE, args![old]).await?, "data key")?;
     tx.execute(ENVELOPE_CREATE, args![new.id, &new.sealed[..], new.created_at]).await?;
@@ -227,7 +247,7 @@ async fn envelope_rotate(db: &Db, old: EnvelopeId, new: &EnvelopeKey, resealed: 
     if tx.row(SIGNING_KEY_SEALED_BY, args![old]).await?.is_some() {
         return Err(Error::Conflict { what: "key" });
     }
-    tx.commit().await
+    audit::commit(tx, told).await
 }
 
 fn changed_one(changed: u64, what: &'static str) -> Result<()> {
@@ -254,6 +274,7 @@ async fn signing_key_rotate(
     old: Option<(KeyId, UnixMicros)>,
     new: &SigningKey,
     forget_before: UnixMicros,
+    told: &[Entry],
 ) -> Result<()> {
     let mut tx = db.begin().await?;
     seals_still(&mut tx, private(new)?.by).await?;
@@ -262,15 +283,22 @@ async fn signing_key_rotate(
     }
     tx.execute(SIGNING_KEYS_FORGET, args![forget_before]).await?;
     signing_key_create(&mut tx, new, SIGNING_KEYS_MAX).await?;
-    tx.commit().await
+    audit::commit(tx, told).await
 }
 
-async fn signing_key_withdraw(db: &Db, id: KeyId, now: UnixMicros, new: Option<&SigningKey>) -> Result<()> {
+async fn signing_key_withdraw(
+    db: &Db,
+    id: KeyId,
+    now: UnixMicros,
+    new: Option<&SigningKey>,
+    told: &[Entry],
+) -> Result<()> {
     let mut tx = db.begin().await?;
     if let Some(new) = new {
         seals_still(&mut tx, private(new)?.by).await?;
     }
-    if tx.execute(SIGNING_KEY_WITHDRAW, args![id, now]).await? == 0 {
+    let is_new = tx.execute(SIGNING_KEY_WITHDRAW, args![id, now]).await? > 0;
+    if !is_new && tx.row(SIGNING_KEY_IS_THERE, args![id]).await?.is_none() {
         return Err(Error::NotFound { what: "key" });
     }
     match new {
@@ -278,5 +306,5 @@ async fn signing_key_withdraw(db: &Db, id: KeyId, now: UnixMicros, new: Option<&
         None if tx.row(SIGNING_KEY_SIGNS, args![]).await?.is_none() => return Err(Error::Conflict { what: "key" }),
         None => {}
     }
-    tx.commit().await
+    audit::commit(tx, if is_new { told } else { &[] }).await
 }

@@ -14,10 +14,13 @@
 //!   note;
 //! - a row that cannot be read is an error that names it ([`Error::Corrupt`]), never a row that is skipped; where servers
 //!   look after many runs at once it is the answer of that row alone ([`Due`], [`RunRow`]) and holds no other up;
+//! - who changes secrets, tokens, keys, hosts, orgs or pools says what is told of it (`told`), and what is told is appended to
+//!   the audit log in the transaction of the change; where nothing was changed, nothing is told;
 //! - SQL is one constant a query, the same text for both engines.
 //!
 //! Left out: who may ask (`holm-server`), retries of conflicts (the caller decides anew), search in logs.
 
+mod audit;
 mod blobs;
 mod census;
 mod doomed;
@@ -46,6 +49,7 @@ mod tokens;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+pub use audit::AUDIT_PAGE_MAX;
 pub use blobs::{
     BLOB_READ_BYTES_MAX, BlobKey, BlobPlace, BlobStream, Blobs, PutStreamError, S3Keys, S3Place, Unreached,
 };

@@ -5,11 +5,12 @@
 
 use holm_domain::{
     OrgId, UnixMicros,
+    audit::Entry,
     org_limits::{OrgLimit, OrgOverrides},
 };
 
 use crate::{
-    Backend, Error, Result, Store,
+    Backend, Error, Result, Store, audit,
     sql::{Db, Query, args, queries},
 };
 
@@ -23,10 +24,10 @@ impl Store {
     }
 
     /// Sets one of them, or with nothing takes it back; not found if there is no such org to set it of.
-    pub async fn org_limit_set(&self, org: OrgId, limit: OrgLimit, value: Option<u64>) -> Result<()> {
+    pub async fn org_limit_set(&self, org: OrgId, limit: OrgLimit, value: Option<u64>, told: &[Entry]) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.turn().await.org_limit_set(org, limit, value),
-            Backend::Sql(db) => org_limit_set(db, org, limit, value).await,
+            Backend::Memory(memory) => memory.turn().await.org_limit_set(org, limit, value, told),
+            Backend::Sql(db) => org_limit_set(db, org, limit, value, told).await,
         }
     }
 
@@ -96,12 +97,12 @@ async fn org_limits_get(db: &Db, org: OrgId) -> Result<OrgOverrides> {
     Ok(limits)
 }
 
-async fn org_limit_set(db: &Db, org: OrgId, limit: OrgLimit, value: Option<u64>) -> Result<()> {
-    let done = match value {
-        Some(value) => db.execute(ORG_LIMIT_SET, args![org, limit.as_str(), value]).await,
-        None => db.execute(ORG_LIMIT_UNSET, args![org, limit.as_str()]).await,
+async fn org_limit_set(db: &Db, org: OrgId, limit: OrgLimit, value: Option<u64>, told: &[Entry]) -> Result<()> {
+    let change = match value {
+        Some(value) => (ORG_LIMIT_SET, args![org, limit.as_str(), value]),
+        None => (ORG_LIMIT_UNSET, args![org, limit.as_str()]),
     };
-    done.map(drop)
+    audit::execute(db, change, told).await.map(drop)
 }
 
 async fn org_rate_get(db: &Db, org: OrgId, kind: &'static str) -> Result<Option<UnixMicros>> {

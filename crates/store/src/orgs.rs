@@ -1,9 +1,9 @@
 //! Orgs: the tenants. An org has a name that is unique on this store.
 
-use holm_domain::{OrgId, UnixMicros, access::Token};
+use holm_domain::{OrgId, UnixMicros, access::Token, audit::Entry};
 
 use crate::{
-    Backend, Project, Result, Store,
+    Backend, Project, Result, Store, audit,
     error::full_unless_one,
     projects,
     sql::{Db, Row, args, queries},
@@ -35,10 +35,10 @@ impl Store {
 
     /// Stores a new org with its first project and its first token, or nothing; a conflict if a name or an id is taken, and
     /// [`Error::Limit`](crate::Error::Limit) beyond [`ORGS_MAX`].
-    pub async fn org_found(&self, org: &Org, project: &Project, token: &Token) -> Result<()> {
+    pub async fn org_found(&self, org: &Org, project: &Project, token: &Token, told: &[Entry]) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.turn().await.org_found(org, project, token),
-            Backend::Sql(db) => org_found(db, org, project, token).await,
+            Backend::Memory(memory) => memory.turn().await.org_found(org, project, token, told),
+            Backend::Sql(db) => org_found(db, org, project, token, told).await,
         }
     }
 
@@ -85,14 +85,14 @@ async fn org_create(db: &Db, org: &Org) -> Result<()> {
     db.execute(ORG_CREATE, args![org.id, org.name.as_str(), org.created_at]).await.map(drop)
 }
 
-async fn org_found(db: &Db, org: &Org, project: &Project, token: &Token) -> Result<()> {
+async fn org_found(db: &Db, org: &Org, project: &Project, token: &Token, told: &[Entry]) -> Result<()> {
     let mut tx = db.begin().await?;
     let made = tx.execute(ORG_FOUND, args![org.id, org.name.as_str(), org.created_at, ORGS_MAX]).await?;
     full_unless_one(made, "orgs", ORGS_MAX)?;
     for (query, values) in [projects::creation(project), tokens::creation(token)] {
         tx.execute(query, values).await?;
     }
-    tx.commit().await
+    audit::commit(tx, told).await
 }
 
 async fn org_get(db: &Db, id: OrgId) -> Result<Option<Org>> {

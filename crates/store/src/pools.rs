@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use holm_domain::{AgentId, OrgId, RunId, host::Host, run::Run};
+use holm_domain::{AgentId, OrgId, RunId, audit::Entry, host::Host, run::Run};
 
 use crate::{
-    Backend, Error, Result, Store,
+    Backend, Error, Result, Store, audit,
     error::full_unless_one,
     hosts, runs,
     sql::{Db, Row, args, queries},
@@ -40,18 +40,18 @@ pub struct PoolLeases {
 impl Store {
     /// Has a pool of `owner` serve an org. Doing so again changes nothing. Not found if there is no such org;
     /// [`Error::Limit`] beyond [`POOL_ORGS_MAX`] orgs of the pool, or [`POOL_PAIRS_MAX`] of all together.
-    pub async fn pool_share(&self, owner: OrgId, pool: &str, org: OrgId) -> Result<()> {
+    pub async fn pool_share(&self, owner: OrgId, pool: &str, org: OrgId, told: &[Entry]) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.turn().await.pool_share(pool, org),
-            Backend::Sql(db) => pool_share(db, owner, pool, org).await,
+            Backend::Memory(memory) => memory.turn().await.pool_share(pool, org, told),
+            Backend::Sql(db) => pool_share(db, owner, pool, org, told).await,
         }
     }
 
     /// Has a pool serve an org no longer; whether it did.
-    pub async fn pool_unshare(&self, pool: &str, org: OrgId) -> Result<bool> {
+    pub async fn pool_unshare(&self, pool: &str, org: OrgId, told: &[Entry]) -> Result<bool> {
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.turn().await.pool_unshare(pool, org)),
-            Backend::Sql(db) => Ok(db.execute(POOL_UNSHARE, args![pool, org]).await? > 0),
+            Backend::Memory(memory) => Ok(memory.turn().await.pool_unshare(pool, org, told)),
+            Backend::Sql(db) => Ok(audit::execute(db, (POOL_UNSHARE, args![pool, org]), told).await? > 0),
         }
     }
 
@@ -136,17 +136,18 @@ queries! {
     RUN_OF_ANY = "select id, org, version, state, body from runs where id = $1";
 }
 
-async fn pool_share(db: &Db, owner: OrgId, pool: &str, org: OrgId) -> Result<()> {
+async fn pool_share(db: &Db, owner: OrgId, pool: &str, org: OrgId, told: &[Entry]) -> Result<()> {
     let mut tx = db.begin().await?;
     // One at a time: the others are counted.
     tx.execute(POOL_LOCK, args![owner]).await?;
-    if tx.row(POOL_SERVES, args![pool, org]).await?.is_none() {
-        let all = tx.row(POOL_PAIRS, args![]).await?.ok_or(Error::NotFound { what: "pool" })?;
-        let all = all.under("pool_orgs", pool).number("pairs")?;
-        full_unless_one(u64::from(all < u64::from(POOL_PAIRS_MAX)), ORGS_OF_POOLS, POOL_PAIRS_MAX)?;
-        full_unless_one(tx.execute(POOL_SHARE, args![pool, org, POOL_ORGS_MAX]).await?, ORGS_OF_POOL, POOL_ORGS_MAX)?;
+    if tx.row(POOL_SERVES, args![pool, org]).await?.is_some() {
+        return Ok(());
     }
-    tx.commit().await
+    let all = tx.row(POOL_PAIRS, args![]).await?.ok_or(Error::NotFound { what: "pool" })?;
+    let all = all.under("pool_orgs", pool).number("pairs")?;
+    full_unless_one(u64::from(all < u64::from(POOL_PAIRS_MAX)), ORGS_OF_POOLS, POOL_PAIRS_MAX)?;
+    full_unless_one(tx.execute(POOL_SHARE, args![pool, org, POOL_ORGS_MAX]).await?, ORGS_OF_POOL, POOL_ORGS_MAX)?;
+    audit::commit(tx, told).await
 }
 
 async fn pool_counts(db: &Db, owner: OrgId) -> Result<BTreeMap<String, u64>> {

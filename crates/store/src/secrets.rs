@@ -7,12 +7,13 @@
 
 use holm_domain::{
     EnvelopeId, OrgId, ProjectId, SecretId, UnixMicros,
+    audit::Entry,
     egress::bound::Bound,
     secret::{SECRETS_MAX, SecretName},
 };
 
 use crate::{
-    Backend, Error, Result, SealedSecret, Store,
+    Backend, Error, Result, SealedSecret, Store, audit,
     error::{full_unless_one, limit, page},
     keys::seals_still,
     sql::{Db, Row, Tx, args, encode, queries},
@@ -67,36 +68,42 @@ pub struct ResealedSecret {
 impl Store {
     /// Stores a new secret; a conflict if its name is taken, or if its data key seals no more. Not found if there is no such
     /// org or project.
-    pub async fn secret_create(&self, new: &KeptSecret) -> Result<()> {
+    pub async fn secret_create(&self, new: &KeptSecret, told: &[Entry]) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.turn().await.secret_create(new),
-            Backend::Sql(db) => secret_create(db, new).await,
+            Backend::Memory(memory) => memory.turn().await.secret_create(new, told),
+            Backend::Sql(db) => secret_create(db, new, told).await,
         }
     }
 
     /// Gives a secret its next value: `new.secret.version` is one more than the version that is stored. A conflict if it is
     /// not, or if the data key of the value seals no more. What it is bound to stays what is stored where `bound` is nothing:
     /// somebody may have bound it anew since it was read.
-    pub async fn secret_replace(&self, new: &KeptSecret, bound: Option<&Bound>) -> Result<()> {
+    pub async fn secret_replace(&self, new: &KeptSecret, bound: Option<&Bound>, told: &[Entry]) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.turn().await.secret_replace(new, bound),
-            Backend::Sql(db) => secret_replace(db, new, bound).await,
+            Backend::Memory(memory) => memory.turn().await.secret_replace(new, bound, told),
+            Backend::Sql(db) => secret_replace(db, new, bound, told).await,
         }
     }
 
     /// Binds a secret to what `new` says and changes nothing else of it; a conflict if its version is not that of `new`.
-    pub async fn secret_bind(&self, new: &Secret) -> Result<()> {
+    pub async fn secret_bind(&self, new: &Secret, told: &[Entry]) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.turn().await.secret_bind(new),
-            Backend::Sql(db) => secret_bind(db, new).await,
+            Backend::Memory(memory) => memory.turn().await.secret_bind(new, told),
+            Backend::Sql(db) => secret_bind(db, new, told).await,
         }
     }
 
     /// Removes the secret of that name, of the project itself or of the whole org; returns the version that it had.
-    pub async fn secret_delete(&self, org: OrgId, project: Option<ProjectId>, name: &SecretName) -> Result<u64> {
+    pub async fn secret_delete(
+        &self,
+        org: OrgId,
+        project: Option<ProjectId>,
+        name: &SecretName,
+        told: &[Entry],
+    ) -> Result<u64> {
         match &self.backend {
-            Backend::Memory(memory) => memory.turn().await.secret_delete(org, project, name),
-            Backend::Sql(db) => secret_delete(db, org, project, name).await,
+            Backend::Memory(memory) => memory.turn().await.secret_delete(org, project, name, told),
+            Backend::Sql(db) => secret_delete(db, org, project, name, told).await,
         }
     }
 
@@ -193,7 +200,7 @@ fn scope(project: Option<ProjectId>) -> String {
     project.map(|project| project.to_string()).unwrap_or_default()
 }
 
-async fn secret_create(db: &Db, new: &KeptSecret) -> Result<()> {
+async fn secret_create(db: &Db, new: &KeptSecret, told: &[Entry]) -> Result<()> {
     let KeptSecret { secret, sealed } = new;
     let Secret { id, org, project, name, version, bound, created_at, updated_at } = secret;
     let mut tx = db.begin().await?;
@@ -214,10 +221,10 @@ async fn secret_create(db: &Db, new: &KeptSecret) -> Result<()> {
         SECRETS_MAX,
     ];
     full_unless_one(tx.execute(SECRET_CREATE, values).await?, "secrets of an org", SECRETS_MAX)?;
-    tx.commit().await
+    audit::commit(tx, told).await
 }
 
-async fn secret_replace(db: &Db, new: &KeptSecret, bound: Option<&Bound>) -> Result<()> {
+async fn secret_replace(db: &Db, new: &KeptSecret, bound: Option<&Bound>, told: &[Entry]) -> Result<()> {
     let KeptSecret { secret, sealed } = new;
     let before = secret.version.saturating_sub(1);
     let bound = bound.map(|bound| encode("a binding", bound)).transpose()?;
@@ -228,16 +235,16 @@ async fn secret_replace(db: &Db, new: &KeptSecret, bound: Option<&Bound>) -> Res
     if tx.execute(SECRET_REPLACE, values).await? == 0 {
         return Err(changed_or_gone(&mut tx, secret).await?);
     }
-    tx.commit().await
+    audit::commit(tx, told).await
 }
 
-async fn secret_bind(db: &Db, new: &Secret) -> Result<()> {
+async fn secret_bind(db: &Db, new: &Secret, told: &[Entry]) -> Result<()> {
     let mut tx = db.begin().await?;
     let values = args![new.org, new.id, new.version, encode("a binding", &new.bound)?];
     if tx.execute(SECRET_BIND, values).await? == 0 {
         return Err(changed_or_gone(&mut tx, new).await?);
     }
-    tx.commit().await
+    audit::commit(tx, told).await
 }
 
 async fn changed_or_gone(tx: &mut Tx, secret: &Secret) -> Result<Error> {
@@ -248,11 +255,17 @@ async fn changed_or_gone(tx: &mut Tx, secret: &Secret) -> Result<Error> {
     })
 }
 
-async fn secret_delete(db: &Db, org: OrgId, project: Option<ProjectId>, name: &SecretName) -> Result<u64> {
+async fn secret_delete(
+    db: &Db,
+    org: OrgId,
+    project: Option<ProjectId>,
+    name: &SecretName,
+    told: &[Entry],
+) -> Result<u64> {
     let mut tx = db.begin().await?;
     let deleted = tx.row(SECRET_DELETE, args![org, name.as_str(), scope(project)]).await?;
     let version = deleted.ok_or(Error::NotFound { what: "secret" })?.under("secrets", name).number("version")?;
-    tx.commit().await?;
+    audit::commit(tx, told).await?;
     Ok(version)
 }
 

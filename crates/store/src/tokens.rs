@@ -3,10 +3,11 @@
 use holm_domain::{
     OrgId, TokenId, UnixMicros,
     access::{Role, Token},
+    audit::Entry,
 };
 
 use crate::{
-    Backend, Error, Result, Store,
+    Backend, Error, Result, Store, audit,
     error::full_unless_one,
     sql::{Args, Db, Query, Row, args, queries},
 };
@@ -16,10 +17,10 @@ pub const TOKENS_MAX: u32 = 1_000;
 
 impl Store {
     /// Stores a new token; a conflict if its id or its hash is taken, not found if there is no such org.
-    pub async fn token_create(&self, token: &Token) -> Result<()> {
+    pub async fn token_create(&self, token: &Token, told: &[Entry]) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.turn().await.token_create(token),
-            Backend::Sql(db) => token_create(db, token).await,
+            Backend::Memory(memory) => memory.turn().await.token_create(token, told),
+            Backend::Sql(db) => token_create(db, token, told).await,
         }
     }
 
@@ -49,10 +50,10 @@ impl Store {
     }
 
     /// Revokes a token. One that was revoked before keeps its time.
-    pub async fn token_revoke(&self, org: OrgId, id: TokenId, now: UnixMicros) -> Result<()> {
+    pub async fn token_revoke(&self, org: OrgId, id: TokenId, now: UnixMicros, told: &[Entry]) -> Result<()> {
         match &self.backend {
-            Backend::Memory(memory) => memory.turn().await.token_revoke(org, id, now),
-            Backend::Sql(db) => token_revoke(db, org, id, now).await,
+            Backend::Memory(memory) => memory.turn().await.token_revoke(org, id, now, told),
+            Backend::Sql(db) => token_revoke(db, org, id, now, told).await,
         }
     }
 }
@@ -67,7 +68,7 @@ queries! {
         where org = $1 and id = $2";
     TOKEN_LIST = "select id, org, role, name, hash, created_at, expires_at, revoked_at from tokens where org = $1
         order by case when revoked_at is null then 0 else 1 end, id desc limit $2 + 0";
-    TOKEN_REVOKE = "update tokens set revoked_at = coalesce(revoked_at, $3) where org = $1 and id = $2";
+    TOKEN_REVOKE = "update tokens set revoked_at = $3 where org = $1 and id = $2 and revoked_at is null";
 }
 
 fn read(row: &Row) -> Result<Token> {
@@ -93,9 +94,11 @@ pub(crate) fn creation(token: &Token) -> (Query, Args) {
     (TOKEN_CREATE, values)
 }
 
-async fn token_create(db: &Db, token: &Token) -> Result<()> {
+async fn token_create(db: &Db, token: &Token, told: &[Entry]) -> Result<()> {
     let (query, values) = creation(token);
-    full_unless_one(db.execute(query, values).await?, "tokens of an org", TOKENS_MAX)
+    let mut tx = db.begin().await?;
+    full_unless_one(tx.execute(query, values).await?, "tokens of an org", TOKENS_MAX)?;
+    audit::commit(tx, told).await
 }
 
 async fn token_by_hash(db: &Db, hash: &[u8; 32]) -> Result<Option<Token>> {
@@ -110,8 +113,9 @@ async fn token_list(db: &Db, org: OrgId) -> Result<Vec<Token>> {
     db.rows(TOKEN_LIST, args![org, TOKENS_MAX]).await?.iter().map(read).collect()
 }
 
-async fn token_revoke(db: &Db, org: OrgId, id: TokenId, now: UnixMicros) -> Result<()> {
-    match db.execute(TOKEN_REVOKE, args![org, id, now]).await? {
+async fn token_revoke(db: &Db, org: OrgId, id: TokenId, now: UnixMicros, told: &[Entry]) -> Result<()> {
+    match audit::execute(db, (TOKEN_REVOKE, args![org, id, now]), told).await? {
+        0 if token_get(db, org, id).await?.is_some() => Ok(()),
         0 => Err(Error::NotFound { what: "token" }),
         _ => Ok(()),
     }

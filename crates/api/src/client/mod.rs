@@ -12,6 +12,7 @@
 //! Deliberately left out: all other retries. Whoever calls knows whether a repetition is harmless.
 
 mod agent;
+mod audit;
 mod error;
 pub mod follow;
 mod hosts;

@@ -12,6 +12,7 @@ use std::{
 
 use holm_domain::{
     KeyId, OrgId, UnixMicros,
+    audit::{Action, Actor, Entry},
     keys::{KEYS_TRUSTED_FOR, KeyState, KeyTimes},
 };
 use holm_store::{EnvelopeKey, Error, SealedSecret, SigningKey, Store};
@@ -273,7 +274,9 @@ async fn begin(store: &Store, clock: &Clock, root: &SealingKey) -> Result<(), No
         return signing_pair(&data, id, private).map(drop).map_err(|_| NotBegun::Damaged(id));
     }
     let new = signing_key_draw(&envelope, &data, clock.now())?;
-    store.signing_key_rotate(None, &new, UnixMicros(i64::MIN)).await?;
+    let org = store.org_by_name(DEFAULT_ORG).await?;
+    let told = org.map(|org| Entry::new(org.id, clock.now(), Actor::Server, Action::KeyRotated, new.times.id));
+    store.signing_key_rotate(None, &new, UnixMicros(i64::MIN), told.as_slice()).await?;
     tracing::info!(key = %new.times.id, state = KeyState::Signing.as_str(), "a signing key was made");
     Ok(())
 }

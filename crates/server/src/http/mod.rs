@@ -5,6 +5,7 @@
 //! arguments, calls one operation of [`crate::ops`], and shapes the answer; it decides nothing.
 
 mod agent;
+mod audit;
 pub mod cursor;
 pub mod extract;
 pub mod follow;
@@ -99,6 +100,7 @@ fn ordinary() -> Routes {
         .routes(routes!(secrets::create::create, secrets::list::list))
         .routes(routes!(secrets::rotate::rotate, secrets::delete::delete))
         .routes(routes!(secrets::bind::bind))
+        .routes(routes!(audit::list::list))
         .routes(routes!(run_token::run_token))
         .routes(routes!(agent::enrol::enrol))
         .routes(routes!(agent::session::session))

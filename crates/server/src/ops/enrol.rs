@@ -11,6 +11,7 @@ use holm_api::{
 use holm_domain::{
     AgentId, ErrorCode, OrgId, TokenId, UnixMicros,
     access::Token,
+    audit::{Action, Actor, Entry},
     enrol::{
         Admitted, Enrols, HostKey, HostPublicKey, JOIN_LIFE_DEFAULT, JOIN_LIFE_MAX, JOIN_LIFE_MIN, Join, JoinUse,
         NotAdmitted, NotEnrolled, enrols,
@@ -23,6 +24,7 @@ use ring::signature::{ED25519, UnparsedPublicKey};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{
+    audit,
     hosts::{is_bound, not_here},
     tokens::{check_name, not_private},
 };
@@ -58,7 +60,9 @@ pub async fn join_create(app: &App, by: &Token, body: CreateJoin) -> Result<(Joi
         revoked_at: None,
         used: None,
     };
-    match app.store.join_create(&join, now.minus(SHOWN_FOR)).await {
+    let told = audit::told(app, by, Action::HostJoinCreated, join.id).with("name", &join.name);
+    let told = told.with("expires_at", join.expires_at.0);
+    match app.store.join_create(&join, now.minus(SHOWN_FOR), &[told]).await {
         Ok(()) => {}
         Err(Error::Limit { max, .. }) => return Err(too_many(max, now, &app.store.join_list(by.org).await?)),
         Err(error) => return Err(error.into()),
@@ -95,7 +99,8 @@ fn view(join: Join) -> JoinView {
 /// Revokes a join token of the org at once. Revoking again changes nothing; one that has enrolled a host is refused, since it
 /// does nothing more, and the host goes on.
 pub async fn join_revoke(app: &App, by: &Token, id: TokenId) -> Result<(), Failure> {
-    match app.store.join_revoke(by.org, id, app.now()).await {
+    let told = audit::told(app, by, Action::HostJoinRevoked, id);
+    match app.store.join_revoke(by.org, id, app.now(), &[told]).await {
         Ok(()) => {}
         Err(Error::Conflict { .. }) => return Err(used_up(app.store.join_get(by.org, id).await?, id)),
         Err(error) => return Err(error.into()),
@@ -144,7 +149,10 @@ pub async fn host_enrol(app: &App, join: Join, body: Enrol) -> Result<Enrolled, 
             tracing::info!(%agent, %key, join = %join.id, "a host that is enrolled was told so; the join token is not used");
             return Ok(Enrolled { issuer });
         }
-        match app.store.host_enrol(join.org, join.id, JoinUse { agent, key, at: now }, host.as_ref()).await {
+        let told = Entry::new(join.org, now, Actor::Token(join.id), Action::HostEnrolled, agent);
+        let told = told.with("name", &join.name).with("key", key);
+        let used = JoinUse { agent, key, at: now };
+        match app.store.host_enrol(join.org, join.id, used, host.as_ref(), &[told]).await {
             Ok(()) => {
                 tracing::info!(%agent, key = %key, join = %join.id, name = join.name, "a host was enrolled");
                 return Ok(Enrolled { issuer });
@@ -227,7 +235,8 @@ pub async fn host_revoke(
     meant: Option<HostPublicKey>,
 ) -> Result<HostKeyView, Failure> {
     let forget = app.host_keys.forget_after(move |of, _| *of == agent);
-    let key = match app.store.host_key_revoke(by.org, agent, meant, app.now()).await {
+    let told = audit::told(app, by, Action::HostRevoked, agent).with_any("key", meant);
+    let key = match app.store.host_key_revoke(by.org, agent, meant, app.now(), &[told]).await {
         Ok(key) => key,
         Err(Error::NotFound { .. }) => return Err(no_key(agent, meant, app.store.host_get(by.org, agent).await?)),
         Err(error) => return Err(error.into()),

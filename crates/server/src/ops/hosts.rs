@@ -9,6 +9,7 @@ use holm_api::{
 use holm_domain::{
     AgentId, ErrorCode, OrgId, TokenId, UnixMicros,
     access::Token,
+    audit::Action,
     enrol::HostKey,
     error::InvalidField,
     host::{Cordon, Host, NotHeard, Voice, speaks},
@@ -18,7 +19,7 @@ use holm_domain::{
 
 use holm_store::LeaseRow;
 
-use super::tokens::check_name;
+use super::{audit, tokens::check_name};
 use crate::{
     app::App,
     auth::speaker::{Speaker, key_that_counts, revoked},
@@ -275,8 +276,10 @@ async fn host_cordon_as(app: &App, by: &Token, id: AgentId, cordon: Option<Cordo
     let find = || async { app.store.host_get(by.org, id).await?.ok_or_else(|| Failure::not_found("host", id)) };
     let mut host = find().await?;
     if host.cordon.is_some() != cordon.is_some() {
-        app.store.host_cordon(by.org, id, cordon.as_ref()).await?;
         let is_cordoned = cordon.is_some();
+        let action = if is_cordoned { Action::HostCordoned } else { Action::HostUncordoned };
+        let told = audit::told(app, by, action, id).with("name", &host.name);
+        app.store.host_cordon(by.org, id, cordon.as_ref(), &[told]).await?;
         tracing::info!(agent = %id, host = host.name, by = %by.id, by_name = by.name, is_cordoned, "a cordon changed");
         host = find().await?;
     }

@@ -7,10 +7,15 @@ use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use holm_api::keys::{EnvelopeRotated, KeySet, KeyView, PublicKey};
-use holm_domain::{EnvelopeId, ErrorCode, KeyId, UnixMicros, access::Token, keys};
+use holm_domain::{
+    EnvelopeId, ErrorCode, KeyId, UnixMicros,
+    access::Token,
+    audit::{Action, Actor, Entry},
+    keys,
+};
 use holm_store::{EnvelopeKey, Error, Resealed, SigningKey};
 
-use super::secrets::secrets_reseal;
+use super::{audit, secrets::secrets_reseal};
 use crate::{
     app::App,
     auth::{
@@ -104,11 +109,12 @@ pub async fn key_rotate(app: &App, by: &Token) -> Result<KeyView, Failure> {
         let (all, new, now) = (app.store.signing_keys().await?, drawn(app).await?, app.now());
         let retires_at = keys::retires_at(now, app.config.lease.margin);
         let old = signing(&all).map(|key| (key.times.id, retires_at));
+        let before = old.map(|(id, _)| id.to_string());
+        let told = audit::told(app, by, Action::KeyRotated, new.times.id).with_any("before", before.as_ref());
         let forget = app.keys.forget_after();
-        let done = app.store.signing_key_rotate(old, &new, now.minus(SHOWN_FOR)).await;
+        let done = app.store.signing_key_rotate(old, &new, now.minus(SHOWN_FOR), &[told]).await;
         drop(forget);
         if unless_meanwhile(done)? {
-            let before = old.map(|(id, _)| id.to_string());
             tracing::info!(key = %new.times.id, before, by = %by.id, "a new key signs");
             return Ok(view(&new, now));
         }
@@ -119,7 +125,7 @@ pub async fn key_rotate(app: &App, by: &Token) -> Result<KeyView, Failure> {
 /// Has what the key signed be refused: here at once, elsewhere within a second. If it signs, a new one signs in its place.
 pub async fn key_withdraw(app: &App, by: &Token, id: KeyId) -> Result<KeyView, Failure> {
     deployment_admin(app, by).await?;
-    withdraw(app, id, &by.id.to_string()).await
+    withdraw(app, id, audit::told(app, by, Action::KeyWithdrawn, id)).await
 }
 
 /// Withdraws every key that verifies: of a copy that was restored nobody knows which were withdrawn since it was made.
@@ -127,14 +133,15 @@ pub(crate) async fn keys_withdraw_all(app: &App) -> Result<(), Failure> {
     if !app.keys.signs() {
         return Ok(());
     }
-    let now = app.now();
+    let (deployment, now) = (app.keys.keys(&app.store).await?.deployment, app.now());
     for key in app.store.signing_keys().await?.iter().filter(|key| key.times.verifies(now)) {
-        withdraw(app, key.times.id, "a restore").await?;
+        let told = Entry::new(deployment, now, Actor::Server, Action::KeyWithdrawn, key.times.id);
+        withdraw(app, key.times.id, told.with("why", "a restore")).await?;
     }
     Ok(())
 }
 
-async fn withdraw(app: &App, id: KeyId, by: &str) -> Result<KeyView, Failure> {
+async fn withdraw(app: &App, id: KeyId, told: Entry) -> Result<KeyView, Failure> {
     for _ in 0..SWAPS_MAX {
         let (all, now) = (app.store.signing_keys().await?, app.now());
         let key = all.iter().find(|key| key.times.id == id).ok_or_else(|| Failure::not_found("key", id))?;
@@ -142,12 +149,13 @@ async fn withdraw(app: &App, id: KeyId, by: &str) -> Result<KeyView, Failure> {
             true => Some(drawn(app).await?),
             false => None,
         };
+        let in_its_place = new.as_ref().map(|new| new.times.id.to_string());
+        let told = told.clone().with_any("in_its_place", in_its_place.as_ref());
         let forget = app.keys.forget_after();
-        let done = app.store.signing_key_withdraw(id, now, new.as_ref()).await;
+        let done = app.store.signing_key_withdraw(id, now, new.as_ref(), &[told]).await;
         drop(forget);
         if unless_meanwhile(done)? {
-            let in_its_place = new.map(|new| new.times.id.to_string());
-            tracing::warn!(key = %id, in_its_place, by, "a key was withdrawn");
+            tracing::warn!(key = %id, in_its_place, "a key was withdrawn");
             let mut shown = view(key, now);
             shown.withdrawn_at.get_or_insert(now);
             return Ok(KeyView { state: keys::KeyState::Withdrawn, ..shown });
@@ -179,7 +187,8 @@ pub(super) async fn envelope_replace(app: &App, by: &Token) -> Result<(EnvelopeI
             let sealed = new_data.seal(Kind::SigningKey, id, &secret).map_err(Failure::internal)?;
             resealed.push(Resealed { id, sealed });
         }
-        if unless_meanwhile(app.store.envelope_rotate(old.id, &new, &resealed).await)? {
+        let told = audit::told(app, by, Action::EnvelopeRotated, new.id).with("before", old.id);
+        if unless_meanwhile(app.store.envelope_rotate(old.id, &new, &resealed, &[told]).await)? {
             tracing::info!(envelope = %new.id, before = %old.id, by = %by.id, "a new data key seals");
             return Ok((new.id, u32::try_from(resealed.len()).unwrap_or(u32::MAX)));
         }

@@ -6,6 +6,7 @@
 //!
 //! Left out: who may ask (`auth`), how it is asked (`http`).
 
+pub mod audit;
 pub mod changes;
 pub mod enrol;
 pub mod events;

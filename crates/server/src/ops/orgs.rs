@@ -3,7 +3,8 @@
 use holm_api::orgs::{CreateOrg, OrgLimitView, OrgLimitsView, SetOrgLimits};
 use holm_domain::{
     ErrorCode,
-    access::{Action, Role, Token},
+    access::{self, Role, Token},
+    audit::{Action, Actor, Entry},
     error::InvalidField,
     org_limits::{OrgLimit, OrgLimits},
 };
@@ -11,8 +12,9 @@ use holm_store::{Error, Org, Project};
 use secrecy::SecretString;
 
 use super::{
+    audit,
     runs::DEFAULT_PROJECT,
-    tokens::{not_private, token_draw},
+    tokens::{not_private, token_draw, token_told},
 };
 use crate::{app::App, auth::bootstrap::DEFAULT_ORG, ids, problem::Failure};
 
@@ -41,7 +43,9 @@ pub async fn org_create(app: &App, by: &Token, body: CreateOrg) -> Result<(Org, 
     let org = Org { id: ids::org(), name: body.name, created_at: now };
     let project = Project { id: ids::project(), org: org.id, name: DEFAULT_PROJECT.to_owned(), created_at: now };
     let (token, secret) = token_draw(&app.config.clock, org.id, Role::Admin, FIRST_TOKEN.to_owned(), None);
-    match app.store.org_found(&org, &project, &token).await {
+    let told = audit::told(app, by, Action::OrgCreated, org.id).with("name", &org.name);
+    let first = Entry::new(org.id, now, Actor::Server, Action::TokenCreated, token.id);
+    match app.store.org_found(&org, &project, &token, &[told, token_told(first, &token)]).await {
         Ok(()) => {}
         Err(Error::Conflict { .. }) => {
             let detail = format!("there is an org `{}` already; choose another name", org.name);
@@ -75,7 +79,7 @@ pub(super) async fn visible(app: &App, token: &Token, org: &str) -> Result<Org, 
         Err(_) => app.store.org_by_name(org).await?,
     };
     let found = found.ok_or_else(|| Failure::not_found("org", org))?;
-    if found.id == token.org || (token.role.allows(Action::Administer) && is_of_default(app, token).await?) {
+    if found.id == token.org || (token.role.allows(access::Action::Administer) && is_of_default(app, token).await?) {
         return Ok(found);
     }
     Err(Failure::not_found("org", org))
@@ -102,7 +106,11 @@ pub async fn org_limits_set(
     let org = visible(app, token, org).await?;
     let read = body.limits.iter().map(|(name, value)| read(name, *value));
     for (limit, value) in read.collect::<Result<Vec<_>, _>>()? {
-        app.store.org_limit_set(org.id, limit, value).await?;
+        let told = audit::told(app, token, Action::OrgLimitsSet, org.id).with("name", &org.name);
+        let told = told
+            .with("limit", limit.as_str())
+            .with("value", value.map_or("default".to_owned(), |value| value.to_string()));
+        app.store.org_limit_set(org.id, limit, value, &[told]).await?;
         tracing::info!(org = %org.id, limit = limit.as_str(), value, "a limit was set");
     }
     app.limiter.forget(org.id);

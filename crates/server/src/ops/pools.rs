@@ -3,9 +3,14 @@
 use std::collections::BTreeMap;
 
 use holm_api::orgs::{OrgView, PoolView};
-use holm_domain::{AgentId, ErrorCode, OrgId, access::Token, error::InvalidField, host::Host, limits::LABEL_BYTES_MAX};
+use holm_domain::{
+    AgentId, ErrorCode, OrgId, access::Token, audit::Action, error::InvalidField, host::Host, limits::LABEL_BYTES_MAX,
+};
 
-use super::orgs::{must_rule, visible};
+use super::{
+    audit,
+    orgs::{must_rule, visible},
+};
 use crate::{app::App, problem::Failure};
 
 fn check_pool(pool: &str) -> Result<(), InvalidField> {
@@ -42,7 +47,8 @@ pub async fn pool_share(app: &App, by: &Token, pool: &str, org: &str) -> Result<
         let problem = "name another org: the hosts are of this one, and serve it anyway";
         return Err(InvalidField::new("org", org.name, problem).into());
     }
-    app.store.pool_share(by.org, pool, org.id).await?;
+    let told = audit::told(app, by, Action::PoolShared, pool).with("org", org.id).with("org_name", &org.name);
+    app.store.pool_share(by.org, pool, org.id, &[told]).await?;
     tracing::info!(pool, org = %org.id, by = %by.id, "a pool is shared");
     changed(app, by.org, pool);
     show(app, by.org, pool).await
@@ -53,7 +59,8 @@ pub async fn pool_unshare(app: &App, by: &Token, pool: &str, org: &str) -> Resul
     must_rule(app, by, "pools are shared").await?;
     check_pool(pool)?;
     let org = visible(app, by, org).await?;
-    if app.store.pool_unshare(pool, org.id).await? {
+    let told = audit::told(app, by, Action::PoolUnshared, pool).with("org", org.id).with("org_name", &org.name);
+    if app.store.pool_unshare(pool, org.id, &[told]).await? {
         tracing::info!(pool, org = %org.id, by = %by.id, "a pool is shared no longer");
         changed(app, by.org, pool);
     }
@@ -93,7 +100,9 @@ async fn host_of(app: &App, org: OrgId, id: AgentId) -> Result<Host, Failure> {
 }
 
 async fn move_host(app: &App, by: &Token, host: &Host, (pool, is_in): (&str, bool)) -> Result<(), Failure> {
-    app.store.host_pool(host, is_in.then_some(pool)).await?;
+    let action = if is_in { Action::PoolHostAdded } else { Action::PoolHostRemoved };
+    let told = audit::told(app, by, action, pool).with("host", host.id).with("host_name", &host.name);
+    app.store.host_pool(host, is_in.then_some(pool), &[told]).await?;
     tracing::info!(pool, agent = %host.id, by = %by.id, is_in, "the pool of a host changed");
     changed(app, by.org, pool);
     Ok(())

@@ -2,11 +2,13 @@
 //!
 //! What always holds: a credential is for what the keeper of its secret has bound that to, when the run is taken in and again
 //! when the secret is given (SPEC G3); they are given to the agent that holds the lease, while that lives and before the command
-//! was started, and sealed for the proxy of the sandbox alone; that they were is in the log, by name and version.
+//! was started, and sealed for the proxy of the sandbox alone; that they were is in the
+//! audit log of the org before they are, by name and version.
 
 use holm_api::run_secrets::{AskSecrets, Place, RunSecret, SealedSecrets, seal};
 use holm_domain::{
     ErrorCode, OrgId, ProjectId, RunId,
+    audit::{Action, Actor, Entry},
     egress::{
         bound::Bound,
         credential::{Credential, VALUES_BYTES_MAX},
@@ -68,16 +70,19 @@ pub async fn run_secrets(app: &App, speaker: &Speaker, id: RunId, body: AskSecre
         let detail = "the command of the run was started; its secrets are given before that";
         return Err(Failure::new(ErrorCode::Conflict, detail));
     }
-    let secrets: Vec<_> = opened(app, &run)
-        .await?
-        .into_iter()
-        .map(|Opened { name, version, value, .. }| RunSecret { name, version, value })
-        .collect();
+    let opened = opened(app, &run).await?;
+    let given = |Opened { name, version, .. }: &Opened| {
+        tracing::info!(run = %id, fence, org = %run.org, %agent, %name, version, "a secret was given to a run");
+        let told = Entry::new(run.org, app.now(), Actor::Agent(agent), Action::SecretGiven, name);
+        told.with("version", version).with("run", id).with("fence", fence)
+    };
+    let told: Vec<Entry> = opened.iter().map(given).collect();
+    let secrets: Vec<_> =
+        opened.into_iter().map(|Opened { name, version, value, .. }| RunSecret { name, version, value }).collect();
     let sealed = seal(key, Place { run: id, fence }, &secrets)
         .map_err(|error| InvalidField::new("key", format!("{key:?}"), format!("{error}; give another key")))?;
-    for RunSecret { name, version, .. } in &secrets {
-        tracing::info!(run = %id, fence, org = %run.org, %agent, %name, version, "a secret was given to a run");
-    }
+    // What cannot be told is not given.
+    app.store.audit_append(&told).await?;
     Ok(sealed)
 }
 

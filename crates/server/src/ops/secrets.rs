@@ -10,6 +10,7 @@ use holm_api::secrets::{BindSecret, CreateSecret, DeleteSecret, RotateSecret, Se
 use holm_domain::{
     EnvelopeId, ErrorCode, OrgId, ProjectId,
     access::Token,
+    audit::Action,
     egress::bound::Bound,
     error::InvalidField,
     secret::{SecretName, check_value},
@@ -18,6 +19,7 @@ use holm_store::{EnvelopeKey, Error, KeptSecret, Project, ResealedSecret, SECRET
 use secrecy::SecretString;
 
 use super::{
+    audit,
     keys::{envelope, unless_meanwhile},
     project_named,
 };
@@ -68,7 +70,9 @@ pub async fn secret_create(app: &App, by: &Token, body: CreateSecret) -> Result<
             updated_at: now,
         };
         let kept = seal(app, secret, &value).await?;
-        if unless_meanwhile(app.store.secret_create(&kept).await)? {
+        let told = audit::told(app, by, Action::SecretCreated, &name).with_any("project", project.as_ref());
+        let told = told.with("version", 1).with("for", &bound);
+        if unless_meanwhile(app.store.secret_create(&kept, &[told]).await)? {
             tracing::info!(org = %by.org, project, name = %name, version = 1, %bound, by = %by.id, "a secret was made");
             return Ok(view(kept.secret, project));
         }
@@ -92,7 +96,9 @@ pub async fn secret_rotate(
         let version = secret.version + 1;
         let next = bound.clone().unwrap_or_else(|| secret.bound.clone());
         let kept = seal(app, Secret { version, bound: next, updated_at: app.now(), ..secret }, &value).await?;
-        match app.store.secret_replace(&kept, bound.as_ref()).await {
+        let told = audit::told(app, by, Action::SecretReplaced, name).with_any("project", project.as_ref());
+        let told = told.with("version", version).with_any("for", bound.as_ref());
+        match app.store.secret_replace(&kept, bound.as_ref(), &[told]).await {
             // Others changed it meanwhile, or removed it: look again.
             Err(Error::Conflict { .. } | Error::NotFound { .. }) => {}
             done => {
@@ -114,7 +120,8 @@ pub async fn secret_bind(app: &App, by: &Token, name: &SecretName, body: BindSec
     for _ in 0..SWAPS_MAX {
         let Some(KeptSecret { secret, .. }) = scope.own(app, name).await? else { return Err(scope.is_missing(name)) };
         let secret = Secret { bound: bound.clone(), ..secret };
-        match app.store.secret_bind(&secret).await {
+        let told = audit::told(app, by, Action::SecretBound, name).with_any("project", project.as_ref());
+        match app.store.secret_bind(&secret, &[told.with("for", &bound)]).await {
             // Others changed it meanwhile, or removed it: look again.
             Err(Error::Conflict { .. } | Error::NotFound { .. }) => {}
             done => {
@@ -146,7 +153,8 @@ pub async fn secrets_list(app: &App, org: OrgId) -> Result<Vec<SecretView>, Fail
 /// Removes a secret, with all that is kept of its value.
 pub async fn secret_delete(app: &App, by: &Token, name: &SecretName, of: DeleteSecret) -> Result<(), Failure> {
     let scope = Scope::of(app, by.org, of.project.as_deref()).await?;
-    match app.store.secret_delete(by.org, scope.id(), name).await {
+    let told = audit::told(app, by, Action::SecretRemoved, name).with_any("project", of.project.as_ref());
+    match app.store.secret_delete(by.org, scope.id(), name, &[told]).await {
         Ok(version) => {
             tracing::info!(org = %by.org, project = of.project, name = %name, version, by = %by.id, "a secret was removed");
             Ok(())

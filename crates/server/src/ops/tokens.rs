@@ -6,10 +6,12 @@ use holm_api::tokens::CreateToken;
 use holm_domain::{
     ErrorCode, OrgId, TokenId,
     access::{Role, Token},
+    audit::{Action, Actor, Entry},
     error::InvalidField,
 };
 use secrecy::{ExposeSecret as _, SecretString};
 
+use super::audit;
 use crate::{app::App, auth, clock::Clock, ids, problem::Failure};
 use holm_store::Store;
 
@@ -20,8 +22,8 @@ const LIFE_S_MIN: u64 = 60;
 /// The longest life of a token that has an end, in seconds: ten years.
 const LIFE_S_MAX: u64 = 10 * 366 * 24 * 3_600;
 
-/// Makes a token of the org; the secret is nowhere but in the answer.
-pub async fn token_create(app: &App, org: OrgId, body: CreateToken) -> Result<(Token, SecretString), Failure> {
+/// Makes a token of the org of `by`; the secret is nowhere but in the answer.
+pub async fn token_create(app: &App, by: &Token, body: CreateToken) -> Result<(Token, SecretString), Failure> {
     not_private(app)?;
     check_name("name", &body.name)?;
     let life = body.expires_in_s;
@@ -30,7 +32,10 @@ pub async fn token_create(app: &App, org: OrgId, body: CreateToken) -> Result<(T
         return Err(InvalidField::new("expires_in_s", seconds, problem).into());
     }
     let life = life.map(Duration::from_secs);
-    Ok(token_issue(&app.store, &app.config.clock, org, body.role, body.name, life).await?)
+    let (token, secret) = token_draw(&app.config.clock, by.org, body.role, body.name, life);
+    let told = token_told(audit::told(app, by, Action::TokenCreated, token.id), &token);
+    app.store.token_create(&token, &[told]).await?;
+    Ok((token, secret))
 }
 
 /// Refuses what would let others in where nobody but the user may be.
@@ -43,7 +48,13 @@ pub(super) fn not_private(app: &App) -> Result<(), Failure> {
     Err(Failure::new(ErrorCode::Forbidden, detail))
 }
 
-/// Draws a secret and stores its token.
+/// What is told of a token that is made.
+pub(super) fn token_told(told: Entry, token: &Token) -> Entry {
+    let expires_at = token.expires_at.map(|at| at.0);
+    told.with("name", &token.name).with("role", token.role.as_str()).with_any("expires_at", expires_at)
+}
+
+/// Draws a secret and stores its token, for whoever starts the server.
 pub(crate) async fn token_issue(
     store: &Store,
     clock: &Clock,
@@ -53,7 +64,8 @@ pub(crate) async fn token_issue(
     life: Option<Duration>,
 ) -> holm_store::Result<(Token, SecretString)> {
     let (token, secret) = token_draw(clock, org, role, name, life);
-    store.token_create(&token).await?;
+    let told = Entry::new(org, token.created_at, Actor::Server, Action::TokenCreated, token.id);
+    store.token_create(&token, &[token_told(told, &token)]).await?;
     Ok((token, secret))
 }
 
@@ -90,11 +102,12 @@ pub(crate) fn check_name(field: &str, name: &str) -> Result<(), InvalidField> {
 }
 
 /// Revokes a token of the org at once. Revoking again changes nothing.
-pub async fn token_revoke(app: &App, org: OrgId, id: TokenId) -> Result<(), Failure> {
+pub async fn token_revoke(app: &App, by: &Token, id: TokenId) -> Result<(), Failure> {
     let forget = app.tokens.forget_after(move |_, token| token.id == id);
-    app.store.token_revoke(org, id, app.now()).await?;
+    let told = audit::told(app, by, Action::TokenRevoked, id);
+    app.store.token_revoke(by.org, id, app.now(), &[told]).await?;
     drop(forget);
     // Whoever waits with it is refused now.
-    app.wakers.ring_agents(org);
+    app.wakers.ring_agents(by.org);
     Ok(())
 }

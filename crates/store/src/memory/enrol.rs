@@ -2,6 +2,7 @@
 
 use holm_domain::{
     AgentId, OrgId, TokenId, UnixMicros,
+    audit::Entry,
     enrol::{Enrolled, HostKey, HostPublicKey, Join, JoinUse},
     host::Host,
 };
@@ -25,7 +26,7 @@ impl State {
 }
 
 impl Memory {
-    pub(crate) fn join_create(&self, join: &Join, forget_before: UnixMicros) -> Result<()> {
+    pub(crate) fn join_create(&self, join: &Join, forget_before: UnixMicros, told: &[Entry]) -> Result<()> {
         let mut state = self.lock();
         state.org_must_be(join.org)?;
         if state.joins.contains_key(&join.id) || state.joins.values().any(|other| other.hash == join.hash) {
@@ -42,6 +43,7 @@ impl Memory {
             ended.iter().rev().skip(JOIN_TOKENS_ENDED_MAX as usize).map(|join| join.id).collect();
         state.joins.retain(|id, _| !forgotten.contains(id));
         state.joins.insert(join.id, Join { revoked_at: None, used: None, ..join.clone() });
+        state.tell(told);
         Ok(())
     }
 
@@ -57,18 +59,28 @@ impl Memory {
         self.lock().joins.get(&id).filter(|join| join.org == org).cloned()
     }
 
-    pub(crate) fn join_revoke(&self, org: OrgId, id: TokenId, now: UnixMicros) -> Result<()> {
+    pub(crate) fn join_revoke(&self, org: OrgId, id: TokenId, now: UnixMicros, told: &[Entry]) -> Result<()> {
         let mut state = self.lock();
         let join = state.joins.get_mut(&id).filter(|join| join.org == org);
         let join = join.ok_or(Error::NotFound { what: "join token" })?;
         if join.used.is_some() {
             return Err(Error::Conflict { what: "join token" });
         }
-        join.revoked_at.get_or_insert(now);
+        if join.revoked_at.is_none() {
+            join.revoked_at = Some(now);
+            state.tell(told);
+        }
         Ok(())
     }
 
-    pub(crate) fn host_enrol(&self, org: OrgId, id: TokenId, used: JoinUse, expected: Option<&Host>) -> Result<()> {
+    pub(crate) fn host_enrol(
+        &self,
+        org: OrgId,
+        id: TokenId,
+        used: JoinUse,
+        expected: Option<&Host>,
+        told: &[Entry],
+    ) -> Result<()> {
         let mut state = self.lock();
         let works = |join: &Join| {
             join.org == org && join.used.is_none() && join.revoked_at.is_none() && join.expires_at > used.at
@@ -93,6 +105,7 @@ impl Memory {
         if let Some(join) = state.joins.get_mut(&id) {
             join.used = Some(used);
         }
+        state.tell(told);
         Ok(())
     }
 
@@ -110,13 +123,17 @@ impl Memory {
         agent: AgentId,
         meant: Option<HostPublicKey>,
         now: UnixMicros,
+        told: &[Entry],
     ) -> Result<HostKey> {
         let mut state = self.lock();
         let public = meant.map(|meant| meant.0).or_else(|| state.current_keys.get(&agent).copied());
         let found = public.and_then(|public| state.host_keys.get_mut(&public));
         let found = found.filter(|known| (known.org, known.agent) == (org, agent));
         let key = &mut found.ok_or(Error::NotFound { what: "host key" })?.key;
+        let is_new = key.revoked_at.is_none();
         key.revoked_at.get_or_insert(now);
-        Ok(*key)
+        let key = *key;
+        state.tell(if is_new { told } else { &[] });
+        Ok(key)
     }
 }

@@ -1,6 +1,6 @@
 //! The keys of the deployment in memory.
 
-use holm_domain::{EnvelopeId, KeyId, UnixMicros};
+use holm_domain::{EnvelopeId, KeyId, UnixMicros, audit::Entry};
 
 use super::{Memory, State};
 use crate::{
@@ -50,11 +50,11 @@ impl Keys {
 
 impl State {
     /// Changes a copy and keeps it if nothing went wrong: a transaction.
-    fn keys_change(&mut self, change: impl FnOnce(&mut Keys) -> Result<()>) -> Result<()> {
+    fn keys_change<T>(&mut self, change: impl FnOnce(&mut Keys) -> Result<T>) -> Result<T> {
         let mut keys = self.keys.clone();
-        change(&mut keys)?;
+        let done = change(&mut keys)?;
         self.keys = keys;
-        Ok(())
+        Ok(done)
     }
 }
 
@@ -87,8 +87,15 @@ impl Memory {
         })
     }
 
-    pub(crate) fn envelope_rotate(&self, old: EnvelopeId, new: &EnvelopeKey, resealed: &[Resealed]) -> Result<()> {
-        self.lock().keys_change(|keys| {
+    pub(crate) fn envelope_rotate(
+        &self,
+        old: EnvelopeId,
+        new: &EnvelopeKey,
+        resealed: &[Resealed],
+        told: &[Entry],
+    ) -> Result<()> {
+        let mut state = self.lock();
+        state.keys_change(|keys| {
             match keys.envelope.replace(new.clone()) {
                 Some(found) if found.id == old => keys.retired.push(found),
                 _ => return Err(CONFLICT),
@@ -98,7 +105,9 @@ impl Memory {
                 *private.1 = SealedSecret { by: new.id, bytes: sealed.sealed.clone() };
             }
             Ok(())
-        })
+        })?;
+        state.tell(told);
+        Ok(())
     }
 
     pub(crate) fn signing_keys(&self) -> Vec<SigningKey> {
@@ -110,8 +119,10 @@ impl Memory {
         old: Option<(KeyId, UnixMicros)>,
         new: &SigningKey,
         forget_before: UnixMicros,
+        told: &[Entry],
     ) -> Result<()> {
-        self.lock().keys_change(|keys| {
+        let mut state = self.lock();
+        state.keys_change(|keys| {
             if let Some((id, retires_at)) = old {
                 let found = keys.signing.iter_mut().find(|key| key.times.id == id && signs(key)).ok_or(CONFLICT)?;
                 found.times.retires_at = Some(retires_at);
@@ -120,20 +131,33 @@ impl Memory {
             let ended = |key: &SigningKey| key.times.withdrawn_at.or(key.times.retires_at);
             keys.signing.retain(|key| ended(key).is_none_or(|at| at >= forget_before));
             keys.add(new, SIGNING_KEYS_MAX)
-        })
+        })?;
+        state.tell(told);
+        Ok(())
     }
 
-    pub(crate) fn signing_key_withdraw(&self, id: KeyId, now: UnixMicros, new: Option<&SigningKey>) -> Result<()> {
-        self.lock().keys_change(|keys| {
+    pub(crate) fn signing_key_withdraw(
+        &self,
+        id: KeyId,
+        now: UnixMicros,
+        new: Option<&SigningKey>,
+        told: &[Entry],
+    ) -> Result<()> {
+        let mut state = self.lock();
+        let is_new = state.keys_change(|keys| {
             let found = keys.signing.iter_mut().find(|key| key.times.id == id);
             let found = found.ok_or(Error::NotFound { what: "key" })?;
+            let is_new = found.times.withdrawn_at.is_none();
             found.times.withdrawn_at.get_or_insert(now);
             found.private = None;
             match new {
-                Some(new) => keys.add(new, WITHDRAWN_KEYS_MAX),
-                None if !keys.signing.iter().any(signs) => Err(CONFLICT),
-                None => Ok(()),
+                Some(new) => keys.add(new, WITHDRAWN_KEYS_MAX)?,
+                None if !keys.signing.iter().any(signs) => return Err(CONFLICT),
+                None => {}
             }
-        })
+            Ok(is_new)
+        })?;
+        state.tell(if is_new { told } else { &[] });
+        Ok(())
     }
 }

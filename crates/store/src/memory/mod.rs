@@ -1,5 +1,6 @@
 //! The store in memory: what the other engines do, in the plainest form. The conformance suite holds them to the same.
 
+mod audit;
 mod enrol;
 mod keys;
 mod org_limits;
@@ -18,6 +19,7 @@ use std::{
 use holm_domain::{
     AgentId, OrgId, ProjectId, RunId, SecretId, TokenId, UnixMicros,
     access::Token,
+    audit::Record,
     enrol::{Enrolled, Join},
     host::Host,
     org_limits::OrgOverrides,
@@ -75,6 +77,7 @@ struct State {
     doomed: BTreeMap<(DoomedPart, RunId), Doomed>,
     keys: keys::Keys,
     secrets: BTreeMap<SecretId, KeptSecret>,
+    audit: BTreeMap<OrgId, Vec<Record>>,
     idempotency: BTreeMap<(OrgId, String), ([u8; 32], RunId)>,
 }
 

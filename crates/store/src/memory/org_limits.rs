@@ -2,6 +2,7 @@
 
 use holm_domain::{
     OrgId, UnixMicros,
+    audit::Entry,
     org_limits::{OrgLimit, OrgOverrides},
     run::RunState,
 };
@@ -14,12 +15,15 @@ impl Memory {
         self.lock().org_limits.get(&org).copied().unwrap_or_default()
     }
 
-    pub(crate) fn org_limit_set(&self, org: OrgId, limit: OrgLimit, value: Option<u64>) -> Result<()> {
+    pub(crate) fn org_limit_set(&self, org: OrgId, limit: OrgLimit, value: Option<u64>, told: &[Entry]) -> Result<()> {
         let mut state = self.lock();
         if value.is_some() {
             state.org_must_be(org)?;
         }
-        state.org_limits.entry(org).or_default().set(limit, value);
+        let own = state.org_limits.entry(org).or_default();
+        let is_change = value.is_some() || own.of(limit).is_some();
+        own.set(limit, value);
+        state.tell(if is_change { told } else { &[] });
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use holm_domain::{AgentId, OrgId, RunId, host::Host, run::Run};
+use holm_domain::{AgentId, OrgId, RunId, audit::Entry, host::Host, run::Run};
 
 use super::{Memory, State, tenants::room};
 use crate::{
@@ -18,7 +18,7 @@ impl State {
 }
 
 impl Memory {
-    pub(crate) fn pool_share(&self, pool: &str, org: OrgId) -> Result<()> {
+    pub(crate) fn pool_share(&self, pool: &str, org: OrgId, told: &[Entry]) -> Result<()> {
         let mut state = self.lock();
         state.org_must_be(org)?;
         let pair = (pool.to_owned(), org);
@@ -26,12 +26,16 @@ impl Memory {
             room(ORGS_OF_POOLS, state.pool_orgs.len(), POOL_PAIRS_MAX)?;
             room(ORGS_OF_POOL, state.pool_orgs.iter().filter(|(shared, _)| shared == pool).count(), POOL_ORGS_MAX)?;
             state.pool_orgs.insert(pair);
+            state.tell(told);
         }
         Ok(())
     }
 
-    pub(crate) fn pool_unshare(&self, pool: &str, org: OrgId) -> bool {
-        self.lock().pool_orgs.remove(&(pool.to_owned(), org))
+    pub(crate) fn pool_unshare(&self, pool: &str, org: OrgId, told: &[Entry]) -> bool {
+        let mut state = self.lock();
+        let did = state.pool_orgs.remove(&(pool.to_owned(), org));
+        state.tell(if did { told } else { &[] });
+        did
     }
 
     pub(crate) fn pool_list(&self) -> Vec<(String, OrgId)> {

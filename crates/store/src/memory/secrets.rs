@@ -2,6 +2,7 @@
 
 use holm_domain::{
     EnvelopeId, OrgId, ProjectId, SecretId,
+    audit::Entry,
     egress::bound::Bound,
     secret::{SECRETS_MAX, SecretName},
 };
@@ -28,7 +29,7 @@ impl State {
 }
 
 impl Memory {
-    pub(crate) fn secret_create(&self, new: &KeptSecret) -> Result<()> {
+    pub(crate) fn secret_create(&self, new: &KeptSecret, told: &[Entry]) -> Result<()> {
         let mut state = self.lock();
         let Secret { id, org, project, name, .. } = &new.secret;
         state.keys.seals_still(new.sealed.by)?;
@@ -42,10 +43,11 @@ impl Memory {
             return Err(Error::NotFound { what: "org or project" });
         }
         state.secrets.insert(*id, new.clone());
+        state.tell(told);
         Ok(())
     }
 
-    pub(crate) fn secret_replace(&self, new: &KeptSecret, bound: Option<&Bound>) -> Result<()> {
+    pub(crate) fn secret_replace(&self, new: &KeptSecret, bound: Option<&Bound>, told: &[Entry]) -> Result<()> {
         let mut state = self.lock();
         state.keys.seals_still(new.sealed.by)?;
         let found = state.secrets.get_mut(&new.secret.id).filter(|kept| kept.secret.org == new.secret.org);
@@ -59,23 +61,32 @@ impl Memory {
         if let Some(bound) = bound {
             found.secret.bound = bound.clone();
         }
+        state.tell(told);
         Ok(())
     }
 
-    pub(crate) fn secret_bind(&self, new: &Secret) -> Result<()> {
+    pub(crate) fn secret_bind(&self, new: &Secret, told: &[Entry]) -> Result<()> {
         let mut state = self.lock();
         let found = state.secrets.get_mut(&new.id).filter(|kept| kept.secret.org == new.org).ok_or(NOT_FOUND)?;
         if !self.is_current(new.version, found.secret.version) {
             return Err(CONFLICT);
         }
         found.secret.bound = new.bound.clone();
+        state.tell(told);
         Ok(())
     }
 
-    pub(crate) fn secret_delete(&self, org: OrgId, project: Option<ProjectId>, name: &SecretName) -> Result<u64> {
+    pub(crate) fn secret_delete(
+        &self,
+        org: OrgId,
+        project: Option<ProjectId>,
+        name: &SecretName,
+        told: &[Entry],
+    ) -> Result<u64> {
         let mut state = self.lock();
         let Secret { id, version, .. } = state.secret_named(org, project, name).ok_or(NOT_FOUND)?.secret;
         state.secrets.remove(&id);
+        state.tell(told);
         Ok(version)
     }
 

@@ -3,6 +3,7 @@
 use holm_domain::{
     AgentId, InstanceId, OrgId, TokenId, UnixMicros,
     access::Token,
+    audit::Entry,
     enrol::Enrolled,
     host::{Cordon, Host},
 };
@@ -33,12 +34,12 @@ impl Memory {
         Ok(())
     }
 
-    pub(crate) fn org_found(&self, org: &Org, project: &Project, token: &Token) -> Result<()> {
+    pub(crate) fn org_found(&self, org: &Org, project: &Project, token: &Token, told: &[Entry]) -> Result<()> {
         room("orgs", self.lock().orgs.len(), ORGS_MAX)?;
         // The others of an org that is new, with ids that nobody has, are not refused.
         self.org_create(org)?;
         self.project_create(project)?;
-        self.token_create(token)
+        self.token_create(token, told)
     }
 
     pub(crate) fn org_list(&self) -> Vec<Org> {
@@ -78,7 +79,7 @@ impl Memory {
         found
     }
 
-    pub(crate) fn token_create(&self, token: &Token) -> Result<()> {
+    pub(crate) fn token_create(&self, token: &Token, told: &[Entry]) -> Result<()> {
         let mut state = self.lock();
         state.org_must_be(token.org)?;
         if state.tokens.contains_key(&token.id) || state.tokens.values().any(|other| other.hash == token.hash) {
@@ -87,6 +88,7 @@ impl Memory {
         let live = state.tokens.values().filter(|other| other.org == token.org && other.revoked_at.is_none()).count();
         room("tokens of an org", live, TOKENS_MAX)?;
         state.tokens.insert(token.id, token.clone());
+        state.tell(told);
         Ok(())
     }
 
@@ -105,11 +107,14 @@ impl Memory {
         found
     }
 
-    pub(crate) fn token_revoke(&self, org: OrgId, id: TokenId, now: UnixMicros) -> Result<()> {
+    pub(crate) fn token_revoke(&self, org: OrgId, id: TokenId, now: UnixMicros, told: &[Entry]) -> Result<()> {
         let mut state = self.lock();
         let token = state.tokens.get_mut(&id).filter(|token| token.org == org);
         let token = token.ok_or(Error::NotFound { what: "token" })?;
-        token.revoked_at.get_or_insert(now);
+        if token.revoked_at.is_none() {
+            token.revoked_at = Some(now);
+            state.tell(told);
+        }
         Ok(())
     }
 
@@ -144,7 +149,7 @@ impl Memory {
         Ok(())
     }
 
-    pub(crate) fn host_pool(&self, host: &Host, pool: Option<&str>) -> Result<()> {
+    pub(crate) fn host_pool(&self, host: &Host, pool: Option<&str>, told: &[Entry]) -> Result<()> {
         let mut state = self.lock();
         let known = state.hosts.get(&host.id).filter(|known| known.org == host.org);
         if known.is_none_or(|known| state.whole(known).pool != host.pool) {
@@ -154,13 +159,17 @@ impl Memory {
             Some(pool) => drop(state.pools.insert(host.id, (pool.to_owned(), host.voice()))),
             None => drop(state.pools.remove(&host.id)),
         }
+        state.tell(told);
         Ok(())
     }
 
-    pub(crate) fn host_cordon(&self, org: OrgId, id: AgentId, cordon: Option<&Cordon>) -> Result<()> {
+    pub(crate) fn host_cordon(&self, org: OrgId, id: AgentId, cordon: Option<&Cordon>, told: &[Entry]) -> Result<()> {
         let mut state = self.lock();
         let host = state.hosts.get_mut(&id).filter(|host| host.org == org).ok_or(Error::NotFound { what: "host" })?;
-        host.cordon = cordon.map(|new| host.cordon.clone().unwrap_or_else(|| new.clone()));
+        if host.cordon.is_some() != cordon.is_some() {
+            host.cordon = cordon.cloned();
+            state.tell(told);
+        }
         Ok(())
     }
 

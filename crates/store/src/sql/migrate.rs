@@ -19,7 +19,12 @@ const STEPS: &[&str] = &[
     include_str!("../../migrations/0009_host_keys.sql"),
     include_str!("../../migrations/0010_pools.sql"),
     include_str!("../../migrations/0011_secrets.sql"),
+    include_str!("../../migrations/0012_audit.sql"),
 ];
+
+/// By which either engine refuses to change the audit log: triggers, of which each has its own form.
+const AUDIT_SQLITE: &str = include_str!("../../migrations/0012_audit_sqlite.sql");
+const AUDIT_POSTGRES: &str = include_str!("../../migrations/0012_audit_postgres.sql");
 
 const TABLE: &str = "create table if not exists schema_steps (step bigint primary key)";
 
@@ -59,14 +64,15 @@ async fn bring(db: &Db, steps: &'static [&'static str]) -> Result<()> {
     tx.commit().await
 }
 
-/// Executes statements whose types are written for either engine.
+/// Executes statements whose types, and what has a form of its own on each engine, are written for either.
 async fn script(tx: &mut Tx, text: &'static str) -> Result<()> {
     // Bytes are ordered as bytes on both engines, whatever the locale of the database is.
-    let (text_type, bytes_type) = match tx {
-        Tx::Sqlite(_) => ("text", "blob"),
-        Tx::Postgres(_) => ("text collate \"C\"", "bytea"),
+    let (text_type, bytes_type, append_only) = match tx {
+        Tx::Sqlite(_) => ("text", "blob", AUDIT_SQLITE),
+        Tx::Postgres(_) => ("text collate \"C\"", "bytea", AUDIT_POSTGRES),
     };
     let text = text.replace("{text}", text_type).replace("{bytes}", bytes_type);
+    let text = text.replace("{append_only_audit}", append_only);
     let sql = sqlx::raw_sql(AssertSqlSafe(text));
     let done = match tx {
         Tx::Sqlite(tx) => (&mut **tx).execute(sql).await.map(drop),

@@ -7,7 +7,7 @@ use sqlx::{Executor, Row, Statement};
 
 use super::{Db, Expect, Query, migrate};
 use crate::{
-    census, doomed, enrol, events, examined, hosts, keys, leases, logs, org_limits, orgs, pools,
+    audit, census, doomed, enrol, events, examined, hosts, keys, leases, logs, org_limits, orgs, pools,
     postgres::TestDatabase, projects, retention, runs, secrets, tokens,
 };
 
@@ -24,6 +24,7 @@ fn all() -> Vec<Query> {
         pools::QUERIES,
         keys::QUERIES,
         secrets::QUERIES,
+        audit::QUERIES,
         census::QUERIES,
         runs::QUERIES,
         retention::QUERIES,
@@ -184,7 +185,7 @@ fn no_module_is_forgotten() {
             }
         }
     }
-    assert_eq!(defining, 21, "list the queries of every module in `all`");
+    assert_eq!(defining, 22, "list the queries of every module in `all`");
     let names: BTreeSet<&str> = all().iter().map(|query| query.name).collect();
     assert_eq!(names.len(), all().len(), "names are unique");
 }

@@ -24,20 +24,31 @@ use crate::{
 
 /// Changes the database behind the store's back.
 pub async fn tamper(fixture: &Fixture, sql: &str) {
-    let sql = AssertSqlSafe(sql.to_owned());
-    let changed = match fixture.engine {
-        Engine::Memory => return,
+    if let Some(changed) = executed(fixture, sql).await {
+        assert!(changed.expect("a statement") > 0, "the test changes something");
+    }
+}
+
+/// Why the database does not execute a statement behind the store's back; nothing where there is no database.
+pub async fn refused(fixture: &Fixture, sql: &str) -> Option<String> {
+    executed(fixture, sql).await.map(|done| done.expect_err("it is refused").to_string())
+}
+
+async fn executed(fixture: &Fixture, sql: &str) -> Option<sqlx::Result<u64>> {
+    let sql = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()));
+    let done = match fixture.engine {
+        Engine::Memory => return None,
         Engine::Sqlite => {
             let mut database = SqliteConnection::connect(&fixture.url).await.expect("the file opens");
-            database.execute(sql).await.expect("a statement").rows_affected()
+            database.execute(sql).await.map(|done| done.rows_affected())
         }
         Engine::Postgres => {
             let options = sqlx::postgres::PgConnectOptions::from_str(&fixture.url).expect("a URL");
             let mut database = PgConnection::connect_with(&options).await.expect("PostgreSQL answers");
-            database.execute(sql).await.expect("a statement").rows_affected()
+            database.execute(sql).await.map(|done| done.rows_affected())
         }
     };
-    assert!(changed > 0, "the test changes something");
+    Some(done)
 }
 
 macro_rules! cases_in_sql {
@@ -201,7 +212,7 @@ async fn other_rows_that_cannot_be_read_are_named(fixture: Fixture) {
     let store = &tenant.store;
     let made: Token = token(tenant.org, 1);
     let known: Host = host(tenant.org, "a");
-    store.token_create(&made).await.expect("made");
+    store.token_create(&made, &[]).await.expect("made");
     store.host_upsert(None, &known).await.expect("registered");
     let run = tenant.claimed().await.id;
     let (token_id, host_id): (TokenId, AgentId) = (made.id, known.id);
@@ -229,7 +240,7 @@ async fn a_secret_that_cannot_be_read_is_named(fixture: Fixture) {
     let secret =
         Secret { id, org: tenant.org, project: None, name: name.clone(), version: 1, bound, created_at, updated_at };
     let kept = KeptSecret { secret, sealed: SealedSecret { by, bytes: vec![2] } };
-    tenant.store.secret_create(&kept).await.expect("made");
+    tenant.store.secret_create(&kept, &[]).await.expect("made");
     for damage in ["version = -1", "version = 1, bound = '{\"v\":1,\"is\":[]}'"] {
         tamper(&fixture, &format!("update secrets set {damage}")).await;
         corrupt(tenant.store.secrets(tenant.org).await, "secrets", id);

@@ -24,7 +24,7 @@ async fn reads_of_another_org_find_nothing(fixture: Fixture) {
     store.log_append(tenant.org, run.id, 1, 1, 1, batch(1, 1, 10)).await.expect("appended");
     let known = Host { id: holder, ..host(tenant.org, "a") };
     store.host_upsert(None, &known).await.expect("registered");
-    store.token_create(&token(tenant.org, 1)).await.expect("made");
+    store.token_create(&token(tenant.org, 1), &[]).await.expect("made");
     let org = other.org;
     assert_eq!(store.run_get(org, run.id).await.expect("read"), None);
     assert_eq!(store.run_standing(org, run.id).await.expect("read"), None);

@@ -3,6 +3,7 @@
 //! Cases about two servers open the database a second time. Nothing here sleeps, and no case depends on which task is
 //! faster; where tasks race, what is asserted holds for every order.
 
+mod audit;
 mod blobs;
 mod buckets;
 mod claims;

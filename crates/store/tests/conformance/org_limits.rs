@@ -24,16 +24,16 @@ async fn limits_are_of_their_org(fixture: Fixture) {
     let (a, b) = (fixture.tenant().await, fixture.tenant().await);
     let (store, second) = (&fixture.store, fixture.second_server().await);
     assert_eq!(store.org_limits_get(a.org).await.expect("read"), OrgOverrides::default());
-    store.org_limit_set(a.org, OrgLimit::Submits, Some(7)).await.expect("set");
-    store.org_limit_set(a.org, OrgLimit::RunsRunning, Some(0)).await.expect("set");
-    second.org_limit_set(a.org, OrgLimit::Submits, Some(8)).await.expect("set again");
+    store.org_limit_set(a.org, OrgLimit::Submits, Some(7), &[]).await.expect("set");
+    store.org_limit_set(a.org, OrgLimit::RunsRunning, Some(0), &[]).await.expect("set");
+    second.org_limit_set(a.org, OrgLimit::Submits, Some(8), &[]).await.expect("set again");
     let set = OrgOverrides { submits_per_minute: Some(8), runs_running_max: Some(0), ..OrgOverrides::default() };
     assert_eq!(store.org_limits_get(a.org).await.expect("read"), set);
-    store.org_limit_set(a.org, OrgLimit::RunsRunning, None).await.expect("taken back");
-    store.org_limit_set(a.org, OrgLimit::RunsRunning, None).await.expect("taken back twice");
+    store.org_limit_set(a.org, OrgLimit::RunsRunning, None, &[]).await.expect("taken back");
+    store.org_limit_set(a.org, OrgLimit::RunsRunning, None, &[]).await.expect("taken back twice");
     assert_eq!(second.org_limits_get(a.org).await.expect("read").runs_running_max, None);
     assert_eq!(store.org_limits_get(b.org).await.expect("read"), OrgOverrides::default());
-    let nowhere = store.org_limit_set(OrgId::from_uuid(uuid()), OrgLimit::Submits, Some(1)).await;
+    let nowhere = store.org_limit_set(OrgId::from_uuid(uuid()), OrgLimit::Submits, Some(1), &[]).await;
     assert!(matches!(nowhere, Err(Error::NotFound { what: "org" })), "{nowhere:?}");
 }
 

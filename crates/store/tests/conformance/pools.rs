@@ -17,7 +17,7 @@ cases!(a_pool_serves_those_it_is_shared_with, a_pool_serves_so_many_orgs, hosts_
 async fn pooled(fixture: &Fixture, org: OrgId, name: &str, pool: &str) -> Host {
     let made = Host { id: agent(), ..host(org, name) };
     fixture.store.host_upsert(None, &made).await.expect("registered");
-    fixture.store.host_pool(&made, Some(pool)).await.expect("put into it");
+    fixture.store.host_pool(&made, Some(pool), &[]).await.expect("put into it");
     Host { pool: Some(pool.to_owned()), ..made }
 }
 
@@ -25,7 +25,7 @@ async fn a_pool_serves_those_it_is_shared_with(fixture: Fixture) {
     let (owner, a, b) = (fixture.tenant().await, fixture.tenant().await, fixture.tenant().await);
     let (store, second) = (&fixture.store, fixture.second_server().await);
     for (pool, org) in [("ci", a.org), ("ci", a.org), ("ci", b.org), ("gpu", b.org)] {
-        store.pool_share(owner.org, pool, org).await.expect("shared");
+        store.pool_share(owner.org, pool, org, &[]).await.expect("shared");
     }
     let mut both = vec![a.org, b.org];
     both.sort_unstable();
@@ -45,23 +45,23 @@ async fn a_pool_serves_those_it_is_shared_with(fixture: Fixture) {
     store.host_upsert(Some(one.instance), &Host { pool: None, ..one.clone() }).await.expect("registered");
     assert_eq!(store.host_get(owner.org, one.id).await.expect("read").expect("there").pool.as_deref(), Some("ci"));
     // Two say at once in which it is.
-    let other = second.host_pool(&Host { pool: None, ..one.clone() }, Some("gpu")).await;
+    let other = second.host_pool(&Host { pool: None, ..one.clone() }, Some("gpu"), &[]).await;
     assert!(matches!(other, Err(Error::Conflict { what: "host" })), "{other:?}");
-    let strange = store.host_pool(&Host { org: a.org, ..one.clone() }, None).await;
+    let strange = store.host_pool(&Host { org: a.org, ..one.clone() }, None, &[]).await;
     assert!(matches!(strange, Err(Error::Conflict { what: "host" })), "{strange:?}");
-    store.host_pool(&one, None).await.expect("taken out");
+    store.host_pool(&one, None, &[]).await.expect("taken out");
     assert_eq!(store.hosts_shared(owner.org, a.org).await.expect("read"), []);
     // It is in it only as long as it speaks with the same token.
-    store.host_pool(&Host { pool: None, ..one.clone() }, Some("ci")).await.expect("put into it");
+    store.host_pool(&Host { pool: None, ..one.clone() }, Some("ci"), &[]).await.expect("put into it");
     let token = TokenId::from_uuid(uuid());
     store.host_upsert(Some(one.instance), &Host { token, ..one.clone() }).await.expect("registered");
     assert_eq!(store.host_get(owner.org, one.id).await.expect("read").expect("there").pool, None);
     assert_eq!(store.hosts_shared(owner.org, a.org).await.expect("read"), []);
     assert_eq!(store.pool_counts(owner.org).await.expect("counted"), BTreeMap::new());
-    assert!(store.pool_unshare("ci", a.org).await.expect("taken back"));
-    assert!(!store.pool_unshare("ci", a.org).await.expect("taken back twice"));
+    assert!(store.pool_unshare("ci", a.org, &[]).await.expect("taken back"));
+    assert!(!store.pool_unshare("ci", a.org, &[]).await.expect("taken back twice"));
     assert_eq!(second.pool_orgs("ci").await.expect("read"), [b.org]);
-    let nowhere = store.pool_share(owner.org, "ci", OrgId::from_uuid(uuid())).await;
+    let nowhere = store.pool_share(owner.org, "ci", OrgId::from_uuid(uuid()), &[]).await;
     assert!(matches!(nowhere, Err(Error::NotFound { what: "org" })), "{nowhere:?}");
 }
 
@@ -71,18 +71,19 @@ async fn a_pool_serves_so_many_orgs(fixture: Fixture) {
     let mut tenants = Vec::new();
     for _ in 1..POOL_ORGS_MAX {
         let tenant = fixture.tenant().await;
-        store.pool_share(owner, "ci", tenant.org).await.expect("shared");
+        store.pool_share(owner, "ci", tenant.org, &[]).await.expect("shared");
         tenants.push(tenant);
     }
     // Only one of those that come at once has room.
     let (late, later, second) = (fixture.tenant().await, fixture.tenant().await, fixture.second_server().await);
-    let at_once = tokio::join!(store.pool_share(owner, "ci", late.org), second.pool_share(owner, "ci", later.org));
+    let at_once =
+        tokio::join!(store.pool_share(owner, "ci", late.org, &[]), second.pool_share(owner, "ci", later.org, &[]));
     let at_once = [at_once.0, at_once.1];
     assert_eq!(at_once.iter().filter(|shared| shared.is_ok()).count(), 1, "{at_once:?}");
     assert!(at_once.iter().any(|shared| matches!(shared, Err(Error::Limit { .. }))), "{at_once:?}");
-    store.pool_share(owner, "ci", tenants[0].org).await.expect("it is served already");
+    store.pool_share(owner, "ci", tenants[0].org, &[]).await.expect("it is served already");
     assert_eq!(store.pool_orgs("ci").await.expect("read").len(), POOL_ORGS_MAX as usize);
-    store.pool_share(owner, "other", late.org).await.expect("another pool");
+    store.pool_share(owner, "other", late.org, &[]).await.expect("another pool");
 }
 
 async fn hosts_of_a_pool_execute_runs_of_other_orgs(fixture: Fixture) {

@@ -89,7 +89,7 @@ async fn the_projects_own_secret_comes_before_that_of_the_org(fixture: Fixture) 
     let of_project = secret(org, Some(tenant.project), "token", by);
     let other = secret(org, Some(tenant.project), "a.other", by);
     for kept in [&of_project, &of_org, &other] {
-        store.secret_create(kept).await.expect("made");
+        store.secret_create(kept, &[]).await.expect("made");
     }
     let found = async |project, text| store.secret_by_name(org, project, &name(text)).await.expect("read");
     assert_eq!(found(Some(tenant.project), "token").await.as_ref(), Some(&of_project));
@@ -106,12 +106,12 @@ async fn a_name_stands_once_in_each_scope(fixture: Fixture) {
     let (tenant, other) = (fixture.tenant().await, fixture.tenant().await);
     let (store, org, by) = (&tenant.store, tenant.org, begun(&fixture.store).await);
     for project in [None, Some(tenant.project)] {
-        store.secret_create(&secret(org, project, "token", by)).await.expect("made");
-        is_conflict(store.secret_create(&secret(org, project, "token", by)).await);
+        store.secret_create(&secret(org, project, "token", by), &[]).await.expect("made");
+        is_conflict(store.secret_create(&secret(org, project, "token", by), &[]).await);
     }
-    store.secret_create(&secret(other.org, None, "token", by)).await.expect("another org's own");
-    is_not_found(store.secret_create(&secret(OrgId::from_uuid(uuid()), None, "token", by)).await);
-    is_not_found(store.secret_create(&secret(org, Some(other.project), "token", by)).await);
+    store.secret_create(&secret(other.org, None, "token", by), &[]).await.expect("another org's own");
+    is_not_found(store.secret_create(&secret(OrgId::from_uuid(uuid()), None, "token", by), &[]).await);
+    is_not_found(store.secret_create(&secret(org, Some(other.project), "token", by), &[]).await);
     assert_eq!(store.secrets(org).await.expect("read").len(), 2);
 }
 
@@ -119,13 +119,13 @@ async fn a_value_is_replaced_by_compare_and_swap(fixture: Fixture) {
     let tenant = fixture.tenant().await;
     let (store, by) = (&tenant.store, begun(&fixture.store).await);
     let first = secret(tenant.org, None, "token", by);
-    is_not_found(store.secret_replace(&next(&first, by), None).await);
-    store.secret_create(&first).await.expect("made");
+    is_not_found(store.secret_replace(&next(&first, by), None, &[]).await);
+    store.secret_create(&first, &[]).await.expect("made");
     let second = next(&first, by);
     let stores = [store.clone(), fixture.second_server().await];
     let racing = (0..8).map(|n| {
         let (store, second) = (stores[n % 2].clone(), second.clone());
-        tokio::spawn(async move { store.secret_replace(&second, None).await })
+        tokio::spawn(async move { store.secret_replace(&second, None, &[]).await })
     });
     let mut done = 0;
     for task in racing.collect::<Vec<_>>() {
@@ -137,7 +137,7 @@ async fn a_value_is_replaced_by_compare_and_swap(fixture: Fixture) {
     assert_eq!(done, 1);
     let found = store.secret_by_name(tenant.org, None, &name("token")).await.expect("read").expect("there");
     assert_eq!(found, second);
-    store.secret_replace(&next(&found, by), None).await.expect("the version that is there");
+    store.secret_replace(&next(&found, by), None, &[]).await.expect("the version that is there");
 }
 
 async fn what_it_is_bound_to_changes_alone_or_with_its_value(fixture: Fixture) {
@@ -146,10 +146,10 @@ async fn what_it_is_bound_to_changes_alone_or_with_its_value(fixture: Fixture) {
     let first = secret(tenant.org, None, "token", by);
     let of_project = secret(tenant.org, Some(tenant.project), "token", by);
     let bind =
-        async |secret: &Secret, texts| store.secret_bind(&Secret { bound: bound(texts), ..secret.clone() }).await;
+        async |secret: &Secret, texts| store.secret_bind(&Secret { bound: bound(texts), ..secret.clone() }, &[]).await;
     is_not_found(bind(&first.secret, &["anywhere"]).await);
     for kept in [&first, &of_project] {
-        store.secret_create(kept).await.expect("made");
+        store.secret_create(kept, &[]).await.expect("made");
     }
     let two = &["GET,POST api.example.org:8443/v1", "git.example.org"];
     bind(&first.secret, two).await.expect("bound");
@@ -162,13 +162,13 @@ async fn what_it_is_bound_to_changes_alone_or_with_its_value(fixture: Fixture) {
 
     // Who replaces the value alone had read what it was bound to before.
     let second = next(&first, by);
-    store.secret_replace(&second, None).await.expect("replaced");
+    store.secret_replace(&second, None, &[]).await.expect("replaced");
     assert_eq!((found().await.secret.version, found().await.secret.bound), (2, bound(two)));
     is_conflict(bind(&first.secret, &["anywhere"]).await);
     let anywhere = bound(&["anywhere"]);
-    is_conflict(store.secret_replace(&second, Some(&anywhere)).await);
+    is_conflict(store.secret_replace(&second, Some(&anywhere), &[]).await);
     assert_eq!(found().await.secret.bound, bound(two));
-    store.secret_replace(&next(&second, by), Some(&anywhere)).await.expect("replaced");
+    store.secret_replace(&next(&second, by), Some(&anywhere), &[]).await.expect("replaced");
     assert_eq!((found().await.secret.version, found().await.secret.bound), (3, anywhere));
 }
 
@@ -177,28 +177,28 @@ async fn what_is_removed_is_gone_and_its_name_is_free(fixture: Fixture) {
     let (store, org, by) = (&tenant.store, tenant.org, begun(&fixture.store).await);
     let (of_org, of_project) = (secret(org, None, "token", by), secret(org, Some(tenant.project), "token", by));
     for kept in [&of_org, &of_project] {
-        store.secret_create(kept).await.expect("made");
+        store.secret_create(kept, &[]).await.expect("made");
     }
-    store.secret_replace(&next(&of_project, by), None).await.expect("replaced");
-    let remove = async |project| store.secret_delete(org, project, &name("token")).await;
+    store.secret_replace(&next(&of_project, by), None, &[]).await.expect("replaced");
+    let remove = async |project| store.secret_delete(org, project, &name("token"), &[]).await;
     assert_eq!(remove(Some(tenant.project)).await.expect("removed"), 2);
     is_not_found(remove(Some(tenant.project)).await);
     let found = store.secret_by_name(org, Some(tenant.project), &name("token")).await.expect("read");
     assert_eq!(found, Some(of_org), "that of the org is there");
     assert_eq!(remove(None).await.expect("removed"), 1);
     assert_eq!(store.secrets(org).await.expect("read"), []);
-    store.secret_create(&secret(org, None, "token", by)).await.expect("made again");
+    store.secret_create(&secret(org, None, "token", by), &[]).await.expect("made again");
 }
 
 async fn no_more_than_the_limit_are_kept(fixture: Fixture) {
     let (tenant, other) = (fixture.tenant().await, fixture.tenant().await);
     let (store, by) = (&tenant.store, begun(&fixture.store).await);
     for number in 0..SECRETS_MAX {
-        store.secret_create(&secret(tenant.org, None, &format!("s{number}"), by)).await.expect("made");
+        store.secret_create(&secret(tenant.org, None, &format!("s{number}"), by), &[]).await.expect("made");
     }
-    let refused = store.secret_create(&secret(tenant.org, None, "more", by)).await;
+    let refused = store.secret_create(&secret(tenant.org, None, "more", by), &[]).await;
     assert!(matches!(refused, Err(Error::Limit { max, .. }) if max == u64::from(SECRETS_MAX)), "{refused:?}");
-    store.secret_create(&secret(other.org, None, "more", by)).await.expect("another org's own limit");
+    store.secret_create(&secret(other.org, None, "more", by), &[]).await.expect("another org's own limit");
     assert_eq!(store.secrets(tenant.org).await.expect("read").len(), SECRETS_MAX as usize);
 }
 
@@ -208,18 +208,18 @@ async fn secrets_of_another_org_are_out_of_reach(fixture: Fixture) {
     let kept = secret(tenant.org, None, "token", by);
     let of_project = secret(tenant.org, Some(tenant.project), "own", by);
     for kept in [&kept, &of_project] {
-        store.secret_create(kept).await.expect("made");
+        store.secret_create(kept, &[]).await.expect("made");
     }
     assert_eq!(store.secrets(other.org).await.expect("read"), []);
     for project in [None, Some(tenant.project), Some(other.project)] {
         for text in ["token", "own"] {
             assert_eq!(store.secret_by_name(other.org, project, &name(text)).await.expect("read"), None);
-            is_not_found(store.secret_delete(other.org, project, &name(text)).await);
+            is_not_found(store.secret_delete(other.org, project, &name(text), &[]).await);
         }
     }
     let stolen = next(&kept, by);
     let stolen = KeptSecret { secret: Secret { org: other.org, ..stolen.secret }, ..stolen };
-    is_not_found(store.secret_replace(&stolen, None).await);
+    is_not_found(store.secret_replace(&stolen, None, &[]).await);
     is_conflict(store.secret_create(&KeptSecret { secret: Secret { version: 1, ..stolen.secret }, ..stolen }).await);
     let found = store.secret_by_name(tenant.org, None, &name("token")).await.expect("read");
     assert_eq!(found, Some(kept), "it is as it was");
@@ -229,16 +229,16 @@ async fn nothing_is_stored_that_a_retired_data_key_sealed(fixture: Fixture) {
     let tenant = fixture.tenant().await;
     let (store, old) = (&tenant.store, begun(&fixture.store).await);
     let kept = secret(tenant.org, None, "token", old);
-    store.secret_create(&kept).await.expect("made");
+    store.secret_create(&kept, &[]).await.expect("made");
     let new = envelope();
     store.envelope_rotate(old, &new, &[]).await.expect("rotated");
     is_conflict(store.secret_create(&secret(tenant.org, None, "late", old)).await);
-    is_conflict(store.secret_replace(&next(&kept, old), None).await);
+    is_conflict(store.secret_replace(&next(&kept, old), None, &[]).await);
     is_conflict(store.secret_create(&secret(tenant.org, None, "late", EnvelopeId::from_uuid(uuid()))).await);
     let again = ResealedSecret { org: tenant.org, id: kept.secret.id, version: 1, sealed: vec![9] };
     is_conflict(store.secrets_reseal(new.id, old, &[again]).await);
     assert_eq!(store.secret_by_name(tenant.org, None, &name("token")).await.expect("read"), Some(kept.clone()));
-    store.secret_replace(&next(&kept, new.id), None).await.expect("by the one that seals");
+    store.secret_replace(&next(&kept, new.id), None, &[]).await.expect("by the one that seals");
 }
 
 async fn a_data_key_is_there_for_as_long_as_a_secret_refers_to_it(fixture: Fixture) {
@@ -248,12 +248,12 @@ async fn a_data_key_is_there_for_as_long_as_a_secret_refers_to_it(fixture: Fixtu
     let mut kept = Vec::new();
     for (number, org) in [tenant.org, other.org, tenant.org].into_iter().enumerate() {
         kept.push(secret(org, None, &format!("s{number}"), old));
-        store.secret_create(&kept[number]).await.expect("made");
+        store.secret_create(&kept[number], &[]).await.expect("made");
     }
     assert_eq!(store.envelopes_retired().await.expect("read"), []);
     assert_eq!(store.envelopes_forget().await.expect("done"), 0, "the one that seals stays");
     let new = envelope();
-    store.envelope_rotate(old, &new, &[]).await.expect("rotated");
+    store.envelope_rotate(old, &new, &[], &[]).await.expect("rotated");
     assert_eq!(store.envelope_current().await.expect("read"), Some(new.clone()));
     assert_eq!(store.envelopes_retired().await.expect("read"), std::slice::from_ref(&old_key));
     assert_eq!(store.envelope_get(old).await.expect("read"), Some(old_key));
@@ -276,7 +276,7 @@ async fn a_data_key_is_there_for_as_long_as_a_secret_refers_to_it(fixture: Fixtu
     let sealed = SealedSecret { by: new.id, bytes: vec![7] };
     assert_eq!(found, KeptSecret { sealed, ..kept[1].clone() }, "its version and its times stay");
 
-    store.secret_delete(tenant.org, None, &name("s2")).await.expect("removed");
+    store.secret_delete(tenant.org, None, &name("s2"), &[]).await.expect("removed");
     assert_eq!(store.envelopes_forget().await.expect("done"), 1);
     assert_eq!(store.envelope_get(old).await.expect("read"), None);
     assert_eq!(store.envelopes_retired().await.expect("read"), []);
@@ -288,12 +288,12 @@ async fn what_was_changed_meanwhile_is_not_sealed_over(fixture: Fixture) {
     let (store, old) = (&tenant.store, begun(&fixture.store).await);
     let kept: Vec<KeptSecret> = ["a", "b", "c"].map(|text| secret(tenant.org, None, text, old)).into();
     for kept in &kept {
-        store.secret_create(kept).await.expect("made");
+        store.secret_create(kept, &[]).await.expect("made");
     }
     let new = envelope();
-    store.envelope_rotate(old, &new, &[]).await.expect("rotated");
+    store.envelope_rotate(old, &new, &[], &[]).await.expect("rotated");
     let replaced = next(&kept[0], new.id);
-    store.secret_replace(&replaced, None).await.expect("replaced");
+    store.secret_replace(&replaced, None, &[]).await.expect("replaced");
     store.secret_delete(tenant.org, None, &name("b")).await.expect("removed");
     let anew = |org, kept: &KeptSecret| ResealedSecret { org, id: kept.secret.id, version: 1, sealed: vec![7] };
     let late: Vec<ResealedSecret> = kept.iter().map(|kept| anew(tenant.org, kept)).collect();
@@ -312,7 +312,7 @@ async fn creations_that_race_with_rotations_are_sealed_by_a_key_that_is_there(fi
     let rotations = tokio::spawn(async move {
         for _ in 0..20 {
             let old = rotating.envelope_current().await.expect("read").expect("there").id;
-            rotating.envelope_rotate(old, &envelope(), &[]).await.expect("nobody else rotates");
+            rotating.envelope_rotate(old, &envelope(), &[], &[]).await.expect("nobody else rotates");
             rotating.envelopes_forget().await.expect("done");
         }
     });
@@ -322,7 +322,7 @@ async fn creations_that_race_with_rotations_are_sealed_by_a_key_that_is_there(fi
             let mut made = 0;
             for number in 0..10 {
                 let by = store.envelope_current().await.expect("read").expect("there").id;
-                match store.secret_create(&secret(org, None, &format!("s{task}.{number}"), by)).await {
+                match store.secret_create(&secret(org, None, &format!("s{task}.{number}"), by), &[]).await {
                     Ok(()) => made += 1,
                     refused => is_conflict(refused),
                 }

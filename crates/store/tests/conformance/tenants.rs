@@ -89,13 +89,13 @@ async fn tokens_are_found_by_their_hash_alone(fixture: Fixture) {
     let store = &fixture.store;
     for (hash, role) in (1..).zip(Role::ALL) {
         let made = holm_domain::access::Token { role, ..token(tenant.org, hash) };
-        store.token_create(&made).await.expect("made");
+        store.token_create(&made, &[]).await.expect("made");
         assert_eq!(store.token_by_hash(&[hash; 32]).await.expect("read"), Some(made));
     }
     assert_eq!(store.token_by_hash(&[9; 32]).await.expect("read"), None);
-    let again = store.token_create(&token(tenant.org, 1)).await;
+    let again = store.token_create(&token(tenant.org, 1), &[]).await;
     assert!(matches!(again, Err(Error::Conflict { what: "token" })), "{again:?}");
-    let nowhere = store.token_create(&token(OrgId::from_uuid(uuid()), 8)).await;
+    let nowhere = store.token_create(&token(OrgId::from_uuid(uuid()), 8), &[]).await;
     assert!(matches!(nowhere, Err(Error::NotFound { what: "org" })), "{nowhere:?}");
 }
 
@@ -104,15 +104,15 @@ async fn tokens_are_listed_and_revoked(fixture: Fixture) {
     let store = &fixture.store;
     let tokens = [token(tenant.org, 1), token(tenant.org, 2), token(tenant.org, 3)];
     for made in &tokens {
-        store.token_create(made).await.expect("made");
+        store.token_create(made, &[]).await.expect("made");
     }
-    store.token_revoke(tenant.org, tokens[2].id, UnixMicros(50)).await.expect("revoked");
-    store.token_revoke(tenant.org, tokens[2].id, UnixMicros(60)).await.expect("revoked again");
+    store.token_revoke(tenant.org, tokens[2].id, UnixMicros(50), &[]).await.expect("revoked");
+    store.token_revoke(tenant.org, tokens[2].id, UnixMicros(60), &[]).await.expect("revoked again");
     let listed = store.token_list(tenant.org).await.expect("listed");
     let ids: Vec<TokenId> = listed.iter().map(|token| token.id).collect();
     assert_eq!(ids, [tokens[1].id, tokens[0].id, tokens[2].id], "live ones first, newest first");
     assert_eq!(listed[2].revoked_at, Some(UnixMicros(50)), "the first revocation stays");
-    let foreign = store.token_revoke(other.org, tokens[0].id, UnixMicros(50)).await;
+    let foreign = store.token_revoke(other.org, tokens[0].id, UnixMicros(50), &[]).await;
     assert!(matches!(foreign, Err(Error::NotFound { what: "token" })), "{foreign:?}");
     assert_eq!(store.token_get(tenant.org, tokens[2].id).await.expect("read").as_ref(), Some(&listed[2]));
     assert_eq!(store.token_get(other.org, tokens[2].id).await.expect("read"), None, "another org's is not there");
@@ -133,13 +133,13 @@ async fn tokens_are_limited(fixture: Fixture) {
         made
     };
     for n in 0..TOKENS_MAX {
-        fixture.store.token_create(&numbered(n)).await.expect("made");
+        fixture.store.token_create(&numbered(n), &[]).await.expect("made");
     }
-    let full = fixture.store.token_create(&numbered(TOKENS_MAX)).await;
+    let full = fixture.store.token_create(&numbered(TOKENS_MAX), &[]).await;
     assert!(matches!(full, Err(Error::Limit { what: "tokens of an org", max: 1_000, .. })), "{full:?}");
     let first = fixture.store.token_list(tenant.org).await.expect("listed")[0].id;
-    fixture.store.token_revoke(tenant.org, first, UnixMicros(50)).await.expect("revoked");
-    fixture.store.token_create(&numbered(TOKENS_MAX)).await.expect("a revoked token makes room");
+    fixture.store.token_revoke(tenant.org, first, UnixMicros(50), &[]).await.expect("revoked");
+    fixture.store.token_create(&numbered(TOKENS_MAX), &[]).await.expect("a revoked token makes room");
 }
 
 async fn hosts_register_again_and_again(fixture: Fixture) {
@@ -210,7 +210,7 @@ async fn a_cordon_stays_until_it_is_lifted(fixture: Fixture) {
     let stored = || async { store.host_get(tenant.org, mine.id).await.expect("read").expect("there").cordon };
     assert_eq!(stored().await, None, "an agent says nothing about it");
     for name in ["first \u{1f3dd}", "second"] {
-        store.host_cordon(tenant.org, mine.id, Some(&cordon(name))).await.expect("cordoned");
+        store.host_cordon(tenant.org, mine.id, Some(&cordon(name)), &[]).await.expect("cordoned");
     }
     let first = Some(cordon("first \u{1f3dd}"));
     assert_eq!(stored().await, first, "the first one stays");
@@ -219,13 +219,13 @@ async fn a_cordon_stays_until_it_is_lifted(fixture: Fixture) {
     assert_eq!(store.host_list(tenant.org).await.expect("listed")[0].cordon, first);
     for (org, id) in [(other.org, mine.id), (tenant.org, agent())] {
         for cordon in [None, first.as_ref()] {
-            let unknown = store.host_cordon(org, id, cordon).await;
+            let unknown = store.host_cordon(org, id, cordon, &[]).await;
             assert!(matches!(unknown, Err(Error::NotFound { what: "host" })), "{unknown:?}");
         }
     }
     assert_eq!(stored().await, first);
     for _ in 0..2 {
-        store.host_cordon(tenant.org, mine.id, None).await.expect("lifted");
+        store.host_cordon(tenant.org, mine.id, None, &[]).await.expect("lifted");
         assert_eq!(stored().await, None);
     }
 }

@@ -35,7 +35,7 @@ pub async fn create(
     caller: May<Administer>,
     Json(body): Json<CreateToken>,
 ) -> Result<(StatusCode, axum::Json<NewToken>), Failure> {
-    let (token, secret) = ops::tokens::token_create(&app, caller.org(), body).await?;
+    let (token, secret) = ops::tokens::token_create(&app, &caller.token, body).await?;
     let made = NewToken { token: view(token), secret: secret.expose_secret().to_owned() };
     Ok((StatusCode::CREATED, axum::Json(made)))
 }

@@ -27,7 +27,7 @@ pub async fn revoke(
     caller: May<Administer>,
     TokenPath(id): TokenPath,
 ) -> Result<StatusCode, Failure> {
-    ops::tokens::token_revoke(&app, caller.org(), id).await?;
+    ops::tokens::token_revoke(&app, &caller.token, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -66,7 +66,7 @@ async fn given(world: &World, agent: AgentId, held: &[HeldLease]) -> Vec<RunId> 
 }
 
 async fn limit_running(world: &World, org: OrgId, most: u64) {
-    world.app().store.org_limit_set(org, OrgLimit::RunsRunning, Some(most)).await.unwrap();
+    world.app().store.org_limit_set(org, OrgLimit::RunsRunning, Some(most), &[]).await.unwrap();
     world.app().limiter.forget(org);
 }
 

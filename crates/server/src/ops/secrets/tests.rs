@@ -107,7 +107,7 @@ async fn a_value_of_before_is_not_taken_for_the_one_of_now() {
     keep(&world, "token", &value(1)).await;
     let before = app.store.secret_by_name(world.org, None, &name("token")).await.unwrap().unwrap();
     let put_back = Secret { version: 2, ..before.secret };
-    app.store.secret_replace(&KeptSecret { secret: put_back, ..before }, None).await.unwrap();
+    app.store.secret_replace(&KeptSecret { secret: put_back, ..before }, None, &[]).await.unwrap();
     let refused = secrets_open(app, world.org, project, &[name("token")]).await.map(drop).unwrap_err();
     assert_eq!(refused.code(), ErrorCode::Internal);
 }
@@ -177,7 +177,7 @@ async fn one_that_is_damaged_is_told_and_holds_no_other_up() {
     let (store, log) = (&world.app().store, Log::default());
     let kept = store.secret_by_name(world.org, None, &name("s4")).await.unwrap().unwrap();
     let secret = Secret { version: 2, ..kept.secret.clone() };
-    store.secret_replace(&KeptSecret { secret, ..kept.clone() }, None).await.unwrap();
+    store.secret_replace(&KeptSecret { secret, ..kept.clone() }, None, &[]).await.unwrap();
     let _kept = log.keep(Level::ERROR);
     assert_eq!(rotate(&world).await.resealed, 5, "four, and the signing key");
     assert_eq!(log.lines_with("a secret cannot be opened"), 1);

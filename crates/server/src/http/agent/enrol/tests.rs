@@ -82,7 +82,7 @@ async fn as_many_join_tokens_as_there_may_be_are_refused_with_the_ways_out() {
         let mut join = Join { id: crate::ids::token(), ..template.clone() };
         join.expires_at = join.expires_at.plus(Duration::from_secs(60));
         join.hash[..4].copy_from_slice(&number.to_le_bytes());
-        world.app().store.join_create(&join, template.created_at).await.unwrap();
+        world.app().store.join_create(&join, template.created_at, &[]).await.unwrap();
     }
     let another = async || world.admin().post("/v1/hosts/joins", &json!({"name": "x"})).await;
     let problem = another().await.problem(ErrorCode::TooMany);

@@ -192,7 +192,7 @@ async fn who_is_held_back_tries_once_for_each_ring_however_many_wait() {
     let world = World::with_limits(|limits| limits.reread_every = Duration::from_secs(3_600)).await;
     let held = world.claim_run().await;
     let allow = async |count| {
-        world.app().store.org_limit_set(world.org, OrgLimit::RunsRunning, Some(count)).await.unwrap();
+        world.app().store.org_limit_set(world.org, OrgLimit::RunsRunning, Some(count), &[]).await.unwrap();
         world.app().limiter.forget(world.org);
     };
     allow(1).await;

@@ -1,0 +1,3 @@
+//! The audit log of an org.
+
+pub mod list;
