@@ -115,6 +115,8 @@ pub enum Command {
     /// Keep, replace, list and remove secrets of the org and of its projects
     #[command(subcommand)]
     Secret(Secret),
+    /// Show what was done in the org and by whom, and verify that nothing of it was changed
+    Audit(commands::audit::AuditArgs),
     /// List, rotate and withdraw the keys by which servers sign tokens
     #[command(subcommand)]
     Keys(Keys),

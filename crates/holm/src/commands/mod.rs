@@ -1,6 +1,7 @@
 //! What the commands do, one file each.
 
 mod advice;
+pub mod audit;
 pub mod cancel;
 pub mod completion;
 pub mod config;
@@ -96,6 +97,7 @@ pub async fn execute(session: &Session, command: &cli::Command) -> anyhow::Resul
         Command::Secret(cli::Secret::Bind(args)) => secret::bind::execute(session, args).await,
         Command::Secret(cli::Secret::Ls) => secret::ls::execute(session).await,
         Command::Secret(cli::Secret::Rm(args)) => secret::rm::execute(session, args).await,
+        Command::Audit(args) => audit::execute(session, args).await,
         Command::Login(args) => login::execute(session, args).await,
         Command::Context(cli::Context::Ls) => context::ls::execute(session),
         Command::Context(cli::Context::Use { name }) => context::choose::execute(session, name),
