@@ -1,3 +1,5 @@
+//! No change of a log goes unseen; which of them only a head tells that was kept.
+
 use proptest::prelude::*;
 use uuid::Uuid;
 
