@@ -20,8 +20,8 @@ Examples:
   holm audit --after 1200 --json       what came after one that was seen
   holm audit verify                    that nothing of the log was changed
 
-Each change of secrets, tokens, keys, hosts, orgs and pools is a record, and so is each secret that is given to a
-run. No record bears a value of a secret, or a token. For admins of the org.")]
+Each change of secrets, tokens, keys, hosts, orgs and pools is a record, and so is each secret
+that is given to a run. No record bears a value of a secret, or a token. For admins of the org.")]
 pub struct AuditArgs {
     /// What to do with the log; without it, it is shown
     #[command(subcommand)]

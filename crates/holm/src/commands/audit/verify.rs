@@ -18,11 +18,12 @@ use crate::session::Session;
 #[command(after_help = "\
 Examples:
   holm audit verify                    prints the last record, such as 1234:9f86d081…
-  holm audit verify --head 1234:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+  holm audit verify > audit.head
+  holm audit verify --head \"$(cat audit.head)\"
 
-Keep what it prints where nobody can write who can write the database, and give it as --head later: only so is
-it found when records were cut off at the end, or all of them were written anew. With a record that is wrong the
-exit code is 1, and the first of them is named.")]
+Keep what it prints where nobody can write who can write the database, and give it as --head later:
+only so is it found when records were cut off at the end, or all of them were written anew. With a
+record that is wrong the exit code is 1, and the first of them is named.")]
 pub struct VerifyArgs {
     /// The number and digest of a record, as they were kept
     #[arg(long, value_name = "SEQ:DIGEST")]
