@@ -120,6 +120,7 @@ pages! {
     untrusted_work: "untrusted-work.md";
     network: "network.md";
     secrets: "secrets.md";
+    audit_log: "audit.md";
     working_directories: "working-directories.md";
     images: "images.md";
     limits_and_usage: "limits.md";

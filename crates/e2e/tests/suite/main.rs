@@ -7,6 +7,7 @@ mod agent_folder;
 mod api;
 mod attacks;
 mod attempts;
+mod audit;
 mod basics;
 mod buckets;
 mod canary;
