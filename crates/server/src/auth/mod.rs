@@ -65,7 +65,7 @@ permissions! {
     Read;
     /// Create, cancel and delete runs.
     Run;
-    /// Create, list and revoke tokens; say which hosts take new runs.
+    /// Create, list and revoke tokens; say which hosts take new runs; read the audit log.
     Administer;
     /// Speak the agent protocol.
     Serve;

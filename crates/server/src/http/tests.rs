@@ -67,7 +67,7 @@ async fn every_route_refuses_the_roles_that_it_is_not_for() {
             path if path.starts_with("/agent/v1/") => &["agent"],
             path if path.starts_with("/v1/orgs/") && method == Method::POST => &["admin"],
             path if path == "/v1/orgs" || path.starts_with("/v1/pools") => &["admin"],
-            path if path.starts_with("/v1/keys") => &["admin"],
+            path if path.starts_with("/v1/keys") || path == "/v1/audit" => &["admin"],
             path if path.starts_with("/v1/secrets") && method != Method::GET => &["admin"],
             path if path.starts_with("/v1/tokens") || path.starts_with("/v1/hosts/") => &["admin"],
             path if path.starts_with("/v1/") => &["admin", "member"],
