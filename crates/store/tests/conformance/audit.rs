@@ -3,6 +3,7 @@
 use holm_domain::{
     EnvelopeId, KeyId, OrgId, SecretId, TokenId, UnixMicros,
     audit::{Action, Actor, Entry, Head, Record, Why, verify},
+    egress::bound::Bound,
     enrol::{HostPublicKey, Join, JoinUse},
     host::Cordon,
     keys::KeyTimes,
@@ -98,7 +99,8 @@ async fn appends_at_once_leave_no_gap(fixture: Fixture) {
 fn kept(org: OrgId, by: EnvelopeId) -> KeptSecret {
     let (id, at) = (SecretId::from_uuid(uuid()), UnixMicros(10));
     let name = "token".parse().expect("a name");
-    let secret = Secret { id, org, project: None, name, version: 1, created_at: at, updated_at: at };
+    let bound = Bound::read(&["anywhere"]).expect("a binding");
+    let secret = Secret { id, org, project: None, name, version: 1, bound, created_at: at, updated_at: at };
     KeptSecret { secret, sealed: SealedSecret { by, bytes: vec![1] } }
 }
 
@@ -157,7 +159,10 @@ async fn secrets(store: &Store, org: OrgId, say: &impl Fn(&str) -> [Entry; 1], w
     let secret = kept(org, by);
     store.secret_create(&secret, &say("secret made")).await.expect("made");
     let next = Secret { version: 2, ..secret.secret.clone() };
-    store.secret_replace(&KeptSecret { secret: next, ..secret.clone() }, &say("replaced")).await.expect("replaced");
+    store
+        .secret_replace(&KeptSecret { secret: next, ..secret.clone() }, None, &say("replaced"))
+        .await
+        .expect("replaced");
     store.secret_delete(org, None, &secret.secret.name, &say("removed")).await.expect("removed");
     let one = token(org, 1);
     store.token_create(&one, &say("token made")).await.expect("made");
@@ -210,7 +215,7 @@ async fn what_is_refused_is_not_told(fixture: Fixture) {
     let secret = kept(org, by);
     store.secret_create(&secret, &[]).await.expect("made");
     store.secret_create(&kept(org, by), &say).await.expect_err("the name is taken");
-    store.secret_replace(&secret, &say).await.expect_err("no next version");
+    store.secret_replace(&secret, None, &say).await.expect_err("no next version");
     store.secret_delete(org, None, &"other".parse().expect("a name"), &say).await.expect_err("no such secret");
     store.token_create(&token(org, 1), &[]).await.expect("made");
     store.token_create(&token(org, 1), &say).await.expect_err("the hash is taken");

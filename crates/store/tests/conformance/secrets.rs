@@ -220,7 +220,9 @@ async fn secrets_of_another_org_are_out_of_reach(fixture: Fixture) {
     let stolen = next(&kept, by);
     let stolen = KeptSecret { secret: Secret { org: other.org, ..stolen.secret }, ..stolen };
     is_not_found(store.secret_replace(&stolen, None, &[]).await);
-    is_conflict(store.secret_create(&KeptSecret { secret: Secret { version: 1, ..stolen.secret }, ..stolen }).await);
+    is_conflict(
+        store.secret_create(&KeptSecret { secret: Secret { version: 1, ..stolen.secret }, ..stolen }, &[]).await,
+    );
     let found = store.secret_by_name(tenant.org, None, &name("token")).await.expect("read");
     assert_eq!(found, Some(kept), "it is as it was");
 }
@@ -231,10 +233,10 @@ async fn nothing_is_stored_that_a_retired_data_key_sealed(fixture: Fixture) {
     let kept = secret(tenant.org, None, "token", old);
     store.secret_create(&kept, &[]).await.expect("made");
     let new = envelope();
-    store.envelope_rotate(old, &new, &[]).await.expect("rotated");
-    is_conflict(store.secret_create(&secret(tenant.org, None, "late", old)).await);
+    store.envelope_rotate(old, &new, &[], &[]).await.expect("rotated");
+    is_conflict(store.secret_create(&secret(tenant.org, None, "late", old), &[]).await);
     is_conflict(store.secret_replace(&next(&kept, old), None, &[]).await);
-    is_conflict(store.secret_create(&secret(tenant.org, None, "late", EnvelopeId::from_uuid(uuid()))).await);
+    is_conflict(store.secret_create(&secret(tenant.org, None, "late", EnvelopeId::from_uuid(uuid())), &[]).await);
     let again = ResealedSecret { org: tenant.org, id: kept.secret.id, version: 1, sealed: vec![9] };
     is_conflict(store.secrets_reseal(new.id, old, &[again]).await);
     assert_eq!(store.secret_by_name(tenant.org, None, &name("token")).await.expect("read"), Some(kept.clone()));
@@ -294,7 +296,7 @@ async fn what_was_changed_meanwhile_is_not_sealed_over(fixture: Fixture) {
     store.envelope_rotate(old, &new, &[], &[]).await.expect("rotated");
     let replaced = next(&kept[0], new.id);
     store.secret_replace(&replaced, None, &[]).await.expect("replaced");
-    store.secret_delete(tenant.org, None, &name("b")).await.expect("removed");
+    store.secret_delete(tenant.org, None, &name("b"), &[]).await.expect("removed");
     let anew = |org, kept: &KeptSecret| ResealedSecret { org, id: kept.secret.id, version: 1, sealed: vec![7] };
     let late: Vec<ResealedSecret> = kept.iter().map(|kept| anew(tenant.org, kept)).collect();
     assert_eq!(store.secrets_reseal(old, new.id, &[anew(other.org, &kept[2])]).await.expect("done"), 0);
