@@ -42,7 +42,7 @@ pub const DETAILS_MAX: usize = 16;
 /// The longest name of a detail, in bytes.
 pub const DETAIL_NAME_BYTES_MAX: usize = 32;
 /// The longest value of a detail, in bytes.
-pub const DETAIL_BYTES_MAX: usize = 512;
+pub const DETAIL_BYTES_MAX: usize = 9 * 1024;
 
 /// With what each record begins that is digested in this form.
 const FORM: &str = "holm.audit.1";
@@ -220,8 +220,13 @@ impl Entry {
     }
 }
 
+/// What is cut says so.
 fn cut(mut text: String, bytes_max: usize) -> String {
-    text.truncate(text.floor_char_boundary(bytes_max));
+    const CUT: &str = "…";
+    if text.len() > bytes_max {
+        text.truncate(text.floor_char_boundary(bytes_max - CUT.len()));
+        text.push_str(CUT);
+    }
     text
 }
 

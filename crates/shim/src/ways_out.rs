@@ -86,9 +86,11 @@ impl Attempt {
     /// Notes connections and requests as they end; returns the end of the run where no more can be.
     pub(crate) async fn note_connections(&self, proxy: Option<&mut Proxy>) -> Ending {
         if let Some(proxy) = proxy {
-            while let Some(told) = proxy.told.recv().await {
-                // Others wait to be told of meanwhile, and so to begin.
+            loop {
+                // Room first: what was received must not be forgotten when this is. Others wait to be told of meanwhile, and
+                // so to begin.
                 self.spool.room().await;
+                let Some(told) = proxy.told.recv().await else { break };
                 if let Err(ending) = self.note(&told) {
                     return ending;
                 }
@@ -100,14 +102,17 @@ impl Attempt {
     /// Notes what was told at the end, when nothing else is written any more; returns the end of the run, as
     /// [`write_rest`](Self::write_rest) does.
     pub(crate) async fn note_rest(&self, told: Vec<Told>, mut ending: Ending) -> Ending {
+        let mut unrecorded = 0;
         for told in &told {
-            if let Err(why) = self.note(told) {
-                tracing::warn!(?why, "connections that were open at the end are not recorded");
-                break;
+            if !self.spool.has_room() {
+                ending = self.write_rest(ending).await;
             }
-            ending = self.write_rest(ending).await;
+            unrecorded += usize::from(self.note(told).is_err());
         }
-        ending
+        if unrecorded > 0 {
+            tracing::warn!(unrecorded, "connections that were open at the end are not recorded");
+        }
+        self.write_rest(ending).await
     }
 
     /// Records what has ended, and counts what did not come to be.

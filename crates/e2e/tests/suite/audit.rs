@@ -37,9 +37,9 @@ fn written(world: &World, sql: &str) -> Ran {
 fn who_did_what_is_told_and_verified_and_what_is_changed_behind_it_is_named() {
     let world = world();
     let before = records(&world, &[]).len() as u64;
-    with_variable(&world, &["secret", "set", "github"]).succeeds();
+    with_variable(&world, &["secret", "set", "github", "--for", "api.example.org"]).succeeds();
     with_variable(&world, &["secret", "rotate", "github"]).succeeds();
-    with_variable(&world, &["secret", "set", "github"]).exits(1);
+    with_variable(&world, &["secret", "set", "github", "--for", "api.example.org"]).exits(1);
     world.holm(["secret", "rm", "github"]).succeeds();
     world.holm(["token", "create", "ci"]).succeeds();
     let mine = records(&world, &["--after", &before.to_string()]);

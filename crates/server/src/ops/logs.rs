@@ -10,7 +10,10 @@ pub mod range;
 pub mod search;
 pub mod stream;
 
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use holm_api::{
@@ -162,24 +165,36 @@ pub async fn egress_page(app: &App, org: OrgId, id: RunId, after: u64, limit: u3
 
 async fn records(app: &App, run: Run, after: u64, limit: u32) -> Result<EgressPage, Failure> {
     let Run { org, id, state, .. } = run;
-    let segments = app.store.log_read(org, id, after, LOG_PAGE_BYTES_MAX).await?;
-    let (mut records, mut last_seq) = (Vec::new(), after);
-    'page: for segment in &segments {
+    let segments = app.store.log_read(org, id, after, RECORDS_READ_BYTES).await?;
+    // Unpacking is work for the processor: other requests do not wait for it.
+    let look = move || records_of(&segments, id, after, limit as usize);
+    let (records, last_seq) = tokio::task::spawn_blocking(look).await.map_err(Failure::internal)??;
+    let complete = state == RunState::Ended && last_seq.saturating_add(1) >= log_head(app, org, id).await?;
+    Ok(EgressPage { records, last_seq, complete })
+}
+
+/// The records after the sequence `after`, as many as are found in a while, and up to where was looked.
+fn records_of(segments: &[Segment], id: RunId, after: u64, limit: usize) -> Result<(Vec<EgressRecord>, u64), Failure> {
+    let (mut records, mut last_seq, mut bytes) = (Vec::new(), after, 0);
+    let ends_at = Instant::now() + RECORDS_LOOK_FOR;
+    for segment in segments {
         for batch in batches(&segment.bytes, id)?.iter().filter(|batch| batch.last_seq() > after) {
             for note in opened(batch, id)?.notes().filter(|note| note.seq > after) {
-                if records.len() >= limit as usize {
-                    break 'page;
+                if records.len() >= limit || bytes >= LOG_PAGE_BYTES_MAX {
+                    return Ok((records, last_seq));
                 }
-                last_seq = note.seq;
+                (last_seq, bytes) = (note.seq, bytes + note.data.len());
                 let record = serde_json::from_slice(note.data);
                 let record = record.map_err(|error| Failure::log_damaged(format!("a record of {id}: {error}")))?;
                 records.push(EgressRecord { seq: note.seq, at: note.at, record });
             }
             last_seq = batch.last_seq();
+            if Instant::now() >= ends_at {
+                return Ok((records, last_seq));
+            }
         }
     }
-    let complete = state == RunState::Ended && last_seq.saturating_add(1) >= log_head(app, org, id).await?;
-    Ok(EgressPage { records, last_seq, complete })
+    Ok((records, last_seq))
 }
 
 fn batches(bytes: &[u8], run: RunId) -> Result<Vec<Batch<'_>>, Failure> {
@@ -209,6 +224,9 @@ pub struct LogEnd {
     pub last_seq: u64,
 }
 
+/// How much of a log is read at once for records of egress, packed, and for how long it is looked through.
+const RECORDS_READ_BYTES: usize = 1024 * 1024;
+const RECORDS_LOOK_FOR: Duration = Duration::from_secs(2);
 /// From how many bytes of events on no further one is added to a piece that is sent.
 const FOLLOW_SENT_BYTES: usize = 256 * 1024;
 

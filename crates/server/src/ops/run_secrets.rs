@@ -72,7 +72,6 @@ pub async fn run_secrets(app: &App, speaker: &Speaker, id: RunId, body: AskSecre
     }
     let opened = opened(app, &run).await?;
     let given = |Opened { name, version, .. }: &Opened| {
-        tracing::info!(run = %id, fence, org = %run.org, %agent, %name, version, "a secret was given to a run");
         let told = Entry::new(run.org, app.now(), Actor::Agent(agent), Action::SecretGiven, name);
         told.with("version", version).with("run", id).with("fence", fence)
     };
@@ -83,6 +82,9 @@ pub async fn run_secrets(app: &App, speaker: &Speaker, id: RunId, body: AskSecre
         .map_err(|error| InvalidField::new("key", format!("{key:?}"), format!("{error}; give another key")))?;
     // What cannot be told is not given.
     app.store.audit_append(&told).await?;
+    for RunSecret { name, version, .. } in &secrets {
+        tracing::info!(run = %id, fence, org = %run.org, %agent, %name, version, "a secret was given to a run");
+    }
     Ok(sealed)
 }
 

@@ -51,11 +51,16 @@ impl Keeper {
         self.writer.borrow().next_seq()
     }
 
+    /// Whether there is room for more.
+    pub fn has_room(&self) -> bool {
+        self.writer.borrow().has_room()
+    }
+
     /// Waits until there is room for more.
     pub async fn room(&self) {
         loop {
             let room = self.has_room.notified();
-            if self.writer.borrow().has_room() {
+            if self.has_room() {
                 return;
             }
             room.await;

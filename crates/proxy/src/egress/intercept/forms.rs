@@ -19,11 +19,10 @@ fn each(value: &str, form: impl Fn(u8) -> String) -> String {
     value.bytes().map(form).collect()
 }
 
-fn hexadecimal(value: &str) -> [String; 4] {
-    let digits = |form: fn(u8) -> String, between: &str| value.bytes().map(form).collect::<Vec<_>>().join(between);
-    let (small, large): (fn(u8) -> String, fn(u8) -> String) =
-        (|byte| format!("{byte:02x}"), |byte| format!("{byte:02X}"));
-    [digits(small, ""), digits(large, ""), digits(small, ":"), digits(large, ":")]
+fn hexadecimal(value: &str) -> impl Iterator<Item = String> {
+    let small: Vec<String> = value.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let large: Vec<String> = value.bytes().map(|byte| format!("{byte:02X}")).collect();
+    [small, large].into_iter().flat_map(|digits| [digits.concat(), digits.join(":")])
 }
 
 /// What stays as it is beside letters, digits and `-._~`: nothing; for `quote` of Python; for `encodeURIComponent` and `encodeURI`

@@ -93,6 +93,9 @@ mod tests {
         let output: LogPage = world.member().get(&format!("{path}/logs")).await.json(StatusCode::OK);
         let texts: String = output.entries.iter().filter_map(|entry| entry.text.clone()).collect();
         assert_eq!((texts.as_str(), output.last_seq, output.complete), ("one\ntwo\nthree\n", 6, true));
+        let found = world.member().get(&format!("{path}/logs/search?text=absent")).await;
+        let found: holm_api::logs::LogMatches = found.json(StatusCode::OK);
+        assert_eq!((found.matches.len(), found.last_seq, found.complete), (0, 6, true));
         let range = world.member().get(&format!("{path}/logs/range?tail=2")).await;
         let range: holm_api::logs::LogRange = range.json(StatusCode::OK);
         assert!((1..3).contains(&range.after), "{range:?}");

@@ -84,20 +84,36 @@ async fn what_the_server_makes_by_itself_is_told_as_its_own() {
 async fn each_change_of_a_secret_is_told_once_and_a_refused_one_is_not() {
     let world = World::new().await;
     let (admin, watch) = (world.admin(), Watch::begin(&world).await);
-    let set = json!({"name": "github", "value": VALUE});
+    let set = json!({"name": "github", "value": VALUE, "for": ["api.example.org"]});
     done(&admin.post("/v1/secrets", &set).await);
-    watch.told(&watch.news().await, "secret.created", "github", &[("version", "1")]);
-    done(&admin.post("/v1/secrets", &json!({"name": "github", "value": VALUE, "project": "default"})).await);
-    let details = [("version", "1"), ("project", "default")];
+    watch.told(&watch.news().await, "secret.created", "github", &[("version", "1"), ("for", "api.example.org")]);
+    done(
+        &admin
+            .post("/v1/secrets", &json!({"name": "github", "value": VALUE, "for": ["anywhere"], "project": "default"}))
+            .await,
+    );
+    let details = [("version", "1"), ("for", "anywhere"), ("project", "default")];
     watch.told(&watch.news().await, "secret.created", "github", &details);
     done(&admin.put("/v1/secrets/github", &json!({"value": VALUE})).await);
     watch.told(&watch.news().await, "secret.replaced", "github", &[("version", "2")]);
+    let two = json!({"for": ["POST api.example.org/v1", "git.example.org"]});
+    done(&admin.put("/v1/secrets/github/for", &two).await);
+    let told = watch.news().await;
+    assert!(
+        told[0].details["for"].contains("POST api.example.org/v1")
+            && told[0].details["for"].contains("git.example.org")
+    );
+    watch.told(&told, "secret.bound", "github", &[("for", told[0].details["for"].as_str())]);
     done(&admin.delete("/v1/secrets/github?project=default").await);
     watch.told(&watch.news().await, "secret.removed", "github", &[("project", "default")]);
 
     admin.post("/v1/secrets", &set).await.problem(ErrorCode::Conflict);
-    admin.post("/v1/secrets", &json!({"name": "other", "value": "changeme"})).await.problem(ErrorCode::InvalidField);
+    admin
+        .post("/v1/secrets", &json!({"name": "other", "value": "changeme", "for": ["anywhere"]}))
+        .await
+        .problem(ErrorCode::InvalidField);
     admin.put("/v1/secrets/other", &json!({"value": VALUE})).await.problem(ErrorCode::NotFound);
+    admin.put("/v1/secrets/other/for", &two).await.problem(ErrorCode::NotFound);
     admin.delete("/v1/secrets/other").await.problem(ErrorCode::NotFound);
     world.member().post("/v1/secrets", &set).await.problem(ErrorCode::Forbidden);
     assert_eq!(watch.news().await, []);
@@ -109,7 +125,12 @@ async fn each_change_of_a_secret_is_told_once_and_a_refused_one_is_not() {
 async fn a_secret_is_told_each_time_that_it_is_given_and_to_which_run() {
     let world = World::new().await;
     for name in ["ONE", "TWO"] {
-        done(&world.admin().post("/v1/secrets", &json!({"name": name, "value": VALUE})).await);
+        done(
+            &world
+                .admin()
+                .post("/v1/secrets", &json!({"name": name, "value": VALUE, "for": ["api.example.org"]}))
+                .await,
+        );
     }
     let credential = |name: &str| json!({"to": "api.example.org", "secret": name, "fill": {"kind": "header", "name": format!("x-{}", name.to_lowercase()), "value": "{secret}"}});
     let credentials = [credential("TWO"), credential("ONE")];
@@ -261,7 +282,7 @@ async fn the_log_is_read_by_admins_of_the_org_page_by_page() {
     let read: Vec<Record> = page.records.into_iter().map(|record| record.of(page.org)).collect();
     assert_eq!(read, all[1..3]);
     assert_eq!(Head::from(page.head), all.last().unwrap().head());
-    done(&admin.post("/v1/secrets", &json!({"name": "ours", "value": VALUE})).await);
+    done(&admin.post("/v1/secrets", &json!({"name": "ours", "value": VALUE, "for": ["anywhere"]})).await);
     assert_eq!(log_of(&other).await, theirs, "another org sees nothing of it");
     assert!(theirs.iter().all(|record| record.org != world.org));
     let beyond: AuditPage = admin.get("/v1/audit?after=9000").await.json(StatusCode::OK);

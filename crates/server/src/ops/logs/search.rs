@@ -161,6 +161,8 @@ impl Search {
                     }
                     self.take(&entry);
                 }
+                // What follows the last of its output are notes.
+                self.after = self.after.max(batch.last_seq().min(self.upto));
                 // Batches that were packed well are many: time may run out among them.
                 if batch.last_seq() == self.after && self.is_over() {
                     return Ok(());
