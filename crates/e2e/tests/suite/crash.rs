@@ -2,7 +2,7 @@
 //! there in order and nothing of it twice, and nothing is left on the host.
 //!
 //! The steps are those that the code names (`holm_runtime::crash`). They are found out by runs that note each of them, and a
-//! step that no such run reaches fails the test, but those of an enrolment (`identity`). A crash of `holm up` is one of server
+//! step that no such run reaches fails the test, but those of an enrolment (`identity`) and of secrets (`credentials`). A crash of `holm up` is one of server
 //! and agent together; where they are apart the agent dies alone, while the server holds its poll and its leases. Either way
 //! the run must succeed all the same. A run whose shim dies has lost who looks after it, and ends as failed with a reason,
 //! unless its end had been noted.
@@ -19,7 +19,7 @@ use std::{
 
 use holm_e2e::{Ran, Running, World, eventually, host, ran::run};
 
-use crate::identity::STEPS_OF_ENROLMENT;
+use crate::{credentials::STEPS_OF_SECRETS, identity::STEPS_OF_ENROLMENT};
 
 const LINES: u32 = 40;
 /// Leases short enough that a run whose agent died with its claim begins anew soon.
@@ -413,8 +413,8 @@ fn deaths(share: u64) {
         // Who may make no control groups has none to remove.
         named.retain(|name| !name.starts_with("group."));
     }
-    // An agent with a token does none of these; `identity` dies at each of them.
-    for step in STEPS_OF_ENROLMENT {
+    // An agent with a token does none of these, nor one whose runs need no secrets; `identity` and `credentials` die at each.
+    for step in STEPS_OF_ENROLMENT.into_iter().chain(STEPS_OF_SECRETS) {
         assert!(named.remove(step), "no step is called {step}, so nobody dies there");
     }
     assert_eq!(anywhere, named, "steps that are reached, and steps that the code names");

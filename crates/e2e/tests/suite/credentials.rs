@@ -184,6 +184,32 @@ fn a_secret_is_used_and_is_nowhere_inside_nor_on_its_way() {
     world.until_ended(&run);
 }
 
+/// What an agent does for secrets alone whose trace outlives it.
+pub const STEPS_OF_SECRETS: [&str; 1] = ["secrets.ask"];
+
+/// The shim lives on and asks whoever comes next.
+#[test]
+fn an_agent_that_dies_while_it_asks_is_followed_by_one_that_is_given_them() {
+    let mut world = World::with_server();
+    let file = world.dir().join("value");
+    fs::write(&file, SECRET).expect("a file");
+    let file = file.display().to_string();
+    world.holm(["secret", "set", "KEY", "--for", "api.example.org", "--from-file", &file]).succeeds();
+    let dir = world.folder("crash");
+    for point in STEPS_OF_SECRETS.iter().flat_map(|step| ["before", "after"].map(|side| format!("{side} {step}"))) {
+        let (name, armed) = (point.replace([' ', '.'], "-"), dir.join("armed"));
+        fs::write(&armed, "").expect("a file");
+        world.launch_agent(&name, &[("HOLM_CRASH_AT", PathBuf::from(&point)), ("HOLM_CRASH_ARMED", armed)]);
+        let run = world.detach(["--credential", "api.example.org=bearer:KEY", "--", "echo", &point]);
+        world.agent_is_killed(&name);
+        world.start_agent(&name);
+        let ended = world.until_ended(&run);
+        assert_eq!(ended["outcome"]["kind"], "succeeded", "{point}: {ended}");
+        assert_eq!(world.logs(&run).text(), format!("{point}\n"));
+        world.stop_agent(&name);
+    }
+}
+
 /// What a run asks the site for with a credential.
 fn asks(world: &World, site: &Site, flags: &[&str]) -> holm_e2e::ran::Ran {
     let url = format!("https://{SITE}:{}/open", site.port);
