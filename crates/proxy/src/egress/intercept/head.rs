@@ -128,8 +128,10 @@ pub fn outgoing(head: &mut request::Parts, name: &HostName, port: u16) -> Result
         upgrade(&mut head.headers);
     }
     head.version = Version::HTTP_11;
-    let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
-    let whole = Uri::builder().scheme(Scheme::HTTPS).authority(authority(name, port)).path_and_query(path).build();
+    let target = head.uri.path_and_query().map_or("/", |path| path.as_str());
+    // A query may follow the host at once (RFC 9112, section 3.2.1).
+    let target = if target.starts_with('/') { target.to_owned() } else { format!("/{target}") };
+    let whole = Uri::builder().scheme(Scheme::HTTPS).authority(authority(name, port)).path_and_query(target).build();
     head.uri = whole.map_err(|_| Refusal::MalformedRequest)?;
     head.extensions.clear();
     Ok(())

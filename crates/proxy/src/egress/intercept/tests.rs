@@ -693,3 +693,16 @@ async fn an_upload_and_a_download_pass_whole_and_no_faster_than_they_are_taken()
     let told = world.told().await;
     assert_eq!((told.sent, told.received), (heard as u64, heard as u64));
 }
+
+#[tokio::test]
+async fn a_target_that_has_a_query_and_no_path_is_one_of_the_root() {
+    for protocols in [BOTH, HTTP1] {
+        let world = World::new(&["GET /"], protocols).await;
+        let authority = world.authority();
+        let asked = format!("GET https://{authority}?a=b HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
+        let answer = world.says(&asked).await;
+        assert!(answer.contains(" 200 "), "{answer}");
+        let target = world.came().pop().unwrap().target;
+        assert_eq!(target.strip_prefix(&format!("https://{authority}")).unwrap_or(&target), "/?a=b");
+    }
+}
