@@ -28,34 +28,34 @@ use super::{
 };
 
 /// Where credentials stand by habit: a request to a host with credentials loses them, so that it is not made for somebody else's
-/// account where that is told in a usual place.
+/// account where that is told in a usual place. [Folded](fold), as all such names.
 const BY_HABIT: [&str; 26] = [
-    "api-key",
-    "api-token",
+    "api_key",
+    "api_token",
     "apikey",
     "authorization",
     "cookie",
-    "dd-api-key",
-    "dd-application-key",
-    "job-token",
-    "ocp-apim-subscription-key",
-    "private-token",
-    "x-access-token",
-    "x-amz-security-token",
-    "x-api-key",
-    "x-api-token",
-    "x-apikey",
-    "x-auth-email",
-    "x-auth-key",
-    "x-auth-token",
-    "x-figma-token",
-    "x-functions-key",
-    "x-github-token",
-    "x-goog-api-key",
-    "x-goog-iam-authorization-token",
-    "x-rapidapi-key",
-    "x-shopify-access-token",
-    "x-vault-token",
+    "dd_api_key",
+    "dd_application_key",
+    "job_token",
+    "ocp_apim_subscription_key",
+    "private_token",
+    "x_access_token",
+    "x_amz_security_token",
+    "x_api_key",
+    "x_api_token",
+    "x_apikey",
+    "x_auth_email",
+    "x_auth_key",
+    "x_auth_token",
+    "x_figma_token",
+    "x_functions_key",
+    "x_github_token",
+    "x_goog_api_key",
+    "x_goog_iam_authorization_token",
+    "x_rapidapi_key",
+    "x_shopify_access_token",
+    "x_vault_token",
 ];
 /// The same for parameters of a query: tokens (RFC 6750, section 2.3), keys, and what signs a target.
 const PARAMETERS_BY_HABIT: [&str; 11] = [
@@ -195,7 +195,7 @@ impl Vault {
     /// Takes from a request what stands in the places of credentials, by habit or because one of its host has it there. Returns
     /// whether there was something else than what stands for a secret inside.
     fn strip(&self, head: &mut request::Parts, host: &Host, port: u16) -> Result<bool, Refusal> {
-        let (mut headers, mut parameters) = (folded(&BY_HABIT), folded(&PARAMETERS_BY_HABIT));
+        let (mut headers, mut parameters) = (Vec::new(), Vec::new());
         for filled in self.of(host, port) {
             match &filled.value {
                 Value::Header(name, _) => headers.push(fold(name.as_str())),
@@ -205,8 +205,10 @@ impl Vault {
         let placeholders: Vec<String> =
             self.of(host, port).map(|filled| placeholder(&filled.credential.secret)).collect();
         let is_own = |value: &[u8]| !stands_for_one(value, &placeholders);
+        let is_header = |name: String| BY_HABIT.contains(&name.as_str()) || headers.contains(&name);
+        let is_parameter = |name: String| PARAMETERS_BY_HABIT.contains(&name.as_str()) || parameters.contains(&name);
         let taken: Vec<HeaderName> =
-            head.headers.keys().filter(|name| headers.contains(&fold(name.as_str()))).cloned().collect();
+            head.headers.keys().filter(|name| is_header(fold(name.as_str()))).cloned().collect();
         let values = taken.iter().flat_map(|name| head.headers.get_all(name));
         let mut brings_its_own = values.map(HeaderValue::as_bytes).any(is_own);
         for name in taken {
@@ -215,17 +217,13 @@ impl Vault {
         let Some(query) = head.uri.query() else { return Ok(brings_its_own) };
         // Some divide at semicolons too.
         let parts = query.split(['&', ';']);
-        let (taken, kept): (Vec<&str>, Vec<&str>) = parts.partition(|part| parameters.contains(&parameter(part)));
+        let (taken, kept): (Vec<&str>, Vec<&str>) = parts.partition(|part| is_parameter(parameter(part)));
         brings_its_own |= taken.iter().any(|part| is_own(part.as_bytes()));
         if !taken.is_empty() {
             head.uri = with_query(&head.uri, &kept.join("&"))?;
         }
         Ok(brings_its_own)
     }
-}
-
-fn folded(names: &[&str]) -> Vec<String> {
-    names.iter().map(|name| fold(name)).collect()
 }
 
 /// A name as it is to whoever is lenient about how it is written: some take capitals, `-`, `.` and blanks for `_`, or leave them
