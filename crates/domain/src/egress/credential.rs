@@ -204,14 +204,6 @@ impl Credential {
         self.fill.validate()
     }
 
-    /// The one host that it is bound to; none if it is not valid.
-    pub fn host(&self) -> Option<Host> {
-        match &self.to.place {
-            Place::Name(name) => Some(Host::Name(name.clone())),
-            _ => None,
-        }
-    }
-
     /// Whether it is added to a request to `host` and `port`. `path` is what stands before a `?`.
     pub fn is_for(&self, (host, port): (&Host, u16), method: &str, path: &str) -> bool {
         self.to.connects(host, port) && self.to.requests(method, path)
